@@ -1,0 +1,30 @@
+//! Microgranite serves IBM Granite checkpoints at eight bits on plain CPUs.
+//!
+//! The folders are listed in the order a request meets them, and each uses only those below it:
+//!
+//! | folder | what it holds |
+//! |---|---|
+//! | [`cli`] | one short file per command: what was typed → a call into the rest |
+//! | [`http`] | everything that knows HTTP: routes, wire shapes, streaming, errors, health |
+//! | [`text`] | characters ↔ token ids: tokenizer, incremental decoding, stop strings |
+//! | [`engine`] | one thread that owns the model: handle, scheduler, sequences, sampler |
+//! | [`model`] | Granite in the words of its `config.json`: weights, forward pass, KV cache, f32 reference |
+//! | [`int8`] | the number format: quantize, packed matrices, matrix multiply, kernels |
+//! | [`sources`] | where a model comes from: folder, GGUF file, hub, demo |
+//!
+//! [`config`], [`error`] and [`telemetry`] are shared vocabulary: settings, what can go wrong, and the metrics.
+//!
+//! Invariants: the engine never sees text; `http` never sees a tensor; nothing below `cli` reads the environment;
+//! `unsafe` lives only in `int8/kernels` and in the one memory map (`sources/mapped.rs`).
+
+pub mod cli;
+pub mod engine;
+pub mod http;
+pub mod int8;
+pub mod model;
+pub mod sources;
+pub mod text;
+
+pub mod config;
+pub mod error;
+pub mod telemetry;

@@ -1,0 +1,2 @@
+//! The `microgranite` binary.
+fn main() {}

@@ -1,0 +1,208 @@
+//! The metrics, declared as one struct, and the log format.
+
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+
+/// Seconds until the first token: the boundaries of vLLM's metric of the same name, so that its dashboards and rules
+/// carry over; the upper end holds a long prompt on a slow CPU.
+const FIRST_TOKEN_SECONDS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+    20.0, 40.0, 80.0, 160.0, 640.0, 2560.0,
+];
+/// Seconds between tokens: vLLM's boundaries, with 1 ms and 5 ms below them for small models.
+const INTER_TOKEN_SECONDS: &[f64] = &[
+    0.001, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0,
+    7.5, 10.0, 20.0, 40.0, 80.0,
+];
+/// Seconds of waiting and of whole requests: vLLM's boundaries, with four below them for short requests.
+const REQUEST_SECONDS: &[f64] = &[
+    0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0,
+    50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
+];
+/// Rows in one step: powers of two up to the largest prompt chunk.
+const BATCH_ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+/// Every metric of the service. Counting happens where the thing happens; rendering touches no engine thread.
+pub struct Metrics {
+    registry: Registry,
+    /// Requests by outcome: `ok`, `invalid`, `rejected`, `cancelled`, `error`.
+    pub requests_total: IntCounterVec,
+    /// Generations that hold a place in the batch.
+    pub requests_running: IntGauge,
+    /// Generations that wait for a place.
+    pub requests_waiting: IntGauge,
+    /// From arrival to the first generated token.
+    pub time_to_first_token_seconds: Histogram,
+    /// Between consecutive tokens of one generation.
+    pub inter_token_latency_seconds: Histogram,
+    /// From arrival to the last byte of the answer.
+    pub request_duration_seconds: Histogram,
+    /// From arrival to the first step that works on the generation.
+    pub queue_wait_seconds: Histogram,
+    /// Prompt tokens taken in.
+    pub prompt_tokens_total: IntCounter,
+    /// Tokens generated.
+    pub generation_tokens_total: IntCounter,
+    /// Rows per step: prompt tokens and decoding sequences together.
+    pub batch_rows: Histogram,
+    /// Weights as loaded, by component and dtype.
+    pub model_weight_bytes: IntGaugeVec,
+    /// The same shapes in a float dtype.
+    pub model_reference_bytes: IntGaugeVec,
+    /// Reference bytes less loaded bytes.
+    pub memory_saved_bytes: IntGaugeVec,
+    /// Resident memory by kind: `anon`, `file`, `shmem`.
+    pub process_resident_bytes: IntGaugeVec,
+    /// KV cache by state: `used` pages hold tokens, `reserved` is the whole budget.
+    pub kv_cache_bytes: IntGaugeVec,
+    /// One series that names the model: its labels are facts, its value is 1.
+    pub model_info: IntGaugeVec,
+    /// One series that names the build.
+    pub build_info: IntGaugeVec,
+    /// When the process started.
+    pub process_start_time_seconds: IntGauge,
+}
+
+impl Metrics {
+    /// Creates and registers all metrics, every series at zero.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let metrics = Self {
+            requests_total: counters(r, "requests_total", "Requests by outcome.", &["outcome"]),
+            requests_running: gauge(
+                r,
+                "requests_running",
+                "Generations that hold a place in the batch.",
+            ),
+            requests_waiting: gauge(
+                r,
+                "requests_waiting",
+                "Generations that wait for a place in the batch.",
+            ),
+            time_to_first_token_seconds: histogram(
+                r,
+                "time_to_first_token_seconds",
+                "From arrival to the first generated token.",
+                FIRST_TOKEN_SECONDS,
+            ),
+            inter_token_latency_seconds: histogram(
+                r,
+                "inter_token_latency_seconds",
+                "Between consecutive tokens of one generation.",
+                INTER_TOKEN_SECONDS,
+            ),
+            request_duration_seconds: histogram(
+                r,
+                "request_duration_seconds",
+                "From arrival to the last byte of the answer.",
+                REQUEST_SECONDS,
+            ),
+            queue_wait_seconds: histogram(
+                r,
+                "queue_wait_seconds",
+                "From arrival to the first step that works on the generation.",
+                REQUEST_SECONDS,
+            ),
+            prompt_tokens_total: counter(r, "prompt_tokens_total", "Prompt tokens taken in."),
+            generation_tokens_total: counter(r, "generation_tokens_total", "Tokens generated."),
+            batch_rows: histogram(r, "batch_rows", "Rows per step.", BATCH_ROWS),
+            model_weight_bytes: gauges(
+                r,
+                "model_weight_bytes",
+                "Weights as loaded.",
+                &["component", "dtype"],
+            ),
+            model_reference_bytes: gauges(
+                r,
+                "model_reference_bytes",
+                "The same shapes in a float dtype.",
+                &["dtype"],
+            ),
+            memory_saved_bytes: gauges(
+                r,
+                "memory_saved_bytes",
+                "Reference bytes less loaded bytes.",
+                &["against"],
+            ),
+            process_resident_bytes: gauges(
+                r,
+                "process_resident_bytes",
+                "Resident memory by kind.",
+                &["kind"],
+            ),
+            kv_cache_bytes: gauges(r, "kv_cache_bytes", "KV cache bytes by state.", &["state"]),
+            model_info: gauges(
+                r,
+                "model_info",
+                "The model that is served.",
+                &["model", "architecture", "scheme", "context_length"],
+            ),
+            build_info: gauges(
+                r,
+                "build_info",
+                "The build that serves.",
+                &["version", "instruction_set"],
+            ),
+            process_start_time_seconds: gauge(
+                r,
+                "process_start_time_seconds",
+                "Start of the process in seconds since the Unix epoch.",
+            ),
+            registry,
+        };
+        for outcome in ["ok", "invalid", "rejected", "cancelled", "error"] {
+            metrics.requests_total.with_label_values(&[outcome]);
+        }
+        metrics
+    }
+
+    /// The text exposition format, for `GET /metrics`.
+    pub fn render(&self) -> String {
+        TextEncoder::new()
+            .encode_to_string(&self.registry.gather())
+            .unwrap_or_default()
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::with_opts(opts(name, help)))
+}
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(opts(name, help), labels))
+}
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::with_opts(opts(name, help)))
+}
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(opts(name, help), labels))
+}
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    let opts = HistogramOpts::new(name, help)
+        .namespace("microgranite")
+        .buckets(buckets.to_vec());
+    register(registry, Histogram::with_opts(opts))
+}
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("microgranite")
+}
+
+/// Names are constants of this file and `Metrics::new` makes a fresh registry, so neither step can fail.
+fn register<M: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    metric: prometheus::Result<M>,
+) -> M {
+    let metric = metric.expect("metric names in this file are valid");
+    registry
+        .register(Box::new(metric.clone()))
+        .expect("metric names in this file are distinct");
+    metric
+}
