@@ -1,0 +1,3 @@
+//! Where models come from, tested on real files, on files that lie, and on a hub on loopback.
+
+mod folders;
