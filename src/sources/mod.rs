@@ -11,6 +11,7 @@
 
 mod floats;
 mod folder;
+pub mod gguf;
 mod mapped;
 mod reference;
 mod safetensors;
@@ -83,6 +84,7 @@ pub trait Tensors: Send + Sync {
 pub fn open(reference: &Reference, settings: &Settings) -> Result<Checkpoint> {
     match reference {
         Reference::Folder(path) => folder::open(path),
+        Reference::Gguf(path) => gguf::open(path),
         _ => Err(Error::Usage(format!("{reference}: cannot be opened yet"))),
     }
 }
