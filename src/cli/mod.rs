@@ -1,3 +1,5 @@
 //! The command line: one short file per command.
 
 pub mod bench;
+pub mod inspect;
+pub mod pull;
