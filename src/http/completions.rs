@@ -38,6 +38,9 @@ pub async fn complete(
     }
 
     let prompts = mem::take(&mut request.prompts);
+    // Before the tokenizer works for a request that has to be refused.
+    check_count(model, prompts.len())?;
+    model.engine.has_room(prompts.len()).map_err(refused)?;
     let prompts = tokenize(model, prompts, request.max_tokens).await?;
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
     record.set_prompt_tokens(prompt_tokens);
@@ -74,6 +77,19 @@ pub async fn complete(
         response.headers_mut().insert(header, names);
     }
     Ok(response)
+}
+
+/// Refuses what even an idle engine could not take; a 429 would have the client try for ever.
+fn check_count(model: &ServedModel, prompts: usize) -> Result<(), ApiError> {
+    let limits = model.engine.limits();
+    let most = limits.max_batch.saturating_add(limits.max_queue);
+    if prompts <= most {
+        return Ok(());
+    }
+    Err(ApiError::InvalidValue {
+        param: "prompt",
+        expected: format!("at most {most} prompts"),
+    })
 }
 
 /// The ids of every prompt, all of which the model knows and has room for.
