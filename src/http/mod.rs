@@ -104,6 +104,11 @@ impl App {
         self.0.model.get().ok_or(ApiError::Loading)
     }
 
+    /// The engine, once there is a model.
+    pub fn engine(&self) -> Option<Engine> {
+        self.0.model.get().map(|model| model.engine.clone())
+    }
+
     fn metrics(&self) -> &Arc<Metrics> {
         &self.0.metrics
     }

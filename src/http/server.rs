@@ -13,11 +13,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::error_body::TOO_MANY_CONNECTIONS;
 use super::stall::WriteStall;
+use super::{App, Phase, router};
 
 /// Limits on connections. The defaults are for a port that strangers can reach.
 #[derive(Debug, Clone)]
@@ -49,6 +51,60 @@ const MAX_HEADER_BYTES: usize = 32 << 10;
 const MAX_BUFFER_BYTES: usize = 64 << 10;
 /// When the process is out of file descriptors, accepting fails at once and would be tried without a pause.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
+
+/// A running service: the application on its port, until it is drained.
+pub struct Server {
+    app: App,
+    stop: oneshot::Sender<()>,
+    connections: JoinHandle<()>,
+}
+
+/// For the last bytes of answers that are complete: the rest of a slow client's window.
+const FLUSH_GRACE: Duration = Duration::from_secs(5);
+
+impl Server {
+    /// Starts serving `app` on `listener`, on the runtime of the caller.
+    pub fn start(listener: TcpListener, app: App, settings: Settings) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let stopped = async {
+            // A server that was dropped stops too.
+            let _ = stopped.await;
+        };
+        let serve = serve(listener, router(app.clone()), settings, stopped, FLUSH_GRACE);
+        Self {
+            app,
+            stop,
+            connections: tokio::spawn(serve),
+        }
+    }
+
+    /// Ends the service in good order: refuses new requests at once (while still answering them, with a 503), lets
+    /// what runs or waits finish, then closes the port. At `limit`, or when `hurry` resolves, what still runs ends with
+    /// an error. Returns whether everything was finished.
+    pub async fn drain(self, limit: Duration, hurry: impl Future<Output = ()>) -> bool {
+        self.app.enter(Phase::Draining);
+        let engine = self.app.engine();
+        let finished = async {
+            if let Some(engine) = &engine {
+                engine.drain();
+                engine.stopped().await;
+            }
+        };
+        let is_finished = tokio::select! {
+            () = finished => true,
+            () = sleep(limit) => false,
+            () = hurry => false,
+        };
+        if !is_finished {
+            self.app.enter(Phase::Cut);
+        }
+        let _gone_already = self.stop.send(());
+        if let Err(error) = self.connections.await {
+            tracing::error!(%error, "the accept loop failed");
+        }
+        is_finished
+    }
+}
 
 /// Serves `router` on `listener` until `stop` resolves, then takes no more connections, lets the answers that are
 /// being written finish, and returns when all connections are closed or after `grace`.
