@@ -103,5 +103,9 @@ pub fn groups_of<'a>(
         .chunks_exact_mut(rows)
         .zip(scales.chunks_exact_mut(rows))
         .zip(sums.chunks_exact_mut(rows))
-        .map(|((codes, scales), sums)| GroupMut { codes, scales, sums })
+        .map(|((codes, scales), sums)| GroupMut {
+            codes,
+            scales,
+            sums,
+        })
 }

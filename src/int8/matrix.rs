@@ -42,26 +42,38 @@ impl Matrix {
         let panel_lines = depth.div_ceil(GROUP) * BLOCK_BYTES / 64;
         let mut codes = vec![Line([ZERO_POINT as u8; 64]); panels * panel_lines];
         let mut scales = vec![0.0; panels * PANEL];
-        let mut outcomes: Vec<(Vec<f32>, Result<()>)> =
-            (0..pool.threads()).map(|_| (vec![0.0; PANEL * depth], Ok(()))).collect();
+        let mut outcomes: Vec<(Vec<f32>, Result<()>)> = (0..pool.threads())
+            .map(|_| (vec![0.0; PANEL * depth], Ok(())))
+            .collect();
         let parts = (
             PerUnit::new(&mut codes, panel_lines),
             PerUnit::new(&mut scales, PANEL),
             PerThread::new(&mut outcomes),
         );
-        pool.run(panels, parts, |_, range, (codes, scales, (rows, outcome))| {
-            let targets = codes.chunks_exact_mut(panel_lines).zip(scales.chunks_exact_mut(PANEL));
-            for (panel, (codes, scales)) in range.zip(targets) {
-                rows.fill(0.0);
-                *outcome = fill(panel, rows);
-                if outcome.is_err() {
-                    return;
+        pool.run(
+            panels,
+            parts,
+            |_, range, (codes, scales, (rows, outcome))| {
+                let targets = codes
+                    .chunks_exact_mut(panel_lines)
+                    .zip(scales.chunks_exact_mut(PANEL));
+                for (panel, (codes, scales)) in range.zip(targets) {
+                    rows.fill(0.0);
+                    *outcome = fill(panel, rows);
+                    if outcome.is_err() {
+                        return;
+                    }
+                    pack_panel(kernel, rows, bytemuck::cast_slice_mut(codes), scales);
                 }
-                pack_panel(kernel, rows, bytemuck::cast_slice_mut(codes), scales);
-            }
-        });
+            },
+        );
         outcomes.into_iter().try_for_each(|(_, outcome)| outcome)?;
-        Ok(Self { columns, depth, codes, scales })
+        Ok(Self {
+            columns,
+            depth,
+            codes,
+            scales,
+        })
     }
 
     /// Number of outputs.
@@ -94,7 +106,9 @@ impl Matrix {
     /// The scales of a panel's columns.
     #[inline]
     pub fn scales(&self, panel: usize) -> &[f32; PANEL] {
-        self.scales[panel * PANEL..][..PANEL].try_into().expect("scales are padded to whole panels")
+        self.scales[panel * PANEL..][..PANEL]
+            .try_into()
+            .expect("scales are padded to whole panels")
     }
 
     /// Multiplies every scale by `factor`: a constant of the model folded in at no cost.
@@ -102,26 +116,26 @@ impl Matrix {
         self.scales.iter_mut().for_each(|scale| *scale *= factor);
     }
 
-    /// Writes the packed row of output column `column`, dequantized and rotated back, to `out` (`depth` values).
-    pub fn dequantize_row(&self, kernel: Kernel, column: usize, out: &mut [f32]) {
-        assert!(column < self.columns && out.len() == self.depth);
+    /// Writes group `group` of output column `column`, dequantized and rotated back, to `out`: an embedding lookup.
+    pub fn dequantize_group(&self, kernel: Kernel, column: usize, group: usize, out: &mut [f32]) {
+        assert!(column < self.columns && out.len() == GROUP.min(self.depth - group * GROUP));
         let (panel, lane) = (column / PANEL, column % PANEL);
-        let scale = self.scales[column];
-        for (group, out) in out.chunks_mut(GROUP).enumerate() {
-            let block = self.block(panel, group);
-            for (step, four) in out.chunks_mut(4).enumerate() {
-                let codes = &block[(step * PANEL + lane) * 4..][..4];
-                for (value, code) in four.iter_mut().zip(codes) {
-                    *value = (i32::from(*code) - ZERO_POINT) as f32 * scale;
-                }
+        let (block, scale) = (self.block(panel, group), self.scales[column]);
+        for (step, four) in out.chunks_mut(4).enumerate() {
+            let codes = &block[(step * PANEL + lane) * 4..][..4];
+            for (value, code) in four.iter_mut().zip(codes) {
+                *value = (i32::from(*code) - ZERO_POINT) as f32 * scale;
             }
-            kernel.rotate(out);
         }
+        kernel.rotate(out);
     }
 
     /// Bytes of codes and of scales as held in memory, padding included.
     pub fn bytes(&self) -> (u64, u64) {
-        ((self.codes.len() * size_of::<Line>()) as u64, (self.scales.len() * size_of::<f32>()) as u64)
+        (
+            (self.codes.len() * size_of::<Line>()) as u64,
+            (self.scales.len() * size_of::<f32>()) as u64,
+        )
     }
 }
 
@@ -131,15 +145,28 @@ fn pack_panel(kernel: Kernel, rows: &mut [f32], codes: &mut [u8], scales: &mut [
     for (row, scale) in rows.chunks_exact_mut(depth).zip(&mut *scales) {
         row.chunks_mut(GROUP).for_each(|group| kernel.rotate(group));
         let largest = row.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-        *scale = if largest < 1e-36 { 0.0 } else { largest / CODE_MAX };
+        *scale = if largest < 1e-36 {
+            0.0
+        } else {
+            largest / CODE_MAX
+        };
     }
-    let inverse: Vec<f32> = scales.iter().map(|&scale| if scale == 0.0 { 0.0 } else { 1.0 / scale }).collect();
-    for (step, line) in codes.chunks_exact_mut(PANEL * 4).enumerate().take(depth.div_ceil(4)) {
+    let inverse: Vec<f32> = scales
+        .iter()
+        .map(|&scale| if scale == 0.0 { 0.0 } else { 1.0 / scale })
+        .collect();
+    for (step, line) in codes
+        .chunks_exact_mut(PANEL * 4)
+        .enumerate()
+        .take(depth.div_ceil(4))
+    {
         let width = (depth - step * 4).min(4);
         for (column, four) in line.chunks_exact_mut(4).enumerate() {
             let values = &rows[column * depth + step * 4..][..width];
             for (code, value) in four.iter_mut().zip(values) {
-                let rounded = (value * inverse[column]).round_ties_even().clamp(-CODE_MAX, CODE_MAX);
+                let rounded = (value * inverse[column])
+                    .round_ties_even()
+                    .clamp(-CODE_MAX, CODE_MAX);
                 *code = (rounded as i32 + ZERO_POINT) as u8;
             }
         }

@@ -13,12 +13,19 @@ const COLUMNS: usize = 32;
 
 /// The CPU features this kernel needs and whether they are there.
 pub(super) fn features() -> [(&'static str, bool); 2] {
-    [("avx2", is_x86_feature_detected!("avx2")), ("fma", is_x86_feature_detected!("fma"))]
+    [
+        ("avx2", is_x86_feature_detected!("avx2")),
+        ("fma", is_x86_feature_detected!("fma")),
+    ]
 }
 
 /// The kernel, if this CPU has it.
 pub(super) fn detect() -> Option<Kernel> {
-    let kernel = Kernel { name: "avx2", tile, vector: vector::AVX2 };
+    let kernel = Kernel {
+        name: "avx2",
+        tile,
+        vector: vector::AVX2,
+    };
     features().iter().all(|feature| feature.1).then_some(kernel)
 }
 
@@ -56,7 +63,12 @@ unsafe fn rows_block<const R: usize>(t: &Tile, first: usize, column: usize) {
         for step in 0..t.steps {
             let line = t.weights.add((step * PANEL + column) * 4);
             let rows: [__m256i; R] = std::array::from_fn(|r| {
-                _mm256_set1_epi32(codes.add(r * t.stride + 4 * step).cast::<i32>().read_unaligned())
+                _mm256_set1_epi32(
+                    codes
+                        .add(r * t.stride + 4 * step)
+                        .cast::<i32>()
+                        .read_unaligned(),
+                )
             });
             for j in 0..4 {
                 let signed = _mm256_xor_si256(_mm256_loadu_si256(line.add(32 * j).cast()), flip);
@@ -72,8 +84,15 @@ unsafe fn rows_block<const R: usize>(t: &Tile, first: usize, column: usize) {
             let out = t.out.add((first + r) * PANEL + column);
             for (j, sum) in row.into_iter().enumerate() {
                 let slot = out.add(8 * j);
-                let before = if t.accumulate { _mm256_loadu_ps(slot) } else { _mm256_setzero_ps() };
-                _mm256_storeu_ps(slot, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, before));
+                let before = if t.accumulate {
+                    _mm256_loadu_ps(slot)
+                } else {
+                    _mm256_setzero_ps()
+                };
+                _mm256_storeu_ps(
+                    slot,
+                    _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, before),
+                );
             }
         }
     }

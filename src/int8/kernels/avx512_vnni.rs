@@ -25,7 +25,11 @@ pub(super) fn features() -> [(&'static str, bool); 5] {
 
 /// The kernel, if this CPU has it.
 pub(super) fn detect() -> Option<Kernel> {
-    let kernel = Kernel { name: "avx512-vnni", tile, vector: vector::AVX512 };
+    let kernel = Kernel {
+        name: "avx512-vnni",
+        tile,
+        vector: vector::AVX512,
+    };
     features().iter().all(|feature| feature.1).then_some(kernel)
 }
 
@@ -69,14 +73,20 @@ unsafe fn rows_block<const R: usize>(t: &Tile, first: usize) {
         }
         for step in 0..t.steps {
             let line = t.weights.add(step * PANEL * 4);
-            let weights: [__m512i; 4] = std::array::from_fn(|j| _mm512_loadu_si512(line.add(64 * j).cast()));
+            let weights: [__m512i; 4] =
+                std::array::from_fn(|j| _mm512_loadu_si512(line.add(64 * j).cast()));
             if R < ROWS_MAX {
                 for j in 0..4 {
                     _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES + 64 * j).cast());
                 }
             }
             for (r, row) in sums.iter_mut().enumerate() {
-                let four = _mm512_set1_epi32(codes.add(r * t.stride + 4 * step).cast::<i32>().read_unaligned());
+                let four = _mm512_set1_epi32(
+                    codes
+                        .add(r * t.stride + 4 * step)
+                        .cast::<i32>()
+                        .read_unaligned(),
+                );
                 for j in 0..4 {
                     row[j] = _mm512_dpbusd_epi32(row[j], weights[j], four);
                 }
@@ -108,7 +118,11 @@ unsafe fn one_row(t: &Tile, first: usize) {
                 *sum = _mm512_dpbusd_epi32(*sum, _mm512_loadu_si512(line.add(64 * j).cast()), four);
             }
         }
-        finish(t, first, std::array::from_fn(|j| _mm512_add_epi32(even[j], odd[j])));
+        finish(
+            t,
+            first,
+            std::array::from_fn(|j| _mm512_add_epi32(even[j], odd[j])),
+        );
     }
 }
 
@@ -125,8 +139,15 @@ unsafe fn finish(t: &Tile, row: usize, sums: [__m512i; 4]) {
         let out = t.out.add(row * PANEL);
         for (j, sum) in sums.into_iter().enumerate() {
             let slot = out.add(16 * j);
-            let before = if t.accumulate { _mm512_loadu_ps(slot) } else { _mm512_setzero_ps() };
-            _mm512_storeu_ps(slot, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, before));
+            let before = if t.accumulate {
+                _mm512_loadu_ps(slot)
+            } else {
+                _mm512_setzero_ps()
+            };
+            _mm512_storeu_ps(
+                slot,
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, before),
+            );
         }
     }
 }

@@ -6,7 +6,9 @@ use super::super::{GROUP, PANEL};
 use super::{Kernel, Rows, available};
 
 fn others() -> impl Iterator<Item = Kernel> {
-    available().into_iter().filter(|kernel| kernel.name() != "scalar")
+    available()
+        .into_iter()
+        .filter(|kernel| kernel.name() != "scalar")
 }
 
 fn scalar() -> Kernel {
@@ -44,15 +46,25 @@ struct Case {
 impl Case {
     fn run(&self, kernel: Kernel) -> Vec<f32> {
         let mut out = self.out.clone();
-        let rows = Rows { codes: &self.codes, stride: self.stride, scales: &self.scales, sums: &self.sums };
+        let rows = Rows {
+            codes: &self.codes,
+            stride: self.stride,
+            scales: &self.scales,
+            sums: &self.sums,
+        };
         kernel.tile(&self.weights, rows, &mut out, self.accumulate);
         out
     }
 }
 
 fn case() -> impl Strategy<Value = Case> {
-    (0usize..20, prop_oneof![Just(64usize), 1usize..64], 0usize..9, any::<bool>()).prop_flat_map(
-        |(rows, steps, extra, accumulate)| {
+    (
+        0usize..20,
+        prop_oneof![Just(64usize), 1usize..64],
+        0usize..9,
+        any::<bool>(),
+    )
+        .prop_flat_map(|(rows, steps, extra, accumulate)| {
             let stride = 4 * steps + extra;
             (
                 prop::collection::vec(weight(), steps * PANEL * 4),
@@ -63,10 +75,17 @@ fn case() -> impl Strategy<Value = Case> {
                 .prop_map(move |(weights, codes, scales, out)| {
                     let row_sum = |row: &[i8]| row[..4 * steps].iter().map(|&c| i32::from(c)).sum();
                     let sums = codes.chunks_exact(stride).map(row_sum).collect();
-                    Case { weights, codes, scales, sums, out, stride, accumulate }
+                    Case {
+                        weights,
+                        codes,
+                        scales,
+                        sums,
+                        out,
+                        stride,
+                        accumulate,
+                    }
                 })
-        },
-    )
+        })
 }
 
 proptest! {
@@ -190,7 +209,11 @@ fn a_value_that_is_not_finite_cannot_pass_unseen() {
 
 #[test]
 fn the_survey_names_every_kernel_and_agrees_with_what_is_available() {
-    let usable: Vec<_> = super::survey().into_iter().filter(|(_, why)| why.is_none()).map(|(name, _)| name).collect();
+    let usable: Vec<_> = super::survey()
+        .into_iter()
+        .filter(|(_, why)| why.is_none())
+        .map(|(name, _)| name)
+        .collect();
     let listed: Vec<_> = available().iter().map(Kernel::name).collect();
     assert_eq!(usable, listed);
 }

@@ -4,7 +4,10 @@
 //!
 //! Adding an instruction set is one file and one line in [`available`]; the dispatcher, the tests and the benchmark read
 //! that list.
-#![expect(unsafe_code, reason = "kernels are the one place for it; every block says who guarantees what")]
+#![expect(
+    unsafe_code,
+    reason = "kernels are the one place for it; every block says who guarantees what"
+)]
 
 mod scalar;
 mod vector;
@@ -18,6 +21,8 @@ mod avx512_vnni;
 mod contract;
 
 pub mod pool;
+
+pub use vector::tree_sum;
 
 use super::{GROUP, PANEL};
 
@@ -64,7 +69,11 @@ pub struct Kernel {
 pub fn available() -> Vec<Kernel> {
     let mut list = Vec::new();
     #[cfg(target_arch = "x86_64")]
-    list.extend([avx512_vnni::detect(), avx2::detect()].into_iter().flatten());
+    list.extend(
+        [avx512_vnni::detect(), avx2::detect()]
+            .into_iter()
+            .flatten(),
+    );
     list.push(scalar::kernel());
     list
 }
@@ -107,11 +116,16 @@ impl Kernel {
         const STEP: usize = PANEL * 4;
         let steps = weights.len() / STEP;
         let count = rows.scales.len();
-        assert!(weights.len() == steps * STEP && rows.sums.len() == count && out.len() == count * PANEL);
+        assert!(
+            weights.len() == steps * STEP && rows.sums.len() == count && out.len() == count * PANEL
+        );
         if count == 0 {
             return;
         }
-        assert!(rows.codes.len() >= (count - 1) * rows.stride + 4 * steps, "rows are shorter than the weights");
+        assert!(
+            rows.codes.len() >= (count - 1) * rows.stride + 4 * steps,
+            "rows are shorter than the weights"
+        );
         let tile = Tile {
             weights: weights.as_ptr(),
             steps,
@@ -130,7 +144,12 @@ impl Kernel {
     /// Rotates `len` values of a group in place and quantizes them: codes, scale and the sum of the codes.
     /// Values from `len` on must be zero. An all-zero group has scale 0.
     #[inline]
-    pub fn quantize_group(&self, values: &mut [f32; GROUP], len: usize, codes: &mut [i8; GROUP]) -> (f32, i32) {
+    pub fn quantize_group(
+        &self,
+        values: &mut [f32; GROUP],
+        len: usize,
+        codes: &mut [i8; GROUP],
+    ) -> (f32, i32) {
         assert!(len <= GROUP);
         // SAFETY: `self` proves the CPU features.
         unsafe { (self.vector.quantize_group)(values, len, codes) }
@@ -182,7 +201,13 @@ impl Kernel {
 
     /// One tile of online softmax: see [`vector::softmax_tile`].
     #[inline]
-    pub fn softmax_tile(&self, scores: &mut [f32; PANEL], valid: usize, maximum: &mut f32, total: &mut f32) -> f32 {
+    pub fn softmax_tile(
+        &self,
+        scores: &mut [f32; PANEL],
+        valid: usize,
+        maximum: &mut f32,
+        total: &mut f32,
+    ) -> f32 {
         // SAFETY: `self` proves the CPU features.
         unsafe { (self.vector.softmax_tile)(scores, valid, maximum, total) }
     }
@@ -191,9 +216,18 @@ impl Kernel {
     ///
     /// `weights` is `[heads][64]`, `values` `[64][dim]` int8, `out` `[heads][dim]`.
     #[inline]
-    pub fn weighted_values(&self, weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) {
+    pub fn weighted_values(
+        &self,
+        weights: &[f32],
+        rescale: &[f32],
+        values: &[i8],
+        valid: usize,
+        out: &mut [f32],
+    ) {
         let heads = rescale.len();
-        assert!(valid <= PANEL && weights.len() == heads * PANEL && values.len().is_multiple_of(PANEL));
+        assert!(
+            valid <= PANEL && weights.len() == heads * PANEL && values.len().is_multiple_of(PANEL)
+        );
         assert_eq!(out.len(), heads * (values.len() / PANEL));
         // SAFETY: `self` proves the CPU features.
         unsafe { (self.vector.weighted_values)(weights, rescale, values, valid, out) }

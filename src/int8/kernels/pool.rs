@@ -77,7 +77,12 @@ impl Pool {
     ///
     /// The division depends only on `units` and the number of threads, so a thread always streams the same weights.
     /// A panic in a body is carried to the caller once all threads have finished.
-    pub fn run<P: Parts>(&mut self, units: usize, parts: P, body: impl Fn(usize, Range<usize>, P::Share) + Sync) {
+    pub fn run<P: Parts>(
+        &mut self,
+        units: usize,
+        parts: P,
+        body: impl Fn(usize, Range<usize>, P::Share) + Sync,
+    ) {
         let threads = self.threads();
         parts.check(units, threads);
         self.phase(&|thread| {
@@ -102,7 +107,9 @@ impl Pool {
         let pointer: *const Phase<'static> = unsafe { std::mem::transmute(pointer) };
         // SAFETY: no worker reads `phase` now, see `Shared`.
         unsafe { *shared.phase.get() = Some(pointer) };
-        shared.unfinished.store(self.workers.len(), Ordering::Relaxed);
+        shared
+            .unfinished
+            .store(self.workers.len(), Ordering::Relaxed);
         shared.generation.fetch_add(1, Ordering::SeqCst);
         for ((worker, _), parked) in self.workers.iter().zip(&shared.parked) {
             if parked.load(Ordering::SeqCst) {
@@ -114,9 +121,17 @@ impl Pool {
         while shared.unfinished.load(Ordering::Acquire) > 0 {
             spins += 1;
             // With fewer CPUs than threads the worker needs this one to go on.
-            if spins.is_multiple_of(1 << 14) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if spins.is_multiple_of(1 << 14) {
+                std::thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
         }
-        let theirs = shared.panic.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let theirs = shared
+            .panic
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .take();
         if let Some(panic) = own.err().or(theirs) {
             resume_unwind(panic);
         }
@@ -150,7 +165,10 @@ fn work(shared: &Shared, index: usize) {
         if let Some(phase) = phase
             && let Err(panic) = catch_unwind(AssertUnwindSafe(|| phase(index + 1)))
         {
-            *shared.panic.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(panic);
+            *shared
+                .panic
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(panic);
         }
         shared.unfinished.fetch_sub(1, Ordering::Release);
     }
@@ -212,7 +230,12 @@ pub struct PerUnit<'a, T> {
 impl<'a, T> PerUnit<'a, T> {
     /// `data` holds `each` values per unit.
     pub fn new(data: &'a mut [T], each: usize) -> Self {
-        Self { data: data.as_mut_ptr(), len: data.len(), each, _borrow: PhantomData }
+        Self {
+            data: data.as_mut_ptr(),
+            len: data.len(),
+            each,
+            _borrow: PhantomData,
+        }
     }
 }
 
@@ -234,12 +257,22 @@ unsafe impl<'a, T: Send> Parts for PerUnit<'a, T> {
     type Share = &'a mut [T];
 
     fn check(&self, units: usize, _threads: usize) {
-        assert!(units * self.each <= self.len, "{units} units of {} in {} values", self.each, self.len);
+        assert!(
+            units * self.each <= self.len,
+            "{units} units of {} in {} values",
+            self.each,
+            self.len
+        );
     }
 
     unsafe fn share(&self, _thread: usize, units: Range<usize>) -> &'a mut [T] {
         // SAFETY: in range by `check`; nobody else has these units by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(units.start * self.each), units.len() * self.each) }
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.data.add(units.start * self.each),
+                units.len() * self.each,
+            )
+        }
     }
 }
 
@@ -319,7 +352,9 @@ mod tests {
     fn a_panic_in_a_worker_reaches_the_caller_and_the_pool_lives_on() {
         let mut pool = Pool::new(3);
         let caught = catch_unwind(AssertUnwindSafe(|| {
-            pool.run(3, (), |thread, _, ()| assert_ne!(thread, 2, "worker two fails"));
+            pool.run(3, (), |thread, _, ()| {
+                assert_ne!(thread, 2, "worker two fails")
+            });
         }));
         assert!(caught.is_err());
         let mut data = [0u8; 3];

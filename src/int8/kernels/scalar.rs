@@ -5,7 +5,11 @@ use super::{Kernel, Tile, vector};
 
 /// Runs everywhere; the other kernels are tested against it.
 pub(super) const fn kernel() -> Kernel {
-    Kernel { name: "scalar", tile, vector: vector::PORTABLE }
+    Kernel {
+        name: "scalar",
+        tile,
+        vector: vector::PORTABLE,
+    }
 }
 
 /// # Safety
@@ -27,7 +31,8 @@ unsafe fn tile(t: &Tile) {
             let products = (0..t.steps).flat_map(|step| (0..4).map(move |i| (step, i)));
             let dot: i32 = products
                 .map(|(step, i)| {
-                    i32::from(weights[(step * PANEL + column) * 4 + i]) * i32::from(codes[step * 4 + i])
+                    i32::from(weights[(step * PANEL + column) * 4 + i])
+                        * i32::from(codes[step * 4 + i])
                 })
                 .sum();
             let sum = (dot - ZERO_POINT * sums[row]) as f32;

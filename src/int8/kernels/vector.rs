@@ -78,7 +78,9 @@ fn quantize_group(values: &mut [f32; GROUP], len: usize, codes: &mut [i8; GROUP]
 #[inline(always)]
 fn quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32) {
     // Magnitudes of floats order like their bits, and an integer maximum vectorizes.
-    let largest = values.iter().fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
+    let largest = values
+        .iter()
+        .fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
     let largest = f32::from_bits(largest);
     if largest < 1e-36 {
         codes.fill(0);
@@ -208,18 +210,29 @@ fn swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]
 /// Turns the scores into `exp(score − maximum)`, zero from `valid` on; raises `maximum` if the tile does, and adds the
 /// tile to `total`. Returns the factor by which everything accumulated before must be multiplied.
 #[inline(always)]
-pub(super) fn softmax_tile(scores: &mut [f32; PANEL], valid: usize, maximum: &mut f32, total: &mut f32) -> f32 {
+pub(super) fn softmax_tile(
+    scores: &mut [f32; PANEL],
+    valid: usize,
+    maximum: &mut f32,
+    total: &mut f32,
+) -> f32 {
     for (i, score) in scores.iter_mut().enumerate() {
         *score = if i < valid { *score } else { f32::NEG_INFINITY };
     }
     let mut largest = [f32::NEG_INFINITY; 16];
     for chunk in scores.chunks_exact(16) {
         for lane in 0..16 {
-            largest[lane] = if chunk[lane] > largest[lane] { chunk[lane] } else { largest[lane] };
+            largest[lane] = if chunk[lane] > largest[lane] {
+                chunk[lane]
+            } else {
+                largest[lane]
+            };
         }
     }
     let before = *maximum;
-    *maximum = largest.iter().fold(before, |max, &v| if v > max { v } else { max });
+    *maximum = largest
+        .iter()
+        .fold(before, |max, &v| if v > max { v } else { max });
     let rescale = exp(before - *maximum);
     let mut sums = [0.0; 16];
     for chunk in scores.chunks_exact_mut(16) {
@@ -270,7 +283,9 @@ fn weighted_values_of<const H: usize>(
             }
         }
         for token in 0..valid {
-            let row: &[i8; 16] = values[token * dim + column..][..16].try_into().expect("16 values");
+            let row: &[i8; 16] = values[token * dim + column..][..16]
+                .try_into()
+                .expect("16 values");
             for (head, sum) in sums.iter_mut().enumerate() {
                 let weight = weights[head * PANEL + token];
                 for lane in 0..16 {
@@ -286,7 +301,8 @@ fn weighted_values_of<const H: usize>(
         for head in 0..H {
             let mut sum = out[head * dim + column] * rescale[head];
             for token in 0..valid {
-                sum = weights[head * PANEL + token].mul_add(f32::from(values[token * dim + column]), sum);
+                sum = weights[head * PANEL + token]
+                    .mul_add(f32::from(values[token * dim + column]), sum);
             }
             out[head * dim + column] = sum;
         }
@@ -321,7 +337,15 @@ fn exp(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, bounded));
     let mut p = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    for coefficient in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         p = r.mul_add(p, coefficient);
     }
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
@@ -339,7 +363,10 @@ mod tests {
             .filter(|x| (-87.0..88.0).contains(x))
             .map(|x| ((f64::from(exp(x)) / f64::from(x).exp()) - 1.0).abs())
             .fold(0.0, f64::max);
-        assert!(worst < 2.0 * f64::from(f32::EPSILON), "relative error {worst}");
+        assert!(
+            worst < 2.0 * f64::from(f32::EPSILON),
+            "relative error {worst}"
+        );
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NAN).is_nan());
@@ -348,16 +375,27 @@ mod tests {
     #[test]
     fn a_rotation_keeps_products_and_undoes_itself() {
         for len in [1, 2, 4, 64, 96, 200, 256, 256 + 64, 576, 1000] {
-            let x: Vec<f32> = (0..len).map(|i| ((i * 37 + 11) % 101) as f32 - 50.0).collect();
-            let y: Vec<f32> = (0..len).map(|i| ((i * 53 + 29) % 97) as f32 - 48.0).collect();
-            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            let x: Vec<f32> = (0..len)
+                .map(|i| ((i * 37 + 11) % 101) as f32 - 50.0)
+                .collect();
+            let y: Vec<f32> = (0..len)
+                .map(|i| ((i * 53 + 29) % 97) as f32 - 48.0)
+                .collect();
+            let dot =
+                |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
             let (mut rx, mut ry) = (x.clone(), y.clone());
             rotate(&mut rx);
             rotate(&mut ry);
             let (before, after) = (dot(&x, &y), dot(&rx, &ry));
-            assert!((before - after).abs() < 1e-5 * dot(&x, &x).max(1.0), "length {len}: {before} became {after}");
+            assert!(
+                (before - after).abs() < 1e-5 * dot(&x, &x).max(1.0),
+                "length {len}: {before} became {after}"
+            );
             rotate(&mut rx);
-            assert!(rx.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-3), "length {len} is not undone");
+            assert!(
+                rx.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-3),
+                "length {len} is not undone"
+            );
         }
     }
 }
