@@ -64,6 +64,15 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     seconds.map_err(|_| "write whole seconds, such as 120 or 120s".to_owned())
 }
 
+/// Reads a number of which there has to be at least one.
+///
+/// # Errors
+/// In words for the person who typed it.
+pub fn positive(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|&number| number > 0);
+    number.ok_or_else(|| "write a whole number of at least 1".to_owned())
+}
+
 /// Threads this process may run at once: the machine's cores, less what affinity or the cgroup's quota take away. A
 /// thread more would be throttled, and all others wait for it at the end of every matrix.
 pub fn available_threads() -> usize {

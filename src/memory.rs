@@ -89,7 +89,10 @@ mod tests {
     /// A system with 1 GiB of memory and `files`.
     fn system(files: &[(&str, &str)]) -> tempfile::TempDir {
         let root = tempfile::tempdir().unwrap();
-        for (path, text) in files.iter().chain(&[("proc/meminfo", "MemTotal: 1048576 kB\n")]) {
+        for (path, text) in files
+            .iter()
+            .chain(&[("proc/meminfo", "MemTotal: 1048576 kB\n")])
+        {
             let path = root.path().join(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();

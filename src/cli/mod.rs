@@ -2,11 +2,16 @@
 //!
 //! Logs go to standard error, results to standard output. Only this folder reads the environment.
 
+mod plan;
+mod progress;
 pub mod serve;
+
+use std::io::IsTerminal;
 
 use clap::{Parser, Subcommand};
 
 use crate::error::Result;
+use crate::sources;
 use crate::telemetry::{self, LogFormat};
 
 /// Serve IBM Granite at eight bits on plain CPUs.
@@ -14,11 +19,23 @@ use crate::telemetry::{self, LogFormat};
 #[command(version, about, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {
     /// How log lines look: text for people, json for collectors.
-    #[arg(long, global = true, env = "MICROGRANITE_LOG_FORMAT", value_enum, default_value = "text")]
+    #[arg(
+        long,
+        global = true,
+        env = "MICROGRANITE_LOG_FORMAT",
+        value_enum,
+        default_value = "text"
+    )]
     log_format: LogFormat,
 
     /// What is logged: error, warn, info, debug, or targets such as microgranite=debug. Prompts and answers never are.
-    #[arg(long, global = true, env = "MICROGRANITE_LOG", value_name = "FILTER", default_value = "info")]
+    #[arg(
+        long,
+        global = true,
+        env = "MICROGRANITE_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
     log: String,
 
     #[command(subcommand)]
@@ -40,7 +57,9 @@ Exit codes: 0 success, 64 bad usage, 65 bad model file, 66 file not found, 69 do
 /// The one that ends the program, with its exit code.
 pub fn run(cli: Cli) -> Result<()> {
     telemetry::init_logging(cli.log_format, &cli.log)?;
+    let variable = |name: &str| std::env::var(name).ok();
+    let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
     match cli.command {
-        Command::Serve(args) => serve::run(args),
+        Command::Serve(args) => serve::run(args, sources),
     }
 }

@@ -162,7 +162,8 @@ fn with_middleware(routes: Router<App>, app: App) -> Router {
         .with_state(app)
 }
 
-fn unix_seconds() -> u64 {
+/// Now, as the API writes times.
+pub fn unix_seconds() -> u64 {
     // A clock before 1970 is the machine's problem, not the request's.
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
     since_epoch.unwrap_or_default().as_secs()

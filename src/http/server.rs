@@ -70,7 +70,13 @@ impl Server {
             // A server that was dropped stops too.
             let _ = stopped.await;
         };
-        let serve = serve(listener, router(app.clone()), settings, stopped, FLUSH_GRACE);
+        let serve = serve(
+            listener,
+            router(app.clone()),
+            settings,
+            stopped,
+            FLUSH_GRACE,
+        );
         Self {
             app,
             stop,
