@@ -227,6 +227,15 @@ impl Engine {
         Ok(streams)
     }
 
+    /// Whether `count` generations would be accepted now: lets a caller refuse before it has done any work for them.
+    /// [`Engine::submit`] decides.
+    ///
+    /// # Errors
+    /// The [`Refusal`] that `submit` would give.
+    pub fn has_room(&self, count: usize) -> std::result::Result<(), Refusal> {
+        self.handle.queue.has_room(count)
+    }
+
     /// What may be submitted.
     pub fn limits(&self) -> Limits {
         self.handle.limits

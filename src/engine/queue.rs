@@ -61,21 +61,31 @@ impl Queue {
     /// Takes all of `sequences` or none of them.
     pub fn push(&self, sequences: Vec<Sequence>) -> Result<(), Refusal> {
         let mut state = self.lock();
+        self.check_room(&state, sequences.len())?;
+        state.arrivals.extend(sequences);
+        self.show_waiting(&state);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// Whether `count` sequences would be taken now.
+    pub fn has_room(&self, count: usize) -> Result<(), Refusal> {
+        self.check_room(&self.lock(), count)
+    }
+
+    fn check_room(&self, state: &State, count: usize) -> Result<(), Refusal> {
         match self.health() {
             Health::Running => {}
             Health::Draining => return Err(Refusal::Draining),
             Health::Stopped | Health::Failed => return Err(Refusal::Stopped),
         }
         // Who finds a free place does not count as waiting.
-        let waiting = state.waiting + state.arrivals.len() + sequences.len();
+        let waiting = state.waiting + state.arrivals.len() + count;
         let excess = waiting.saturating_sub(self.max_queue + state.places);
         if excess > 0 {
             let retry_after = state.drain_rate.time_for(excess, Instant::now());
             return Err(Refusal::QueueFull { retry_after });
         }
-        state.arrivals.extend(sequences);
-        self.show_waiting(&state);
-        self.arrived.notify_one();
         Ok(())
     }
 
