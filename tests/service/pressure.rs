@@ -171,7 +171,7 @@ async fn a_full_queue_is_429_with_a_time_to_retry_and_then_there_is_room_again()
 async fn draining_refuses_newcomers_and_finishes_what_runs() {
     let model = Fake::reciting(byte_tokens("abc")).with_step_time(Duration::from_millis(5));
     let mut service = Service::with(model, Options::default());
-    let body = json!({"prompt": "x", "max_tokens": 100, "temperature": 0, "stream": true});
+    let body = json!({"prompt": "x", "max_tokens": 300, "temperature": 0, "stream": true});
     let running = service.completion(&body).send().await.unwrap();
 
     let drained = service.drain(Duration::from_secs(20));
@@ -194,7 +194,7 @@ async fn draining_refuses_newcomers_and_finishes_what_runs() {
     assert_eq!(newcomer.headers()["retry-after"], "1");
 
     let text = streamed_text(&read_events(running).await, 0);
-    assert_eq!(text.len(), 100, "the running answer is complete");
+    assert_eq!(text.len(), 300, "the running answer is complete");
     assert!(drained.await.unwrap(), "everything was finished");
     let refused = service.client.get(service.url("/livez")).send().await;
     assert!(refused.is_err(), "the port is closed");

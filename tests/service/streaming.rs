@@ -137,3 +137,22 @@ async fn a_client_that_leaves_frees_its_place() {
         .await;
     assert!(service.metrics.generation_tokens_total.get() < 4000);
 }
+
+#[tokio::test]
+async fn an_engine_that_dies_fails_what_runs_and_the_probes_say_so() {
+    let service = Service::start(Fake::new(|before| match before.len() {
+        ..4 => Next::Token(50),
+        _ => panic!("a defect, for the test"),
+    }));
+    let events = service
+        .events(json!({"prompt": "x", "temperature": 0}))
+        .await;
+    assert_eq!(events.last().unwrap()["error"]["code"], "internal_error");
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(service.get(path).await.status(), 503, "{path}");
+    }
+    let body = json!({"prompt": "x"});
+    let response = service.completion(&body).send().await.unwrap();
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.headers()["x-should-retry"], "false");
+}
