@@ -2,6 +2,7 @@
 //!
 //! Logs go to standard error, results to standard output. Only this folder reads the environment.
 
+pub mod bench;
 mod plan;
 mod progress;
 pub mod serve;
@@ -45,6 +46,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Bench(bench::Args),
 }
 
 const EXIT_CODES: &str = "\
@@ -61,5 +63,6 @@ pub fn run(cli: Cli) -> Result<()> {
     let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
     match cli.command {
         Command::Serve(args) => serve::run(args, sources),
+        Command::Bench(args) => bench::run(&args, &sources),
     }
 }

@@ -109,7 +109,7 @@ pub struct Limits {
 
 impl Limits {
     /// Whether `generation` is one that the engine can run.
-    pub fn admit(&self, generation: &Generation) -> bool {
+    pub fn allow(&self, generation: &Generation) -> bool {
         let Generation {
             prompt, max_tokens, ..
         } = generation;
@@ -207,7 +207,7 @@ impl Engine {
     /// The [`Refusal`].
     ///
     /// # Panics
-    /// If [`Limits::admit`] says no to a generation: the caller checks, and one that does not fit would block the queue.
+    /// If [`Limits::allow`] says no to a generation: the caller checks, and one that does not fit would block the queue.
     pub fn submit(
         &self,
         generations: Vec<Generation>,
@@ -217,7 +217,7 @@ impl Engine {
             .into_iter()
             .map(|generation| {
                 assert!(
-                    self.handle.limits.admit(&generation),
+                    self.handle.limits.allow(&generation),
                     "a generation was submitted without being checked against the limits"
                 );
                 Sequence::new(generation, now)

@@ -51,9 +51,11 @@ impl Sampler {
         }
         // The upper 53 bits make a double in [0, 1).
         let uniform = (generator.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-        let weight = |logit: f32| {
-            let weight = exp((logit - max) / sampling.temperature);
-            if weight < sampling.min_p { 0.0 } else { weight }
+        // Copies: behind the reference the compiler would fear that writing weights changes them, and go one by one.
+        let (temperature, min_p) = (sampling.temperature, sampling.min_p);
+        let weight = move |logit: f32| {
+            let weight = exp((logit - max) / temperature);
+            if weight < min_p { 0.0 } else { weight }
         };
         let top_k = match sampling.top_k {
             0 => logits.len(),
@@ -177,18 +179,25 @@ fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
     let mut max = f32::NEG_INFINITY;
     let mut found = None;
     for (block, values) in logits.chunks(BLOCK).enumerate() {
+        let (vectors, rest) = values.as_chunks::<LANES>();
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        let mut finite = [true; LANES];
-        for values in values.chunks(LANES) {
-            for ((lane, finite), &value) in lanes.iter_mut().zip(&mut finite).zip(values) {
-                *lane = if value > *lane { value } else { *lane };
-                *finite &= value.is_finite();
+        // Nothing times zero is zero, unless it is infinite or not a number.
+        let mut zeros = [0.0; LANES];
+        for values in vectors {
+            for lane in 0..LANES {
+                let value = values[lane];
+                lanes[lane] = if value > lanes[lane] {
+                    value
+                } else {
+                    lanes[lane]
+                };
+                zeros[lane] += value * 0.0;
             }
         }
-        if finite.contains(&false) {
+        if !(zeros.iter().chain(rest)).all(|value| value.is_finite()) {
             return None;
         }
-        let block_max = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+        let block_max = lanes.iter().chain(rest).copied().fold(max, f32::max);
         if block_max > max {
             max = block_max;
             let offset = values.iter().position(|&value| value == max)?;
@@ -198,15 +207,17 @@ fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
     Some((found?, max))
 }
 
-/// The sum of a block, always in the same order: by lanes, then the lanes in turn.
+/// The sum of a block, always in the same order: by lanes, then the lanes in turn, then what fills no vector.
 fn block_sum(weights: &[f32]) -> f64 {
+    let (vectors, rest) = weights.as_chunks::<LANES>();
     let mut lanes = [0.0_f64; LANES];
-    for weights in weights.chunks(LANES) {
-        for (lane, &weight) in lanes.iter_mut().zip(weights) {
-            *lane += f64::from(weight);
+    for weights in vectors {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(weights[lane]);
         }
     }
-    lanes.iter().sum()
+    let rest = rest.iter().map(|&weight| f64::from(weight));
+    lanes.into_iter().chain(rest).sum()
 }
 
 /// eˣ for x ≤ 0 to 3·10⁻⁷ relative, the same bits on every machine; zero below −87, where f32 runs out of exponents.
@@ -224,11 +235,9 @@ fn exp(x: f32) -> f32 {
             + r * (1.0 / 2.0
                 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))))));
     let power_of_two = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
-    if x < -87.0 {
-        0.0
-    } else {
-        fraction * power_of_two
-    }
+    // A mask, not a branch, so that the compiler can compute several at once.
+    let mask = u32::from(x >= -87.0).wrapping_neg();
+    f32::from_bits((fraction * power_of_two).to_bits() & mask)
 }
 
 #[cfg(test)]

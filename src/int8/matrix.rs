@@ -1,6 +1,7 @@
 //! Packed weights.
 
 use bytemuck::{Pod, Zeroable};
+use rand::{Rng, SeedableRng};
 
 use super::kernels::Kernel;
 use super::kernels::pool::{PerThread, PerUnit, Pool};
@@ -74,6 +75,31 @@ impl Matrix {
             codes,
             scales,
         })
+    }
+
+    /// A matrix of random codes, for measuring speed.
+    pub fn random(columns: usize, depth: usize, pool: &mut Pool) -> Self {
+        let panels = columns.div_ceil(PANEL);
+        let panel_lines = depth.div_ceil(GROUP) * BLOCK_BYTES / 64;
+        let mut codes = vec![Line([ZERO_POINT as u8; 64]); panels * panel_lines];
+        pool.run(
+            panels,
+            PerUnit::new(&mut codes, panel_lines),
+            |_, range, codes| {
+                let mut random = rand_pcg::Pcg64::seed_from_u64(range.start as u64);
+                for line in codes {
+                    random.fill_bytes(&mut line.0);
+                }
+            },
+        );
+        // The standard deviation of the product of unit vectors is then about one, so that nothing overflows.
+        let scale = 1.0 / (74.0 * (depth as f32).sqrt());
+        Self {
+            columns,
+            depth,
+            codes,
+            scales: vec![scale; panels * PANEL],
+        }
     }
 
     /// Number of outputs.

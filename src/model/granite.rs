@@ -99,6 +99,16 @@ impl Granite {
         &self.memory
     }
 
+    /// The weights.
+    pub const fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The compute threads themselves, for measuring what they can do at most.
+    pub const fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
     /// The kernel in use.
     pub const fn kernel(&self) -> Kernel {
         self.kernel

@@ -5,6 +5,7 @@ pub mod config;
 pub mod granite;
 mod kv_cache;
 mod rotary;
+pub mod shapes;
 pub mod weights;
 
 pub use config::ModelConfig;
@@ -121,6 +122,19 @@ pub fn load(
     ))
 }
 
+/// A model of the given shape with random codes: as fast as a real one, and its text is noise.
+///
+/// # Errors
+/// [`Error::Config`] if the KV cache cannot hold a page.
+pub fn random(config: ModelConfig, settings: &Settings) -> Result<Granite> {
+    let (context, page_count) = limits(&config, settings)?;
+    let (kernel, mut pool) = (kernels::best(), kernels::pool::Pool::new(settings.threads));
+    let weights = weights::random(&config, &mut pool);
+    Ok(Granite::new(
+        config, weights, page_count, context, kernel, pool,
+    ))
+}
+
 /// The longest sequence and the number of KV pages.
 fn limits(config: &ModelConfig, settings: &Settings) -> Result<(usize, usize)> {
     let page_bytes = kv_cache::KvCache::page_bytes(config) as u64;
@@ -136,4 +150,9 @@ fn limits(config: &ModelConfig, settings: &Settings) -> Result<(usize, usize)> {
         .unwrap_or(config.max_positions)
         .min(config.max_positions);
     Ok((context.min(page_count * PAGE_TOKENS), page_count))
+}
+
+/// Bytes of one KV page of a model of this shape.
+pub const fn page_bytes(config: &ModelConfig) -> usize {
+    kv_cache::KvCache::page_bytes(config)
 }

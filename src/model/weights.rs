@@ -131,6 +131,34 @@ pub fn load(
     })
 }
 
+/// Weights of the right shapes with random codes and unit norms.
+pub fn random(config: &ModelConfig, pool: &mut Pool) -> Weights {
+    let (hidden, width) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+    );
+    let gate_up = 2 * width.next_multiple_of(PANEL / 2);
+    let mut layer = || Layer {
+        attention_norm: vec![1.0; hidden],
+        qkv: Matrix::random(q + 2 * kv, hidden, pool),
+        output: Matrix::random(hidden, q, pool),
+        feed_forward_norm: vec![1.0; hidden],
+        gate_up: Matrix::random(gate_up, hidden, pool),
+        down: Matrix::random(hidden, width, pool),
+    };
+    let layers = (0..config.num_layers).map(|_| layer()).collect();
+    let head =
+        (!config.tie_word_embeddings).then(|| Matrix::random(config.vocab_size, hidden, pool));
+    let final_norm = vec![1.0 / config.logits_scaling; hidden];
+    Weights {
+        embedding: Matrix::random(config.vocab_size, hidden, pool),
+        head,
+        layers,
+        final_norm,
+    }
+}
+
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 const FINAL_NORM: &str = "model.norm.weight";
@@ -348,6 +376,30 @@ impl Columns {
 }
 
 impl Weights {
+    /// Bytes that one decoding step reads: every matrix once, the embedding only as the head.
+    pub fn bytes_per_step(&self) -> u64 {
+        self.layers
+            .iter()
+            .flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down])
+            .chain(std::iter::once(
+                self.head.as_ref().unwrap_or(&self.embedding),
+            ))
+            .map(|matrix| matrix.bytes().0 + matrix.bytes().1)
+            .sum()
+    }
+
+    /// Int8 multiplications and additions per prompt token in the blocks, and per row of logits in the head.
+    pub fn operations(&self) -> (u64, u64) {
+        let of = |matrix: &Matrix| 2 * (matrix.columns() * matrix.depth()) as u64;
+        let layer = |layer: &Layer| {
+            of(&layer.qkv) + of(&layer.output) + of(&layer.gate_up) + of(&layer.down)
+        };
+        (
+            self.layers.iter().map(layer).sum(),
+            of(self.head.as_ref().unwrap_or(&self.embedding)),
+        )
+    }
+
     /// Bytes as held, by component.
     pub fn memory(&self, elements: u64) -> WeightMemory {
         let mut parts = Vec::new();

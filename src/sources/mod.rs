@@ -6,16 +6,22 @@
 //! | `reference.rs`, `settings.rs` | what the user may name, and how it is fetched |
 //! | `folder.rs`, `safetensors.rs` | a Hugging Face folder and its weights |
 //! | `gguf/` | a single GGUF file: header, configuration, tokenizer, tensors |
-//! | `hub.rs`, `demo.rs` | what is fetched first: a Hugging Face repository, the demo model |
+//! | `hub.rs`, `demo.rs`, `wheel.rs` | what is fetched first: a Hugging Face repository, the demo model |
 //! | `mapped.rs`, `floats.rs` | a read-only memory map, and numbers widened to f32 |
+//! | `progress.rs`, `hash.rs` | how far a download has come, and whether it is whole |
 
+mod demo;
 mod floats;
 mod folder;
 pub mod gguf;
+mod hash;
+mod hub;
 mod mapped;
+mod progress;
 mod reference;
 mod safetensors;
 mod settings;
+pub mod wheel;
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -77,15 +83,61 @@ pub trait Tensors: Send + Sync {
     fn stored_bytes(&self) -> u64;
 }
 
+/// A model on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Local {
+    /// A folder in Hugging Face's layout.
+    Folder(PathBuf),
+    /// A single GGUF file.
+    Gguf(PathBuf),
+}
+
+/// Whether a copy that was fetched earlier will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// What was fetched once is used as it is, so that a restart neither needs the network nor changes the model.
+    Cached,
+    /// The hub is asked where a branch points now, if it can be reached.
+    Newest,
+}
+
 /// Opens what `reference` names, fetching it first where that is needed.
 ///
 /// # Errors
 /// One line that names the file and the field, or says what to do when something cannot be fetched.
 pub fn open(reference: &Reference, settings: &Settings) -> Result<Checkpoint> {
+    let checkpoint = match fetch(reference, settings, Freshness::Cached)? {
+        Local::Folder(path) => folder::open(&path)?,
+        Local::Gguf(path) => gguf::open(&path)?,
+    };
+    // Files in a cache are called after a commit, so the model keeps the name it was asked for by.
+    let name = match reference {
+        Reference::Folder(_) | Reference::Gguf(_) => return Ok(checkpoint),
+        Reference::Hub { repo, .. } => repo.rsplit('/').next().unwrap_or(repo).to_owned(),
+        Reference::Demo => reference.to_string(),
+    };
+    Ok(Checkpoint { name, ..checkpoint })
+}
+
+/// Finds what `reference` names on this machine, fetching it first where that is needed.
+///
+/// # Errors
+/// [`crate::error::Error::Unavailable`] when it cannot be fetched, and then what to do.
+pub fn fetch(reference: &Reference, settings: &Settings, freshness: Freshness) -> Result<Local> {
     match reference {
-        Reference::Folder(path) => folder::open(path),
-        Reference::Gguf(path) => gguf::open(path),
-        _ => Err(Error::Usage(format!("{reference}: cannot be opened yet"))),
+        Reference::Folder(path) => Ok(Local::Folder(path.clone())),
+        Reference::Gguf(path) => Ok(Local::Gguf(path.clone())),
+        Reference::Hub { repo, revision } => hub::fetch(repo, revision, settings, freshness),
+        Reference::Demo => demo::fetch(settings).map(Local::Gguf),
+    }
+}
+
+impl Local {
+    /// Where the model lies.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Folder(path) | Self::Gguf(path) => path,
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The weights of a Hugging Face folder: one `.safetensors` file or several.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -52,9 +52,7 @@ impl Shards {
     pub fn open_index(path: &Path) -> Result<Self> {
         let weight_map = read_index(path)?;
         let folder = path.parent().unwrap_or(Path::new("."));
-        let mut names: Vec<&String> = weight_map.values().collect();
-        names.sort();
-        names.dedup();
+        let names = distinct(&weight_map);
 
         let mut shards = Self::empty(path);
         for name in &names {
@@ -228,6 +226,18 @@ fn explain(header: &[u8], error: &SafeTensorError) -> (String, String) {
         ),
         _ => ("header".into(), problem),
     }
+}
+
+/// The files that the index at `path` names, each once.
+pub fn shard_names(path: &Path) -> Result<Vec<String>> {
+    let weight_map = read_index(path)?;
+    Ok(distinct(&weight_map).into_iter().cloned().collect())
+}
+
+/// The file names of a weight map in order, each once.
+fn distinct(weight_map: &HashMap<String, String>) -> Vec<&String> {
+    let names: BTreeSet<&String> = weight_map.values().collect();
+    names.into_iter().collect()
 }
 
 /// Reads the `weight_map` of an index: tensor name to file name, where a file name cannot leave the folder.

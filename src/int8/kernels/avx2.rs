@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::super::{PANEL, ZERO_POINT};
-use super::{Kernel, Tile, vector};
+use super::{Kernel, Tile, peak, vector};
 
 /// Columns of one pass: 4 vectors of 8, so that two rows of accumulators, the weights and the temporaries fit 16 registers.
 const COLUMNS: usize = 32;
@@ -25,6 +25,7 @@ pub(super) fn detect() -> Option<Kernel> {
         name: "avx2",
         tile,
         vector: vector::AVX2,
+        limits: peak::AVX2,
     };
     features().iter().all(|feature| feature.1).then_some(kernel)
 }

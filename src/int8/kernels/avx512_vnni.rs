@@ -3,14 +3,14 @@
 use std::arch::x86_64::*;
 
 use super::super::{PANEL, ZERO_POINT};
-use super::{Kernel, Tile, vector};
+use super::{Kernel, Tile, peak, vector};
 
 /// Rows in a register tile: 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast 29 of 32
 /// registers, and each accumulator rests 12 cycles between uses, more than the instruction's latency.
 const ROWS_MAX: usize = 6;
 
 /// How far ahead of its use a weight line is asked for: two pages, past what the hardware prefetcher crosses.
-const PREFETCH_BYTES: usize = 8192;
+pub(super) const PREFETCH_BYTES: usize = 8192;
 
 /// The CPU features this kernel needs and whether they are there.
 pub(super) fn features() -> [(&'static str, bool); 5] {
@@ -29,6 +29,7 @@ pub(super) fn detect() -> Option<Kernel> {
         name: "avx512-vnni",
         tile,
         vector: vector::AVX512,
+        limits: peak::AVX512,
     };
     features().iter().all(|feature| feature.1).then_some(kernel)
 }

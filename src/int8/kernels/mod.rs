@@ -9,6 +9,7 @@
     reason = "kernels are the one place for it; every block says who guarantees what"
 )]
 
+mod peak;
 mod scalar;
 mod vector;
 
@@ -63,6 +64,7 @@ pub struct Kernel {
     name: &'static str,
     tile: unsafe fn(&Tile),
     vector: vector::Functions,
+    limits: peak::Limits,
 }
 
 /// Every kernel this CPU can run, fastest first, the scalar one last.
@@ -139,6 +141,24 @@ impl Kernel {
         };
         // SAFETY: the lengths were checked above, and `self` proves the CPU features.
         unsafe { (self.tile)(&tile) }
+    }
+
+    /// Does `iterations` rounds of int8 arithmetic in registers; returns the number of operations.
+    pub fn int8_arithmetic(&self, iterations: u64) -> u64 {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.limits.int8)(iterations) }
+    }
+
+    /// Does `iterations` rounds of f32 arithmetic in registers; returns the number of operations.
+    pub fn f32_arithmetic(&self, iterations: u64) -> u64 {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.limits.f32)(iterations) }
+    }
+
+    /// Reads `data` once; returns the number of bytes.
+    pub fn read(&self, data: &[u8]) -> u64 {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.limits.read)(data) }
     }
 
     /// Rotates `len` values of a group in place and quantizes them: codes, scale and the sum of the codes.

@@ -1,7 +1,7 @@
 //! The meaning of every kernel, written to be obviously right.
 
 use super::super::{PANEL, ZERO_POINT};
-use super::{Kernel, Tile, vector};
+use super::{Kernel, Tile, peak, vector};
 
 /// Runs everywhere; the other kernels are tested against it.
 pub(super) const fn kernel() -> Kernel {
@@ -9,6 +9,7 @@ pub(super) const fn kernel() -> Kernel {
         name: "scalar",
         tile,
         vector: vector::PORTABLE,
+        limits: peak::SCALAR,
     }
 }
 
