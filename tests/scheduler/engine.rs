@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use microgranite::engine::{
     Engine, FinishReason, Generation, Health, Refusal, Sampling, Settings, TokenEvent, TokenStream,
@@ -71,11 +71,23 @@ async fn collect(mut stream: TokenStream) -> (Vec<u32>, TokenEvent) {
 }
 
 /// A test that hangs should say where.
-async fn within<T>(future: impl Future<Output = T>) -> T {
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
     let limit = Duration::from_secs(20);
     tokio::time::timeout(limit, future)
         .await
         .expect("the engine answers in time")
+}
+
+/// Waits for what the engine does after it has told the end of a generation.
+fn eventually(condition: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "it never happens"
+        );
+        std::thread::yield_now();
+    }
 }
 
 fn kv_used(metrics: &Metrics) -> i64 {
@@ -243,9 +255,7 @@ fn leaving_frees_place_and_pages_within_a_step() {
 
     drop(last); // everybody has left
     stepper.go();
-    while metrics.requests_running.get() > 0 {
-        std::thread::yield_now();
-    }
+    eventually(|| metrics.requests_running.get() == 0);
     assert_eq!(kv_used(&metrics), 0);
     assert!(stepper.is_idle(), "there is nothing to run");
 }
@@ -279,6 +289,26 @@ fn a_full_queue_refuses_all_or_none() {
     stepper.began();
     assert_eq!(metrics.requests_waiting.get(), 3);
     engine.submit(many(1)).unwrap();
+}
+
+#[test]
+fn places_that_want_for_pages_are_not_free() {
+    let settings = Settings {
+        max_queue: 2,
+        ..small()
+    };
+    let (engine, metrics, stepper) = start_gated(settings, 4);
+    let _running = submit(&engine, generation(1, 200, 50));
+    stepper.began();
+    let _first = submit(&engine, generation(2, 5, 5));
+    stepper.go();
+    stepper.began();
+    // Three places in the batch are empty, but there is no page for the one who waits.
+    assert_eq!(metrics.requests_waiting.get(), 1);
+    let two = vec![generation(3, 5, 5), generation(4, 5, 5)];
+    assert!(engine.submit(two).is_err());
+    let _second = submit(&engine, generation(3, 5, 5));
+    assert_eq!(metrics.requests_waiting.get(), 2);
 }
 
 #[tokio::test]
@@ -339,9 +369,7 @@ async fn dropping_the_last_handle_lets_the_rest_finish() {
     drop(stepper);
     assert_eq!(collect(stream).await.1, LENGTH);
     // The thread is the last to hold the metrics besides this test.
-    while Arc::strong_count(&metrics) > 1 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually(|| Arc::strong_count(&metrics) == 1);
 }
 
 #[tokio::test]
@@ -432,9 +460,7 @@ async fn the_age_of_a_step_shows_an_engine_that_is_stuck() {
     assert!(engine.step_age().unwrap() >= Duration::from_millis(20));
     stepper.go();
     collect(stream).await;
-    while engine.step_age().is_some() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually(|| engine.step_age().is_none());
 }
 
 #[test]
