@@ -10,7 +10,7 @@ use microgranite::telemetry::Metrics;
 use proptest::prelude::*;
 
 use crate::checked_model::{CheckedModel, NAN_TOKEN, greedy};
-use crate::engine::within;
+use crate::harness::within;
 
 const PAGES: usize = 12;
 

@@ -1,98 +1,17 @@
 //! What callers of the engine may rely on.
 
-use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use microgranite::engine::{
-    Engine, FinishReason, Generation, Health, Refusal, Sampling, Settings, TokenEvent, TokenStream,
-};
+use microgranite::engine::{Engine, Generation, Health, Refusal, Sampling, Settings, TokenEvent};
 use microgranite::error::Error;
 use microgranite::telemetry::Metrics;
 
-use crate::checked_model::{
-    CheckedModel, NAN_TOKEN, PAGE_BYTES, PANIC_TOKEN, Stepper, VOCAB, greedy,
+use crate::checked_model::{CheckedModel, NAN_TOKEN, PAGE_BYTES, PANIC_TOKEN, VOCAB, greedy};
+use crate::harness::{
+    LENGTH, STOP, collect, eventually, generation, kv_used, small, start, start_gated, submit,
+    within,
 };
-
-const LENGTH: TokenEvent = TokenEvent::Finished(FinishReason::Length);
-const STOP: TokenEvent = TokenEvent::Finished(FinishReason::Stop);
-
-fn small() -> Settings {
-    Settings {
-        max_batch: 4,
-        max_queue: 4,
-        step_tokens: 64,
-        prompt_rows_while_decoding: 16,
-    }
-}
-
-/// A greedy generation whose prompt is `seed`'s own.
-fn generation(seed: u32, prompt_len: usize, max_tokens: usize) -> Generation {
-    Generation {
-        prompt: (0..prompt_len as u32)
-            .map(|i| (seed.wrapping_mul(7919) + i * (seed + 3)) % NAN_TOKEN)
-            .collect(),
-        max_tokens,
-        sampling: Sampling::default(),
-        stop_ids: Vec::new(),
-    }
-}
-
-fn start(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>) {
-    let metrics = Arc::new(Metrics::new());
-    let model = Box::new(CheckedModel::new(&settings, pages));
-    let engine = Engine::start(model, settings, Arc::clone(&metrics)).unwrap();
-    (engine, metrics)
-}
-
-fn start_gated(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>, Stepper) {
-    let metrics = Arc::new(Metrics::new());
-    let (model, stepper) = CheckedModel::gated(&settings, pages);
-    let engine = Engine::start(Box::new(model), settings, Arc::clone(&metrics)).unwrap();
-    (engine, metrics, stepper)
-}
-
-fn submit(engine: &Engine, generation: Generation) -> TokenStream {
-    engine.submit(vec![generation]).unwrap().remove(0)
-}
-
-/// What becomes of a stream: its tokens and its end.
-async fn collect(mut stream: TokenStream) -> (Vec<u32>, TokenEvent) {
-    let mut tokens = Vec::new();
-    loop {
-        match within(stream.next()).await.expect("an end is reported") {
-            TokenEvent::Token(token) => tokens.push(token),
-            end => {
-                assert_eq!(stream.next().await, None, "nothing follows the end");
-                return (tokens, end);
-            }
-        }
-    }
-}
-
-/// A test that hangs should say where.
-pub async fn within<T>(future: impl Future<Output = T>) -> T {
-    let limit = Duration::from_secs(20);
-    tokio::time::timeout(limit, future)
-        .await
-        .expect("the engine answers in time")
-}
-
-/// Waits for what the engine does after it has told the end of a generation.
-fn eventually(condition: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !condition() {
-        assert!(
-            began.elapsed() < Duration::from_secs(20),
-            "it never happens"
-        );
-        std::thread::yield_now();
-    }
-}
-
-fn kv_used(metrics: &Metrics) -> i64 {
-    metrics.kv_cache_bytes.with_label_values(&["used"]).get()
-}
 
 /// Prompt lengths around page and chunk edges, half of them sampled, from 1 to 60 tokens.
 fn crowd() -> Vec<Generation> {
