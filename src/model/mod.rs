@@ -1,6 +1,8 @@
 //! Granite in the words of its `config.json`: configuration, weights, forward pass, KV cache and the f32 reference.
 
 pub mod config;
+pub mod evaluate;
+pub mod reference;
 
 pub use config::ModelConfig;
 
