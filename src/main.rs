@@ -1,2 +1,13 @@
 //! The `microgranite` binary.
-fn main() {}
+use clap::Parser;
+#[derive(Parser)]
+enum C {
+    Bench(microgranite::cli::bench::Args),
+}
+fn main() {
+    let C::Bench(args) = C::parse();
+    let s = microgranite::sources::Settings::from_variables(|_| None, false);
+    if let Err(e) = microgranite::cli::bench::run(&args, &s) {
+        eprintln!("error: {e}");
+    }
+}

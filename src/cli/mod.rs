@@ -1,1 +1,3 @@
 //! The command line: one short file per command.
+
+pub mod bench;
