@@ -83,6 +83,23 @@ pub struct Settings {
     pub context: Option<usize>,
 }
 
+/// What a model takes, known from its configuration before anything is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of the packed weights.
+    pub weights: u64,
+    /// Bytes of one KV page over all layers.
+    pub kv_page: u64,
+}
+
+/// What a model of this shape will take.
+pub fn footprint(config: &ModelConfig) -> Footprint {
+    Footprint {
+        weights: weights::packed_bytes(config),
+        kv_page: kv_cache::KvCache::page_bytes(config) as u64,
+    }
+}
+
 /// Reads, quantizes and packs a checkpoint. `progress` hears of weights done and weights in all.
 ///
 /// # Errors
