@@ -2,8 +2,10 @@
 
 mod attention;
 pub mod config;
+pub mod evaluate;
 pub mod granite;
 mod kv_cache;
+pub mod reference;
 mod rotary;
 pub mod shapes;
 pub mod weights;
@@ -79,6 +81,23 @@ pub struct Settings {
     pub kv_bytes: u64,
     /// The longest sequence, if shorter than the model's own limit.
     pub context: Option<usize>,
+}
+
+/// What a model takes, known from its configuration before anything is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of the packed weights.
+    pub weights: u64,
+    /// Bytes of one KV page over all layers.
+    pub kv_page: u64,
+}
+
+/// What a model of this shape will take.
+pub fn footprint(config: &ModelConfig) -> Footprint {
+    Footprint {
+        weights: weights::packed_bytes(config),
+        kv_page: kv_cache::KvCache::page_bytes(config) as u64,
+    }
 }
 
 /// Reads, quantizes and packs a checkpoint. `progress` hears of weights done and weights in all.

@@ -3,10 +3,10 @@
 use super::config::Architecture;
 use super::{ModelConfig, WeightMemory};
 use crate::error::{Error, Result};
-use crate::int8::PANEL;
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::Pool;
 use crate::int8::matrix::Matrix;
+use crate::int8::{GROUP, PANEL};
 use crate::sources::Tensors;
 
 /// All weights of a model.
@@ -277,6 +277,19 @@ pub fn elements(config: &ModelConfig) -> u64 {
         .iter()
         .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
         .sum()
+}
+
+/// Bytes the weights will take once packed, padding and scales included; a few columns more than the truth, because
+/// matrices that are stacked share their padding.
+pub fn packed_bytes(config: &ModelConfig) -> u64 {
+    let bytes = |shape: &[usize]| match *shape {
+        [columns, depth] => {
+            let column = depth.next_multiple_of(GROUP) + size_of::<f32>();
+            columns.next_multiple_of(PANEL) as u64 * column as u64
+        }
+        _ => shape.iter().map(|&n| n as u64).product::<u64>() * size_of::<f32>() as u64,
+    };
+    expected(config).iter().map(|(_, shape)| bytes(shape)).sum()
 }
 
 impl Rows {
