@@ -97,7 +97,7 @@ pub struct Footprint {
 pub fn footprint(config: &ModelConfig) -> Footprint {
     Footprint {
         weights: weights::packed_bytes(config),
-        kv_page: kv_cache::KvCache::page_bytes(config) as u64,
+        kv_page: page_bytes(config) as u64,
     }
 }
 
