@@ -1,17 +1,12 @@
 //! Packed weights.
 
-use bytemuck::{Pod, Zeroable};
 use rand::{Rng, SeedableRng};
 
 use super::kernels::Kernel;
 use super::kernels::pool::{PerThread, PerUnit, Pool};
+use super::memory::Memory;
 use super::{BLOCK_BYTES, CODE_MAX, GROUP, PANEL, ZERO_POINT};
 use crate::error::Result;
-
-/// A cache line, so that vector loads never straddle two.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 /// An int8 matrix of `columns` outputs and `depth` inputs in the kernels' own order.
 ///
@@ -21,7 +16,7 @@ struct Line([u8; 64]);
 pub struct Matrix {
     columns: usize,
     depth: usize,
-    codes: Vec<Line>,
+    codes: Memory,
     /// One scale per column, padded with zeros to whole panels.
     scales: Vec<f32>,
 }
@@ -40,14 +35,14 @@ impl Matrix {
         fill: impl Fn(usize, &mut [f32]) -> Result<()> + Sync,
     ) -> Result<Self> {
         let panels = columns.div_ceil(PANEL);
-        let panel_lines = panel_lines(depth);
-        let mut codes = vec![Line([ZERO_POINT as u8; 64]); panels * panel_lines];
+        let panel_bytes = panel_bytes(depth);
+        let mut codes = Memory::zeroed(panels * panel_bytes);
         let mut scales = vec![0.0; panels * PANEL];
         let mut outcomes: Vec<(Vec<f32>, Result<()>)> = (0..pool.threads())
             .map(|_| (vec![0.0; PANEL * depth], Ok(())))
             .collect();
         let parts = (
-            PerUnit::new(&mut codes, panel_lines),
+            PerUnit::new(codes.bytes_mut(), panel_bytes),
             PerUnit::new(&mut scales, PANEL),
             PerThread::new(&mut outcomes),
         );
@@ -56,7 +51,7 @@ impl Matrix {
             parts,
             |_, range, (codes, scales, (rows, outcome))| {
                 let targets = codes
-                    .chunks_exact_mut(panel_lines)
+                    .chunks_exact_mut(panel_bytes)
                     .zip(scales.chunks_exact_mut(PANEL));
                 for (panel, (codes, scales)) in range.zip(targets) {
                     rows.fill(0.0);
@@ -64,7 +59,7 @@ impl Matrix {
                     if outcome.is_err() {
                         return;
                     }
-                    pack_panel(kernel, rows, bytemuck::cast_slice_mut(codes), scales);
+                    pack_panel(kernel, rows, codes, scales);
                 }
             },
         );
@@ -80,16 +75,14 @@ impl Matrix {
     /// A matrix of random codes, for measuring speed.
     pub fn random(columns: usize, depth: usize, pool: &mut Pool) -> Self {
         let panels = columns.div_ceil(PANEL);
-        let panel_lines = panel_lines(depth);
-        let mut codes = vec![Line([ZERO_POINT as u8; 64]); panels * panel_lines];
+        let panel_bytes = panel_bytes(depth);
+        let mut codes = Memory::zeroed(panels * panel_bytes);
         pool.run(
             panels,
-            PerUnit::new(&mut codes, panel_lines),
+            PerUnit::new(codes.bytes_mut(), panel_bytes),
             |_, range, codes| {
                 let mut random = rand_pcg::Pcg64::seed_from_u64(range.start as u64);
-                for line in codes {
-                    random.fill_bytes(&mut line.0);
-                }
+                random.fill_bytes(codes);
             },
         );
         // The standard deviation of the product of unit vectors is then about one, so that nothing overflows.
@@ -125,9 +118,8 @@ impl Matrix {
     /// One group of one panel: `[steps][64 columns][4 of k]`, 64 steps but in the last group.
     #[inline]
     pub fn block(&self, panel: usize, group: usize) -> &[u8] {
-        let codes: &[u8] = bytemuck::cast_slice(&self.codes);
-        let len = panel_lines(self.depth) * size_of::<Line>();
-        let panel = &codes[panel * len..][..len];
+        let len = panel_bytes(self.depth);
+        let panel = &self.codes.bytes()[panel * len..][..len];
         &panel[group * BLOCK_BYTES..][..BLOCK_BYTES.min(len - group * BLOCK_BYTES)]
     }
 
@@ -161,15 +153,15 @@ impl Matrix {
     /// Bytes of codes and of scales as held in memory, padding included.
     pub fn bytes(&self) -> (u64, u64) {
         (
-            (self.codes.len() * size_of::<Line>()) as u64,
+            self.codes.bytes().len() as u64,
             (self.scales.len() * size_of::<f32>()) as u64,
         )
     }
 }
 
-/// Cache lines of one panel: four to a step of 64 columns by 4 of K.
-const fn panel_lines(depth: usize) -> usize {
-    depth.div_ceil(4) * PANEL * 4 / size_of::<Line>()
+/// Bytes of one panel: a step is 64 columns by 4 of K, so panels begin on cache lines.
+const fn panel_bytes(depth: usize) -> usize {
+    depth.div_ceil(4) * PANEL * 4
 }
 
 /// Rotates and quantizes 64 rows of floats (`[64][depth]`) into one panel.
@@ -192,6 +184,7 @@ fn pack_panel(kernel: Kernel, rows: &mut [f32], codes: &mut [u8], scales: &mut [
         let width = (depth - step * 4).min(4);
         for (column, four) in line.chunks_exact_mut(4).enumerate() {
             let values = &rows[column * depth + step * 4..][..width];
+            four.fill(ZERO_POINT as u8);
             for (code, value) in four.iter_mut().zip(values) {
                 let rounded = (value * inverse[column])
                     .round_ties_even()

@@ -22,12 +22,14 @@
 //! | [`matrix`] | [`matrix::Matrix`]: packed weights; owns every layout invariant |
 //! | [`activations`] | [`activations::Activations`]: quantized rows |
 //! | [`matmul`] | one panel of outputs from all groups |
+//! | [`memory`] | where the weights lie |
 //! | [`kernels`] | the instruction sets, the vector functions and the compute threads |
 
 pub mod activations;
 pub mod kernels;
 pub mod matmul;
 pub mod matrix;
+pub mod memory;
 
 /// Width of a group of K: an activation scale covers this many values. The int32 sum of a group stays below 2²⁴, so its
 /// conversion to f32 is exact, and rescaling once per 256 costs about 3 % of the arithmetic.

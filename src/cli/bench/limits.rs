@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::{PerThread, Pool};
+use crate::int8::memory::Memory;
 
 /// Bytes to read: several times the largest last-level cache of current servers' core complexes, so that memory answers.
 const READ_BYTES: usize = 512 << 20;
@@ -24,22 +25,23 @@ pub struct Limits {
 
 /// Measures limits again and again on the same buffer.
 pub struct Meter {
-    buffer: Vec<u8>,
+    buffer: Memory,
 }
 
 impl Meter {
     /// Allocates and touches the buffer.
     pub fn new() -> Self {
-        Self {
-            buffer: vec![1; READ_BYTES],
-        }
+        let mut buffer = Memory::zeroed(READ_BYTES);
+        // Touched, so that it is real memory and not the system's one page of zeros.
+        buffer.bytes_mut().fill(1);
+        Self { buffer }
     }
 
     /// One measurement of each limit.
     pub fn measure(&self, kernel: Kernel, pool: &mut Pool) -> Limits {
         let shares = |thread: usize, threads: usize| {
             let of = |index: usize| READ_BYTES / threads * index;
-            &self.buffer[of(thread)..of(thread + 1)]
+            &self.buffer.bytes()[of(thread)..of(thread + 1)]
         };
         let threads = pool.threads();
         Limits {

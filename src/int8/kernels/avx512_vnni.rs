@@ -1,6 +1,7 @@
 //! AVX-512 with VNNI: `vpdpbusd` multiplies 64 unsigned weights with 64 signed activations and adds groups of four.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::super::{PANEL, ZERO_POINT};
 use super::{Kernel, Tile, peak, vector};
@@ -9,8 +10,12 @@ use super::{Kernel, Tile, peak, vector};
 /// registers, and each accumulator rests 12 cycles between uses, more than the instruction's latency.
 const ROWS_MAX: usize = 6;
 
-/// How far ahead of its use a weight line is asked for: two pages, past what the hardware prefetcher crosses.
-pub(super) const PREFETCH_BYTES: usize = 8192;
+/// How far ahead of its use a weight line is asked for: the next group of the panel, so that the passes over this group,
+/// one per block of rows, can share the asking for the next.
+pub(super) const PREFETCH_BYTES: usize = 16_384;
+
+/// Lines of a step of weights.
+const LINES: usize = 4;
 
 /// The CPU features this kernel needs and whether they are there.
 pub(super) fn features() -> [(&'static str, bool); 5] {
@@ -44,18 +49,29 @@ unsafe fn tile(t: &Tile) {
     let mut first = 0;
     for block in 0..blocks {
         let rows = size + usize::from(block < larger);
+        // Each pass asks for its share of the next group's lines, the first passes for more if they are uneven.
+        let lines = (LINES * block).div_ceil(blocks)..(LINES * (block + 1)).div_ceil(blocks);
         // SAFETY: rows `first .. first + rows` are within the tile; the features are the caller's promise.
         unsafe {
             match rows {
                 1 => one_row(t, first),
-                2 => rows_block::<2>(t, first),
-                3 => rows_block::<3>(t, first),
-                4 => rows_block::<4>(t, first),
-                5 => rows_block::<5>(t, first),
-                _ => rows_block::<6>(t, first),
+                2 => rows_block::<2>(t, first, lines),
+                3 => rows_block::<3>(t, first, lines),
+                4 => rows_block::<4>(t, first, lines),
+                5 => rows_block::<5>(t, first, lines),
+                _ => rows_block::<6>(t, first, lines),
             }
         }
         first += rows;
+    }
+}
+
+/// Asks for lines `lines` of the step that lies [`PREFETCH_BYTES`] after `line`.
+#[inline(always)]
+fn prefetch(line: *const u8, lines: &Range<usize>) {
+    for j in lines.clone() {
+        // SAFETY: a prefetch needs no valid address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.wrapping_add(PREFETCH_BYTES + 64 * j).cast()) }
     }
 }
 
@@ -64,7 +80,7 @@ unsafe fn tile(t: &Tile) {
 /// # Safety
 /// Those rows exist in the checked tile.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn rows_block<const R: usize>(t: &Tile, first: usize) {
+unsafe fn rows_block<const R: usize>(t: &Tile, first: usize, ahead: Range<usize>) {
     // SAFETY: `Tile` promises the lengths of weights and codes; prefetching needs no valid address.
     unsafe {
         let codes = t.codes.add(first * t.stride);
@@ -76,11 +92,7 @@ unsafe fn rows_block<const R: usize>(t: &Tile, first: usize) {
             let line = t.weights.add(step * PANEL * 4);
             let weights: [__m512i; 4] =
                 std::array::from_fn(|j| _mm512_loadu_si512(line.add(64 * j).cast()));
-            if R < ROWS_MAX {
-                for j in 0..4 {
-                    _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES + 64 * j).cast());
-                }
-            }
+            prefetch(line, &ahead);
             for (r, row) in sums.iter_mut().enumerate() {
                 let four = _mm512_set1_epi32(
                     codes
@@ -114,8 +126,8 @@ unsafe fn one_row(t: &Tile, first: usize) {
             let line = t.weights.add(step * PANEL * 4);
             let four = _mm512_set1_epi32(codes.add(4 * step).cast::<i32>().read_unaligned());
             let sums = if step % 2 == 0 { &mut even } else { &mut odd };
+            prefetch(line, &(0..LINES));
             for (j, sum) in sums.iter_mut().enumerate() {
-                _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES + 64 * j).cast());
                 *sum = _mm512_dpbusd_epi32(*sum, _mm512_loadu_si512(line.add(64 * j).cast()), four);
             }
         }
