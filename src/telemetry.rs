@@ -1,9 +1,17 @@
 //! The metrics, declared as one struct, and the log format.
 
+use std::io::IsTerminal;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use tracing_subscriber::EnvFilter;
+
+use crate::error::{Error, Result};
+use crate::memory;
+use crate::model::WeightMemory;
 
 /// Seconds until the first token: the boundaries of vLLM's metric of the same name, so that its dashboards and rules
 /// carry over; the upper end holds a long prompt on a slow CPU.
@@ -156,11 +164,48 @@ impl Metrics {
         for outcome in ["ok", "invalid", "rejected", "cancelled", "error"] {
             metrics.requests_total.with_label_values(&[outcome]);
         }
+        for state in ["used", "reserved"] {
+            metrics.kv_cache_bytes.with_label_values(&[state]);
+        }
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        let seconds = since_epoch.unwrap_or_default().as_secs();
+        metrics.process_start_time_seconds.set(gauge_value(seconds));
         metrics
     }
 
-    /// The text exposition format, for `GET /metrics`.
+    /// Shows what the loaded weights take, and what they would take in float.
+    pub fn set_model_memory(&self, memory: &WeightMemory) {
+        for &(component, dtype, bytes) in &memory.parts {
+            let gauge = self
+                .model_weight_bytes
+                .with_label_values(&[component, dtype]);
+            gauge.set(gauge_value(bytes));
+        }
+        for (dtype, width) in [("f32", 4), ("bf16", 2)] {
+            let reference = memory.elements.saturating_mul(width);
+            let reference = gauge_value(reference);
+            self.model_reference_bytes
+                .with_label_values(&[dtype])
+                .set(reference);
+            // Negative if the format should ever take more than the floats: then that is what to show.
+            self.memory_saved_bytes
+                .with_label_values(&[dtype])
+                .set(reference - gauge_value(memory.total()));
+        }
+    }
+
+    /// The text exposition format, for `GET /metrics`. Reads atomics and `/proc` only.
     pub fn render(&self) -> String {
+        if let Some(resident) = memory::resident() {
+            for (kind, bytes) in [
+                ("anon", resident.anon),
+                ("file", resident.file),
+                ("shmem", resident.shmem),
+            ] {
+                let gauge = self.process_resident_bytes.with_label_values(&[kind]);
+                gauge.set(gauge_value(bytes));
+            }
+        }
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
             .unwrap_or_default()
@@ -171,6 +216,41 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// How log lines look. They go to standard error; what a command has to say goes to standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line, for collectors; client-made bytes cannot forge a line.
+    Json,
+}
+
+/// Starts logging what `filter` lets through (`info`, `debug`, `microgranite=debug,hyper=info`, …).
+///
+/// # Errors
+/// [`Error::Usage`] when the filter makes no sense.
+pub fn init_logging(format: LogFormat, filter: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|problem| Error::Usage(format!("log filter '{filter}': {problem}")))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // A second call, as tests make it, leaves the first in place.
+    let _already_set = match format {
+        LogFormat::Text => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+/// Gauges are signed; no size or time comes near the difference.
+fn gauge_value(value: u64) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
 }
 
 fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {

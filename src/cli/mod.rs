@@ -1,1 +1,68 @@
-//! The command line: one short file per command.
+//! The command line: one short file per command, what was typed → a call into the rest.
+//!
+//! Logs go to standard error, results to standard output. Only this folder reads the environment.
+
+pub mod bench;
+mod plan;
+mod progress;
+pub mod serve;
+
+use std::io::IsTerminal;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::Result;
+use crate::sources;
+use crate::telemetry::{self, LogFormat};
+
+/// Serve IBM Granite at eight bits on plain CPUs.
+#[derive(Debug, Parser)]
+#[command(version, about, after_help = EXIT_CODES, max_term_width = 100)]
+pub struct Cli {
+    /// How log lines look: text for people, json for collectors.
+    #[arg(
+        long,
+        global = true,
+        env = "MICROGRANITE_LOG_FORMAT",
+        value_enum,
+        default_value = "text"
+    )]
+    log_format: LogFormat,
+
+    /// What is logged: error, warn, info, debug, or targets such as microgranite=debug. Prompts and answers never are.
+    #[arg(
+        long,
+        global = true,
+        env = "MICROGRANITE_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    log: String,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::Args),
+    Bench(bench::Args),
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 success, 64 bad usage, 65 bad model file, 66 file not found, 69 download failed,
+70 defect in this program, 74 reading or writing failed, 78 settings that cannot work here.";
+
+/// Runs the command.
+///
+/// # Errors
+/// The one that ends the program, with its exit code.
+pub fn run(cli: Cli) -> Result<()> {
+    telemetry::init_logging(cli.log_format, &cli.log)?;
+    let variable = |name: &str| std::env::var(name).ok();
+    let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
+    match cli.command {
+        Command::Serve(args) => serve::run(args, sources),
+        Command::Bench(args) => bench::run(&args, &sources),
+    }
+}

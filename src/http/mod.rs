@@ -1,1 +1,170 @@
-//! (module head)
+//! Everything that knows HTTP, and nothing else does.
+//!
+//! A request comes in through [`server`] (connections, their limits and their end), is watched by [`observe`] and
+//! reaches [`completions`], which reads it as [`wire`] defines and hands its tokens to [`streaming`]. Whatever goes
+//! wrong on the way is an [`error_body::ApiError`].
+
+pub mod auth;
+pub mod body;
+pub mod completions;
+pub mod error_body;
+pub mod health;
+pub mod models;
+pub mod observe;
+pub mod server;
+pub mod stall;
+pub mod streaming;
+pub mod wire;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use tokio::sync::watch;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::engine::Engine;
+use crate::telemetry::Metrics;
+use crate::text::Tokenizer;
+use auth::ApiKeys;
+use error_body::ApiError;
+
+/// What the handlers share. It exists before the model does, so that the port answers while the model loads.
+#[derive(Clone)]
+pub struct App(Arc<Shared>);
+
+struct Shared {
+    metrics: Arc<Metrics>,
+    keys: Option<ApiKeys>,
+    model: OnceLock<ServedModel>,
+    phase: watch::Sender<Phase>,
+}
+
+/// The model once it is loaded, and how it presents itself.
+pub struct ServedModel {
+    /// The name clients use.
+    pub name: String,
+    /// Where it came from, for `/v1/models`.
+    pub root: String,
+    /// Build, number format and instruction set: together with a request they decide the answer's bytes.
+    pub fingerprint: String,
+    /// Seconds since the Unix epoch when it was loaded.
+    pub created: u64,
+    /// Ids that end an answer.
+    pub stop_ids: Vec<u32>,
+    /// Text ↔ ids.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Runs it.
+    pub engine: Engine,
+}
+
+/// How far the end has come. Only moves forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Requests are taken (once the model is loaded).
+    Open,
+    /// No new requests; those that run go on.
+    Draining,
+    /// The time to drain is over: answers end with an error now.
+    Cut,
+}
+
+impl App {
+    /// An application without a model: everything under `/v1` answers 503 until [`App::serve_model`].
+    pub fn new(metrics: Arc<Metrics>, keys: Option<ApiKeys>) -> Self {
+        Self(Arc::new(Shared {
+            metrics,
+            keys,
+            model: OnceLock::new(),
+            phase: watch::Sender::new(Phase::Open),
+        }))
+    }
+
+    /// Starts answering with `model`. A second call changes nothing.
+    pub fn serve_model(&self, model: ServedModel) {
+        let _already_there = self.0.model.set(model);
+    }
+
+    /// Moves towards the end: refuses new requests, or cuts off those that still run.
+    pub fn enter(&self, phase: Phase) {
+        self.0.phase.send_if_modified(|now| {
+            let is_later = phase > *now;
+            *now = phase.max(*now);
+            is_later
+        });
+    }
+
+    /// The model, if requests are taken at all.
+    fn model(&self) -> Result<&ServedModel, ApiError> {
+        if *self.0.phase.borrow() > Phase::Open {
+            return Err(ApiError::Draining);
+        }
+        self.0.model.get().ok_or(ApiError::Loading)
+    }
+
+    /// The engine, once there is a model.
+    pub fn engine(&self) -> Option<Engine> {
+        self.0.model.get().map(|model| model.engine.clone())
+    }
+
+    fn metrics(&self) -> &Arc<Metrics> {
+        &self.0.metrics
+    }
+
+    /// Resolves when running answers must end.
+    fn cut(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut phase = self.0.phase.subscribe();
+        async move {
+            // The sender cannot be gone: `App` outlives its requests. If it were, ending them would be right too.
+            let _ = phase.wait_for(|&phase| phase == Phase::Cut).await;
+        }
+    }
+}
+
+/// Paths that need no key: what probes and Prometheus read. All others, unknown ones included, do.
+const PUBLIC: [&str; 5] = ["/health", "/livez", "/readyz", "/version", "/metrics"];
+
+/// Everything the service answers.
+pub fn router(app: App) -> Router {
+    let routes = Router::new()
+        .route("/v1/completions", post(completions::complete))
+        .route("/v1/models", get(models::list))
+        // Names may contain slashes.
+        .route("/v1/models/{*name}", get(models::show))
+        .merge(operations());
+    with_middleware(routes, app)
+}
+
+/// What the admin port answers: the routes of probes and Prometheus only.
+pub fn admin_router(app: App) -> Router {
+    with_middleware(operations(), app)
+}
+
+fn operations() -> Router<App> {
+    Router::new()
+        .route("/health", get(health::ready))
+        .route("/livez", get(health::live))
+        .route("/readyz", get(health::ready))
+        .route("/version", get(health::version))
+        .route("/metrics", get(observe::metrics))
+}
+
+/// The layers from the inside out: the last one added sees the request first.
+fn with_middleware(routes: Router<App>, app: App) -> Router {
+    routes
+        .fallback(async || ApiError::PathNotFound)
+        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
+        .layer(from_fn_with_state(app.clone(), auth::require_key))
+        .layer(CatchPanicLayer::custom(observe::panicked))
+        .layer(from_fn_with_state(app.clone(), observe::observe))
+        .with_state(app)
+}
+
+/// Now, as the API writes times.
+pub fn unix_seconds() -> u64 {
+    // A clock before 1970 is the machine's problem, not the request's.
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    since_epoch.unwrap_or_default().as_secs()
+}

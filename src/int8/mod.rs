@@ -1,1 +1,46 @@
-//! (module head)
+//! The number format: what an int8 matrix is and how it multiplies.
+//!
+//! One linear map serves everything: `x ≈ s · (q − z)`.
+//!
+//! * **Weights** are stored unsigned, `q` in 0…255 with zero point `z = 128`, one scale per output channel. Symmetric
+//!   quantization keeps `q − 128` in −127…127, so that every instruction set computes the same integers (16-bit
+//!   pairwise products on AVX2 cannot saturate).
+//! * **Activations** are quantized on the fly, signed, −127…127, one scale per row and per [`GROUP`] of K.
+//! * Before an activation group is quantized it is **rotated** by an orthonormal Hadamard transform, and the weights
+//!   carry the same rotation from packing time: `(xH)(HᵀW) = xW`. It spreads an outlier channel over its group.
+//! * Products accumulate in int32, exactly. Groups are added in f32 in ascending order, always with a fused
+//!   multiply-add, and the column's scale is applied last:
+//!
+//! ```text
+//! y[m][n] = scale[n] · fold over g ascending of fma( float( Σ_k q[n][k]·a[m][k] − 128·Σ_k a[m][k] ), scale[m][g], · )
+//! ```
+//!
+//! So a row's result does not depend on the rows beside it, on the number of threads or on the instruction set.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | [`matrix`] | [`matrix::Matrix`]: packed weights; owns every layout invariant |
+//! | [`activations`] | [`activations::Activations`]: quantized rows |
+//! | [`matmul`] | one panel of outputs from all groups |
+//! | [`kernels`] | the instruction sets, the vector functions and the compute threads |
+
+pub mod activations;
+pub mod kernels;
+pub mod matmul;
+pub mod matrix;
+
+/// Width of a group of K: an activation scale covers this many values. The int32 sum of a group stays below 2²⁴, so its
+/// conversion to f32 is exact, and rescaling once per 256 costs about 3 % of the arithmetic.
+pub const GROUP: usize = 256;
+
+/// Output columns in a panel: four 16-lane vectors, which with six rows fill 24 of 32 vector registers.
+pub const PANEL: usize = 64;
+
+/// Bytes of one group of one panel: 64 steps of `[64 columns][4 of K]`, small enough to stay in the first-level cache.
+pub const BLOCK_BYTES: usize = GROUP * PANEL;
+
+/// The zero point of symmetric weights.
+pub const ZERO_POINT: i32 = 128;
+
+/// The largest code of a symmetric quantizer.
+pub const CODE_MAX: f32 = 127.0;

@@ -1,8 +1,19 @@
 //! Granite in the words of its `config.json`: configuration, weights, forward pass, KV cache and the f32 reference.
 
+mod attention;
 pub mod config;
+pub mod granite;
+mod kv_cache;
+mod rotary;
+pub mod shapes;
+pub mod weights;
 
 pub use config::ModelConfig;
+pub use granite::Granite;
+
+use crate::error::{Error, Result};
+use crate::int8::kernels;
+use crate::sources::Checkpoint;
 
 /// Tokens per KV page. One attention tile is one page, so paging costs nothing (64 keys fill four vectors of 16).
 pub const PAGE_TOKENS: usize = 64;
@@ -57,4 +68,91 @@ impl WeightMemory {
     pub fn total(&self) -> u64 {
         self.parts.iter().map(|part| part.2).sum()
     }
+}
+
+/// How to load a model.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Compute threads.
+    pub threads: usize,
+    /// Bytes for the KV cache.
+    pub kv_bytes: u64,
+    /// The longest sequence, if shorter than the model's own limit.
+    pub context: Option<usize>,
+}
+
+/// What a model takes, known from its configuration before anything is loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of the packed weights.
+    pub weights: u64,
+    /// Bytes of one KV page over all layers.
+    pub kv_page: u64,
+}
+
+/// What a model of this shape will take.
+pub fn footprint(config: &ModelConfig) -> Footprint {
+    Footprint {
+        weights: weights::packed_bytes(config),
+        kv_page: kv_cache::KvCache::page_bytes(config) as u64,
+    }
+}
+
+/// Reads, quantizes and packs a checkpoint. `progress` hears of weights done and weights in all.
+///
+/// # Errors
+/// [`Error::BadModel`] for anything wrong with the checkpoint, [`Error::Config`] if the KV cache cannot hold a page.
+pub fn load(
+    checkpoint: &Checkpoint,
+    settings: &Settings,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Granite> {
+    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+    let (context, page_count) = limits(&config, settings)?;
+    let (kernel, mut pool) = (kernels::best(), kernels::pool::Pool::new(settings.threads));
+    let weights = weights::load(
+        &config,
+        checkpoint.tensors.as_ref(),
+        kernel,
+        &mut pool,
+        progress,
+    )?;
+    Ok(Granite::new(
+        config, weights, page_count, context, kernel, pool,
+    ))
+}
+
+/// A model of the given shape with random codes: as fast as a real one, and its text is noise.
+///
+/// # Errors
+/// [`Error::Config`] if the KV cache cannot hold a page.
+pub fn random(config: ModelConfig, settings: &Settings) -> Result<Granite> {
+    let (context, page_count) = limits(&config, settings)?;
+    let (kernel, mut pool) = (kernels::best(), kernels::pool::Pool::new(settings.threads));
+    let weights = weights::random(&config, &mut pool);
+    Ok(Granite::new(
+        config, weights, page_count, context, kernel, pool,
+    ))
+}
+
+/// The longest sequence and the number of KV pages.
+fn limits(config: &ModelConfig, settings: &Settings) -> Result<(usize, usize)> {
+    let page_bytes = kv_cache::KvCache::page_bytes(config) as u64;
+    let page_count = usize::try_from(settings.kv_bytes / page_bytes).unwrap_or(usize::MAX);
+    if page_count == 0 {
+        let wanted = settings.kv_bytes;
+        return Err(Error::Config(format!(
+            "a KV cache of {wanted} bytes is too small: one page takes {page_bytes}"
+        )));
+    }
+    let context = settings
+        .context
+        .unwrap_or(config.max_positions)
+        .min(config.max_positions);
+    Ok((context.min(page_count * PAGE_TOKENS), page_count))
+}
+
+/// Bytes of one KV page of a model of this shape.
+pub const fn page_bytes(config: &ModelConfig) -> usize {
+    kv_cache::KvCache::page_bytes(config)
 }

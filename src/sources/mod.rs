@@ -1,10 +1,36 @@
 //! Where a model comes from. Every source yields the same [`Checkpoint`]: a configuration in Hugging Face's words,
 //! a tokenizer, and tensors by their Hugging Face names, read as f32 rows on demand.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `reference.rs`, `settings.rs` | what the user may name, and how it is fetched |
+//! | `folder.rs`, `safetensors.rs` | a Hugging Face folder and its weights |
+//! | `gguf/` | a single GGUF file: header, configuration, tokenizer, tensors |
+//! | `hub.rs`, `demo.rs`, `wheel.rs` | what is fetched first: a Hugging Face repository, the demo model |
+//! | `mapped.rs`, `floats.rs` | a read-only memory map, and numbers widened to f32 |
+//! | `progress.rs`, `hash.rs` | how far a download has come, and whether it is whole |
+
+mod demo;
+mod floats;
+mod folder;
+pub mod gguf;
+mod hash;
+mod hub;
+mod mapped;
+mod progress;
+mod reference;
+mod safetensors;
+mod settings;
+pub mod wheel;
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+pub use mapped::Mapped;
+pub use reference::Reference;
+pub use settings::Settings;
 
 /// A checkpoint that has been opened and whose headers have been checked; tensor data is read on demand.
 pub struct Checkpoint {
@@ -16,7 +42,7 @@ pub struct Checkpoint {
     pub config: serde_json::Value,
     /// End-of-text ids from `generation_config.json`, the configuration or the GGUF metadata.
     pub eos_token_ids: Vec<u32>,
-    /// The tokenizer, ready to encode.
+    /// The tokenizer, ready to encode: a byte-level BPE.
     pub tokenizer: tokenizers::Tokenizer,
     /// The model's own chat template, where the source has one.
     pub chat_template: Option<String>,
@@ -35,6 +61,12 @@ pub trait Tensors: Send + Sync {
     /// The shape of `name`, or `None` if there is no such tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
 
+    /// How the file stores `name`, such as `bf16` or `q8_0`; `None` if there is no such tensor or no file behind it.
+    fn dtype(&self, name: &str) -> Option<&'static str> {
+        let _ = name;
+        None
+    }
+
     /// Reads rows `rows` of the tensor into `out`, widened to f32.
     ///
     /// A 2-D tensor `[n, k]` has `n` rows of `k` values; a 1-D tensor is one row. `out` holds exactly
@@ -49,4 +81,104 @@ pub trait Tensors: Send + Sync {
 
     /// Bytes the tensors take in the file.
     fn stored_bytes(&self) -> u64;
+}
+
+/// A model on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Local {
+    /// A folder in Hugging Face's layout.
+    Folder(PathBuf),
+    /// A single GGUF file.
+    Gguf(PathBuf),
+}
+
+/// Whether a copy that was fetched earlier will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Freshness {
+    /// What was fetched once is used as it is, so that a restart neither needs the network nor changes the model.
+    Cached,
+    /// The hub is asked where a branch points now, if it can be reached.
+    Newest,
+}
+
+/// Opens what `reference` names, fetching it first where that is needed.
+///
+/// # Errors
+/// One line that names the file and the field, or says what to do when something cannot be fetched.
+pub fn open(reference: &Reference, settings: &Settings) -> Result<Checkpoint> {
+    let checkpoint = match fetch(reference, settings, Freshness::Cached)? {
+        Local::Folder(path) => folder::open(&path)?,
+        Local::Gguf(path) => gguf::open(&path)?,
+    };
+    // Files in a cache are called after a commit, so the model keeps the name it was asked for by.
+    let name = match reference {
+        Reference::Folder(_) | Reference::Gguf(_) => return Ok(checkpoint),
+        Reference::Hub { repo, .. } => repo.rsplit('/').next().unwrap_or(repo).to_owned(),
+        Reference::Demo => reference.to_string(),
+    };
+    Ok(Checkpoint { name, ..checkpoint })
+}
+
+/// Finds what `reference` names on this machine, fetching it first where that is needed.
+///
+/// # Errors
+/// [`crate::error::Error::Unavailable`] when it cannot be fetched, and then what to do.
+pub fn fetch(reference: &Reference, settings: &Settings, freshness: Freshness) -> Result<Local> {
+    match reference {
+        Reference::Folder(path) => Ok(Local::Folder(path.clone())),
+        Reference::Gguf(path) => Ok(Local::Gguf(path.clone())),
+        Reference::Hub { repo, revision } => hub::fetch(repo, revision, settings, freshness),
+        Reference::Demo => demo::fetch(settings).map(Local::Gguf),
+    }
+}
+
+impl Local {
+    /// Where the model lies.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Folder(path) | Self::Gguf(path) => path,
+        }
+    }
+}
+
+/// Checks what a caller of [`Tensors::read_rows`] asks for and returns the length of a row.
+fn check_rows(
+    file: &Path,
+    name: &str,
+    shape: &[usize],
+    rows: &Range<usize>,
+    out: usize,
+) -> Result<usize> {
+    let (n, k) = match *shape {
+        [k] => (1, k),
+        [n, k] => (n, k),
+        _ => {
+            let problem = format!("has shape {shape:?}; only vectors and matrices have rows");
+            return Err(Error::bad_model(file, name, problem));
+        }
+    };
+    if rows.start > rows.end || rows.end > n || out != rows.len() * k {
+        let problem = format!("rows {rows:?} of {name} {shape:?} were asked for in {out} values");
+        return Err(Error::Internal(problem));
+    }
+    Ok(k)
+}
+
+/// The error for the first value of `values` that is infinite or not a number. `values` are rows of `k`, from `first_row` on.
+fn not_finite(file: &Path, name: &str, first_row: usize, k: usize, values: &[f32]) -> Error {
+    let position = values.iter().position(|value| !value.is_finite());
+    let position = position.unwrap_or_default();
+    let problem = format!(
+        "row {}, column {} is {}, not a finite number",
+        first_row + position / k,
+        position % k,
+        values[position]
+    );
+    Error::bad_model(file, name, problem)
+}
+
+/// Reads a JSON file that belongs to a model.
+fn read_json(path: &Path) -> Result<serde_json::Value> {
+    let bytes = std::fs::read(path).map_err(|e| Error::not_found(path, e))?;
+    serde_json::from_slice(&bytes).map_err(|e| Error::bad_model(path, "JSON", e))
 }

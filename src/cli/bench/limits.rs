@@ -1,0 +1,74 @@
+//! The machine's limits, measured between the timed steps.
+
+use std::time::Instant;
+
+use crate::int8::kernels::Kernel;
+use crate::int8::kernels::pool::{PerThread, Pool};
+
+/// Bytes to read: several times the largest last-level cache of current servers' core complexes, so that memory answers.
+const READ_BYTES: usize = 512 << 20;
+
+/// Rounds of arithmetic: some milliseconds at 2 instructions per cycle.
+const ROUNDS: u64 = 1 << 20;
+
+/// What all threads together do at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Bytes read per second.
+    pub read: f64,
+    /// Int8 operations per second.
+    pub int8: f64,
+    /// F32 operations per second.
+    pub f32: f64,
+}
+
+/// Measures limits again and again on the same buffer.
+pub struct Meter {
+    buffer: Vec<u8>,
+}
+
+impl Meter {
+    /// Allocates and touches the buffer.
+    pub fn new() -> Self {
+        Self {
+            buffer: vec![1; READ_BYTES],
+        }
+    }
+
+    /// One measurement of each limit.
+    pub fn measure(&self, kernel: Kernel, pool: &mut Pool) -> Limits {
+        let shares = |thread: usize, threads: usize| {
+            let of = |index: usize| READ_BYTES / threads * index;
+            &self.buffer[of(thread)..of(thread + 1)]
+        };
+        let threads = pool.threads();
+        Limits {
+            read: rate(pool, |thread| kernel.read(shares(thread, threads))),
+            int8: rate(pool, |_| kernel.int8_arithmetic(ROUNDS)),
+            f32: rate(pool, |_| kernel.f32_arithmetic(ROUNDS)),
+        }
+    }
+}
+
+/// Runs `work` on every thread at once; returns the sum of what they did per second.
+fn rate(pool: &mut Pool, work: impl Fn(usize) -> u64 + Sync) -> f64 {
+    let threads = pool.threads();
+    let mut done = vec![0u64; threads];
+    let start = Instant::now();
+    pool.run(threads, PerThread::new(&mut done), |thread, _, done| {
+        *done = work(thread)
+    });
+    done.iter().sum::<u64>() as f64 / start.elapsed().as_secs_f64()
+}
+
+/// The middle value; the mean of the two middle ones for an even count.
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 {
+        values[middle]
+    } else {
+        (values[middle - 1] + values[middle]) / 2.0
+    }
+}

@@ -1,0 +1,111 @@
+//! `bench`: how fast this machine runs a model, and what share of its limits that is.
+
+mod limits;
+mod measure;
+mod report;
+
+use clap::Args as ClapArgs;
+
+use crate::error::{Error, Result};
+use crate::model::{self, Granite, shapes};
+use crate::sources::{self, Reference};
+use measure::Plan;
+
+/// Measures prefill and decode on a model, or on a published shape filled with random weights.
+///
+/// Every figure comes with its share of what the same machine reads and computes at most, measured in the same run
+/// between the timed steps, so figures from a busy machine can be compared.
+#[derive(Debug, ClapArgs)]
+pub struct Args {
+    /// The model to measure: a folder, a .gguf file, hf:OWNER/NAME, or demo
+    #[arg(long, value_name = "REF", conflicts_with = "shape")]
+    model: Option<Reference>,
+    /// A published shape with random weights: needs no download, and is as fast as the real model
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(shapes::names()))]
+    shape: Option<String>,
+    /// Prompt tokens of the prefill measurement
+    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
+    prompt: usize,
+    /// Numbers of streams to decode at once
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "1,4,16",
+        value_name = "N,N,…"
+    )]
+    batch: Vec<usize>,
+    /// Runs of each measurement; the median is reported
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    runs: usize,
+    /// Decoding steps in a run
+    #[arg(long, default_value_t = 16, value_name = "N")]
+    steps: usize,
+    /// Compute threads; the default is what the CPU quota and affinity allow
+    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N")]
+    threads: Option<usize>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command and prints to standard output.
+///
+/// # Errors
+/// Whatever loading the model gives, and [`Error::Usage`] for numbers that make no sense.
+pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
+    if args.prompt == 0 || args.runs == 0 || args.steps == 0 || args.batch.contains(&0) {
+        return Err(Error::Usage(
+            "--prompt, --runs, --steps and --batch take numbers above zero".into(),
+        ));
+    }
+    let plan = Plan {
+        prompt: args.prompt,
+        batches: args.batch.clone(),
+        runs: args.runs,
+        steps: args.steps,
+    };
+    let threads = args.threads.unwrap_or_else(available_threads);
+    let (name, mut model) = load(args, &plan, threads, sources)?;
+    let results = measure::run(&mut model, &plan);
+    let report = report::Report::new(&name, &model, &results);
+    if args.json {
+        println!("{}", report.json());
+    } else {
+        println!("{report}");
+    }
+    Ok(())
+}
+
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn load(
+    args: &Args,
+    plan: &Plan,
+    threads: usize,
+    sources: &sources::Settings,
+) -> Result<(String, Granite)> {
+    let settings = |config: &model::ModelConfig| model::Settings {
+        threads,
+        kv_bytes: plan.pages() as u64 * model::page_bytes(config) as u64,
+        context: None,
+    };
+    if let Some(shape) = &args.shape {
+        let config = shapes::named(shape).expect("the argument parser knows the names");
+        let settings = settings(&config);
+        return Ok((shape.clone(), model::random(config, &settings)?));
+    }
+    let reference = args.model.clone().unwrap_or(Reference::Demo);
+    let checkpoint = sources::open(&reference, sources)?;
+    let config = model::ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+    let longest = config.max_positions;
+    if plan.longest() > longest {
+        return Err(Error::Usage(format!(
+            "--prompt {}: the model's context is {longest} tokens",
+            plan.prompt
+        )));
+    }
+    let model = model::load(&checkpoint, &settings(&config), &mut |_, _| ())?;
+    Ok((checkpoint.name, model))
+}

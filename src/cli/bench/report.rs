@@ -1,0 +1,166 @@
+//! What was measured, as a table and as JSON with stable names.
+
+use std::fmt;
+
+use serde_json::{Value, json};
+
+use super::limits::Limits;
+use super::measure::{Decode, Results};
+use crate::int8::kernels;
+use crate::model::{Forward, Granite};
+
+/// A finished benchmark.
+pub struct Report<'a> {
+    name: &'a str,
+    isa: &'static str,
+    threads: usize,
+    weight_bytes: u64,
+    bytes_per_step: u64,
+    prompt_operations: u64,
+    head_operations: u64,
+    kv_bytes_per_token: u64,
+    results: &'a Results,
+}
+
+impl<'a> Report<'a> {
+    /// Puts the figures of `model` beside the results.
+    pub fn new(name: &'a str, model: &Granite, results: &'a Results) -> Self {
+        let (prompt_operations, head_operations) = model.weights().operations();
+        Self {
+            name,
+            isa: model.kernel().name(),
+            threads: model.threads(),
+            weight_bytes: model.memory().total(),
+            bytes_per_step: model.weights().bytes_per_step(),
+            prompt_operations,
+            head_operations,
+            kv_bytes_per_token: (model.page_bytes() / crate::model::PAGE_TOKENS) as u64,
+            results,
+        }
+    }
+
+    /// Int8 operations of the prompt: every token through the blocks, the last one through the head. Attention is not
+    /// counted, so its time lowers the share.
+    fn prefill_operations(&self) -> f64 {
+        (self.prompt_operations * self.results.prefill.tokens as u64 + self.head_operations) as f64
+    }
+
+    fn prefill_share(&self) -> f64 {
+        let prefill = &self.results.prefill;
+        self.prefill_operations() / prefill.seconds / prefill.limits.int8
+    }
+
+    /// The least time a step can take: all weights read once, or all products computed, whichever is longer.
+    fn roofline_seconds(&self, streams: usize, limits: Limits) -> f64 {
+        let operations = (self.prompt_operations + self.head_operations) as f64 * streams as f64;
+        (self.bytes_per_step as f64 / limits.read).max(operations / limits.int8)
+    }
+
+    fn decode_share(&self, decode: &Decode) -> f64 {
+        self.roofline_seconds(decode.streams, decode.limits) / decode.step_seconds
+    }
+
+    /// The figures under the names that scripts rely on.
+    pub fn json(&self) -> Value {
+        let (limits, prefill) = (self.results.limits, &self.results.prefill);
+        let decode: Vec<Value> = self
+            .results
+            .decode
+            .iter()
+            .map(|decode| {
+                json!({
+                    "streams": decode.streams,
+                    "tok_s": decode.streams as f64 / decode.step_seconds,
+                    "step_ms": decode.step_seconds * 1e3,
+                    "gb_s": self.bytes_per_step as f64 / decode.step_seconds / 1e9,
+                    "share_of_roofline": self.decode_share(decode),
+                })
+            })
+            .collect();
+        json!({
+            "machine": {
+                "isa": self.isa,
+                "threads": self.threads,
+                "read_gb_s": limits.read / 1e9,
+                "int8_tops": limits.int8 / 1e12,
+                "f32_tflops": limits.f32 / 1e12,
+            },
+            "model": {
+                "name": self.name,
+                "weight_bytes": self.weight_bytes,
+                "bytes_per_step": self.bytes_per_step,
+                "kv_bytes_per_token": self.kv_bytes_per_token,
+            },
+            "prefill": [{
+                "tokens": prefill.tokens,
+                "tok_s": prefill.tokens as f64 / prefill.seconds,
+                "seconds": prefill.seconds,
+                "tops": self.prefill_operations() / prefill.seconds / 1e12,
+                "share_of_peak": self.prefill_share(),
+            }],
+            "decode": decode,
+        })
+    }
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (limits, prefill) = (self.results.limits, &self.results.prefill);
+        writeln!(
+            f,
+            "model      {}, {:.2} GB of int8 weights",
+            self.name,
+            self.weight_bytes as f64 / 1e9
+        )?;
+        writeln!(f, "machine    {} on {} threads", self.isa, self.threads)?;
+        for (name, why) in kernels::survey() {
+            if let Some(why) = why {
+                writeln!(f, "           {name} passed over: {why}")?;
+            }
+        }
+        writeln!(
+            f,
+            "limits     read {:.1} GB/s, int8 {:.2} TOPS, f32 {:.2} TFLOPS",
+            limits.read / 1e9,
+            limits.int8 / 1e12,
+            limits.f32 / 1e12
+        )?;
+        writeln!(f)?;
+        writeln!(
+            f,
+            "                  tokens/s     ms/step        GB/s      TOPS   share of the limit"
+        )?;
+        writeln!(
+            f,
+            "prefill {:>6} {:>11.1} {:>11.1} {:>11} {:>9.2} {:>9.0} % of int8 peak",
+            prefill.tokens,
+            prefill.tokens as f64 / prefill.seconds,
+            prefill.seconds * 1e3,
+            "",
+            self.prefill_operations() / prefill.seconds / 1e12,
+            self.prefill_share() * 100.0
+        )?;
+        for decode in &self.results.decode {
+            let operations =
+                (self.prompt_operations + self.head_operations) as f64 * decode.streams as f64;
+            let memory_bound =
+                self.bytes_per_step as f64 / decode.limits.read > operations / decode.limits.int8;
+            writeln!(
+                f,
+                "decode  {:>6} {:>11.1} {:>11.1} {:>11.1} {:>9.2} {:>9.0} % of {}",
+                decode.streams,
+                decode.streams as f64 / decode.step_seconds,
+                decode.step_seconds * 1e3,
+                self.bytes_per_step as f64 / decode.step_seconds / 1e9,
+                operations / decode.step_seconds / 1e12,
+                self.decode_share(decode) * 100.0,
+                if memory_bound {
+                    "read bandwidth"
+                } else {
+                    "int8 peak"
+                }
+            )?;
+        }
+        Ok(())
+    }
+}

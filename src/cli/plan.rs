@@ -1,0 +1,98 @@
+//! Whether a model fits this machine, decided before it is loaded: a process that would be killed later should not start.
+
+use crate::config::ByteSize;
+use crate::error::{Error, Result};
+use crate::memory::Limit;
+use crate::model::{Footprint, PAGE_TOKENS};
+
+/// What a process holds beside weights and KV cache: tokenizer, activations of the largest step, code, and what the
+/// allocator keeps. Twice what Granite 2B shows.
+const MARGIN: u64 = 256 << 20;
+/// Context per place in the batch that the KV cache has room for by default: prompts and answers of a chat or of
+/// retrieval fit, and longer ones borrow from shorter neighbours.
+const TOKENS_PER_PLACE: usize = 4096;
+
+/// Bytes for the KV cache: as `asked`, or enough for `max_batch` sequences of ordinary length, though at most half of
+/// what `limit` leaves.
+///
+/// # Errors
+/// [`Error::Config`] with "needs X, limit Y" when weights, cache and margin do not fit.
+pub fn kv_bytes(
+    asked: Option<ByteSize>,
+    footprint: Footprint,
+    context: usize,
+    max_batch: usize,
+    limit: Option<Limit>,
+) -> Result<u64> {
+    let pages_per_place = context.min(TOKENS_PER_PLACE).div_ceil(PAGE_TOKENS);
+    let pages = (max_batch as u64).saturating_mul(pages_per_place as u64);
+    let wanted = pages.saturating_mul(footprint.kv_page);
+    let beside = footprint.weights.saturating_add(MARGIN);
+    let kv = match (asked, &limit) {
+        (Some(ByteSize(asked)), _) => asked,
+        (None, Some(limit)) => {
+            let half_of_rest = limit.bytes.saturating_sub(beside) / 2;
+            // One page at least: then the check below names what is missing.
+            wanted.min(half_of_rest).max(footprint.kv_page)
+        }
+        (None, None) => wanted,
+    };
+    match limit {
+        Some(limit) if beside.saturating_add(kv) > limit.bytes => Err(Error::Config(format!(
+            "not enough memory: needs {} ({} weights, {} KV cache, {} beside), limit {} ({})",
+            ByteSize(beside.saturating_add(kv)),
+            ByteSize(footprint.weights),
+            ByteSize(kv),
+            ByteSize(MARGIN),
+            ByteSize(limit.bytes),
+            limit.source,
+        ))),
+        _ => Ok(kv),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GRANITE_2B: Footprint = Footprint {
+        weights: 2_600_000_000,
+        kv_page: 2_785_280,
+    };
+
+    fn plan(asked: Option<u64>, limit: u64) -> Result<u64> {
+        let limit = Limit {
+            bytes: limit,
+            source: "cgroup v2",
+        };
+        let asked = asked.map(ByteSize);
+        kv_bytes(asked, GRANITE_2B, 131_072, 16, Some(limit))
+    }
+
+    #[test]
+    fn with_plenty_of_memory_every_place_has_its_share() {
+        assert_eq!(plan(None, 24 << 30).unwrap(), 16 * 64 * 2_785_280);
+    }
+
+    #[test]
+    fn with_little_memory_half_of_the_rest_is_left_alone() {
+        let limit = 4 << 30;
+        assert_eq!(
+            plan(None, limit).unwrap(),
+            (limit - 2_600_000_000 - MARGIN) / 2
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_both_numbers() {
+        let error = plan(None, 1 << 30).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "not enough memory: needs 2.67 GiB (2.42 GiB weights, 2.66 MiB KV cache, 256 MiB beside), limit 1.00 GiB (cgroup v2)"
+        );
+        assert_eq!(error.exit_code(), 78);
+        assert!(plan(Some(2 << 30), 4 << 30).is_err());
+        assert!(plan(Some(u64::MAX), 4 << 30).is_err());
+        assert_eq!(plan(Some(1 << 30), 4 << 30).unwrap(), 1 << 30);
+    }
+}

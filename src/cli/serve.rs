@@ -1,0 +1,341 @@
+//! `microgranite serve`: load a model, answer requests, leave in good order.
+
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::plan;
+use crate::config::{self, ByteSize};
+use crate::engine::{self, Engine, Health};
+use crate::error::{Error, Result};
+use crate::http::auth::ApiKeys;
+use crate::http::server::{self, Server};
+use crate::http::{self, App, ServedModel};
+use crate::memory;
+use crate::model::{self, ModelConfig};
+use crate::sources::{self, Reference};
+use crate::telemetry::Metrics;
+use crate::text::Tokenizer;
+
+/// Serve a model over POST /v1/completions.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION], or demo (a small one, fetched once).
+    #[arg(
+        long,
+        env = "MICROGRANITE_MODEL",
+        value_name = "REF",
+        default_value = "demo"
+    )]
+    model: Reference,
+
+    /// Where to answer requests. The default can be reached from this machine only; 0.0.0.0:8080 from everywhere.
+    #[arg(
+        long,
+        env = "MICROGRANITE_LISTEN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:8080"
+    )]
+    listen: SocketAddr,
+
+    /// Where to answer probes and Prometheus too, on a thread of its own that no load on the API can starve.
+    #[arg(long, env = "MICROGRANITE_ADMIN_LISTEN", value_name = "ADDR")]
+    admin_listen: Option<SocketAddr>,
+
+    /// Compute threads. More than the cores there are makes everything slower; fewer leaves cores to others.
+    /// [default: the cores, or the cgroup's quota]
+    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::positive)]
+    threads: Option<usize>,
+
+    /// Answers that are generated at once. More raises throughput, and the time between tokens of each.
+    #[arg(long, env = "MICROGRANITE_MAX_BATCH", value_name = "N", value_parser = config::positive, default_value_t = engine::Settings::default().max_batch)]
+    max_batch: usize,
+
+    /// Longest prompt and answer together, in tokens. Less keeps single requests from taking the whole KV cache.
+    /// [default: the model's own]
+    #[arg(long, env = "MICROGRANITE_CONTEXT", value_name = "N", value_parser = config::positive)]
+    context: Option<usize>,
+
+    /// Memory for the KV cache: 512MiB, 2GiB, 1G or bytes. More lets more and longer answers run at once.
+    /// [default: 4096 tokens per place in the batch, at most half of the memory left]
+    #[arg(long, env = "MICROGRANITE_KV_CACHE", value_name = "SIZE")]
+    kv_cache: Option<ByteSize>,
+
+    /// Requests that may wait; more are refused with 429. A longer queue refuses fewer and makes them wait longer.
+    #[arg(long, env = "MICROGRANITE_MAX_QUEUE", value_name = "N", default_value_t = engine::Settings::default().max_queue)]
+    max_queue: usize,
+
+    /// Connections at once; more are refused. Each can hold up to a megabyte of request.
+    #[arg(long, env = "MICROGRANITE_MAX_CONNECTIONS", value_name = "N", value_parser = config::positive, default_value_t = server::Settings::default().max_connections)]
+    max_connections: usize,
+
+    /// The name clients use for the model. [default: the name in REF]
+    #[arg(long, env = "MICROGRANITE_SERVED_MODEL_NAME", value_name = "NAME")]
+    served_model_name: Option<String>,
+
+    /// A file with one API key per line; requests need one of them. Without it everyone who reaches the port is served.
+    #[arg(long, env = "MICROGRANITE_API_KEY_FILE", value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+
+    /// After SIGTERM, how long running answers may take to finish, in seconds. Keep the pod's grace period above it.
+    #[arg(long, env = "MICROGRANITE_DRAIN_TIMEOUT", value_name = "SECS", default_value = "120", value_parser = config::seconds)]
+    drain_timeout: Duration,
+}
+
+/// Threads beside the network's: tokenizing long prompts and loading the model. They compete with the compute threads for
+/// the cores, so a few are enough; what waits for one holds no core.
+const MAX_BLOCKING_THREADS: usize = 4;
+
+/// Serves until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// Whatever keeps the service from starting, and [`Error::Internal`] if its engine dies.
+pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
+    let keys = args
+        .api_key_file
+        .as_deref()
+        .map(ApiKeys::read)
+        .transpose()?;
+    let metrics = Arc::new(Metrics::new());
+    let app = App::new(Arc::clone(&metrics), keys);
+    if let Some(address) = args.admin_listen {
+        serve_admin(address, app.clone())?;
+    }
+    // One thread for the network: it only moves bytes, and the cores belong to the compute threads.
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .build()
+        .map_err(|problem| Error::Internal(format!("no runtime: {problem}")))?;
+    let outcome = runtime.block_on(serve(args, sources, metrics, app));
+    // Does not wait for a model that is still being loaded.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// The port first, so that it answers 503 while the model loads; then the model; then wait for the end.
+async fn serve(
+    args: Args,
+    sources: sources::Settings,
+    metrics: Arc<Metrics>,
+    app: App,
+) -> Result<()> {
+    let mut stop_signals = StopSignals::new()?;
+    let listener = TcpListener::bind(args.listen)
+        .await
+        .map_err(|problem| cannot_listen("--listen", args.listen, problem))?;
+    let address = listener.local_addr().unwrap_or(args.listen);
+    let settings = server::Settings {
+        max_connections: args.max_connections,
+        ..server::Settings::default()
+    };
+    let server = Server::start(listener, app.clone(), settings);
+    tracing::info!(%address, "listening; loading the model");
+
+    let (drain_timeout, needs_key) = (args.drain_timeout, args.api_key_file.is_some());
+    let loading = tokio::task::spawn_blocking(move || load(&args, &sources, metrics));
+    let Loaded { model, facts } = tokio::select! {
+        loaded = loading => loaded.map_err(|panic| Error::Internal(format!("loading: {panic}")))??,
+        () = stop_signals.next() => return Ok(()),
+    };
+    let engine = model.engine.clone();
+    let ready = ready_text(address, &model.name, &facts, needs_key);
+    app.serve_model(model);
+    // Nobody may be reading; that is no reason to stop.
+    let _ = std::io::stdout().write_all(ready.as_bytes());
+    tracing::info!(%address, "ready");
+
+    let engine_died = tokio::select! {
+        () = stop_signals.next() => false,
+        () = engine.stopped() => true,
+    };
+    if !engine_died {
+        tracing::info!(?drain_timeout, "stopping: finishing what runs");
+    }
+    let is_finished = server.drain(drain_timeout, stop_signals.next()).await;
+    if engine.health() == Health::Failed {
+        let cause = "the engine died; the log has the cause";
+        return Err(Error::Internal(cause.to_owned()));
+    }
+    if !is_finished {
+        tracing::warn!("stopped before all answers were complete");
+    }
+    Ok(())
+}
+
+/// A model that is ready, and a line about it.
+struct Loaded {
+    model: ServedModel,
+    facts: String,
+}
+
+/// Opens, checks, loads and starts the model. Takes long: runs on a thread of its own.
+fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Result<Loaded> {
+    let started = Instant::now();
+    let checkpoint = sources::open(&args.model, sources)?;
+    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+    let threads = args.threads.unwrap_or_else(config::available_threads);
+    let max_batch = args.max_batch;
+    let context = args.context.unwrap_or(config.max_positions);
+    if context > config.max_positions {
+        let most = config.max_positions;
+        let problem = format!("--context {context}: this model takes at most {most} tokens");
+        return Err(Error::Config(problem));
+    }
+    let footprint = model::footprint(&config);
+    let limit = memory::limit();
+    let kv_bytes = plan::kv_bytes(args.kv_cache, footprint, context, max_batch, limit)?;
+    let settings = model::Settings {
+        threads,
+        kv_bytes,
+        context: Some(context),
+    };
+
+    // In a folder the tokenizer has its own file; a GGUF file holds it.
+    let tokenizer_file = match checkpoint.config_file.file_name() {
+        Some(name) if name == "config.json" => {
+            checkpoint.config_file.with_file_name("tokenizer.json")
+        }
+        _ => checkpoint.config_file.clone(),
+    };
+    let tokenizer = Tokenizer::new(checkpoint.tokenizer.clone(), &tokenizer_file)?;
+    let mut progress = super::progress::Progress::new("quantizing", sources.progress_bar);
+    let granite = model::load(&checkpoint, &settings, &mut |done, total| {
+        progress.show(done, total);
+    })?;
+    progress.finish();
+
+    let memory = granite.memory().clone();
+    metrics.set_model_memory(&memory);
+    let kernel = granite.kernel().name();
+    let name = args.served_model_name.clone();
+    let name = name.unwrap_or_else(|| served_name(&args.model, &checkpoint.name));
+    let architecture = format!("{:?}", config.architecture);
+    metrics
+        .model_info
+        .with_label_values(&[&name, &architecture, "int8", &context.to_string()])
+        .set(1);
+    metrics
+        .build_info
+        .with_label_values(&[env!("CARGO_PKG_VERSION"), kernel])
+        .set(1);
+    let facts = format!(
+        "{}: {} M parameters in {} of int8 weights ({:.0} % of f32), {} of KV cache, {} threads, {}; loaded in {:.1} s",
+        checkpoint.name,
+        memory.elements / 1_000_000,
+        ByteSize(memory.total()),
+        100.0 * memory.total() as f64 / (4 * memory.elements) as f64,
+        ByteSize(kv_bytes),
+        granite.threads(),
+        kernel,
+        started.elapsed().as_secs_f64(),
+    );
+    let defaults = engine::Settings::default();
+    let engine_settings = engine::Settings {
+        max_batch,
+        max_queue: args.max_queue,
+        step_tokens: defaults.step_tokens.max(max_batch),
+        ..defaults
+    };
+    let model = ServedModel {
+        name,
+        root: args.model.to_string(),
+        fingerprint: format!("microgranite-{}-int8-{kernel}", env!("CARGO_PKG_VERSION")),
+        created: http::unix_seconds(),
+        stop_ids: checkpoint.eos_token_ids,
+        tokenizer: Arc::new(tokenizer),
+        engine: Engine::start(Box::new(granite), engine_settings, metrics)?,
+    };
+    Ok(Loaded { model, facts })
+}
+
+/// What clients call the model: `demo` is its own name, others go by their repository or file.
+fn served_name(reference: &Reference, checkpoint: &str) -> String {
+    match reference {
+        Reference::Demo => "demo".to_owned(),
+        Reference::Hub { repo, .. } => repo.clone(),
+        Reference::Folder(_) | Reference::Gguf(_) => checkpoint.to_owned(),
+    }
+}
+
+/// What standard output says when the first request can come: where, what, and a command that works.
+fn ready_text(address: SocketAddr, name: &str, facts: &str, needs_key: bool) -> String {
+    let mut reachable = address;
+    if address.ip().is_unspecified() {
+        reachable.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+    }
+    let key = if needs_key {
+        " -H \"authorization: Bearer $API_KEY\""
+    } else {
+        ""
+    };
+    // A name from a folder can hold anything; JSON and the shell both have their quotes.
+    let body = serde_json::json!({
+        "model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0,
+    });
+    let body = body.to_string().replace('\'', r"'\''");
+    format!(
+        "{name} is ready on http://{address}\n{facts}\n\n\
+         curl http://{reachable}/v1/completions{key} -H 'content-type: application/json' -d '{body}'\n"
+    )
+}
+
+/// Answers probes and Prometheus on a thread and a runtime of their own, until the process ends.
+fn serve_admin(address: SocketAddr, app: App) -> Result<()> {
+    let failed = |problem| cannot_listen("--admin-listen", address, problem);
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed)?;
+    let listener = runtime
+        .block_on(TcpListener::bind(address))
+        .map_err(failed)?;
+    let router = http::admin_router(app);
+    let never = std::future::pending();
+    let serve = server::serve(
+        listener,
+        router,
+        server::Settings::default(),
+        never,
+        Duration::ZERO,
+    );
+    std::thread::Builder::new()
+        .name("admin".into())
+        .spawn(move || runtime.block_on(serve))
+        .map_err(failed)?;
+    Ok(())
+}
+
+fn cannot_listen(flag: &str, address: SocketAddr, problem: std::io::Error) -> Error {
+    Error::Config(format!("{flag} {address}: {problem}"))
+}
+
+/// SIGTERM, which Kubernetes and systemd send, and SIGINT, which is Ctrl-C. The second one means: at once.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> Result<Self> {
+        let listen =
+            |kind| signal(kind).map_err(|problem| Error::Internal(format!("signals: {problem}")));
+        Ok(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! Where generations wait between the callers and the engine's thread, and what both sides know of each other.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use prometheus::IntGauge;
+use tokio::sync::watch;
+
+use super::sequence::Sequence;
+use super::{Health, Refusal};
+
+/// A client told to come back sooner than this would only knock again.
+const MIN_RETRY: Duration = Duration::from_secs(1);
+/// Past a minute the estimate says more about the past than about the wait.
+const MAX_RETRY: Duration = Duration::from_secs(60);
+/// Share of the newest measurement in the drain rate: it follows about the last ten admissions.
+const NEWEST_SHARE: f64 = 0.2;
+
+/// The queue. Locked for moments only: no side computes while it holds the lock.
+#[derive(Debug)]
+pub(super) struct Queue {
+    max_queue: usize,
+    state: Mutex<State>,
+    arrived: Condvar,
+    health: watch::Sender<Health>,
+    /// `requests_waiting`.
+    waiting: IntGauge,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Submitted, and not yet taken by the engine.
+    arrivals: Vec<Sequence>,
+    /// Taken by the engine, and still waiting for a place in the batch.
+    waiting: usize,
+    /// Places in the batch that nobody waits for.
+    places: usize,
+    drain_rate: DrainRate,
+    /// When the step began that is running now.
+    step_began: Option<Instant>,
+}
+
+impl Queue {
+    /// An empty, open queue in front of a batch with `max_batch` free places.
+    pub fn new(max_queue: usize, max_batch: usize, waiting: IntGauge) -> Self {
+        Self {
+            max_queue,
+            state: Mutex::new(State {
+                arrivals: Vec::new(),
+                waiting: 0,
+                places: max_batch,
+                drain_rate: DrainRate::default(),
+                step_began: None,
+            }),
+            arrived: Condvar::new(),
+            health: watch::Sender::new(Health::Running),
+            waiting,
+        }
+    }
+
+    /// Takes all of `sequences` or none of them.
+    pub fn push(&self, sequences: Vec<Sequence>) -> Result<(), Refusal> {
+        let mut state = self.lock();
+        self.check_room(&state, sequences.len())?;
+        state.arrivals.extend(sequences);
+        self.show_waiting(&state);
+        self.arrived.notify_one();
+        Ok(())
+    }
+
+    /// Whether `count` sequences would be taken now.
+    pub fn has_room(&self, count: usize) -> Result<(), Refusal> {
+        self.check_room(&self.lock(), count)
+    }
+
+    fn check_room(&self, state: &State, count: usize) -> Result<(), Refusal> {
+        match self.health() {
+            Health::Running => {}
+            Health::Draining => return Err(Refusal::Draining),
+            Health::Stopped | Health::Failed => return Err(Refusal::Stopped),
+        }
+        // Who finds a free place does not count as waiting.
+        let waiting = state.waiting + state.arrivals.len() + count;
+        let excess = waiting.saturating_sub(self.max_queue + state.places);
+        if excess > 0 {
+            let retry_after = state.drain_rate.time_for(excess, Instant::now());
+            return Err(Refusal::QueueFull { retry_after });
+        }
+        Ok(())
+    }
+
+    /// Hands all arrivals to the engine, which begins a step. While there are none and the engine is `idle` this parks;
+    /// `None` says that there will be none any more.
+    pub fn take(&self, idle: bool) -> Option<Vec<Sequence>> {
+        let mut state = self.lock();
+        if idle {
+            state.step_began = None;
+            while state.arrivals.is_empty() {
+                if self.health() != Health::Running {
+                    return None;
+                }
+                state = self
+                    .arrived
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        state.step_began = Some(Instant::now());
+        state.waiting += state.arrivals.len();
+        Some(std::mem::take(&mut state.arrivals))
+    }
+
+    /// The engine reports who still waits, after it `admitted` some into the batch, and the free places in it.
+    pub fn report(&self, waiting: usize, places: usize, admitted: usize) {
+        let mut state = self.lock();
+        state.waiting = waiting;
+        // Places that the first in the queue cannot use, for want of pages, are not free for those behind it.
+        state.places = if waiting == 0 { places } else { 0 };
+        state
+            .drain_rate
+            .observe(admitted, waiting > 0, Instant::now());
+        self.show_waiting(&state);
+    }
+
+    /// Admits nobody from now on.
+    pub fn drain(&self) {
+        let _state = self.lock();
+        if self.health() == Health::Running {
+            self.health.send_replace(Health::Draining);
+        }
+        self.arrived.notify_one();
+    }
+
+    /// The engine's last words: how it ended. What has not been taken fails.
+    pub fn close(&self, end: Health) {
+        let mut state = self.lock();
+        self.health.send_replace(end);
+        state.step_began = None;
+        state.waiting = 0;
+        let arrivals = std::mem::take(&mut state.arrivals);
+        self.show_waiting(&state);
+        drop(state);
+        drop(arrivals);
+    }
+
+    /// How the engine is.
+    pub fn health(&self) -> Health {
+        *self.health.borrow()
+    }
+
+    /// To wait for a change of health.
+    pub fn watch_health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    /// How long the current step has been running; `None` while the engine is idle.
+    pub fn step_age(&self) -> Option<Duration> {
+        self.lock().step_began.map(|began| began.elapsed())
+    }
+
+    fn show_waiting(&self, state: &State) {
+        let waiting = state.waiting + state.arrivals.len();
+        self.waiting.set(waiting.try_into().unwrap_or(i64::MAX));
+    }
+
+    /// Nothing panics while it holds the lock, and the state is whole after every statement: poison says nothing.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How fast places become free, measured while somebody waits for one.
+#[derive(Debug, Default)]
+struct DrainRate {
+    /// Seconds per place, averaged; zero until measured.
+    seconds: f64,
+    /// When the queue last moved, or else began to fill; `None` while nobody waits.
+    still_since: Option<Instant>,
+}
+
+impl DrainRate {
+    /// Notes that `admitted` left the queue at `now`, and whether somebody waits still.
+    fn observe(&mut self, admitted: usize, waiting: bool, now: Instant) {
+        if admitted > 0
+            && let Some(since) = self.still_since.take()
+        {
+            let newest = (now - since).as_secs_f64() / admitted as f64;
+            self.seconds = if self.seconds == 0.0 {
+                newest
+            } else {
+                self.seconds + NEWEST_SHARE * (newest - self.seconds)
+            };
+        }
+        self.still_since = if waiting {
+            self.still_since.or(Some(now))
+        } else {
+            None
+        };
+    }
+
+    /// How long until `places` more have become free, as far as one can tell.
+    fn time_for(&self, places: usize, now: Instant) -> Duration {
+        let still = self.still_since.map_or(0.0, |since| {
+            now.saturating_duration_since(since).as_secs_f64()
+        });
+        // A queue that stands still longer than usual has become slower, though nothing has left it to measure.
+        let seconds = self.seconds.max(still) * places as f64;
+        Duration::try_from_secs_f64(seconds.ceil())
+            .unwrap_or(MAX_RETRY)
+            .clamp(MIN_RETRY, MAX_RETRY)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_retry_time_follows_the_drain_rate_within_its_bounds() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut rate = DrainRate::default();
+        assert_eq!(rate.time_for(5, start), MIN_RETRY, "nothing measured");
+        rate.observe(16, true, at(0));
+        rate.observe(2, true, at(6));
+        assert_eq!(rate.time_for(4, at(6)), Duration::from_secs(12));
+        assert_eq!(rate.time_for(1000, at(6)), MAX_RETRY);
+        assert_eq!(
+            rate.time_for(4, at(11)),
+            Duration::from_secs(20),
+            "it stands still for five seconds"
+        );
+        rate.observe(1, false, at(9));
+        rate.observe(3, false, at(500));
+        assert_eq!(
+            rate.time_for(4, at(500)),
+            Duration::from_secs(12),
+            "an empty queue is not measured"
+        );
+    }
+}

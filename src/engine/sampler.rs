@@ -1,0 +1,299 @@
+//! Logits → token: greedy, or temperature, min-p, top-k and top-p, in this order.
+//!
+//! The order is vLLM's, so that a request means the same here as there. It matters in one place: the mass that top-p
+//! counts is that of the tokens which min-p and top-k left.
+//!
+//! Token `i` of a generation depends on the seed, on `i` and on its logits, on nothing else: one draw per token from a
+//! generator of its own, sums in a fixed order, ties broken by id, and an exponential of our own, since the system's
+//! may differ in its last bit from one machine to the next.
+
+use std::cmp::Ordering;
+
+use rand_pcg::Pcg64;
+use rand_pcg::rand_core::{Rng, SeedableRng};
+
+use super::request::Sampling;
+
+/// Logits looked at together: long enough for vector registers, short enough that searching one costs nothing.
+const BLOCK: usize = 64;
+/// Independent sums within a block: two registers of eight.
+const LANES: usize = 16;
+/// Candidates that top-p looks at first. Most nuclei are smaller; a larger one takes another pass over the logits.
+const NUCLEUS_GUESS: usize = 128;
+
+/// Scratch memory for choosing tokens; holds no state between calls.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    /// One weight per token id, relative to the most likely one.
+    weights: Vec<f32>,
+    /// The sum of each block of `weights`.
+    block_sums: Vec<f64>,
+    /// The most likely tokens, best first, as logit and id.
+    best: Vec<(f32, u32)>,
+}
+
+/// The generator from which a generation draws, once per token.
+pub fn generator(seed: u64) -> Pcg64 {
+    Pcg64::seed_from_u64(seed)
+}
+
+impl Sampler {
+    /// Chooses a token, or `None` if any logit is infinite or not a number.
+    pub fn sample(
+        &mut self,
+        logits: &[f32],
+        sampling: &Sampling,
+        generator: &mut Pcg64,
+    ) -> Option<u32> {
+        let (greedy, max) = argmax(logits)?;
+        if sampling.temperature == 0.0 {
+            return Some(greedy);
+        }
+        // The upper 53 bits make a double in [0, 1).
+        let uniform = (generator.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
+        // Copies: behind the reference the compiler would fear that writing weights changes them, and go one by one.
+        let (temperature, min_p) = (sampling.temperature, sampling.min_p);
+        let weight = move |logit: f32| {
+            let weight = exp((logit - max) / temperature);
+            if weight < min_p { 0.0 } else { weight }
+        };
+        let top_k = match sampling.top_k {
+            0 => logits.len(),
+            k => k.min(logits.len()),
+        };
+        Some(if top_k < logits.len() {
+            self.keep_best(logits, top_k);
+            let total = self.mass_of_best(weight);
+            self.keep_nucleus(sampling.top_p, total, weight);
+            self.draw_from_best(uniform, weight)
+        } else if sampling.top_p < 1.0 {
+            let total = self.weigh_all(logits, weight);
+            let mut guess = NUCLEUS_GUESS;
+            self.keep_best(logits, guess);
+            while !self.keep_nucleus(sampling.top_p, total, weight) && guess < logits.len() {
+                guess *= 8;
+                self.keep_best(logits, guess);
+            }
+            self.draw_from_best(uniform, weight)
+        } else {
+            let total = self.weigh_all(logits, weight);
+            self.draw_from_all(uniform * total).unwrap_or(greedy)
+        })
+    }
+
+    /// Weighs every token and returns the sum.
+    fn weigh_all(&mut self, logits: &[f32], weight: impl Fn(f32) -> f32) -> f64 {
+        self.weights.clear();
+        self.weights
+            .extend(logits.iter().map(|&logit| weight(logit)));
+        self.block_sums.clear();
+        self.block_sums
+            .extend(self.weights.chunks(BLOCK).map(block_sum));
+        self.block_sums.iter().sum()
+    }
+
+    /// The token at which the running sum of all weights passes `point`.
+    fn draw_from_all(&self, point: f64) -> Option<u32> {
+        let mut sum = 0.0;
+        let block = self.block_sums.iter().position(|block_sum| {
+            let passes = sum + block_sum > point;
+            sum += if passes { 0.0 } else { *block_sum };
+            passes
+        })?;
+        let start = block * BLOCK;
+        let end = self.weights.len().min(start + BLOCK);
+        let mut last = None;
+        for (id, &weight) in (start..end).zip(&self.weights[start..end]) {
+            if weight > 0.0 {
+                last = u32::try_from(id).ok();
+                sum += f64::from(weight);
+                if sum > point {
+                    break;
+                }
+            }
+        }
+        // Within the block the order of addition differs, so rounding may leave the sum just short at its end.
+        last
+    }
+
+    /// Fills `best` with the `count` most likely tokens, most likely first; of equals, lower ids come first.
+    fn keep_best(&mut self, logits: &[f32], count: usize) {
+        let best = &mut self.best;
+        best.clear();
+        // No token at or below the floor can be among the best: `count` others are at least as likely, with lower ids.
+        let mut floor = f32::NEG_INFINITY;
+        for (id, &logit) in (0..).zip(logits) {
+            if logit > floor {
+                best.push((logit, id));
+                if best.len() == 2 * count {
+                    best.select_nth_unstable_by(count - 1, more_likely);
+                    best.truncate(count);
+                    floor = best[count - 1].0;
+                }
+            }
+        }
+        best.sort_unstable_by(more_likely);
+        best.truncate(count);
+    }
+
+    /// The sum of the weights of `best`, in order.
+    fn mass_of_best(&self, weight: impl Fn(f32) -> f32) -> f64 {
+        self.best.iter().map(|best| f64::from(weight(best.0))).sum()
+    }
+
+    /// Cuts `best` to the shortest beginning that holds the share `top_p` of `total`; returns whether it holds that much.
+    fn keep_nucleus(&mut self, top_p: f32, total: f64, weight: impl Fn(f32) -> f32) -> bool {
+        let target = f64::from(top_p) * total;
+        let mut mass = 0.0;
+        let reached = self.best.iter().position(|best| {
+            mass += f64::from(weight(best.0));
+            mass >= target
+        });
+        if let Some(last) = reached {
+            self.best.truncate(last + 1);
+        }
+        reached.is_some()
+    }
+
+    /// The token of `best` at which the running sum of weights passes the share `uniform` of their mass.
+    fn draw_from_best(&self, uniform: f64, weight: impl Fn(f32) -> f32) -> u32 {
+        let point = uniform * self.mass_of_best(&weight);
+        let mut sum = 0.0;
+        let drawn = self.best.iter().find(|best| {
+            sum += f64::from(weight(best.0));
+            sum > point
+        });
+        // Always found: `uniform` is below one and the mass was added up in the same order.
+        drawn.unwrap_or(&self.best[0]).1
+    }
+}
+
+/// Orders the more likely token first, and of equals the lower id.
+fn more_likely(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
+    let by_logit = b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal);
+    by_logit.then(a.1.cmp(&b.1))
+}
+
+/// The lowest id among the largest logits, and that logit; `None` if any logit is not finite, or there is none.
+fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
+    let mut max = f32::NEG_INFINITY;
+    let mut found = None;
+    for (block, values) in logits.chunks(BLOCK).enumerate() {
+        let (vectors, rest) = values.as_chunks::<LANES>();
+        let mut lanes = [f32::NEG_INFINITY; LANES];
+        // Nothing times zero is zero, unless it is infinite or not a number.
+        let mut zeros = [0.0; LANES];
+        for values in vectors {
+            for lane in 0..LANES {
+                let value = values[lane];
+                lanes[lane] = if value > lanes[lane] {
+                    value
+                } else {
+                    lanes[lane]
+                };
+                zeros[lane] += value * 0.0;
+            }
+        }
+        if !(zeros.iter().chain(rest)).all(|value| value.is_finite()) {
+            return None;
+        }
+        let block_max = lanes.iter().chain(rest).copied().fold(max, f32::max);
+        if block_max > max {
+            max = block_max;
+            let offset = values.iter().position(|&value| value == max)?;
+            found = u32::try_from(block * BLOCK + offset).ok();
+        }
+    }
+    Some((found?, max))
+}
+
+/// The sum of a block, always in the same order: by lanes, then the lanes in turn, then what fills no vector.
+fn block_sum(weights: &[f32]) -> f64 {
+    let (vectors, rest) = weights.as_chunks::<LANES>();
+    let mut lanes = [0.0_f64; LANES];
+    for weights in vectors {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(weights[lane]);
+        }
+    }
+    let rest = rest.iter().map(|&weight| f64::from(weight));
+    lanes.into_iter().chain(rest).sum()
+}
+
+/// eˣ for x ≤ 0 to 3·10⁻⁷ relative, the same bits on every machine; zero below −87, where f32 runs out of exponents.
+fn exp(x: f32) -> f32 {
+    /// 1.5 · 2²³: adding it rounds to the nearest integer, which is then in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts; the first is short, so that its product with an exponent is exact.
+    const LN_2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
+    let shifted = x * std::f32::consts::LOG2_E + ROUND;
+    let exponent = shifted - ROUND;
+    let r = x - exponent * LN_2[0] - exponent * LN_2[1];
+    // Taylor to the sixth power: |r| is at most ln 2 / 2, so the rest is below 1.2·10⁻⁷.
+    let fraction = 1.0
+        + r * (1.0
+            + r * (1.0 / 2.0
+                + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))))));
+    let power_of_two = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    // A mask, not a branch, so that the compiler can compute several at once.
+    let mask = u32::from(x >= -87.0).wrapping_neg();
+    f32::from_bits((fraction * power_of_two).to_bits() & mask)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_accurate_and_ends_in_zero() {
+        for step in 0..=870_000 {
+            let x = -(step as f32) / 10_000.0;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - exact).abs() / exact;
+            assert!(error < 3e-7, "exp({x}) is off by {error}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-88.0), 0.0);
+        assert_eq!(exp(f32::MIN), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn the_greedy_token_is_the_lowest_id_of_the_largest() {
+        for len in [1, 15, 16, 17, 63, 64, 65, 1000] {
+            for at in 0..len {
+                let mut logits = vec![-1.0; len];
+                logits[at] = 2.0;
+                *logits.last_mut().unwrap() = 2.0;
+                assert_eq!(argmax(&logits), Some((at as u32, 2.0)));
+            }
+        }
+        assert_eq!(argmax(&[-0.0, 0.0]), Some((0, -0.0)));
+        assert_eq!(argmax(&[f32::MIN; 3]), Some((0, f32::MIN)));
+    }
+
+    #[test]
+    fn a_logit_that_is_not_finite_is_no_choice() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in 0..130 {
+                let mut logits = vec![0.5; 130];
+                logits[at] = bad;
+                assert_eq!(argmax(&logits), None, "{bad} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_best_are_what_a_full_sort_gives() {
+        let mut source = generator(3);
+        // Few distinct values, so that ties matter.
+        let logits: Vec<f32> = (0..3000).map(|_| (source.next_u64() % 50) as f32).collect();
+        let mut sorted: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
+        sorted.sort_by(more_likely);
+        let mut sampler = Sampler::default();
+        for count in [1, 2, 59, 60, 61, 1499, 1500, 2999, 3000] {
+            sampler.keep_best(&logits, count);
+            assert_eq!(sampler.best, sorted[..count]);
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! What a refused or failed request answers. The only file that knows status codes.
+
+use std::time::Duration;
+
+use axum::http::header::{CONNECTION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderName, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+/// Everything that can be answered instead of what was asked for.
+///
+/// `Display` is the message the client reads; causes go to the log only.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ApiError {
+    /// The body is not JSON, or not a JSON object.
+    #[error("the body is not a valid JSON object: {0}")]
+    InvalidJson(String),
+    /// A required field is absent.
+    #[error("'{param}' is required")]
+    Missing {
+        /// The field.
+        param: &'static str,
+    },
+    /// A field has the wrong type or a value out of range.
+    #[error("'{param}' must be {expected}")]
+    InvalidValue {
+        /// The field.
+        param: &'static str,
+        /// What would have been right.
+        expected: String,
+    },
+    /// A field of OpenAI's API that would change the answer and is not supported.
+    #[error("'{param}' is not supported yet: {neutral}")]
+    Unsupported {
+        /// The field.
+        param: &'static str,
+        /// The values that are accepted.
+        neutral: &'static str,
+    },
+    /// Prompt and answer do not fit the context together.
+    #[error("{message}")]
+    ContextLength {
+        /// The field to shorten.
+        param: &'static str,
+        /// Lengths and limit.
+        message: String,
+    },
+    /// The request names a model that is not served here.
+    #[error("the model '{requested}' does not exist; this server has '{served}'")]
+    ModelNotFound {
+        /// As requested, shortened.
+        requested: String,
+        /// The one served.
+        served: String,
+    },
+    /// No such path.
+    #[error("there is nothing at this path")]
+    PathNotFound,
+    /// The path exists, the method does not.
+    #[error("this path does not have this method; see the Allow header")]
+    MethodNotAllowed,
+    /// No key, or none we know.
+    #[error("a valid API key is required: send 'Authorization: Bearer KEY'")]
+    Unauthorized,
+    /// The body did not arrive in time.
+    #[error("the body did not arrive within {} seconds", .0.as_secs())]
+    BodyTimeout(Duration),
+    /// The client stopped sending in the middle of the body.
+    #[error("the body ended early")]
+    BodyIncomplete,
+    /// The body is longer than allowed.
+    #[error("the body is longer than {0} bytes")]
+    BodyTooLarge(usize),
+    /// The body is of another type or compressed.
+    #[error("{0}")]
+    UnsupportedMediaType(&'static str),
+    /// The queue has no room for the request.
+    #[error("the server is at capacity; retry later")]
+    QueueFull {
+        /// When room is likely.
+        retry_after: Duration,
+    },
+    /// The model is being loaded.
+    #[error("the model is loading")]
+    Loading,
+    /// The server is finishing what runs before it stops.
+    #[error("the server is shutting down")]
+    Draining,
+    /// The engine has stopped; only a restart helps.
+    #[error("the engine has stopped")]
+    EngineStopped,
+    /// A defect on our side.
+    #[error("internal error")]
+    Internal,
+}
+
+/// The body of every error: `{"error": {"message", "type", "param", "code"}}`, as OpenAI's clients expect it.
+#[derive(Serialize)]
+pub struct ErrorBody {
+    error: ErrorFields,
+}
+
+#[derive(Serialize)]
+struct ErrorFields {
+    message: String,
+    r#type: &'static str,
+    param: Option<&'static str>,
+    code: &'static str,
+}
+
+/// The error's code, put into the response's extensions for the log line.
+#[derive(Debug, Clone, Copy)]
+pub struct ErrorCode(pub &'static str);
+
+/// Refuses a connection beyond the limit without reading from it, so it is spelt out as bytes.
+pub const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
+    content-type: application/json\r\ncontent-length: 125\r\nconnection: close\r\nretry-after: 1\r\n\r\n\
+    {\"error\":{\"message\":\"too many connections; retry later\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}\n";
+
+/// While loading or draining: long enough not to hammer, short enough to notice soon.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+
+impl ApiError {
+    /// Status and code.
+    fn kind(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::InvalidJson(_) => (StatusCode::BAD_REQUEST, "json_parse_error"),
+            Self::Missing { .. } => (StatusCode::BAD_REQUEST, "missing_required_parameter"),
+            Self::InvalidValue { .. } => (StatusCode::BAD_REQUEST, "invalid_value"),
+            Self::Unsupported { .. } => (StatusCode::BAD_REQUEST, "unsupported_parameter"),
+            Self::ContextLength { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
+            Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
+            Self::PathNotFound => (StatusCode::NOT_FOUND, "not_found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed"),
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
+            Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
+            Self::BodyIncomplete => (StatusCode::BAD_REQUEST, "body_incomplete"),
+            Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::UnsupportedMediaType(_) => {
+                (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")
+            }
+            Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
+            Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+            Self::EngineStopped => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopped"),
+            Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
+        }
+    }
+
+    /// What programs tell errors apart by.
+    pub fn code(&self) -> &'static str {
+        self.kind().1
+    }
+
+    const fn param(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing { param }
+            | Self::InvalidValue { param, .. }
+            | Self::Unsupported { param, .. }
+            | Self::ContextLength { param, .. } => Some(param),
+            Self::ModelNotFound { .. } => Some("model"),
+            _ => None,
+        }
+    }
+
+    /// When trying again makes sense. `None` where the same request would fail again.
+    const fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::QueueFull { retry_after } => Some(*retry_after),
+            Self::Loading | Self::Draining => Some(RETRY_SOON),
+            _ => None,
+        }
+    }
+
+    /// The body, also sent as the last event of a stream that fails.
+    pub fn body(&self) -> ErrorBody {
+        let (status, code) = self.kind();
+        let r#type = match status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        };
+        ErrorBody {
+            error: ErrorFields {
+                message: self.to_string(),
+                r#type,
+                param: self.param(),
+                code,
+            },
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, code) = self.kind();
+        let mut response = (status, axum::Json(self.body())).into_response();
+        response.extensions_mut().insert(ErrorCode(code));
+        let headers = response.headers_mut();
+        if let Some(after) = self.retry_after() {
+            // Whole seconds by the standard, rounded up; OpenAI's clients read the finer header first.
+            let seconds = after.as_millis().div_ceil(1000).max(1) as u64;
+            headers.insert(RETRY_AFTER, seconds.into());
+            let milliseconds = after.as_millis() as u64;
+            headers.insert(
+                HeaderName::from_static("retry-after-ms"),
+                milliseconds.into(),
+            );
+        }
+        match self {
+            Self::Unauthorized => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            // OpenAI's clients repeat every 5xx unless told not to.
+            Self::EngineStopped => {
+                let name = HeaderName::from_static("x-should-retry");
+                headers.insert(name, HeaderValue::from_static("false"));
+            }
+            // What is left of the body must not be taken for the next request; a stopping server wants no next one.
+            Self::BodyTimeout(_)
+            | Self::BodyIncomplete
+            | Self::BodyTooLarge(_)
+            | Self::Draining => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bytes_that_refuse_a_connection_are_a_whole_response() {
+        let text = std::str::from_utf8(TOO_MANY_CONNECTIONS).unwrap();
+        let (head, body) = text.split_once("\r\n\r\n").unwrap();
+        assert!(
+            head.contains(&format!("content-length: {}\r\n", body.len())),
+            "{}",
+            body.len()
+        );
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["error"]["code"], "too_many_connections");
+    }
+}

@@ -1,0 +1,49 @@
+//! What probes and load balancers ask.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use super::error_body::ApiError;
+use super::{App, ServedModel};
+use crate::engine::Health;
+
+/// A step takes two seconds at worst. One that has taken this long will not end.
+const STUCK_AFTER: Duration = Duration::from_secs(60);
+
+/// `GET /readyz` and `/health`: whether a request sent now would be taken. A full queue is no reason to say no: then
+/// every replica would leave the balancer at once, while a 429 only moves the request.
+pub async fn ready(State(app): State<App>) -> Result<Response, ApiError> {
+    check_engine(app.model()?)?;
+    Ok(status("ready"))
+}
+
+/// `GET /livez`: whether anything short of a restart can help. Neither loading nor draining is an illness.
+pub async fn live(State(app): State<App>) -> Result<Response, ApiError> {
+    if let Some(model) = app.0.model.get() {
+        check_engine(model)?;
+    }
+    Ok(status("alive"))
+}
+
+/// Asks for the engine's state, never for its work.
+fn check_engine(model: &ServedModel) -> Result<(), ApiError> {
+    let is_stuck = model.engine.step_age().is_some_and(|age| age > STUCK_AFTER);
+    match model.engine.health() {
+        Health::Running | Health::Draining if is_stuck => Err(ApiError::EngineStopped),
+        Health::Failed => Err(ApiError::EngineStopped),
+        Health::Running | Health::Draining | Health::Stopped => Ok(()),
+    }
+}
+
+/// `GET /version`.
+pub async fn version() -> Response {
+    Json(json!({"version": env!("CARGO_PKG_VERSION")})).into_response()
+}
+
+fn status(status: &str) -> Response {
+    Json(json!({"status": status})).into_response()
+}

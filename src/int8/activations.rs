@@ -1,0 +1,111 @@
+//! Rows of activations, quantized.
+
+use super::GROUP;
+use super::kernels::Rows;
+use super::kernels::pool::PerUnit;
+
+/// Quantized rows in group-major order, so that threads can fill whole groups side by side.
+///
+/// `codes` is `[groups][rows][256]`, `scales` and `sums` are `[groups][rows]`; K is padded to whole groups with zeros.
+#[derive(Debug)]
+pub struct Activations {
+    rows: usize,
+    width: usize,
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+/// One group of all rows, to be filled.
+pub struct GroupMut<'a> {
+    /// `[rows][256]`.
+    pub codes: &'a mut [[i8; GROUP]],
+    /// One scale per row.
+    pub scales: &'a mut [f32],
+    /// The sum of each row's codes.
+    pub sums: &'a mut [i32],
+}
+
+impl Activations {
+    /// Room for `rows` rows of `width` values.
+    pub fn new(rows: usize, width: usize) -> Self {
+        let groups = width.div_ceil(GROUP);
+        Self {
+            rows,
+            width,
+            codes: vec![0; groups * rows * GROUP],
+            scales: vec![0.0; groups * rows],
+            sums: vec![0; groups * rows],
+        }
+    }
+
+    /// Sets the number of rows for the next use, growing only beyond the largest seen; the content is unspecified.
+    pub fn set_rows(&mut self, rows: usize) {
+        let groups = self.groups();
+        self.rows = rows;
+        if self.scales.len() < groups * rows {
+            self.codes.resize(groups * rows * GROUP, 0);
+            self.scales.resize(groups * rows, 0.0);
+            self.sums.resize(groups * rows, 0);
+        }
+    }
+
+    /// Number of rows.
+    pub const fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of groups.
+    pub const fn groups(&self) -> usize {
+        self.width.div_ceil(GROUP)
+    }
+
+    /// How many values of group `group` are real; the rest is padding.
+    pub const fn group_width(&self, group: usize) -> usize {
+        let left = self.width - group * GROUP;
+        if left < GROUP { left } else { GROUP }
+    }
+
+    /// Group `group` of all rows.
+    #[inline]
+    pub fn group(&self, group: usize) -> Rows<'_> {
+        let range = group * self.rows..(group + 1) * self.rows;
+        Rows {
+            codes: &self.codes[range.start * GROUP..range.end * GROUP],
+            stride: GROUP,
+            scales: &self.scales[range.clone()],
+            sums: &self.sums[range],
+        }
+    }
+
+    /// The arrays as parts of one unit per group, for [`super::kernels::pool::Pool::run`].
+    pub fn by_group(&mut self) -> (PerUnit<'_, i8>, PerUnit<'_, f32>, PerUnit<'_, i32>) {
+        (
+            PerUnit::new(&mut self.codes, self.rows * GROUP),
+            PerUnit::new(&mut self.scales, self.rows),
+            PerUnit::new(&mut self.sums, self.rows),
+        )
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.codes.len() + 4 * (self.scales.len() + self.sums.len())
+    }
+}
+
+/// The shares of [`Activations::by_group`] as groups.
+pub fn groups_of<'a>(
+    rows: usize,
+    (codes, scales, sums): (&'a mut [i8], &'a mut [f32], &'a mut [i32]),
+) -> impl Iterator<Item = GroupMut<'a>> {
+    let codes: &mut [[i8; GROUP]] = bytemuck::cast_slice_mut(codes);
+    codes
+        .chunks_exact_mut(rows)
+        .zip(scales.chunks_exact_mut(rows))
+        .zip(sums.chunks_exact_mut(rows))
+        .map(|((codes, scales), sums)| GroupMut {
+            codes,
+            scales,
+            sums,
+        })
+}

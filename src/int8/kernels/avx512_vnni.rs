@@ -1,0 +1,154 @@
+//! AVX-512 with VNNI: `vpdpbusd` multiplies 64 unsigned weights with 64 signed activations and adds groups of four.
+
+use std::arch::x86_64::*;
+
+use super::super::{PANEL, ZERO_POINT};
+use super::{Kernel, Tile, peak, vector};
+
+/// Rows in a register tile: 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast 29 of 32
+/// registers, and each accumulator rests 12 cycles between uses, more than the instruction's latency.
+const ROWS_MAX: usize = 6;
+
+/// How far ahead of its use a weight line is asked for: two pages, past what the hardware prefetcher crosses.
+pub(super) const PREFETCH_BYTES: usize = 8192;
+
+/// The CPU features this kernel needs and whether they are there.
+pub(super) fn features() -> [(&'static str, bool); 5] {
+    [
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        ("avx512vl", is_x86_feature_detected!("avx512vl")),
+        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
+        ("fma", is_x86_feature_detected!("fma")),
+    ]
+}
+
+/// The kernel, if this CPU has it.
+pub(super) fn detect() -> Option<Kernel> {
+    let kernel = Kernel {
+        name: "avx512-vnni",
+        tile,
+        vector: vector::AVX512,
+        limits: peak::AVX512,
+    };
+    features().iter().all(|feature| feature.1).then_some(kernel)
+}
+
+/// # Safety
+/// `tile` was checked by [`Kernel::tile`], and the CPU has [`features`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+unsafe fn tile(t: &Tile) {
+    // Blocks of rows as even as can be: 8 rows are 4 + 4, not 6 + 2.
+    let blocks = t.rows.div_ceil(ROWS_MAX);
+    let (size, larger) = (t.rows / blocks, t.rows % blocks);
+    let mut first = 0;
+    for block in 0..blocks {
+        let rows = size + usize::from(block < larger);
+        // SAFETY: rows `first .. first + rows` are within the tile; the features are the caller's promise.
+        unsafe {
+            match rows {
+                1 => one_row(t, first),
+                2 => rows_block::<2>(t, first),
+                3 => rows_block::<3>(t, first),
+                4 => rows_block::<4>(t, first),
+                5 => rows_block::<5>(t, first),
+                _ => rows_block::<6>(t, first),
+            }
+        }
+        first += rows;
+    }
+}
+
+/// Rows `first .. first + R`: four accumulators per row.
+///
+/// # Safety
+/// Those rows exist in the checked tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+unsafe fn rows_block<const R: usize>(t: &Tile, first: usize) {
+    // SAFETY: `Tile` promises the lengths of weights and codes; prefetching needs no valid address.
+    unsafe {
+        let codes = t.codes.add(first * t.stride);
+        let mut sums = [[_mm512_setzero_si512(); 4]; R];
+        for (r, row) in sums.iter_mut().enumerate() {
+            *row = [_mm512_set1_epi32(-ZERO_POINT * *t.sums.add(first + r)); 4];
+        }
+        for step in 0..t.steps {
+            let line = t.weights.add(step * PANEL * 4);
+            let weights: [__m512i; 4] =
+                std::array::from_fn(|j| _mm512_loadu_si512(line.add(64 * j).cast()));
+            if R < ROWS_MAX {
+                for j in 0..4 {
+                    _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES + 64 * j).cast());
+                }
+            }
+            for (r, row) in sums.iter_mut().enumerate() {
+                let four = _mm512_set1_epi32(
+                    codes
+                        .add(r * t.stride + 4 * step)
+                        .cast::<i32>()
+                        .read_unaligned(),
+                );
+                for j in 0..4 {
+                    row[j] = _mm512_dpbusd_epi32(row[j], weights[j], four);
+                }
+            }
+        }
+        for (r, row) in sums.into_iter().enumerate() {
+            finish(t, first + r, row);
+        }
+    }
+}
+
+/// One row: two sets of accumulators for even and odd steps, since four alone would wait for each other.
+///
+/// # Safety
+/// Row `first` exists in the checked tile.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+unsafe fn one_row(t: &Tile, first: usize) {
+    // SAFETY: as in `rows_block`.
+    unsafe {
+        let codes = t.codes.add(first * t.stride);
+        let mut even = [_mm512_set1_epi32(-ZERO_POINT * *t.sums.add(first)); 4];
+        let mut odd = [_mm512_setzero_si512(); 4];
+        for step in 0..t.steps {
+            let line = t.weights.add(step * PANEL * 4);
+            let four = _mm512_set1_epi32(codes.add(4 * step).cast::<i32>().read_unaligned());
+            let sums = if step % 2 == 0 { &mut even } else { &mut odd };
+            for (j, sum) in sums.iter_mut().enumerate() {
+                _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(PREFETCH_BYTES + 64 * j).cast());
+                *sum = _mm512_dpbusd_epi32(*sum, _mm512_loadu_si512(line.add(64 * j).cast()), four);
+            }
+        }
+        finish(
+            t,
+            first,
+            std::array::from_fn(|j| _mm512_add_epi32(even[j], odd[j])),
+        );
+    }
+}
+
+/// Converts a row's sums and adds them, scaled, to the output.
+///
+/// # Safety
+/// Row `row` exists in the checked tile.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+unsafe fn finish(t: &Tile, row: usize, sums: [__m512i; 4]) {
+    // SAFETY: `Tile` promises one scale and 64 outputs per row.
+    unsafe {
+        let scale = _mm512_set1_ps(*t.scales.add(row));
+        let out = t.out.add(row * PANEL);
+        for (j, sum) in sums.into_iter().enumerate() {
+            let slot = out.add(16 * j);
+            let before = if t.accumulate {
+                _mm512_loadu_ps(slot)
+            } else {
+                _mm512_setzero_ps()
+            };
+            _mm512_storeu_ps(
+                slot,
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, before),
+            );
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! One property suite, run over every kernel this CPU has, against the scalar meaning. Bits are compared, not closeness.
+
+use proptest::prelude::*;
+
+use super::super::{GROUP, PANEL};
+use super::{Kernel, Rows, available};
+
+fn others() -> impl Iterator<Item = Kernel> {
+    available()
+        .into_iter()
+        .filter(|kernel| kernel.name() != "scalar")
+}
+
+fn scalar() -> Kernel {
+    super::scalar::kernel()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Codes over the whole range with the extremes made common, since saturation hides there.
+fn code() -> impl Strategy<Value = i8> {
+    prop_oneof![2 => -127i8..=127, 1 => Just(-127), 1 => Just(127), 1 => Just(0)]
+}
+
+fn weight() -> impl Strategy<Value = u8> {
+    prop_oneof![2 => any::<u8>(), 1 => Just(0), 1 => Just(1), 1 => Just(255), 1 => Just(128)]
+}
+
+fn value() -> impl Strategy<Value = f32> {
+    prop_oneof![4 => -10.0f32..10.0, 1 => Just(0.0), 1 => -1e4f32..1e4, 1 => -1e-5f32..1e-5]
+}
+
+#[derive(Debug)]
+struct Case {
+    weights: Vec<u8>,
+    codes: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+    out: Vec<f32>,
+    stride: usize,
+    accumulate: bool,
+}
+
+impl Case {
+    fn run(&self, kernel: Kernel) -> Vec<f32> {
+        let mut out = self.out.clone();
+        let rows = Rows {
+            codes: &self.codes,
+            stride: self.stride,
+            scales: &self.scales,
+            sums: &self.sums,
+        };
+        kernel.tile(&self.weights, rows, &mut out, self.accumulate);
+        out
+    }
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    (
+        0usize..20,
+        prop_oneof![Just(64usize), 1usize..64],
+        0usize..9,
+        any::<bool>(),
+    )
+        .prop_flat_map(|(rows, steps, extra, accumulate)| {
+            let stride = 4 * steps + extra;
+            (
+                prop::collection::vec(weight(), steps * PANEL * 4),
+                prop::collection::vec(code(), rows * stride),
+                prop::collection::vec(value(), rows),
+                prop::collection::vec(value(), rows * PANEL),
+            )
+                .prop_map(move |(weights, codes, scales, out)| {
+                    let row_sum = |row: &[i8]| row[..4 * steps].iter().map(|&c| i32::from(c)).sum();
+                    let sums = codes.chunks_exact(stride).map(row_sum).collect();
+                    Case {
+                        weights,
+                        codes,
+                        scales,
+                        sums,
+                        out,
+                        stride,
+                        accumulate,
+                    }
+                })
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn every_kernel_computes_the_scalar_tile(case in case()) {
+        let expected = bits(&case.run(scalar()));
+        for kernel in others() {
+            prop_assert_eq!(&bits(&case.run(kernel)), &expected, "{:?}", kernel);
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_the_rows_beside_it(case in case()) {
+        for kernel in available() {
+            let together = case.run(kernel);
+            for row in 0..case.scales.len() {
+                let alone = Case {
+                    weights: case.weights.clone(),
+                    codes: case.codes[row * case.stride..][..case.stride].to_vec(),
+                    scales: vec![case.scales[row]],
+                    sums: vec![case.sums[row]],
+                    out: case.out[row * PANEL..][..PANEL].to_vec(),
+                    ..case
+                };
+                prop_assert_eq!(bits(&alone.run(kernel)), bits(&together[row * PANEL..][..PANEL]), "{:?}", kernel);
+            }
+        }
+    }
+
+    #[test]
+    fn every_kernel_quantizes_a_group_like_the_scalar_one(
+        values in prop::collection::vec(value(), GROUP), len in 0..=GROUP,
+    ) {
+        let run = |kernel: Kernel| {
+            let mut padded = [0.0; GROUP];
+            padded[..len].copy_from_slice(&values[..len]);
+            let mut codes = [0; GROUP];
+            let (scale, sum) = kernel.quantize_group(&mut padded, len, &mut codes);
+            (scale.to_bits(), sum, codes)
+        };
+        let (scale, sum, codes) = run(scalar());
+        prop_assert_eq!(sum, codes.iter().map(|&c| i32::from(c)).sum::<i32>());
+        prop_assert!(codes.iter().all(|&c| c != i8::MIN));
+        prop_assert!(codes[len..].iter().all(|&c| c == 0));
+        for kernel in others() {
+            prop_assert_eq!(&run(kernel), &(scale, sum, codes), "{:?}", kernel);
+        }
+    }
+
+    #[test]
+    fn every_kernel_computes_the_scalar_vector_functions(
+        values in prop::collection::vec(value(), 1..700),
+        row in prop::array::uniform32(value()),
+        scales in prop::array::uniform32(value()),
+        rows in 1usize..5,
+    ) {
+        let wide = |half: [f32; 32]| -> [f32; PANEL] { std::array::from_fn(|i| half[i % 32] + (i / 32) as f32) };
+        let (row, scales) = (wide(row), wide(scales));
+        let run = |kernel: Kernel| {
+            let mut rotated = values.clone();
+            kernel.rotate(&mut rotated);
+            let mut squares = [1.0; 16];
+            kernel.add_squares(&values, &mut squares);
+            let mut scaled = row.repeat(rows);
+            kernel.scale_columns(&mut scaled, &scales);
+            let mut added = scaled.clone();
+            kernel.add_scaled_columns(&mut added, &row.repeat(rows), &scales);
+            let mut activated = [0.0; PANEL / 2];
+            kernel.swiglu(&row, &scales, &mut activated);
+            [bits(&rotated), bits(&squares), bits(&scaled), bits(&added), bits(&activated)]
+        };
+        let expected = run(scalar());
+        for kernel in others() {
+            prop_assert_eq!(&run(kernel), &expected, "{:?}", kernel);
+        }
+    }
+
+    #[test]
+    fn every_kernel_computes_the_scalar_attention_tile(
+        scores in prop::array::uniform32(value()),
+        values in prop::collection::vec(code(), PANEL * 128),
+        dim in prop_oneof![Just(32usize), Just(64), Just(128), Just(20), 1usize..128],
+        heads in 1usize..7,
+        valid in 1..=PANEL,
+        before in prop_oneof![Just(f32::NEG_INFINITY), -5.0f32..5.0],
+    ) {
+        let run = |kernel: Kernel| {
+            let mut weights = vec![0.0; heads * PANEL];
+            let (mut rescale, mut rest) = (vec![0.0; heads], Vec::new());
+            for head in 0..heads {
+                let mut tile: [f32; PANEL] = std::array::from_fn(|i| scores[(i + head) % 32] - (i / 32) as f32);
+                let (mut maximum, mut total) = (before, if before.is_finite() { 2.5 } else { 0.0 });
+                rescale[head] = kernel.softmax_tile(&mut tile, valid, &mut maximum, &mut total);
+                weights[head * PANEL..][..PANEL].copy_from_slice(&tile);
+                rest.extend([maximum, total]);
+            }
+            let mut out: Vec<f32> = (0..heads * dim).map(|i| i as f32 / 7.0).collect();
+            kernel.weighted_values(&weights, &rescale, &values[..PANEL * dim], valid, &mut out);
+            [bits(&weights), bits(&rescale), bits(&rest), bits(&out)]
+        };
+        let expected = run(scalar());
+        for kernel in others() {
+            prop_assert_eq!(&run(kernel), &expected, "{:?}", kernel);
+        }
+    }
+}
+
+#[test]
+fn a_value_that_is_not_finite_cannot_pass_unseen() {
+    for kernel in available() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values = [1.0; GROUP];
+            values[17] = bad;
+            let (scale, _) = kernel.quantize_group(&mut values, GROUP, &mut [0; GROUP]);
+            assert!(!scale.is_finite(), "{kernel:?} hides {bad}");
+        }
+    }
+}
+
+#[test]
+fn the_survey_names_every_kernel_and_agrees_with_what_is_available() {
+    let usable: Vec<_> = super::survey()
+        .into_iter()
+        .filter(|(_, why)| why.is_none())
+        .map(|(name, _)| name)
+        .collect();
+    let listed: Vec<_> = available().iter().map(Kernel::name).collect();
+    assert_eq!(usable, listed);
+}

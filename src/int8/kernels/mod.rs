@@ -1,0 +1,261 @@
+//! The instruction sets. The only folder where `unsafe` may appear, with two reasons for it: functions that need a CPU
+//! feature (a [`Kernel`] exists only if its features were detected) and pointers whose ranges the safe methods of
+//! [`Kernel`] have checked.
+//!
+//! Adding an instruction set is one file and one line in [`available`]; the dispatcher, the tests and the benchmark read
+//! that list.
+#![expect(
+    unsafe_code,
+    reason = "kernels are the one place for it; every block says who guarantees what"
+)]
+
+mod peak;
+mod scalar;
+mod vector;
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512_vnni;
+
+#[cfg(test)]
+mod contract;
+
+pub mod pool;
+
+pub use vector::tree_sum;
+
+use super::{GROUP, PANEL};
+
+/// Rows of quantized activations for one group: what a tile multiplies with.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    /// Codes, row `r` at `r · stride`.
+    pub codes: &'a [i8],
+    /// Distance between rows.
+    pub stride: usize,
+    /// One scale per row.
+    pub scales: &'a [f32],
+    /// The sum of each row's codes over the group.
+    pub sums: &'a [i32],
+}
+
+/// A checked tile: pointers that a kernel may use without looking again.
+///
+/// Guaranteed by [`Kernel::tile`]: `weights` holds `steps · 256` bytes; for each of `rows` rows `codes + r · stride`
+/// holds `4 · steps` bytes; `scales`, `sums` hold `rows` values and `out` holds `rows · 64`.
+#[derive(Clone, Copy)]
+struct Tile {
+    weights: *const u8,
+    steps: usize,
+    codes: *const i8,
+    stride: usize,
+    scales: *const f32,
+    sums: *const i32,
+    rows: usize,
+    out: *mut f32,
+    /// Whether `out` holds partial sums to add to.
+    accumulate: bool,
+}
+
+/// One instruction set: its name and its functions. Holding one proves that this CPU has it.
+#[derive(Clone, Copy)]
+pub struct Kernel {
+    name: &'static str,
+    tile: unsafe fn(&Tile),
+    vector: vector::Functions,
+    limits: peak::Limits,
+}
+
+/// Every kernel this CPU can run, fastest first, the scalar one last.
+pub fn available() -> Vec<Kernel> {
+    let mut list = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    list.extend(
+        [avx512_vnni::detect(), avx2::detect()]
+            .into_iter()
+            .flatten(),
+    );
+    list.push(scalar::kernel());
+    list
+}
+
+/// The fastest kernel of this CPU.
+pub fn best() -> Kernel {
+    available()[0]
+}
+
+/// Every kernel of this build with the reason why this CPU cannot run it, if it cannot.
+pub fn survey() -> Vec<(&'static str, Option<String>)> {
+    let mut list = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    list.extend([
+        ("avx512-vnni", missing(&avx512_vnni::features())),
+        ("avx2", missing(&avx2::features())),
+    ]);
+    list.push(("scalar", None));
+    list
+}
+
+#[cfg(target_arch = "x86_64")]
+fn missing(features: &[(&str, bool)]) -> Option<String> {
+    let absent: Vec<_> = features.iter().filter(|f| !f.1).map(|f| f.0).collect();
+    (!absent.is_empty()).then(|| format!("this CPU lacks {}", absent.join(", ")))
+}
+
+impl Kernel {
+    /// The name used in logs, metrics and `system_fingerprint`.
+    pub const fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Multiplies `rows` with a block of 64 weight columns: `out[r][c] = fma(Σ_k (q − 128)·a, scale[r], out[r][c])`,
+    /// from zero if not `accumulate`.
+    ///
+    /// `weights` is `[steps][64 columns][4 of K]`; each row has `4 · steps` codes; `out` is `[rows][64]`.
+    #[inline]
+    pub fn tile(&self, weights: &[u8], rows: Rows<'_>, out: &mut [f32], accumulate: bool) {
+        const STEP: usize = PANEL * 4;
+        let steps = weights.len() / STEP;
+        let count = rows.scales.len();
+        assert!(
+            weights.len() == steps * STEP && rows.sums.len() == count && out.len() == count * PANEL
+        );
+        if count == 0 {
+            return;
+        }
+        assert!(
+            rows.codes.len() >= (count - 1) * rows.stride + 4 * steps,
+            "rows are shorter than the weights"
+        );
+        let tile = Tile {
+            weights: weights.as_ptr(),
+            steps,
+            codes: rows.codes.as_ptr(),
+            stride: rows.stride,
+            scales: rows.scales.as_ptr(),
+            sums: rows.sums.as_ptr(),
+            rows: count,
+            out: out.as_mut_ptr(),
+            accumulate,
+        };
+        // SAFETY: the lengths were checked above, and `self` proves the CPU features.
+        unsafe { (self.tile)(&tile) }
+    }
+
+    /// Does `iterations` rounds of int8 arithmetic in registers; returns the number of operations.
+    pub fn int8_arithmetic(&self, iterations: u64) -> u64 {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.limits.int8)(iterations) }
+    }
+
+    /// Does `iterations` rounds of f32 arithmetic in registers; returns the number of operations.
+    pub fn f32_arithmetic(&self, iterations: u64) -> u64 {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.limits.f32)(iterations) }
+    }
+
+    /// Reads `data` once; returns the number of bytes.
+    pub fn read(&self, data: &[u8]) -> u64 {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.limits.read)(data) }
+    }
+
+    /// Rotates `len` values of a group in place and quantizes them: codes, scale and the sum of the codes.
+    /// Values from `len` on must be zero. An all-zero group has scale 0.
+    #[inline]
+    pub fn quantize_group(
+        &self,
+        values: &mut [f32; GROUP],
+        len: usize,
+        codes: &mut [i8; GROUP],
+    ) -> (f32, i32) {
+        assert!(len <= GROUP);
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.quantize_group)(values, len, codes) }
+    }
+
+    /// Rotates `values` in place: blocks of 256, then ever smaller powers of two. Its own inverse.
+    #[inline]
+    pub fn rotate(&self, values: &mut [f32]) {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.rotate)(values) }
+    }
+
+    /// Quantizes values that need no rotation to −127…127: scale and sum of the codes.
+    #[inline]
+    pub fn quantize(&self, values: &[f32], codes: &mut [i8]) -> (f32, i32) {
+        assert_eq!(values.len(), codes.len());
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.quantize)(values, codes) }
+    }
+
+    /// Adds the squares of `values` to sixteen partial sums, value `i` to sum `i mod 16`.
+    #[inline]
+    pub fn add_squares(&self, values: &[f32], sums: &mut [f32; 16]) {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.add_squares)(values, sums) }
+    }
+
+    /// `out[r][c] *= scales[c]` for rows of 64.
+    #[inline]
+    pub fn scale_columns(&self, out: &mut [f32], scales: &[f32; PANEL]) {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.scale_columns)(out, scales) }
+    }
+
+    /// `target[r][c] = fma(sums[r][c], scales[c], target[r][c])` for rows of 64: the residual addition.
+    #[inline]
+    pub fn add_scaled_columns(&self, target: &mut [f32], sums: &[f32], scales: &[f32; PANEL]) {
+        assert_eq!(target.len(), sums.len());
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.add_scaled_columns)(target, sums, scales) }
+    }
+
+    /// `out = silu(gate · scale) · (up · scale)` over a panel row of 32 gate and 32 up sums.
+    #[inline]
+    pub fn swiglu(&self, sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]) {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.swiglu)(sums, scales, out) }
+    }
+
+    /// One tile of online softmax: see [`vector::softmax_tile`].
+    #[inline]
+    pub fn softmax_tile(
+        &self,
+        scores: &mut [f32; PANEL],
+        valid: usize,
+        maximum: &mut f32,
+        total: &mut f32,
+    ) -> f32 {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.softmax_tile)(scores, valid, maximum, total) }
+    }
+
+    /// `out[h][..] = out[h][..] · rescale[h] + Σ_t weights[h][t] · values[t][..]` with t ascending below `valid`.
+    ///
+    /// `weights` is `[heads][64]`, `values` `[64][dim]` int8, `out` `[heads][dim]`.
+    #[inline]
+    pub fn weighted_values(
+        &self,
+        weights: &[f32],
+        rescale: &[f32],
+        values: &[i8],
+        valid: usize,
+        out: &mut [f32],
+    ) {
+        let heads = rescale.len();
+        assert!(
+            valid <= PANEL && weights.len() == heads * PANEL && values.len().is_multiple_of(PANEL)
+        );
+        assert_eq!(out.len(), heads * (values.len() / PANEL));
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.weighted_values)(weights, rescale, values, valid, out) }
+    }
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}

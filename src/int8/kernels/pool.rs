@@ -1,0 +1,370 @@
+//! The compute threads: a fixed set that divides a range of units between them, the caller taking part.
+//!
+//! A phase costs about a microsecond while the threads spin; after [`SPIN`] without work they park and cost nothing.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+/// How long a thread looks for the next phase before it parks: longer than the gap between two steps (sampling, sending
+/// tokens), short enough that an idle server uses no CPU.
+const SPIN: Duration = Duration::from_micros(100);
+
+/// What a phase runs on each thread.
+type Phase<'a> = dyn Fn(usize) + Sync + 'a;
+
+struct Shared {
+    /// The current phase. Written by the caller between phases only, while every worker waits.
+    phase: UnsafeCell<Option<*const Phase<'static>>>,
+    /// Counts phases; a worker runs one when it changes.
+    generation: AtomicUsize,
+    /// Workers that have not finished the current phase.
+    unfinished: AtomicUsize,
+    stopping: AtomicBool,
+    parked: Vec<AtomicBool>,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+}
+
+// SAFETY: `phase` is written only by `Pool::run` while no worker reads it (every worker has finished the last phase and
+// the next one starts with the release of `generation`); everything else is synchronized by itself.
+unsafe impl Sync for Shared {}
+// SAFETY: the pointer in `phase` is only followed during `Pool::run`, which keeps what it points to alive.
+unsafe impl Send for Shared {}
+
+/// A fixed set of compute threads.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<(Thread, Option<JoinHandle<()>>)>,
+}
+
+impl Pool {
+    /// Starts `threads − 1` workers; the caller of [`Pool::run`] is the first thread.
+    pub fn new(threads: usize) -> Self {
+        let workers = threads.max(1) - 1;
+        let shared = Arc::new(Shared {
+            phase: UnsafeCell::new(None),
+            generation: AtomicUsize::new(0),
+            unfinished: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            panic: Mutex::new(None),
+        });
+        let workers = (0..workers)
+            .map(|index| {
+                let shared = Arc::clone(&shared);
+                let handle = std::thread::Builder::new()
+                    .name(format!("compute-{}", index + 1))
+                    .spawn(move || work(&shared, index))
+                    .expect("the system refuses to start a compute thread");
+                (handle.thread().clone(), Some(handle))
+            })
+            .collect();
+        Self { shared, workers }
+    }
+
+    /// How many threads share the work, the caller included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Divides `units` evenly and runs `body(thread, its units, its share of parts)` on every thread that has any.
+    ///
+    /// The division depends only on `units` and the number of threads, so a thread always streams the same weights.
+    /// A panic in a body is carried to the caller once all threads have finished.
+    pub fn run<P: Parts>(
+        &mut self,
+        units: usize,
+        parts: P,
+        body: impl Fn(usize, Range<usize>, P::Share) + Sync,
+    ) {
+        let threads = self.threads();
+        parts.check(units, threads);
+        self.phase(&|thread| {
+            let share = share_of(units, thread, threads);
+            if !share.is_empty() {
+                // SAFETY: the shares of `0..units` are disjoint, and each thread takes its own once.
+                let part = unsafe { parts.share(thread, share.clone()) };
+                body(thread, share, part);
+            }
+        });
+    }
+
+    /// `&mut self` keeps two phases from running at once.
+    fn phase(&mut self, phase: &Phase<'_>) {
+        if self.workers.is_empty() {
+            return phase(0);
+        }
+        let shared = &*self.shared;
+        let pointer: *const Phase<'_> = phase;
+        // SAFETY: only the lifetime changes. The pointer is followed by workers during this call only: they are counted
+        // below, and this function does not return, not even by a panic, before all have finished.
+        let pointer: *const Phase<'static> = unsafe { std::mem::transmute(pointer) };
+        // SAFETY: no worker reads `phase` now, see `Shared`.
+        unsafe { *shared.phase.get() = Some(pointer) };
+        shared
+            .unfinished
+            .store(self.workers.len(), Ordering::Relaxed);
+        shared.generation.fetch_add(1, Ordering::SeqCst);
+        for ((worker, _), parked) in self.workers.iter().zip(&shared.parked) {
+            if parked.load(Ordering::SeqCst) {
+                worker.unpark();
+            }
+        }
+        let own = catch_unwind(AssertUnwindSafe(|| phase(0)));
+        let mut spins = 0u32;
+        while shared.unfinished.load(Ordering::Acquire) > 0 {
+            spins += 1;
+            // With fewer CPUs than threads the worker needs this one to go on.
+            if spins.is_multiple_of(1 << 14) {
+                std::thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
+        }
+        let theirs = shared
+            .panic
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .take();
+        if let Some(panic) = own.err().or(theirs) {
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        self.shared.generation.fetch_add(1, Ordering::SeqCst);
+        for (worker, handle) in &mut self.workers {
+            worker.unpark();
+            if let Some(handle) = handle.take() {
+                // A worker catches every panic of a phase, so joining cannot fail.
+                let _ = handle.join();
+            }
+        }
+    }
+}
+
+fn work(shared: &Shared, index: usize) {
+    let mut seen = 0;
+    loop {
+        seen = next_generation(shared, index, seen);
+        if shared.stopping.load(Ordering::SeqCst) {
+            return;
+        }
+        // SAFETY: `Pool::phase` wrote the pointer before it raised `generation`, and keeps it alive until this worker
+        // lowers `unfinished`.
+        let phase = unsafe { (*shared.phase.get()).map(|phase| &*phase) };
+        if let Some(phase) = phase
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| phase(index + 1)))
+        {
+            *shared
+                .panic
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(panic);
+        }
+        shared.unfinished.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// Waits for a phase after `seen`: spins for a while, then parks.
+fn next_generation(shared: &Shared, index: usize, seen: usize) -> usize {
+    let start = Instant::now();
+    loop {
+        for _ in 0..256 {
+            let generation = shared.generation.load(Ordering::Acquire);
+            if generation != seen {
+                return generation;
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() > SPIN {
+            shared.parked[index].store(true, Ordering::SeqCst);
+            // The caller raises `generation` before it looks at `parked`, so one of the two sees the other.
+            while shared.generation.load(Ordering::SeqCst) == seen {
+                std::thread::park();
+            }
+            shared.parked[index].store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+fn share_of(units: usize, thread: usize, threads: usize) -> Range<usize> {
+    units * thread / threads..units * (thread + 1) / threads
+}
+
+/// Data that a phase divides between threads.
+///
+/// # Safety
+/// [`Parts::share`] gives memory that no other share with a different thread and disjoint units gives, and `check` has
+/// panicked if some share would reach past the data.
+pub unsafe trait Parts: Sync {
+    /// What one thread gets.
+    type Share;
+
+    /// Panics unless the data has a share for each of `units` units and `threads` threads.
+    fn check(&self, units: usize, threads: usize);
+
+    /// The share of `units` on `thread`.
+    ///
+    /// # Safety
+    /// `check` passed; while the share lives, no other share has the same thread or an overlapping range.
+    unsafe fn share(&self, thread: usize, units: Range<usize>) -> Self::Share;
+}
+
+/// A slice with the same number of values for each unit.
+pub struct PerUnit<'a, T> {
+    data: *mut T,
+    len: usize,
+    each: usize,
+    _borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T> PerUnit<'a, T> {
+    /// `data` holds `each` values per unit.
+    pub fn new(data: &'a mut [T], each: usize) -> Self {
+        Self {
+            data: data.as_mut_ptr(),
+            len: data.len(),
+            each,
+            _borrow: PhantomData,
+        }
+    }
+}
+
+/// A slice with one value per thread.
+pub struct PerThread<'a, T>(PerUnit<'a, T>);
+
+impl<'a, T> PerThread<'a, T> {
+    /// `data` holds one value per thread.
+    pub fn new(data: &'a mut [T]) -> Self {
+        Self(PerUnit::new(data, 1))
+    }
+}
+
+// SAFETY: a share is a `&mut` to values that may be sent to another thread.
+unsafe impl<T: Send> Sync for PerUnit<'_, T> {}
+
+// SAFETY: disjoint units are disjoint values, and `check` compares the whole with the length.
+unsafe impl<'a, T: Send> Parts for PerUnit<'a, T> {
+    type Share = &'a mut [T];
+
+    fn check(&self, units: usize, _threads: usize) {
+        assert!(
+            units * self.each <= self.len,
+            "{units} units of {} in {} values",
+            self.each,
+            self.len
+        );
+    }
+
+    unsafe fn share(&self, _thread: usize, units: Range<usize>) -> &'a mut [T] {
+        // SAFETY: in range by `check`; nobody else has these units by the caller's promise.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.data.add(units.start * self.each),
+                units.len() * self.each,
+            )
+        }
+    }
+}
+
+// SAFETY: each thread takes its own value.
+unsafe impl<'a, T: Send> Parts for PerThread<'a, T> {
+    type Share = &'a mut T;
+
+    fn check(&self, _units: usize, threads: usize) {
+        assert!(threads <= self.0.len, "one value per thread");
+    }
+
+    unsafe fn share(&self, thread: usize, _units: Range<usize>) -> &'a mut T {
+        // SAFETY: in range by `check`; nobody else is this thread by the caller's promise.
+        unsafe { &mut *self.0.data.add(thread) }
+    }
+}
+
+// SAFETY: nothing is shared.
+unsafe impl Parts for () {
+    type Share = ();
+    fn check(&self, _units: usize, _threads: usize) {}
+    unsafe fn share(&self, _thread: usize, _units: Range<usize>) {}
+}
+
+macro_rules! parts_of_tuples {
+    ($($name:ident . $index:tt),+) => {
+        // SAFETY: each member keeps the promise for its own data.
+        unsafe impl<$($name: Parts),+> Parts for ($($name,)+) {
+            type Share = ($($name::Share,)+);
+            fn check(&self, units: usize, threads: usize) {
+                $(self.$index.check(units, threads);)+
+            }
+            unsafe fn share(&self, thread: usize, units: Range<usize>) -> Self::Share {
+                // SAFETY: the caller's promise covers every member.
+                unsafe { ($(self.$index.share(thread, units.clone()),)+) }
+            }
+        }
+    };
+}
+parts_of_tuples!(A.0, B.1);
+parts_of_tuples!(A.0, B.1, C.2);
+parts_of_tuples!(A.0, B.1, C.2, D.3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_unit_is_visited_once_whatever_the_number_of_threads() {
+        for threads in [1, 2, 3, 5] {
+            let mut pool = Pool::new(threads);
+            for units in [0, 1, 2, 7, 64] {
+                let mut data = vec![0u32; units * 3];
+                for _ in 0..50 {
+                    pool.run(units, PerUnit::new(&mut data, 3), |_, range, share| {
+                        assert_eq!(share.len(), 3 * range.len());
+                        share.iter_mut().for_each(|value| *value += 1);
+                    });
+                }
+                assert!(data.iter().all(|&value| value == 50));
+            }
+        }
+    }
+
+    #[test]
+    fn a_parked_pool_wakes_up() {
+        let mut pool = Pool::new(2);
+        let mut counts = [0u32; 2];
+        for _ in 0..3 {
+            std::thread::sleep(10 * SPIN);
+            pool.run(2, PerUnit::new(&mut counts, 1), |_, _, share| share[0] += 1);
+        }
+        assert_eq!(counts, [3, 3]);
+    }
+
+    #[test]
+    fn a_panic_in_a_worker_reaches_the_caller_and_the_pool_lives_on() {
+        let mut pool = Pool::new(3);
+        let caught = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(3, (), |thread, _, ()| {
+                assert_ne!(thread, 2, "worker two fails")
+            });
+        }));
+        assert!(caught.is_err());
+        let mut data = [0u8; 3];
+        pool.run(3, PerUnit::new(&mut data, 1), |_, _, share| share[0] = 1);
+        assert_eq!(data, [1, 1, 1]);
+    }
+
+    #[test]
+    #[should_panic(expected = "units of")]
+    fn parts_shorter_than_the_units_are_refused() {
+        Pool::new(2).run(4, PerUnit::new(&mut [0u8; 3], 1), |_, _, _| ());
+    }
+}

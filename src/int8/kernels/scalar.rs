@@ -1,0 +1,44 @@
+//! The meaning of every kernel, written to be obviously right.
+
+use super::super::{PANEL, ZERO_POINT};
+use super::{Kernel, Tile, peak, vector};
+
+/// Runs everywhere; the other kernels are tested against it.
+pub(super) const fn kernel() -> Kernel {
+    Kernel {
+        name: "scalar",
+        tile,
+        vector: vector::PORTABLE,
+        limits: peak::SCALAR,
+    }
+}
+
+/// # Safety
+/// `tile` was checked by [`Kernel::tile`].
+unsafe fn tile(t: &Tile) {
+    // SAFETY: `Tile` promises these lengths.
+    let (weights, scales, sums, out) = unsafe {
+        (
+            std::slice::from_raw_parts(t.weights, t.steps * PANEL * 4),
+            std::slice::from_raw_parts(t.scales, t.rows),
+            std::slice::from_raw_parts(t.sums, t.rows),
+            std::slice::from_raw_parts_mut(t.out, t.rows * PANEL),
+        )
+    };
+    for row in 0..t.rows {
+        // SAFETY: `Tile` promises `4 · steps` codes in every row.
+        let codes = unsafe { std::slice::from_raw_parts(t.codes.add(row * t.stride), 4 * t.steps) };
+        for column in 0..PANEL {
+            let products = (0..t.steps).flat_map(|step| (0..4).map(move |i| (step, i)));
+            let dot: i32 = products
+                .map(|(step, i)| {
+                    i32::from(weights[(step * PANEL + column) * 4 + i])
+                        * i32::from(codes[step * 4 + i])
+                })
+                .sum();
+            let sum = (dot - ZERO_POINT * sums[row]) as f32;
+            let slot = &mut out[row * PANEL + column];
+            *slot = sum.mul_add(scales[row], if t.accumulate { *slot } else { 0.0 });
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! The vector functions between the matrix multiplies, each written once in portable code.
+//!
+//! Every body is inlined into one wrapper per instruction set, so the compiler vectorizes it with that set's registers.
+//! Sums run over fixed sixteen-lane trees and multiply-adds are always fused, so all sets compute the same bits.
+
+use super::super::{CODE_MAX, GROUP, PANEL};
+
+/// One instruction set's instances of the functions below. They may be called only on a CPU that has it.
+#[derive(Clone, Copy)]
+pub(super) struct Functions {
+    pub quantize_group: unsafe fn(&mut [f32; GROUP], usize, &mut [i8; GROUP]) -> (f32, i32),
+    pub rotate: unsafe fn(&mut [f32]),
+    pub quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
+    pub add_squares: unsafe fn(&[f32], &mut [f32; 16]),
+    pub scale_columns: unsafe fn(&mut [f32], &[f32; PANEL]),
+    pub add_scaled_columns: unsafe fn(&mut [f32], &[f32], &[f32; PANEL]),
+    pub swiglu: unsafe fn(&[f32; PANEL], &[f32; PANEL], &mut [f32; PANEL / 2]),
+    pub softmax_tile: unsafe fn(&mut [f32; PANEL], usize, &mut f32, &mut f32) -> f32,
+    pub weighted_values: unsafe fn(&[f32], &[f32], &[i8], usize, &mut [f32]),
+}
+
+macro_rules! instruction_set {
+    ($set:ident, $functions:ident $(, $features:literal)?) => {
+        mod $set {
+            use super::{GROUP, PANEL};
+            instruction_set!(@each ($($features)?)
+                quantize_group(values: &mut [f32; GROUP], len: usize, codes: &mut [i8; GROUP]) -> (f32, i32);
+                rotate(values: &mut [f32]) -> ();
+                quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32);
+                add_squares(values: &[f32], sums: &mut [f32; 16]) -> ();
+                scale_columns(out: &mut [f32], scales: &[f32; PANEL]) -> ();
+                add_scaled_columns(target: &mut [f32], sums: &[f32], scales: &[f32; PANEL]) -> ();
+                swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]) -> ();
+                softmax_tile(scores: &mut [f32; PANEL], valid: usize, maximum: &mut f32, total: &mut f32) -> f32;
+                weighted_values(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) -> ();
+            );
+        }
+        pub(super) const $functions: Functions = Functions {
+            quantize_group: $set::quantize_group,
+            rotate: $set::rotate,
+            quantize: $set::quantize,
+            add_squares: $set::add_squares,
+            scale_columns: $set::scale_columns,
+            add_scaled_columns: $set::add_scaled_columns,
+            swiglu: $set::swiglu,
+            softmax_tile: $set::softmax_tile,
+            weighted_values: $set::weighted_values,
+        };
+    };
+    (@each $features:tt $($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
+        $(instruction_set!(@one $features $name($($arg: $type),*) -> $out);)*
+    };
+    (@one ($($features:literal)?) $name:ident($($arg:ident: $type:ty),*) -> $out:ty) => {
+        $(#[target_feature(enable = $features)])?
+        pub fn $name($($arg: $type),*) -> $out {
+            super::$name($($arg),*)
+        }
+    };
+}
+
+instruction_set!(portable, PORTABLE);
+#[cfg(target_arch = "x86_64")]
+instruction_set!(avx2, AVX2, "avx2,fma");
+#[cfg(target_arch = "x86_64")]
+instruction_set!(avx512, AVX512, "avx512f,avx512bw,avx512vl,avx512dq,fma");
+
+/// Rotates the first `len` values of a group and quantizes it.
+#[inline(always)]
+fn quantize_group(values: &mut [f32; GROUP], len: usize, codes: &mut [i8; GROUP]) -> (f32, i32) {
+    rotate(&mut values[..len]);
+    quantize(values, codes)
+}
+
+/// Quantizes to −127…127 with `scale = max |x| / 127`, rounding half to even; returns the scale and the sum of codes.
+///
+/// Below 10⁻³⁶ the reciprocal would overflow, so such values count as zero. A value that is not finite gives a scale
+/// that is not finite, so that it cannot pass unseen.
+#[inline(always)]
+fn quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32) {
+    // Magnitudes of floats order like their bits, and an integer maximum vectorizes.
+    let largest = values
+        .iter()
+        .fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
+    let largest = f32::from_bits(largest);
+    if largest < 1e-36 {
+        codes.fill(0);
+        return (0.0, 0);
+    }
+    let inverse = CODE_MAX / largest;
+    let mut sum = 0;
+    for (code, value) in codes.iter_mut().zip(values) {
+        // Adding 1.5 · 2²³ leaves the rounded integer in the low bits of the mantissa.
+        *code = (value * inverse + 12_582_912.0).to_bits() as i8;
+        sum += i32::from(*code);
+    }
+    (largest / CODE_MAX, sum)
+}
+
+/// Orthonormal Hadamard rotation in blocks of 256, then ever smaller powers of two; its own inverse.
+#[inline(always)]
+fn rotate(values: &mut [f32]) {
+    let mut groups = values.chunks_exact_mut(GROUP);
+    for group in &mut groups {
+        rotate_group(group.try_into().expect("chunks of GROUP"));
+    }
+    let mut tail = groups.into_remainder();
+    while !tail.is_empty() {
+        let (block, rest) = tail.split_at_mut(1 << tail.len().ilog2());
+        rotate_block(block);
+        tail = rest;
+    }
+}
+
+/// The rotation of a whole group: butterflies between sixteen vectors, a transpose, and butterflies again.
+///
+/// With H₂₅₆ = H₁₆ ⊗ H₁₆ and P the transpose of a 16 × 16 square this is P·H₂₅₆. P and H₂₅₆ commute, so it is orthonormal
+/// and its own inverse like H₂₅₆ itself, and needs no shuffles inside the butterflies.
+#[inline(always)]
+fn rotate_group(values: &mut [f32; GROUP]) {
+    let rows: &mut [[f32; 16]; 16] = bytemuck::cast_mut(values);
+    butterflies(rows);
+    for i in 0..16 {
+        for j in 0..i {
+            let (a, b) = (rows[i][j], rows[j][i]);
+            (rows[i][j], rows[j][i]) = (b, a);
+        }
+    }
+    butterflies(rows);
+    for row in rows {
+        for value in row {
+            *value *= 1.0 / 16.0;
+        }
+    }
+}
+
+#[inline(always)]
+fn butterflies(rows: &mut [[f32; 16]; 16]) {
+    for half in [1, 2, 4, 8] {
+        for start in (0..16).step_by(2 * half) {
+            for i in start..start + half {
+                for lane in 0..16 {
+                    let (a, b) = (rows[i][lane], rows[i + half][lane]);
+                    (rows[i][lane], rows[i + half][lane]) = (a + b, a - b);
+                }
+            }
+        }
+    }
+}
+
+/// The rotation of a power of two shorter than a group.
+#[inline(always)]
+fn rotate_block(values: &mut [f32]) {
+    let len = values.len();
+    let mut half = 1;
+    while half < len {
+        for pair in values.chunks_exact_mut(2 * half) {
+            let (left, right) = pair.split_at_mut(half);
+            for (a, b) in left.iter_mut().zip(right) {
+                (*a, *b) = (*a + *b, *a - *b);
+            }
+        }
+        half *= 2;
+    }
+    let norm = (1.0 / (len as f64).sqrt()) as f32;
+    values.iter_mut().for_each(|value| *value *= norm);
+}
+
+#[inline(always)]
+fn add_squares(values: &[f32], sums: &mut [f32; 16]) {
+    let chunks = values.chunks_exact(16);
+    for (sum, value) in sums.iter_mut().zip(chunks.remainder()) {
+        *sum = value.mul_add(*value, *sum);
+    }
+    for chunk in chunks {
+        for lane in 0..16 {
+            sums[lane] = chunk[lane].mul_add(chunk[lane], sums[lane]);
+        }
+    }
+}
+
+#[inline(always)]
+fn scale_columns(out: &mut [f32], scales: &[f32; PANEL]) {
+    for row in out.chunks_exact_mut(PANEL) {
+        for (value, scale) in row.iter_mut().zip(scales) {
+            *value *= scale;
+        }
+    }
+}
+
+#[inline(always)]
+fn add_scaled_columns(target: &mut [f32], sums: &[f32], scales: &[f32; PANEL]) {
+    for (row, sums) in target.chunks_exact_mut(PANEL).zip(sums.chunks_exact(PANEL)) {
+        for column in 0..PANEL {
+            row[column] = sums[column].mul_add(scales[column], row[column]);
+        }
+    }
+}
+
+#[inline(always)]
+fn swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]) {
+    for i in 0..PANEL / 2 {
+        let gate = sums[i] * scales[i];
+        let up = sums[i + PANEL / 2] * scales[i + PANEL / 2];
+        out[i] = gate / (1.0 + exp(-gate)) * up;
+    }
+}
+
+/// One tile of online softmax over 64 scores of which the first `valid` count.
+///
+/// Turns the scores into `exp(score − maximum)`, zero from `valid` on; raises `maximum` if the tile does, and adds the
+/// tile to `total`. Returns the factor by which everything accumulated before must be multiplied.
+#[inline(always)]
+pub(super) fn softmax_tile(
+    scores: &mut [f32; PANEL],
+    valid: usize,
+    maximum: &mut f32,
+    total: &mut f32,
+) -> f32 {
+    for (i, score) in scores.iter_mut().enumerate() {
+        *score = if i < valid { *score } else { f32::NEG_INFINITY };
+    }
+    let mut largest = [f32::NEG_INFINITY; 16];
+    for chunk in scores.chunks_exact(16) {
+        for lane in 0..16 {
+            largest[lane] = if chunk[lane] > largest[lane] {
+                chunk[lane]
+            } else {
+                largest[lane]
+            };
+        }
+    }
+    let before = *maximum;
+    *maximum = largest
+        .iter()
+        .fold(before, |max, &v| if v > max { v } else { max });
+    let rescale = exp(before - *maximum);
+    let mut sums = [0.0; 16];
+    for chunk in scores.chunks_exact_mut(16) {
+        for lane in 0..16 {
+            chunk[lane] = exp(chunk[lane] - *maximum);
+            sums[lane] += chunk[lane];
+        }
+    }
+    *total = total.mul_add(rescale, tree_sum(&sums));
+    rescale
+}
+
+#[inline(always)]
+fn weighted_values(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) {
+    let dim = values.len() / PANEL;
+    let mut head = 0;
+    // Four heads share each load of the values; their sums stay in registers over the whole tile.
+    while head < rescale.len() {
+        let heads = (rescale.len() - head).min(4);
+        let weights = &weights[head * PANEL..];
+        let rescale = &rescale[head..];
+        let out = &mut out[head * dim..];
+        match heads {
+            4 => weighted_values_of::<4>(weights, rescale, values, dim, valid, out),
+            3 => weighted_values_of::<3>(weights, rescale, values, dim, valid, out),
+            2 => weighted_values_of::<2>(weights, rescale, values, dim, valid, out),
+            _ => weighted_values_of::<1>(weights, rescale, values, dim, valid, out),
+        }
+        head += heads;
+    }
+}
+
+#[inline(always)]
+fn weighted_values_of<const H: usize>(
+    weights: &[f32],
+    rescale: &[f32],
+    values: &[i8],
+    dim: usize,
+    valid: usize,
+    out: &mut [f32],
+) {
+    let whole = dim - dim % 16;
+    for column in (0..whole).step_by(16) {
+        let mut sums = [[0.0f32; 16]; H];
+        for (head, sum) in sums.iter_mut().enumerate() {
+            for lane in 0..16 {
+                sum[lane] = out[head * dim + column + lane] * rescale[head];
+            }
+        }
+        for token in 0..valid {
+            let row: &[i8; 16] = values[token * dim + column..][..16]
+                .try_into()
+                .expect("16 values");
+            for (head, sum) in sums.iter_mut().enumerate() {
+                let weight = weights[head * PANEL + token];
+                for lane in 0..16 {
+                    sum[lane] = weight.mul_add(f32::from(row[lane]), sum[lane]);
+                }
+            }
+        }
+        for (head, sum) in sums.iter().enumerate() {
+            out[head * dim + column..][..16].copy_from_slice(sum);
+        }
+    }
+    for column in whole..dim {
+        for head in 0..H {
+            let mut sum = out[head * dim + column] * rescale[head];
+            for token in 0..valid {
+                sum = weights[head * PANEL + token]
+                    .mul_add(f32::from(values[token * dim + column]), sum);
+            }
+            out[head * dim + column] = sum;
+        }
+    }
+}
+
+/// Sums sixteen lanes pairwise: 16 → 8 → 4 → 2 → 1.
+#[inline(always)]
+pub fn tree_sum(lanes: &[f32; 16]) -> f32 {
+    let mut sums = *lanes;
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            sums[i] += sums[i + half];
+        }
+    }
+    sums[0]
+}
+
+/// eˣ to about one unit in the last place, for x up to 88; exactly 0 below −87, which includes −∞.
+///
+/// Splits x into n·ln 2 + r with |r| ≤ ln 2 / 2 and takes the Taylor polynomial of degree 7 in r: its remainder
+/// r⁸/8! is below 6·10⁻⁹, a tenth of the last place.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    /// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer.
+    const ROUND: f32 = 12_582_912.0;
+    /// ln 2 in two parts, the first short enough that its product with n is exact.
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let bounded = if x > 88.0 { 88.0 } else { x };
+    let shifted = bounded.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, bounded));
+    let mut p = 1.0 / 5040.0;
+    for coefficient in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
+        p = r.mul_add(p, coefficient);
+    }
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    if x < -87.0 { 0.0 } else { p * power }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let worst = (-870..=880)
+            .map(|i| i as f32 / 10.0 + 0.013)
+            .filter(|x| (-87.0..88.0).contains(x))
+            .map(|x| ((f64::from(exp(x)) / f64::from(x).exp()) - 1.0).abs())
+            .fold(0.0, f64::max);
+        assert!(
+            worst < 2.0 * f64::from(f32::EPSILON),
+            "relative error {worst}"
+        );
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn a_rotation_keeps_products_and_undoes_itself() {
+        for len in [1, 2, 4, 64, 96, 200, 256, 256 + 64, 576, 1000] {
+            let x: Vec<f32> = (0..len)
+                .map(|i| ((i * 37 + 11) % 101) as f32 - 50.0)
+                .collect();
+            let y: Vec<f32> = (0..len)
+                .map(|i| ((i * 53 + 29) % 97) as f32 - 48.0)
+                .collect();
+            let dot =
+                |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+            let (mut rx, mut ry) = (x.clone(), y.clone());
+            rotate(&mut rx);
+            rotate(&mut ry);
+            let (before, after) = (dot(&x, &y), dot(&rx, &ry));
+            assert!(
+                (before - after).abs() < 1e-5 * dot(&x, &x).max(1.0),
+                "length {len}: {before} became {after}"
+            );
+            rotate(&mut rx);
+            assert!(
+                rx.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-3),
+                "length {len} is not undone"
+            );
+        }
+    }
+}

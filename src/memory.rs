@@ -1,0 +1,155 @@
+//! How much memory there is, and how much of it this process holds.
+
+use std::fs;
+use std::path::Path;
+
+/// The memory this process may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limit {
+    /// In bytes.
+    pub bytes: u64,
+    /// Who says so.
+    pub source: &'static str,
+}
+
+/// Resident memory of this process, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Resident {
+    /// Heap, stacks and private copies: what no one else can use.
+    pub anon: u64,
+    /// Pages of mapped files, which the system can drop and read again.
+    pub file: u64,
+    /// Shared memory.
+    pub shmem: u64,
+}
+
+/// The smallest limit on this process: its cgroup's, of version 1 or 2, or the machine's memory. `None` where the
+/// system does not say (anything but Linux).
+pub fn limit() -> Option<Limit> {
+    limit_under(Path::new("/"))
+}
+
+/// What this process holds now. `None` where the system does not say (anything but Linux).
+pub fn resident() -> Option<Resident> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    Some(Resident {
+        anon: kibibytes(&status, "RssAnon:")?,
+        file: kibibytes(&status, "RssFile:")?,
+        shmem: kibibytes(&status, "RssShmem:")?,
+    })
+}
+
+/// [`limit`] on a system whose files are under `root`.
+fn limit_under(root: &Path) -> Option<Limit> {
+    let meminfo = fs::read_to_string(root.join("proc/meminfo")).ok()?;
+    let machine = Limit {
+        bytes: kibibytes(&meminfo, "MemTotal:")?,
+        source: "machine",
+    };
+    let cgroups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let of_cgroups = cgroups.lines().flat_map(|line| {
+        // `hierarchy:controllers:path`; version 2 is hierarchy 0 and names no controllers.
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
+        let (mount, file, source) = if controllers.is_empty() {
+            ("sys/fs/cgroup", "memory.max", "cgroup v2")
+        } else if controllers.split(',').any(|name| name == "memory") {
+            ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "cgroup v1")
+        } else {
+            return Vec::new();
+        };
+        // Every group above limits this one too. In a container the path may be the host's and not exist here; then the
+        // mount itself is this process's group.
+        Path::new(path.trim_start_matches('/'))
+            .ancestors()
+            .filter_map(|group| {
+                let limit = fs::read_to_string(root.join(mount).join(group).join(file)).ok()?;
+                // Version 2 writes `max` for none; version 1 a number beyond any machine.
+                let bytes = limit.trim().parse().ok()?;
+                Some(Limit { bytes, source })
+            })
+            .collect()
+    });
+    of_cgroups
+        .chain([machine.clone()])
+        .min_by_key(|limit| limit.bytes)
+}
+
+/// The value of a line like `RssAnon:     1234 kB`, in bytes.
+fn kibibytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    let number: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(number * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A system with 1 GiB of memory and `files`.
+    fn system(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files
+            .iter()
+            .chain(&[("proc/meminfo", "MemTotal: 1048576 kB\n")])
+        {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    fn limit_of(files: &[(&str, &str)]) -> (u64, &'static str) {
+        let limit = limit_under(system(files).path()).unwrap();
+        (limit.bytes, limit.source)
+    }
+
+    #[test]
+    fn without_a_cgroup_limit_the_machine_is_the_limit() {
+        assert_eq!(limit_of(&[]), (1 << 30, "machine"));
+        assert_eq!(
+            limit_of(&[
+                ("proc/self/cgroup", "0::/user.slice\n"),
+                ("sys/fs/cgroup/user.slice/memory.max", "max\n"),
+            ]),
+            (1 << 30, "machine")
+        );
+        assert_eq!(
+            limit_of(&[
+                ("proc/self/cgroup", "4:cpu:/\n3:memory:/\n"),
+                (
+                    "sys/fs/cgroup/memory/memory.limit_in_bytes",
+                    "9223372036854771712\n"
+                ),
+            ]),
+            (1 << 30, "machine")
+        );
+    }
+
+    #[test]
+    fn the_tightest_group_on_the_way_up_counts() {
+        let files = [
+            ("proc/self/cgroup", "0::/pod/container\n"),
+            ("sys/fs/cgroup/pod/container/memory.max", "max\n"),
+            ("sys/fs/cgroup/pod/memory.max", "67108864\n"),
+        ];
+        assert_eq!(limit_of(&files), (64 << 20, "cgroup v2"));
+    }
+
+    #[test]
+    fn a_path_of_the_host_falls_back_to_the_mount() {
+        let files = [
+            ("proc/self/cgroup", "5:cpuset,memory:/docker/0123\n0::/\n"),
+            ("sys/fs/cgroup/memory/memory.limit_in_bytes", "33554432\n"),
+        ];
+        assert_eq!(limit_of(&files), (32 << 20, "cgroup v1"));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_running_process_holds_memory() {
+        let resident = resident().unwrap();
+        assert!(resident.anon > 0 && resident.file > 0, "{resident:?}");
+    }
+}

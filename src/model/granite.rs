@@ -1,0 +1,416 @@
+//! The forward pass, top to bottom.
+
+use super::attention::{self, Place, Queries, Step};
+use super::kv_cache::KvCache;
+use super::rotary::Rotary;
+use super::weights::{Layer, Weights};
+use super::{Forward, ModelConfig, Span, WeightMemory};
+use crate::int8::activations::{Activations, groups_of};
+use crate::int8::kernels::Kernel;
+use crate::int8::kernels::pool::{PerUnit, Pool};
+use crate::int8::kernels::tree_sum;
+use crate::int8::{GROUP, PANEL, matmul};
+
+/// From this many rows on the norms are shared between threads; below, starting a phase costs more than it saves.
+const SHARED_NORM_ROWS: usize = 16;
+
+/// A loaded model: weights, KV cache, compute threads and the buffers of a step.
+pub struct Granite {
+    config: ModelConfig,
+    weights: Weights,
+    memory: WeightMemory,
+    cache: KvCache,
+    rotary: Rotary,
+    context: usize,
+    kernel: Kernel,
+    pool: Pool,
+    work: Workspace,
+}
+
+/// The buffers of a step, kept between steps. Float rows are panel-major, `[panels][rows][64]`.
+struct Workspace {
+    places: Vec<Place>,
+    /// `[rows][head_dim]`: cosines and sines.
+    tables: Vec<f32>,
+    /// The residual stream.
+    residual: Vec<f32>,
+    /// The residual rows that want logits.
+    last: Vec<f32>,
+    inverse_rms: Vec<f32>,
+    normed: Activations,
+    qkv: Vec<f32>,
+    queries: Queries,
+    /// `[kv_head][row][heads per kv_head · head_dim]`.
+    attended: Vec<f32>,
+    attended_codes: Activations,
+    gated: Activations,
+    logit_panels: Vec<f32>,
+    logits: Vec<f32>,
+    /// One buffer per thread.
+    scratch: Vec<Vec<f32>>,
+}
+
+impl Granite {
+    /// Puts a model together; `page_count` KV pages are reserved and `context` bounds every sequence.
+    pub fn new(
+        config: ModelConfig,
+        weights: Weights,
+        page_count: usize,
+        context: usize,
+        kernel: Kernel,
+        pool: Pool,
+    ) -> Self {
+        let work = Workspace {
+            places: Vec::new(),
+            tables: Vec::new(),
+            residual: Vec::new(),
+            last: Vec::new(),
+            inverse_rms: Vec::new(),
+            normed: Activations::new(0, config.hidden_size),
+            qkv: Vec::new(),
+            queries: Queries::default(),
+            attended: Vec::new(),
+            attended_codes: Activations::new(0, config.num_heads * config.head_dim),
+            gated: Activations::new(0, config.intermediate_size),
+            logit_panels: Vec::new(),
+            logits: Vec::new(),
+            scratch: vec![Vec::new(); pool.threads()],
+        };
+        Self {
+            memory: weights.memory(super::weights::elements(&config)),
+            cache: KvCache::new(&config, page_count),
+            rotary: Rotary::new(config.head_dim, config.rope_theta),
+            config,
+            weights,
+            context,
+            kernel,
+            pool,
+            work,
+        }
+    }
+
+    /// The model's shape and constants.
+    pub const fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// What the weights take.
+    pub const fn memory(&self) -> &WeightMemory {
+        &self.memory
+    }
+
+    /// The weights.
+    pub const fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The compute threads themselves, for measuring what they can do at most.
+    pub const fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    /// The kernel in use.
+    pub const fn kernel(&self) -> Kernel {
+        self.kernel
+    }
+
+    /// The compute threads, the engine's own included.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+}
+
+impl Forward for Granite {
+    fn vocab_size(&self) -> usize {
+        self.config.vocab_size
+    }
+
+    fn context_length(&self) -> usize {
+        self.context
+    }
+
+    fn page_count(&self) -> usize {
+        self.cache.page_count()
+    }
+
+    fn page_bytes(&self) -> usize {
+        KvCache::page_bytes(&self.config)
+    }
+
+    fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {
+        let Self {
+            config,
+            weights,
+            cache,
+            rotary,
+            kernel,
+            pool,
+            work,
+            ..
+        } = self;
+        let (kernel, dim) = (*kernel, config.head_dim);
+        work.places.clear();
+        for (span, tokens) in spans.iter().enumerate() {
+            let positions = tokens.start..tokens.start + tokens.tokens.len();
+            work.places
+                .extend(positions.map(|position| Place { span, position }));
+        }
+        let rows = work.places.len();
+        work.tables.resize(rows * dim, 0.0);
+        for (place, table) in work.places.iter().zip(work.tables.chunks_exact_mut(dim)) {
+            rotary.fill(place.position, table);
+        }
+        let places = std::mem::take(&mut work.places);
+        let step = Step {
+            kernel,
+            config,
+            spans,
+            places: &places,
+        };
+
+        embed(&step, pool, weights, &mut work.residual);
+        for (index, layer) in weights.layers.iter().enumerate() {
+            block(&step, pool, layer, cache.layer(index), work);
+        }
+        head(&step, pool, weights, work);
+        work.places = places;
+        let wanted = spans.iter().filter(|span| span.wants_logits).count();
+        &self.work.logits[..wanted * self.config.vocab_size]
+    }
+}
+
+/// `x = E[ids] · embedding_multiplier`.
+fn embed(step: &Step<'_>, pool: &mut Pool, weights: &Weights, residual: &mut Vec<f32>) {
+    const PANELS: usize = GROUP / PANEL;
+    let (rows, hidden) = (step.places.len(), step.config.hidden_size);
+    let groups = hidden.div_ceil(GROUP);
+    // Whole groups are filled; what lies past the last real panel is never read.
+    residual.resize(groups * PANELS * rows * PANEL, 0.0);
+    pool.run(
+        groups,
+        PerUnit::new(residual, PANELS * rows * PANEL),
+        |_, range, out| {
+            for (group, out) in range.zip(out.chunks_exact_mut(PANELS * rows * PANEL)) {
+                let tokens = step.spans.iter().flat_map(|span| span.tokens);
+                for (row, &token) in tokens.enumerate() {
+                    let mut values = [0.0; GROUP];
+                    let width = GROUP.min(hidden - group * GROUP);
+                    weights.embedding.dequantize_group(
+                        step.kernel,
+                        token as usize,
+                        group,
+                        &mut values[..width],
+                    );
+                    values
+                        .iter_mut()
+                        .for_each(|value| *value *= step.config.embedding_multiplier);
+                    for (panel, values) in values.chunks_exact(PANEL).enumerate() {
+                        out[(panel * rows + row) * PANEL..][..PANEL].copy_from_slice(values);
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// One transformer block on the residual stream.
+fn block(
+    step: &Step<'_>,
+    pool: &mut Pool,
+    layer: &Layer,
+    cache: &mut super::kv_cache::LayerCache,
+    work: &mut Workspace,
+) {
+    let (kernel, config, rows) = (step.kernel, step.config, step.places.len());
+    let Workspace {
+        residual,
+        inverse_rms,
+        normed,
+        scratch,
+        ..
+    } = work;
+
+    norm(
+        kernel,
+        pool,
+        config,
+        rows,
+        residual,
+        &layer.attention_norm,
+        inverse_rms,
+        normed,
+    );
+    work.qkv.resize(layer.qkv.panels() * rows * PANEL, 0.0);
+    matmul::multiply(kernel, pool, &layer.qkv, normed, &mut work.qkv);
+    attention::prepare(
+        step,
+        pool,
+        &work.qkv,
+        &work.tables,
+        &mut work.queries,
+        cache,
+    );
+    work.attended
+        .resize(rows * config.num_heads * config.head_dim, 0.0);
+    attention::attend(
+        step,
+        pool,
+        &work.queries,
+        cache,
+        scratch,
+        &mut work.attended,
+    );
+    quantize_attended(step, pool, &work.attended, &mut work.attended_codes);
+    matmul::multiply_add(
+        kernel,
+        pool,
+        &layer.output,
+        &work.attended_codes,
+        scratch,
+        residual,
+    );
+
+    norm(
+        kernel,
+        pool,
+        config,
+        rows,
+        residual,
+        &layer.feed_forward_norm,
+        inverse_rms,
+        normed,
+    );
+    matmul::multiply_swiglu(
+        kernel,
+        pool,
+        &layer.gate_up,
+        normed,
+        scratch,
+        &mut work.gated,
+    );
+    matmul::multiply_add(kernel, pool, &layer.down, &work.gated, scratch, residual);
+}
+
+/// `quantize(x / rms(x) · weight)`, group by group.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "two buffers and two inputs of one formula"
+)]
+fn norm(
+    kernel: Kernel,
+    pool: &mut Pool,
+    config: &ModelConfig,
+    rows: usize,
+    residual: &[f32],
+    weight: &[f32],
+    inverse_rms: &mut Vec<f32>,
+    out: &mut Activations,
+) {
+    let panels = config.hidden_size.div_ceil(PANEL);
+    inverse_rms.resize(rows, 0.0);
+    let inverse_rms_of = |row: usize| {
+        let mut squares = [0.0; 16];
+        for panel in 0..panels {
+            kernel.add_squares(
+                &residual[(panel * rows + row) * PANEL..][..PANEL],
+                &mut squares,
+            );
+        }
+        1.0 / (tree_sum(&squares) / config.hidden_size as f32 + config.rms_norm_eps).sqrt()
+    };
+    let fill = |range: std::ops::Range<usize>, out: &mut [f32]| {
+        range
+            .zip(out)
+            .for_each(|(row, value)| *value = inverse_rms_of(row));
+    };
+    if rows < SHARED_NORM_ROWS {
+        fill(0..rows, inverse_rms);
+    } else {
+        pool.run(rows, PerUnit::new(inverse_rms, 1), |_, range, out| {
+            fill(range, out)
+        });
+    }
+    quantize(kernel, pool, rows, out, |row, column, values| {
+        attention::gather(residual, rows, row, column, values);
+        for (value, weight) in values.iter_mut().zip(&weight[column..]) {
+            *value = *value * inverse_rms[row] * weight;
+        }
+    });
+}
+
+/// Quantizes the attention output, which is grouped by key head.
+fn quantize_attended(step: &Step<'_>, pool: &mut Pool, attended: &[f32], out: &mut Activations) {
+    let rows = step.places.len();
+    let width = step.config.num_heads / step.config.num_kv_heads * step.config.head_dim;
+    quantize(step.kernel, pool, rows, out, |row, column, values| {
+        let mut done = 0;
+        while done < values.len() {
+            let (kv_head, offset) = ((column + done) / width, (column + done) % width);
+            let count = (width - offset).min(values.len() - done);
+            let source = &attended[(kv_head * rows + row) * width + offset..][..count];
+            values[done..done + count].copy_from_slice(source);
+            done += count;
+        }
+    });
+}
+
+/// Fills `out` with `rows` rows: `produce(row, column, values)` writes the values from `column` on.
+fn quantize(
+    kernel: Kernel,
+    pool: &mut Pool,
+    rows: usize,
+    out: &mut Activations,
+    produce: impl Fn(usize, usize, &mut [f32]) + Sync,
+) {
+    out.set_rows(rows);
+    let groups = out.groups();
+    let last = out.group_width(groups - 1);
+    pool.run(groups, out.by_group(), |_, range, parts| {
+        for (group, out) in range.zip(groups_of(rows, parts)) {
+            let width = if group + 1 == groups { last } else { GROUP };
+            for (row, codes) in out.codes.iter_mut().enumerate() {
+                let mut values = [0.0; GROUP];
+                produce(row, group * GROUP, &mut values[..width]);
+                (out.scales[row], out.sums[row]) = kernel.quantize_group(&mut values, width, codes);
+            }
+        }
+    });
+}
+
+/// The logits of the spans that want them, `[rows][vocab]`.
+fn head(step: &Step<'_>, pool: &mut Pool, weights: &Weights, work: &mut Workspace) {
+    let (kernel, config, rows) = (step.kernel, step.config, step.places.len());
+    let is_last =
+        |row: usize| row + 1 == rows || step.places[row + 1].span != step.places[row].span;
+    let wanted = |row: &usize| step.spans[step.places[*row].span].wants_logits && is_last(*row);
+    let count = step.spans.iter().filter(|span| span.wants_logits).count();
+    if count == 0 {
+        return;
+    }
+    let panels = config.hidden_size.div_ceil(PANEL);
+    work.last.resize(panels * count * PANEL, 0.0);
+    for (index, row) in (0..rows).filter(wanted).enumerate() {
+        for panel in 0..panels {
+            let source = &work.residual[(panel * rows + row) * PANEL..][..PANEL];
+            work.last[(panel * count + index) * PANEL..][..PANEL].copy_from_slice(source);
+        }
+    }
+    norm(
+        kernel,
+        pool,
+        config,
+        count,
+        &work.last,
+        &weights.final_norm,
+        &mut work.inverse_rms,
+        &mut work.normed,
+    );
+    let matrix = weights.head.as_ref().unwrap_or(&weights.embedding);
+    work.logit_panels
+        .resize(matrix.panels() * count * PANEL, 0.0);
+    matmul::multiply(kernel, pool, matrix, &work.normed, &mut work.logit_panels);
+    work.logits.resize(count * config.vocab_size, 0.0);
+    for (row, logits) in work.logits.chunks_exact_mut(config.vocab_size).enumerate() {
+        attention::gather(&work.logit_panels, count, row, 0, logits);
+    }
+}

@@ -1,0 +1,169 @@
+//! Keys and values of all sequences in 64-token pages, int8 with one scale per token and head.
+
+use super::{ModelConfig, PAGE_TOKENS};
+use crate::int8::ZERO_POINT;
+use crate::int8::kernels::pool::PerUnit;
+
+/// The pages of all layers.
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    page_count: usize,
+}
+
+/// One layer's pages, head by head, so that threads can fill heads side by side.
+pub struct LayerCache {
+    pages: usize,
+    head_dim: usize,
+    /// `[kv_head][page][head_dim/4][64 tokens][4]`, unsigned: a key page is a weight block whose columns are tokens.
+    keys: Vec<u8>,
+    /// `[kv_head][page][64 tokens][head_dim]`.
+    values: Vec<i8>,
+    /// `[kv_head][page][64]`.
+    key_scales: Vec<f32>,
+    value_scales: Vec<f32>,
+}
+
+/// One head of one layer, to be appended to.
+pub struct HeadMut<'a> {
+    head_dim: usize,
+    keys: &'a mut [u8],
+    values: &'a mut [i8],
+    key_scales: &'a mut [f32],
+    value_scales: &'a mut [f32],
+}
+
+/// One page of one head.
+#[derive(Clone, Copy)]
+pub struct Page<'a> {
+    /// `[head_dim/4][64 tokens][4]`.
+    pub keys: &'a [u8],
+    /// `[64 tokens][head_dim]`.
+    pub values: &'a [i8],
+    /// One per token.
+    pub key_scales: &'a [f32; PAGE_TOKENS],
+    /// One per token.
+    pub value_scales: &'a [f32; PAGE_TOKENS],
+}
+
+/// The parts of [`LayerCache::by_head`].
+pub type HeadParts<'a> = (
+    PerUnit<'a, u8>,
+    PerUnit<'a, i8>,
+    PerUnit<'a, f32>,
+    PerUnit<'a, f32>,
+);
+
+impl KvCache {
+    /// Bytes of one page over all layers and heads.
+    pub const fn page_bytes(config: &ModelConfig) -> usize {
+        config.num_layers
+            * config.num_kv_heads
+            * 2
+            * PAGE_TOKENS
+            * (config.head_dim + size_of::<f32>())
+    }
+
+    /// Reserves `page_count` pages. The system commits the memory as pages are first written.
+    pub fn new(config: &ModelConfig, page_count: usize) -> Self {
+        let tokens = config.num_kv_heads * page_count * PAGE_TOKENS;
+        let layer = || LayerCache {
+            pages: page_count,
+            head_dim: config.head_dim,
+            keys: vec![0; tokens * config.head_dim],
+            values: vec![0; tokens * config.head_dim],
+            key_scales: vec![0.0; tokens],
+            value_scales: vec![0.0; tokens],
+        };
+        Self {
+            layers: (0..config.num_layers).map(|_| layer()).collect(),
+            page_count,
+        }
+    }
+
+    /// How many pages there are.
+    pub const fn page_count(&self) -> usize {
+        self.page_count
+    }
+
+    /// Layer `index`.
+    pub fn layer(&mut self, index: usize) -> &mut LayerCache {
+        &mut self.layers[index]
+    }
+}
+
+impl LayerCache {
+    /// The pages as parts of one unit per key-and-value head.
+    pub fn by_head(&mut self) -> HeadParts<'_> {
+        let tokens = self.pages * PAGE_TOKENS;
+        (
+            PerUnit::new(&mut self.keys, tokens * self.head_dim),
+            PerUnit::new(&mut self.values, tokens * self.head_dim),
+            PerUnit::new(&mut self.key_scales, tokens),
+            PerUnit::new(&mut self.value_scales, tokens),
+        )
+    }
+
+    /// Page `page` of head `head`.
+    #[inline]
+    pub fn page(&self, head: usize, page: u32) -> Page<'_> {
+        let first = (head * self.pages + page as usize) * PAGE_TOKENS;
+        let codes = first * self.head_dim..(first + PAGE_TOKENS) * self.head_dim;
+        let scales = first..first + PAGE_TOKENS;
+        Page {
+            keys: &self.keys[codes.clone()],
+            values: &self.values[codes],
+            key_scales: self.key_scales[scales.clone()]
+                .try_into()
+                .expect("a page of scales"),
+            value_scales: self.value_scales[scales]
+                .try_into()
+                .expect("a page of scales"),
+        }
+    }
+}
+
+impl<'a> HeadMut<'a> {
+    /// The shares of [`LayerCache::by_head`] as heads.
+    pub fn split(
+        heads: usize,
+        head_dim: usize,
+        (keys, values, key_scales, value_scales): (
+            &'a mut [u8],
+            &'a mut [i8],
+            &'a mut [f32],
+            &'a mut [f32],
+        ),
+    ) -> impl Iterator<Item = Self> {
+        let tokens = key_scales.len() / heads;
+        let codes = keys
+            .chunks_exact_mut(tokens * head_dim)
+            .zip(values.chunks_exact_mut(tokens * head_dim));
+        let scales = key_scales
+            .chunks_exact_mut(tokens)
+            .zip(value_scales.chunks_exact_mut(tokens));
+        codes
+            .zip(scales)
+            .map(move |((keys, values), (key_scales, value_scales))| Self {
+                head_dim,
+                keys,
+                values,
+                key_scales,
+                value_scales,
+            })
+    }
+
+    /// Stores the quantized key and value of slot `slot` of page `page`.
+    pub fn store(&mut self, page: u32, slot: usize, key: (&[i8], f32), value: (&[i8], f32)) {
+        let first = page as usize * PAGE_TOKENS;
+        let keys = &mut self.keys[first * self.head_dim..][..PAGE_TOKENS * self.head_dim];
+        for (step, four) in key.0.chunks_exact(4).enumerate() {
+            let target = &mut keys[(step * PAGE_TOKENS + slot) * 4..][..4];
+            for (target, code) in target.iter_mut().zip(four) {
+                *target = (i32::from(*code) + ZERO_POINT) as u8;
+            }
+        }
+        self.values[(first + slot) * self.head_dim..][..self.head_dim].copy_from_slice(value.0);
+        self.key_scales[first + slot] = key.1;
+        self.value_scales[first + slot] = value.1;
+    }
+}

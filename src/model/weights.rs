@@ -1,0 +1,438 @@
+//! A checkpoint's tensors as packed int8 matrices. Tensor names live in one table here.
+
+use super::config::Architecture;
+use super::{ModelConfig, WeightMemory};
+use crate::error::{Error, Result};
+use crate::int8::kernels::Kernel;
+use crate::int8::kernels::pool::Pool;
+use crate::int8::matrix::Matrix;
+use crate::int8::{GROUP, PANEL};
+use crate::sources::Tensors;
+
+/// All weights of a model.
+pub struct Weights {
+    /// The embedding, which is also the head when tied: `[vocab][hidden]`.
+    pub embedding: Matrix,
+    /// The head, when it is a matrix of its own.
+    pub head: Option<Matrix>,
+    /// The blocks in order.
+    pub layers: Vec<Layer>,
+    /// The last norm, with the division by `logits_scaling` folded in.
+    pub final_norm: Vec<f32>,
+}
+
+/// One block.
+pub struct Layer {
+    /// Norm before attention: `[hidden]`.
+    pub attention_norm: Vec<f32>,
+    /// Queries, keys and values stacked: `[(heads + 2·kv_heads)·head_dim][hidden]`.
+    pub qkv: Matrix,
+    /// Attention output, `residual_multiplier` folded in: `[hidden][heads·head_dim]`.
+    pub output: Matrix,
+    /// Norm before the feed-forward layer: `[hidden]`.
+    pub feed_forward_norm: Vec<f32>,
+    /// Gate and up, 32 columns of each to a panel: `[2·intermediate][hidden]`.
+    pub gate_up: Matrix,
+    /// Down, `residual_multiplier` folded in: `[hidden][intermediate]`.
+    pub down: Matrix,
+}
+
+/// Rows `first ..` of a tensor.
+#[derive(Clone)]
+struct Rows {
+    name: String,
+    first: usize,
+    count: usize,
+}
+
+/// Which tensor rows make the columns of a packed matrix.
+enum Columns {
+    /// One after the other.
+    Stacked(Vec<Rows>),
+    /// 32 of the first and 32 of the second to a panel.
+    Interleaved(Rows, Rows),
+}
+
+/// Reads, rotates and quantizes every tensor, one panel at a time on each thread, so the float model is never whole in
+/// memory. `progress` hears of values done and values in all.
+///
+/// # Errors
+/// [`Error::BadModel`] for a tensor that is missing, has the wrong shape, is not finite or does not belong.
+pub fn load(
+    config: &ModelConfig,
+    tensors: &dyn Tensors,
+    kernel: Kernel,
+    pool: &mut Pool,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Weights> {
+    check_shapes(config, tensors)?;
+    let total = elements(config);
+    let mut done = 0;
+    let mut matrix = |columns: Columns, depth: usize, pool: &mut Pool| -> Result<Matrix> {
+        let count = columns.padded_count();
+        let matrix = Matrix::pack(count, depth, kernel, pool, |panel, out| {
+            columns.read(tensors, depth, panel, out)
+        })?;
+        done += (columns.count() * depth) as u64;
+        progress(done, total);
+        Ok(matrix)
+    };
+    let vector = |name: &str, len: usize| -> Result<Vec<f32>> {
+        let mut out = vec![0.0; len];
+        tensors.read_rows(name, 0..1, &mut out)?;
+        Ok(out)
+    };
+    let (hidden, attention) = (config.hidden_size, config.num_heads * config.head_dim);
+    let kv = config.num_kv_heads * config.head_dim;
+
+    let embedding = matrix(Columns::whole(EMBEDDING, config.vocab_size), hidden, pool)?;
+    let head = match config.tie_word_embeddings {
+        true => None,
+        false => Some(matrix(
+            Columns::whole(HEAD, config.vocab_size),
+            hidden,
+            pool,
+        )?),
+    };
+    let mut layers = Vec::with_capacity(config.num_layers);
+    for layer in 0..config.num_layers {
+        let name = |suffix: &str| format!("model.layers.{layer}.{suffix}.weight");
+        let qkv = Columns::Stacked(vec![
+            Rows::all(name("self_attn.q_proj"), attention),
+            Rows::all(name("self_attn.k_proj"), kv),
+            Rows::all(name("self_attn.v_proj"), kv),
+        ]);
+        let (gate_up, down) = feed_forward_rows(config, &name);
+        let mut layer = Layer {
+            attention_norm: vector(&name("input_layernorm"), hidden)?,
+            qkv: matrix(qkv, hidden, pool)?,
+            output: matrix(
+                Columns::whole(&name("self_attn.o_proj"), hidden),
+                attention,
+                pool,
+            )?,
+            feed_forward_norm: vector(&name("post_attention_layernorm"), hidden)?,
+            gate_up: matrix(gate_up, hidden, pool)?,
+            down: matrix(Columns::Stacked(vec![down]), config.intermediate_size, pool)?,
+        };
+        layer.output.fold(config.residual_multiplier);
+        layer.down.fold(config.residual_multiplier);
+        layers.push(layer);
+    }
+    let mut final_norm = vector(FINAL_NORM, hidden)?;
+    final_norm
+        .iter_mut()
+        .for_each(|weight| *weight /= config.logits_scaling);
+    Ok(Weights {
+        embedding,
+        head,
+        layers,
+        final_norm,
+    })
+}
+
+/// Weights of the right shapes with random codes and unit norms.
+pub fn random(config: &ModelConfig, pool: &mut Pool) -> Weights {
+    let (hidden, width) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+    );
+    let gate_up = 2 * width.next_multiple_of(PANEL / 2);
+    let mut layer = || Layer {
+        attention_norm: vec![1.0; hidden],
+        qkv: Matrix::random(q + 2 * kv, hidden, pool),
+        output: Matrix::random(hidden, q, pool),
+        feed_forward_norm: vec![1.0; hidden],
+        gate_up: Matrix::random(gate_up, hidden, pool),
+        down: Matrix::random(hidden, width, pool),
+    };
+    let layers = (0..config.num_layers).map(|_| layer()).collect();
+    let head =
+        (!config.tie_word_embeddings).then(|| Matrix::random(config.vocab_size, hidden, pool));
+    let final_norm = vec![1.0 / config.logits_scaling; hidden];
+    Weights {
+        embedding: Matrix::random(config.vocab_size, hidden, pool),
+        head,
+        layers,
+        final_norm,
+    }
+}
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
+const FINAL_NORM: &str = "model.norm.weight";
+
+/// Where gate, up and down are found: three tensors, or a fused pair in the hybrid architecture.
+fn feed_forward_rows(config: &ModelConfig, name: &dyn Fn(&str) -> String) -> (Columns, Rows) {
+    let (width, hidden) = (config.intermediate_size, config.hidden_size);
+    match config.architecture {
+        Architecture::Granite | Architecture::Llama => (
+            Columns::Interleaved(
+                Rows::all(name("mlp.gate_proj"), width),
+                Rows::all(name("mlp.up_proj"), width),
+            ),
+            Rows::all(name("mlp.down_proj"), hidden),
+        ),
+        Architecture::GraniteHybridDense => {
+            let gate = Rows::all(name("shared_mlp.input_linear"), width);
+            let up = Rows {
+                first: width,
+                ..gate.clone()
+            };
+            (
+                Columns::Interleaved(gate, up),
+                Rows::all(name("shared_mlp.output_linear"), hidden),
+            )
+        }
+    }
+}
+
+/// Every tensor of the architecture with its shape.
+fn expected(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let (hidden, width) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+    );
+    let mut list = vec![
+        (EMBEDDING.to_owned(), vec![config.vocab_size, hidden]),
+        (FINAL_NORM.to_owned(), vec![hidden]),
+    ];
+    if !config.tie_word_embeddings {
+        list.push((HEAD.to_owned(), vec![config.vocab_size, hidden]));
+    }
+    let feed_forward: &[(&str, Vec<usize>)] = match config.architecture {
+        Architecture::Granite | Architecture::Llama => &[
+            ("mlp.gate_proj", vec![width, hidden]),
+            ("mlp.up_proj", vec![width, hidden]),
+            ("mlp.down_proj", vec![hidden, width]),
+        ],
+        Architecture::GraniteHybridDense => &[
+            ("shared_mlp.input_linear", vec![2 * width, hidden]),
+            ("shared_mlp.output_linear", vec![hidden, width]),
+        ],
+    };
+    for layer in 0..config.num_layers {
+        let attention = [
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![q, hidden]),
+            ("self_attn.k_proj", vec![kv, hidden]),
+            ("self_attn.v_proj", vec![kv, hidden]),
+            ("self_attn.o_proj", vec![hidden, q]),
+        ];
+        let all = attention.iter().chain(feed_forward);
+        list.extend(
+            all.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape.clone())),
+        );
+    }
+    list
+}
+
+/// Refuses a checkpoint that lacks a tensor, has one of another shape, or has one that this architecture does not use
+/// (a bias that we would silently drop would make wrong text).
+fn check_shapes(config: &ModelConfig, tensors: &dyn Tensors) -> Result<()> {
+    let expected = expected(config);
+    for (name, shape) in &expected {
+        match tensors.shape(name) {
+            Some(found) if found == *shape => {}
+            Some(found) => {
+                let problem =
+                    format!("has shape {found:?}, but the configuration asks for {shape:?}");
+                return Err(Error::bad_model(tensors.file(name), name, problem));
+            }
+            None => {
+                return Err(Error::bad_model(
+                    tensors.file(name),
+                    name,
+                    "the tensor is missing",
+                ));
+            }
+        }
+    }
+    let known: std::collections::HashSet<&str> =
+        expected.iter().map(|(name, _)| name.as_str()).collect();
+    // Some exporters write the tied head a second time, and old ones the rotary frequencies; both are derived data.
+    let derived = |name: &str| name == HEAD || name.ends_with(".rotary_emb.inv_freq");
+    match tensors
+        .names()
+        .iter()
+        .find(|name| !known.contains(name.as_str()) && !derived(name))
+    {
+        Some(name) => {
+            let problem = format!(
+                "is not part of {:?}, so its effect would be lost",
+                config.architecture
+            );
+            Err(Error::bad_model(tensors.file(name), name, problem))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Values in the checkpoint's tensors.
+pub fn elements(config: &ModelConfig) -> u64 {
+    expected(config)
+        .iter()
+        .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
+        .sum()
+}
+
+/// Bytes the weights will take once packed, padding and scales included; a few columns more than the truth, because
+/// matrices that are stacked share their padding.
+pub fn packed_bytes(config: &ModelConfig) -> u64 {
+    let bytes = |shape: &[usize]| match *shape {
+        [columns, depth] => {
+            let column = depth.next_multiple_of(GROUP) + size_of::<f32>();
+            columns.next_multiple_of(PANEL) as u64 * column as u64
+        }
+        _ => shape.iter().map(|&n| n as u64).product::<u64>() * size_of::<f32>() as u64,
+    };
+    expected(config).iter().map(|(_, shape)| bytes(shape)).sum()
+}
+
+impl Rows {
+    fn all(name: impl Into<String>, count: usize) -> Self {
+        Self {
+            name: name.into(),
+            first: 0,
+            count,
+        }
+    }
+
+    /// Reads rows `from .. from + count` of these, as many as there are, to the front of `out`.
+    fn read(
+        &self,
+        tensors: &dyn Tensors,
+        depth: usize,
+        from: usize,
+        count: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let count = count.min(self.count - from);
+        let first = self.first + from;
+        tensors.read_rows(&self.name, first..first + count, &mut out[..count * depth])
+    }
+}
+
+impl Columns {
+    fn whole(name: &str, count: usize) -> Self {
+        Self::Stacked(vec![Rows::all(name, count)])
+    }
+
+    /// Columns of the packed matrix that hold weights.
+    fn count(&self) -> usize {
+        match self {
+            Self::Stacked(list) => list.iter().map(|rows| rows.count).sum(),
+            Self::Interleaved(gate, up) => gate.count + up.count,
+        }
+    }
+
+    /// Columns of the packed matrix. Interleaved halves are padded apart, so their last panel is whole.
+    fn padded_count(&self) -> usize {
+        match self {
+            Self::Stacked(_) => self.count(),
+            Self::Interleaved(gate, _) => gate.count.div_ceil(PANEL / 2) * PANEL,
+        }
+    }
+
+    /// Reads the rows of panel `panel` to `out`, `[64][depth]`.
+    fn read(
+        &self,
+        tensors: &dyn Tensors,
+        depth: usize,
+        panel: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        match self {
+            Self::Interleaved(gate, up) => {
+                const HALF: usize = PANEL / 2;
+                let (left, right) = out.split_at_mut(HALF * depth);
+                gate.read(tensors, depth, panel * HALF, HALF, left)?;
+                up.read(tensors, depth, panel * HALF, HALF, right)
+            }
+            Self::Stacked(list) => {
+                let (mut before, mut filled) = (0, 0);
+                for rows in list {
+                    let next = panel * PANEL + filled;
+                    if filled < PANEL && next < before + rows.count {
+                        let wanted = (before + rows.count - next).min(PANEL - filled);
+                        rows.read(
+                            tensors,
+                            depth,
+                            next - before,
+                            wanted,
+                            &mut out[filled * depth..],
+                        )?;
+                        filled += wanted;
+                    }
+                    before += rows.count;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Weights {
+    /// Bytes that one decoding step reads: every matrix once, the embedding only as the head.
+    pub fn bytes_per_step(&self) -> u64 {
+        self.layers
+            .iter()
+            .flat_map(|layer| [&layer.qkv, &layer.output, &layer.gate_up, &layer.down])
+            .chain(std::iter::once(
+                self.head.as_ref().unwrap_or(&self.embedding),
+            ))
+            .map(|matrix| matrix.bytes().0 + matrix.bytes().1)
+            .sum()
+    }
+
+    /// Int8 multiplications and additions per prompt token in the blocks, and per row of logits in the head.
+    pub fn operations(&self) -> (u64, u64) {
+        let of = |matrix: &Matrix| 2 * (matrix.columns() * matrix.depth()) as u64;
+        let layer = |layer: &Layer| {
+            of(&layer.qkv) + of(&layer.output) + of(&layer.gate_up) + of(&layer.down)
+        };
+        (
+            self.layers.iter().map(layer).sum(),
+            of(self.head.as_ref().unwrap_or(&self.embedding)),
+        )
+    }
+
+    /// Bytes as held, by component.
+    pub fn memory(&self, elements: u64) -> WeightMemory {
+        let mut parts = Vec::new();
+        let mut add = |component, matrices: &mut dyn Iterator<Item = &Matrix>| {
+            let (codes, scales) = matrices
+                .map(Matrix::bytes)
+                .fold((0, 0), |sum, b| (sum.0 + b.0, sum.1 + b.1));
+            parts.extend([(component, "int8", codes), (component, "f32", scales)]);
+        };
+        add("embedding", &mut std::iter::once(&self.embedding));
+        if let Some(head) = &self.head {
+            add("head", &mut std::iter::once(head));
+        }
+        add(
+            "attention",
+            &mut self
+                .layers
+                .iter()
+                .flat_map(|layer| [&layer.qkv, &layer.output]),
+        );
+        add(
+            "feed_forward",
+            &mut self
+                .layers
+                .iter()
+                .flat_map(|layer| [&layer.gate_up, &layer.down]),
+        );
+        let norms = self
+            .layers
+            .iter()
+            .map(|layer| layer.attention_norm.len() + layer.feed_forward_norm.len());
+        let norms = norms.sum::<usize>() + self.final_norm.len();
+        parts.push(("norm", "f32", (norms * size_of::<f32>()) as u64));
+        WeightMemory { parts, elements }
+    }
+}

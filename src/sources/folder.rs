@@ -1,0 +1,173 @@
+//! A folder in Hugging Face's layout: `config.json`, `tokenizer.json` and safetensors.
+
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::{DecoderWrapper, ModelWrapper, Tokenizer};
+
+use super::safetensors::Shards;
+use super::{Checkpoint, Tensors, read_json};
+use crate::error::{Error, Result};
+
+/// Opens the folder at `path`.
+///
+/// # Errors
+/// [`Error::NotFound`] when it or a file it needs is missing, [`Error::BadModel`] when a file does not add up.
+pub fn open(path: &Path) -> Result<Checkpoint> {
+    let metadata = std::fs::metadata(path).map_err(|e| Error::not_found(path, e))?;
+    if !metadata.is_dir() {
+        let problem = "is neither a folder nor a .gguf file";
+        return Err(Error::not_found(path, problem));
+    }
+    let config_file = path.join("config.json");
+    if !config_file.exists() {
+        return Err(Error::not_found(&config_file, missing_config(path)));
+    }
+    let config = read_json(&config_file)?;
+    if !config.is_object() {
+        return Err(Error::bad_model(&config_file, "JSON", "is not an object"));
+    }
+    refuse_quantized(&config_file, &config)?;
+    Ok(Checkpoint {
+        name: name(path),
+        eos_token_ids: eos_token_ids(path, &config_file, &config)?,
+        tokenizer: tokenizer(&path.join("tokenizer.json"))?,
+        chat_template: chat_template(path)?,
+        tensors: Box::new(weights(path)?) as Box<dyn Tensors>,
+        config_file,
+        config,
+    })
+}
+
+/// The folder's own name, which is the model's by convention.
+fn name(path: &Path) -> String {
+    let absolute = path.canonicalize().unwrap_or_else(|_| path.into());
+    let name = absolute.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+fn missing_config(folder: &Path) -> String {
+    match first_with_extension(folder, &["gguf"]) {
+        Some(gguf) => format!(
+            "not found; to open the GGUF file, name it: {}",
+            folder.join(gguf).display()
+        ),
+        None => {
+            "not found; a model folder holds config.json, tokenizer.json and *.safetensors".into()
+        }
+    }
+}
+
+fn refuse_quantized(file: &Path, config: &Value) -> Result<()> {
+    let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) else {
+        return Ok(());
+    };
+    let method = quantization.get("quant_method").and_then(Value::as_str);
+    let method = method.unwrap_or("an unnamed method");
+    let problem = format!(
+        "the weights are quantized already ({method}), which cannot be read; use the bf16, f16 or f32 checkpoint"
+    );
+    Err(Error::bad_model(file, "quantization_config", problem))
+}
+
+/// The single file if there is one, as Hugging Face prefers it, else what the index lists.
+fn weights(folder: &Path) -> Result<Shards> {
+    let single = folder.join("model.safetensors");
+    if single.exists() {
+        return Shards::open(&single);
+    }
+    let index = folder.join("model.safetensors.index.json");
+    if index.exists() {
+        return Shards::open_index(&index);
+    }
+    let problem = match first_with_extension(folder, &["bin", "pt", "pth", "ckpt"]) {
+        Some(other) => format!(
+            "not found; {other} is a Python pickle, which can run code when it is opened: convert it to safetensors"
+        ),
+        None => "not found, nor model.safetensors.index.json".into(),
+    };
+    Err(Error::not_found(&single, problem))
+}
+
+/// The first file of a folder, by name, whose extension is one of `extensions`.
+fn first_with_extension(folder: &Path, extensions: &[&str]) -> Option<String> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let has_extension = |name: &String| {
+        let extension = Path::new(name).extension().unwrap_or_default();
+        extensions.iter().any(|wanted| extension == *wanted)
+    };
+    names.filter(has_extension).min()
+}
+
+/// End-of-text ids: those of `generation_config.json`, which instruct models extend, else those of `config.json`.
+fn eos_token_ids(folder: &Path, config_file: &Path, config: &Value) -> Result<Vec<u32>> {
+    let generation_file = folder.join("generation_config.json");
+    if generation_file.exists() {
+        let ids = token_ids(&generation_file, &read_json(&generation_file)?)?;
+        if !ids.is_empty() {
+            return Ok(ids);
+        }
+    }
+    token_ids(config_file, config)
+}
+
+/// `eos_token_id`: absent, null, one id or a list of ids.
+fn token_ids(file: &Path, json: &Value) -> Result<Vec<u32>> {
+    let ids = match json.get("eos_token_id") {
+        None | Some(Value::Null) => return Ok(Vec::new()),
+        Some(Value::Array(ids)) => ids.as_slice(),
+        Some(id) => std::slice::from_ref(id),
+    };
+    let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    let ids: Option<Vec<u32>> = ids.iter().map(id).collect();
+    ids.ok_or_else(|| {
+        let problem = "must be a token id or a list of token ids";
+        Error::bad_model(file, "eos_token_id", problem)
+    })
+}
+
+/// The template of `chat_template.jinja` (newer exports), else of `tokenizer_config.json`.
+fn chat_template(folder: &Path) -> Result<Option<String>> {
+    let file = folder.join("chat_template.jinja");
+    if file.exists() {
+        let text = std::fs::read_to_string(&file);
+        return text
+            .map(Some)
+            .map_err(|e| Error::bad_model(&file, "text", e));
+    }
+    let file = folder.join("tokenizer_config.json");
+    if !file.exists() {
+        return Ok(None);
+    }
+    // Some models list several templates by name; the one called `default` is meant for chat.
+    match read_json(&file)?.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(template)) => Ok(Some(template.clone())),
+        Some(Value::Array(named)) => {
+            let default = named.iter().find(|t| t["name"] == "default");
+            Ok(default
+                .and_then(|t| t["template"].as_str())
+                .map(str::to_owned))
+        }
+        Some(_) => Err(Error::bad_model(&file, "chat_template", "must be a text")),
+    }
+}
+
+/// Loads `tokenizer.json` and checks that it is a byte-level BPE, because decoding relies on the byte-level alphabet.
+fn tokenizer(file: &Path) -> Result<Tokenizer> {
+    let bytes = std::fs::read(file).map_err(|e| Error::not_found(file, e))?;
+    let tokenizer = Tokenizer::from_bytes(bytes);
+    let mut tokenizer = tokenizer.map_err(|e| Error::bad_model(file, "JSON", e))?;
+    // Some exports keep the truncation or padding of their last training run; neither may touch a prompt.
+    tokenizer.with_padding(None);
+    let untruncated = tokenizer.with_truncation(None);
+    untruncated.map_err(|e| Error::bad_model(file, "truncation", e))?;
+    if !matches!(tokenizer.get_model(), ModelWrapper::BPE(_)) {
+        return Err(Error::bad_model(file, "model.type", "must be BPE"));
+    }
+    if !matches!(tokenizer.get_decoder(), Some(DecoderWrapper::ByteLevel(_))) {
+        return Err(Error::bad_model(file, "decoder.type", "must be ByteLevel"));
+    }
+    Ok(tokenizer)
+}

@@ -1,0 +1,442 @@
+//! The header of a GGUF file: a walk over untrusted bytes that allocates nothing larger than what it has seen.
+//!
+//! Strings and arrays stay where they are in the file; every count and length is compared with the bytes that are left
+//! before it is used. (candle's own reader copies arrays into 32 bytes per element and lets later keys replace earlier ones.)
+
+use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
+use std::path::Path;
+
+use super::format::Format;
+use crate::error::{Error, Result};
+
+/// Where tensor data starts and how it is aligned, unless the file says otherwise.
+const DEFAULT_ALIGNMENT: u64 = 32;
+/// Key length, value type, and one byte of value.
+const SMALLEST_ENTRY: u64 = 8 + 4 + 1;
+/// Name length, number of dimensions, one dimension, type, and offset.
+const SMALLEST_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
+/// ggml's own limit.
+const MAX_DIMENSIONS: u32 = 4;
+
+/// A checked header that borrows from the file.
+#[derive(Debug)]
+pub struct Header<'a> {
+    file: &'a Path,
+    values: BTreeMap<&'a str, Value<'a>>,
+    /// Every tensor, in the file's order.
+    pub tensors: Vec<TensorInfo<'a>>,
+}
+
+/// One tensor as the header describes it; its bytes are known to lie in the file.
+#[derive(Debug)]
+pub struct TensorInfo<'a> {
+    /// The name in the file.
+    pub name: &'a str,
+    /// Rows first, as everywhere but in GGUF.
+    pub shape: Vec<usize>,
+    /// How values are stored.
+    pub format: Format,
+    /// Where they lie in the file.
+    pub bytes: Range<usize>,
+}
+
+/// A metadata value. Integers and floats are widened, since files differ in the width they choose.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Value<'a> {
+    Integer(i128),
+    Float(f64),
+    Flag(bool),
+    Text(&'a str),
+    Array(Array<'a>),
+}
+
+/// An array that has been walked once: `bytes` holds exactly `len` well-formed elements of type `kind`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Array<'a> {
+    kind: u32,
+    len: u64,
+    bytes: &'a [u8],
+}
+
+impl<'a> Header<'a> {
+    /// Reads the header of `bytes`, the whole of `file`.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`] naming the key or tensor.
+    pub fn read(file: &'a Path, bytes: &'a [u8]) -> Result<Self> {
+        let mut cursor = Cursor { file, bytes, at: 0 };
+        if cursor.take(4, "magic")? != b"GGUF" {
+            return Err(Error::bad_model(file, "magic", "this is not a GGUF file"));
+        }
+        let version = cursor.u32("version")?;
+        if !matches!(version, 2 | 3) {
+            let hint = if version.swap_bytes() <= 3 {
+                " (the file is big-endian)"
+            } else {
+                ""
+            };
+            let problem = format!("{version} is not supported, only 2 and 3{hint}");
+            return Err(Error::bad_model(file, "version", problem));
+        }
+        let tensor_count = cursor.u64("tensor count")?;
+        let entry_count = cursor.u64("metadata count")?;
+        cursor.room_for(entry_count, SMALLEST_ENTRY, "metadata count")?;
+        cursor.room_for(tensor_count, SMALLEST_TENSOR, "tensor count")?;
+
+        let mut header = Self {
+            file,
+            values: BTreeMap::new(),
+            tensors: Vec::new(),
+        };
+        for i in 0..entry_count {
+            let key = cursor.text(&format!("metadata entry {i}"))?;
+            let kind = cursor.u32(key)?;
+            let value = cursor.value(kind, key)?;
+            // Files exist that repeat a key with the same value; a contradiction has no right reading.
+            if header
+                .values
+                .insert(key, value)
+                .is_some_and(|earlier| earlier != value)
+            {
+                return Err(Error::bad_model(
+                    file,
+                    key,
+                    "appears twice with different values",
+                ));
+            }
+        }
+        let mut names = HashSet::new();
+        let mut described = Vec::new();
+        for i in 0..tensor_count {
+            let tensor = cursor.tensor(&format!("tensor {i}"))?;
+            if !names.insert(tensor.0) {
+                return Err(Error::bad_model(file, tensor.0, "appears twice"));
+            }
+            described.push(tensor);
+        }
+        header.place(described, cursor.at as u64, bytes.len() as u64)?;
+        Ok(header)
+    }
+
+    /// Turns offsets into byte ranges and checks that these are aligned, inside the file and apart from each other.
+    fn place(
+        &mut self,
+        described: Vec<Described<'a>>,
+        header_end: u64,
+        file_end: u64,
+    ) -> Result<()> {
+        let alignment = match self.count("general.alignment")? {
+            None => DEFAULT_ALIGNMENT,
+            // The specification asks for a multiple of 8. That also keeps every block at an even address.
+            Some(n) if n > 0 && n % 8 == 0 => n as u64,
+            Some(n) => {
+                let problem = format!("{n} is not a multiple of 8");
+                return Err(Error::bad_model(self.file, "general.alignment", problem));
+            }
+        };
+        let data_start = header_end.checked_next_multiple_of(alignment);
+        for (name, shape, format, offset) in described {
+            let bad = |problem: String| Err(Error::bad_model(self.file, name, problem));
+            if offset % alignment != 0 {
+                return bad(format!(
+                    "starts at {offset}, which is not a multiple of {alignment}"
+                ));
+            }
+            let Some(size) = format.bytes_for(&shape) else {
+                let (name, block) = (format.name(), format.block_values());
+                return bad(format!(
+                    "rows of {name} hold a multiple of {block} values, shape {shape:?} does not fit"
+                ));
+            };
+            let start = data_start.and_then(|data_start| data_start.checked_add(offset));
+            let end = start.and_then(|start| start.checked_add(size));
+            match (start, end) {
+                (Some(start), Some(end)) if end <= file_end => self.tensors.push(TensorInfo {
+                    name,
+                    shape,
+                    format,
+                    bytes: start as usize..end as usize,
+                }),
+                _ => {
+                    return bad(format!(
+                        "takes {size} bytes at offset {offset}, past the end of the file; is it cut off?"
+                    ));
+                }
+            }
+        }
+        let mut by_start: Vec<&TensorInfo<'_>> = self.tensors.iter().collect();
+        by_start.sort_by_key(|tensor| tensor.bytes.start);
+        for pair in by_start.windows(2) {
+            if pair[0].bytes.end > pair[1].bytes.start {
+                let problem = format!("overlaps {}", pair[0].name);
+                return Err(Error::bad_model(self.file, pair[1].name, problem));
+            }
+        }
+        Ok(())
+    }
+
+    /// The error for a key that must be there.
+    pub fn missing(&self, key: &str) -> Error {
+        Error::bad_model(self.file, key, "is missing")
+    }
+
+    fn wrong_type(&self, key: &str, expected: &str) -> Error {
+        Error::bad_model(self.file, key, format!("must be {expected}"))
+    }
+
+    /// A text, if `key` is present.
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some(Value::Text(text)) => Ok(Some(text)),
+            Some(_) => Err(self.wrong_type(key, "a text")),
+        }
+    }
+
+    /// A non-negative number that fits 32 bits, as every count, size and token id does.
+    pub fn count(&self, key: &str) -> Result<Option<usize>> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some(Value::Integer(n)) if (0..1 << 32).contains(n) => Ok(Some(*n as usize)),
+            Some(_) => Err(self.wrong_type(key, "a whole number below 2^32")),
+        }
+    }
+
+    /// A finite number.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some(Value::Float(n)) if n.is_finite() => Ok(Some(*n)),
+            Some(Value::Integer(n)) => Ok(Some(*n as f64)),
+            Some(_) => Err(self.wrong_type(key, "a finite number")),
+        }
+    }
+
+    /// A truth value.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some(Value::Flag(flag)) => Ok(Some(*flag)),
+            Some(_) => Err(self.wrong_type(key, "true or false")),
+        }
+    }
+
+    /// A count that may also be written once per layer, if every layer has the same.
+    pub fn count_in_every_layer(&self, key: &str) -> Result<Option<usize>> {
+        if !matches!(self.values.get(key), Some(Value::Array(_))) {
+            return self.count(key);
+        }
+        let counts = self.counts(key)?.unwrap_or_default();
+        match counts.split_first() {
+            Some((first, rest)) if rest.iter().all(|n| n == first) => Ok(Some(*first as usize)),
+            _ => Err(self.wrong_type(key, "the same in every layer")),
+        }
+    }
+
+    /// A list of whole numbers below 2^32.
+    pub fn counts(&self, key: &str) -> Result<Option<Vec<u32>>> {
+        let Some(Value::Array(array)) = self.values.get(key) else {
+            let present = self.values.contains_key(key);
+            return if present {
+                Err(self.wrong_type(key, "a list"))
+            } else {
+                Ok(None)
+            };
+        };
+        let mut cursor = array.cursor(self.file);
+        let mut counts = Vec::new();
+        for _ in 0..array.len {
+            match cursor.value(array.kind, key)? {
+                Value::Integer(n) if (0..1 << 32).contains(&n) => counts.push(n as u32),
+                _ => return Err(self.wrong_type(key, "a list of whole numbers below 2^32")),
+            }
+        }
+        Ok(Some(counts))
+    }
+
+    /// A list of texts.
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
+        match self.values.get(key) {
+            None => Ok(None),
+            Some(Value::Array(array)) if array.kind == TEXT => {
+                let mut cursor = array.cursor(self.file);
+                (0..array.len)
+                    .map(|_| cursor.text(key))
+                    .collect::<Result<_>>()
+                    .map(Some)
+            }
+            Some(_) => Err(self.wrong_type(key, "a list of texts")),
+        }
+    }
+}
+
+/// Name, shape, format and offset of a tensor, before they are compared with the file.
+type Described<'a> = (&'a str, Vec<usize>, Format, u64);
+
+/// Value types that hold other values; the rest are numbers of a fixed width.
+const TEXT: u32 = 8;
+const ARRAY: u32 = 9;
+
+/// Bytes of a value of a fixed-width type.
+const fn width(kind: u32) -> Option<u64> {
+    match kind {
+        0 | 1 | 7 => Some(1),
+        2 | 3 => Some(2),
+        4..=6 => Some(4),
+        10..=12 => Some(8),
+        _ => None,
+    }
+}
+
+impl<'a> Array<'a> {
+    const fn cursor(&self, file: &'a Path) -> Cursor<'a> {
+        Cursor {
+            file,
+            bytes: self.bytes,
+            at: 0,
+        }
+    }
+}
+
+/// A position in bytes that are not trusted. `field` is what errors name.
+struct Cursor<'a> {
+    file: &'a Path,
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    const fn left(&self) -> u64 {
+        (self.bytes.len() - self.at) as u64
+    }
+
+    /// Checks that `count` things of at least `size` bytes can still follow.
+    fn room_for(&self, count: u64, size: u64, field: &str) -> Result<()> {
+        if count
+            .checked_mul(size)
+            .is_some_and(|bytes| bytes <= self.left())
+        {
+            return Ok(());
+        }
+        let problem = format!(
+            "claims {count}, but only {} bytes of the file are left",
+            self.left()
+        );
+        Err(Error::bad_model(self.file, field, problem))
+    }
+
+    fn take(&mut self, count: u64, field: &str) -> Result<&'a [u8]> {
+        self.room_for(count, 1, field)?;
+        let start = self.at;
+        self.at += count as usize;
+        Ok(&self.bytes[start..self.at])
+    }
+
+    fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        array.copy_from_slice(self.take(N as u64, field)?);
+        Ok(array)
+    }
+
+    fn u32(&mut self, field: &str) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array(field)?))
+    }
+
+    fn u64(&mut self, field: &str) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array(field)?))
+    }
+
+    fn text(&mut self, field: &str) -> Result<&'a str> {
+        let length = self.u64(field)?;
+        let bytes = self.take(length, field)?;
+        std::str::from_utf8(bytes).map_err(|e| Error::bad_model(self.file, field, e))
+    }
+
+    fn value(&mut self, kind: u32, key: &str) -> Result<Value<'a>> {
+        Ok(match kind {
+            0 => Value::Integer(u8::from_le_bytes(self.array(key)?).into()),
+            1 => Value::Integer(i8::from_le_bytes(self.array(key)?).into()),
+            2 => Value::Integer(u16::from_le_bytes(self.array(key)?).into()),
+            3 => Value::Integer(i16::from_le_bytes(self.array(key)?).into()),
+            4 => Value::Integer(self.u32(key)?.into()),
+            5 => Value::Integer(i32::from_le_bytes(self.array(key)?).into()),
+            6 => Value::Float(shortest(f32::from_le_bytes(self.array(key)?))),
+            7 => match self.array(key)? {
+                [flag @ (0 | 1)] => Value::Flag(flag == 1),
+                [other] => {
+                    let problem = format!("{other} is neither true (1) nor false (0)");
+                    return Err(Error::bad_model(self.file, key, problem));
+                }
+            },
+            TEXT => Value::Text(self.text(key)?),
+            ARRAY => Value::Array(self.list(key)?),
+            10 => Value::Integer(self.u64(key)?.into()),
+            11 => Value::Integer(i64::from_le_bytes(self.array(key)?).into()),
+            12 => Value::Float(f64::from_le_bytes(self.array(key)?)),
+            _ => {
+                let problem = format!("has the unknown value type {kind}");
+                return Err(Error::bad_model(self.file, key, problem));
+            }
+        })
+    }
+
+    /// Walks over an array. Arrays of arrays are refused: no model uses them, and so nothing here recurses.
+    fn list(&mut self, key: &str) -> Result<Array<'a>> {
+        let kind = self.u32(key)?;
+        let len = self.u64(key)?;
+        let start = self.at;
+        match width(kind) {
+            Some(width) => {
+                self.room_for(len, width, key)?;
+                self.take(len * width, key)?;
+            }
+            None if kind == TEXT => {
+                self.room_for(len, 8, key)?;
+                for _ in 0..len {
+                    self.text(key)?;
+                }
+            }
+            None => {
+                let problem = format!("is a list of the unsupported value type {kind}");
+                return Err(Error::bad_model(self.file, key, problem));
+            }
+        }
+        let bytes = &self.bytes[start..self.at];
+        Ok(Array { kind, len, bytes })
+    }
+
+    fn tensor(&mut self, field: &str) -> Result<Described<'a>> {
+        let name = self.text(field)?;
+        let file = self.file;
+        let bad = |problem: String| Err(Error::bad_model(file, name, problem));
+        let dimensions = self.u32(name)?;
+        if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
+            return bad(format!(
+                "has {dimensions} dimensions, not 1 to {MAX_DIMENSIONS}"
+            ));
+        }
+        let mut shape = Vec::new();
+        for _ in 0..dimensions {
+            match usize::try_from(self.u64(name)?) {
+                Ok(n) if n > 0 => shape.push(n),
+                _ => return bad("has a dimension of zero, or one beyond memory".into()),
+            }
+        }
+        // GGUF writes the fastest-moving dimension first.
+        shape.reverse();
+        let kind = self.u32(name)?;
+        let Some(format) = Format::from_ggml(kind) else {
+            return bad(format!(
+                "has the ggml type {kind}; we read {}",
+                Format::all_names()
+            ));
+        };
+        Ok((name, shape, format, self.u64(name)?))
+    }
+}
+
+/// The f64 with the same shortest decimal form: a file that stores 0.22 as f32 means 0.22, not 0.2199999988079071.
+fn shortest(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| value.into())
+}

@@ -1,0 +1,221 @@
+//! A single GGUF file: configuration, tokenizer and weights in one.
+
+mod config;
+mod format;
+mod header;
+mod tokenizer;
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use super::floats::all_finite;
+use super::mapped::Mapped;
+use super::{Checkpoint, Tensors};
+use crate::error::{Error, Result};
+use format::Format;
+use header::{Header, TensorInfo};
+
+/// Opens the file at `path`.
+///
+/// # Errors
+/// [`Error::NotFound`] when it is missing, [`Error::BadModel`] naming the metadata key or tensor when it does not add up.
+pub fn open(path: &Path) -> Result<Checkpoint> {
+    let map = Mapped::open(path)?;
+    let header = Header::read(path, &map)?;
+    let config = config::translate(path, &header)?;
+    let tokenizer = tokenizer::build(path, &header)?;
+    let eos_token_ids = config::eos_token_ids(&header)?;
+    let chat_template = header.text("tokenizer.chat_template")?.map(str::to_owned);
+    let tensors = rename(path, header.tensors, &config)?;
+    map.read_ahead();
+    let name = path.file_stem().unwrap_or_default();
+    Ok(Checkpoint {
+        name: name.to_string_lossy().into_owned(),
+        config_file: path.into(),
+        config,
+        eos_token_ids,
+        tokenizer,
+        chat_template,
+        tensors: Box::new(GgufTensors { map, tensors }),
+    })
+}
+
+/// Reads only the tokenizer of the file at `path`, which need not hold a model.
+///
+/// # Errors
+/// As for [`open`].
+pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let map = Mapped::open(path)?;
+    tokenizer::build(path, &Header::read(path, &map)?)
+}
+
+/// The tensors of one file by their Hugging Face names.
+struct GgufTensors {
+    map: Mapped,
+    tensors: BTreeMap<String, Stored>,
+}
+
+struct Stored {
+    format: Format,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+    /// For Q and K, whose rows the file holds in another order: the width of a head.
+    permuted_heads: Option<usize>,
+}
+
+/// Gives every tensor its Hugging Face name and refuses those a dense Granite or Llama does not have.
+fn rename(
+    file: &Path,
+    tensors: Vec<TensorInfo<'_>>,
+    config: &Value,
+) -> Result<BTreeMap<String, Stored>> {
+    let size = |key: &str| config[key].as_u64().unwrap_or_default() as usize;
+    let (layers, head_dim) = (size("num_hidden_layers"), size("head_dim"));
+    let mut renamed = BTreeMap::new();
+    for tensor in tensors {
+        let bad = |problem: String| Err(Error::bad_model(file, tensor.name, problem));
+        let Some((name, heads_key)) = hugging_face_name(tensor.name, layers) else {
+            return bad(refusal(tensor.name));
+        };
+        let permuted_heads = heads_key.map(|_| head_dim);
+        if let Some(key) = heads_key {
+            // Rows are about to be moved within heads, so there must be whole heads.
+            let rows = size(key) * head_dim;
+            if tensor.shape.len() != 2 || tensor.shape[0] != rows {
+                let shape = &tensor.shape;
+                return bad(format!(
+                    "has shape {shape:?}; {key} and head_dim make {rows} rows"
+                ));
+            }
+        }
+        let TensorInfo {
+            format,
+            shape,
+            bytes,
+            ..
+        } = tensor;
+        let stored = Stored {
+            format,
+            shape,
+            bytes,
+            permuted_heads,
+        };
+        renamed.insert(name, stored);
+    }
+    Ok(renamed)
+}
+
+/// The Hugging Face name of a tensor and, for Q and K, the configuration key that counts its heads.
+fn hugging_face_name(name: &str, layers: usize) -> Option<(String, Option<&'static str>)> {
+    let top = match name {
+        "token_embd.weight" => Some("model.embed_tokens.weight"),
+        "output_norm.weight" => Some("model.norm.weight"),
+        "output.weight" => Some("lm_head.weight"),
+        _ => None,
+    };
+    if let Some(top) = top {
+        return Some((top.into(), None));
+    }
+    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
+    let layer: usize = layer.parse().ok().filter(|layer| *layer < layers)?;
+    let (part, heads) = match part.strip_suffix(".weight")? {
+        "attn_norm" => ("input_layernorm", None),
+        "attn_q" => ("self_attn.q_proj", Some("num_attention_heads")),
+        "attn_k" => ("self_attn.k_proj", Some("num_key_value_heads")),
+        "attn_v" => ("self_attn.v_proj", None),
+        "attn_output" => ("self_attn.o_proj", None),
+        "ffn_norm" => ("post_attention_layernorm", None),
+        "ffn_gate" => ("mlp.gate_proj", None),
+        "ffn_up" => ("mlp.up_proj", None),
+        "ffn_down" => ("mlp.down_proj", None),
+        _ => return None,
+    };
+    Some((format!("model.layers.{layer}.{part}.weight"), heads))
+}
+
+/// Why a tensor without a Hugging Face name is refused.
+fn refusal(name: &str) -> String {
+    let reason = match name {
+        _ if name == "rope_freqs.weight" => "scaled rotary frequencies are not supported",
+        _ if name.ends_with(".bias") => "biases are not supported",
+        _ if name.contains("_exps") || name.contains("gate_inp") => "experts are not supported",
+        _ if name.contains(".ssm_") => "Mamba layers are not supported",
+        _ => "not a tensor of a dense Granite or Llama with this number of layers",
+    };
+    reason.into()
+}
+
+impl GgufTensors {
+    fn get(&self, name: &str) -> Result<&Stored> {
+        let missing = || Error::bad_model(self.map.path(), name, "there is no such tensor");
+        self.tensors.get(name).ok_or_else(missing)
+    }
+}
+
+impl Tensors for GgufTensors {
+    fn file(&self, _name: &str) -> PathBuf {
+        self.map.path().into()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.tensors.get(name)?.shape.clone())
+    }
+
+    fn dtype(&self, name: &str) -> Option<&'static str> {
+        Some(self.tensors.get(name)?.format.name())
+    }
+
+    fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let stored = self.get(name)?;
+        let file = self.map.path();
+        let k = super::check_rows(file, name, &stored.shape, &rows, out.len())?;
+        let bytes = &self.map[stored.bytes.clone()];
+        let row_bytes = stored.format.row_bytes(k);
+        // One row at a time: a caller that asks for a whole matrix does not cost a second copy of it here.
+        for (row, values) in rows.clone().zip(out.chunks_exact_mut(k)) {
+            let at = stored
+                .permuted_heads
+                .map_or(row, |head_dim| row_in_file(row, head_dim));
+            stored
+                .format
+                .dequantize(&bytes[at * row_bytes..][..row_bytes], values);
+        }
+        if !all_finite(out) {
+            return Err(super::not_finite(file, name, rows.start, k, out));
+        }
+        Ok(())
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.bytes.len() as u64).sum()
+    }
+}
+
+/// Where the file keeps a row of Q or K.
+///
+/// Hugging Face rotates value `j` of a head with value `j + head_dim/2`; llama.cpp rotates neighbours, so its converter
+/// interleaves the two halves of every head. Rows move whole, which is why this works on quantized rows too.
+const fn row_in_file(row: usize, head_dim: usize) -> usize {
+    let (head, in_head) = (row / head_dim, row % head_dim);
+    let (half, j) = (in_head / (head_dim / 2), in_head % (head_dim / 2));
+    head * head_dim + 2 * j + half
+}
+
+#[cfg(test)]
+mod tests {
+    use super::row_in_file;
+
+    #[test]
+    fn the_halves_of_every_head_are_interleaved_in_the_file() {
+        let places: Vec<usize> = (0..12).map(|row| row_in_file(row, 6)).collect();
+        assert_eq!(places, [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]);
+    }
+}

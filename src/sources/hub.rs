@@ -1,0 +1,271 @@
+//! A repository on the Hugging Face hub, fetched into the cache that Hugging Face's own tools share.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use hf_hub::api::RepoInfo;
+use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
+use hf_hub::{Cache, Repo, RepoType};
+
+use super::hash::sha256;
+use super::progress::Meter;
+use super::reference::{Reference, is_gguf};
+use super::safetensors::shard_names;
+use super::settings::Settings;
+use super::{Freshness, Local};
+use crate::error::{Error, Result};
+
+const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
+const WEIGHTS: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Fetched where a repository has them. They come before the weights, so that a cache with the weights has everything.
+const OPTIONAL: [&str; 3] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+];
+
+/// How often one file is tried. Each try goes on where the last one broke off.
+const TRIES: usize = 3;
+
+/// Returns the local folder or GGUF file of `repo` at `revision`, fetching what is missing.
+///
+/// # Errors
+/// [`Error::Unavailable`] with what to do, or [`Error::BadModel`] for a repository without a model we can open.
+pub fn fetch(
+    repo: &str,
+    revision: &str,
+    settings: &Settings,
+    freshness: Freshness,
+) -> Result<Local> {
+    let hub = Hub {
+        repo,
+        revision,
+        settings,
+    };
+    let cached = hub.cached();
+    if settings.offline {
+        let cache = settings.hub_cache.display();
+        let problem = format!(
+            "not in the cache {cache}, and HF_HUB_OFFLINE is set; unset it, or name a local model"
+        );
+        return cached.ok_or_else(|| hub.unavailable(problem));
+    }
+    match cached {
+        Some(cached) if freshness == Freshness::Cached => Ok(cached),
+        Some(cached) => hub.download().or_else(|error| match error {
+            Error::Unavailable(reason) => {
+                tracing::warn!(reason, "using the revision in the cache");
+                Ok(cached)
+            }
+            other => Err(other),
+        }),
+        None => hub.download(),
+    }
+}
+
+/// One repository at one revision.
+struct Hub<'a> {
+    repo: &'a str,
+    revision: &'a str,
+    settings: &'a Settings,
+}
+
+impl Hub<'_> {
+    /// What the cache holds of the revision, if that is a whole model.
+    fn cached(&self) -> Option<Local> {
+        let named = self.at(self.revision);
+        let refs = self
+            .settings
+            .hub_cache
+            .join(named.folder_name())
+            .join("refs");
+        // A branch or tag is a file that holds its commit; a commit names itself.
+        let commit = std::fs::read_to_string(refs.join(self.revision));
+        let commit = commit.unwrap_or_else(|_| self.revision.into());
+        let commit = Some(commit.trim()).filter(|commit| is_commit(commit))?;
+        complete(&self.snapshot(commit))
+    }
+
+    /// Fetches the files of a model, all from the commit that the revision points to when this starts.
+    fn download(&self) -> Result<Local> {
+        let api = self.api().map_err(|e| self.failed(&e))?;
+        let info = api.repo(self.at(self.revision)).info();
+        let info = info.map_err(|e| self.failed(&e))?;
+        if !is_commit(&info.sha) {
+            return Err(self.unavailable("the hub named no commit for the revision"));
+        }
+        let source = api.repo(self.at(&info.sha));
+        let snapshot = self.snapshot(&info.sha);
+        for name in self.wanted(&info)? {
+            self.file(&source, &snapshot, name)?;
+            if name == INDEX {
+                for shard in shard_names(&snapshot.join(INDEX))? {
+                    self.file(&source, &snapshot, &shard)?;
+                }
+            }
+        }
+        let cache = Cache::new(self.settings.hub_cache.clone());
+        let reference = cache.repo(self.at(self.revision)).create_ref(&info.sha);
+        reference.map_err(|e| Error::io(&self.settings.hub_cache, e))?;
+        complete(&snapshot)
+            .ok_or_else(|| self.unavailable("the cache lost files while it was filled"))
+    }
+
+    fn api(&self) -> std::result::Result<Api, ApiError> {
+        ApiBuilder::from_cache(Cache::new(self.settings.hub_cache.clone()))
+            .with_endpoint(self.settings.hub_endpoint.clone())
+            .with_token(
+                self.settings
+                    .hub_token
+                    .as_ref()
+                    .map(|token| token.0.clone()),
+            )
+            // The crate's own retries misplace a resumed file when the connection breaks before its first byte.
+            .with_retries(0)
+            .build()
+    }
+
+    fn at(&self, revision: &str) -> Repo {
+        Repo::with_revision(self.repo.into(), RepoType::Model, revision.into())
+    }
+
+    fn snapshot(&self, commit: &str) -> PathBuf {
+        let cache = Cache::new(self.settings.hub_cache.clone());
+        cache.repo(self.at(commit)).pointer_path(commit)
+    }
+
+    /// Chooses what to fetch, weights last: a model in safetensors, else the only GGUF file.
+    fn wanted<'i>(&self, info: &'i RepoInfo) -> Result<Vec<&'i str>> {
+        let files = info.siblings.iter().map(|file| file.rfilename.as_str());
+        let has = |name: &str| files.clone().any(|file| file == name);
+        let weights = [WEIGHTS, INDEX].into_iter().find(|name| has(name));
+        if let (Some(weights), true) = (weights, has(CONFIG)) {
+            let mut wanted: Vec<&str> = OPTIONAL.into_iter().filter(|name| has(name)).collect();
+            // Absent files are asked for too: the hub's answer then says which one is missing.
+            wanted.extend([CONFIG, TOKENIZER, weights]);
+            return Ok(wanted);
+        }
+        let ggufs: Vec<&str> = files
+            .filter(|name| is_gguf(Path::new(name)) && !name.contains('/'))
+            .collect();
+        match ggufs[..] {
+            [only] => Ok(vec![only]),
+            [] => {
+                let problem = "holds neither config.json with safetensors weights nor a .gguf file";
+                Err(Error::bad_model(self.to_string(), "files", problem))
+            }
+            [first, ..] => {
+                let problem = format!(
+                    "holds {} .gguf files ({first}, …); download one and name the file",
+                    ggufs.len()
+                );
+                Err(Error::bad_model(self.to_string(), "files", problem))
+            }
+        }
+    }
+
+    /// Fetches one file into the snapshot, unless it is there.
+    fn file(&self, source: &ApiRepo, snapshot: &Path, name: &str) -> Result<()> {
+        if snapshot.join(name).exists() {
+            return Ok(());
+        }
+        for tries_left in (0..TRIES).rev() {
+            let mut meter = Meter::new(name, 0, self.settings.progress_bar);
+            match source.download_with_progress(name, &mut meter) {
+                Ok(path) => return self.check(&path, meter.total()),
+                Err(error) if tries_left > 0 && status(&error).is_none() => {
+                    tracing::warn!(file = name, %error, "the download broke off; trying again");
+                }
+                Err(error) => return Err(self.failed(&error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares a fetched file with the size and, for large files, the SHA-256 that the hub announced.
+    fn check(&self, path: &Path, size: u64) -> Result<()> {
+        let blob = path.canonicalize().map_err(|e| Error::io(path, e))?;
+        let file = File::open(&blob).map_err(|e| Error::io(&blob, e))?;
+        let arrived = file.metadata().map_err(|e| Error::io(&blob, e))?.len();
+        // The cache names a file by its hash: SHA-256 for large ones (64 digits), git's own for small ones.
+        let name = blob.file_name().unwrap_or_default().to_string_lossy();
+        let is_sha256 = name.len() == 64 && is_hex(&name);
+        let intact = arrived == size
+            && (!is_sha256 || sha256(file, size).map_err(|e| Error::io(&blob, e))? == *name);
+        if intact {
+            return Ok(());
+        }
+        for damaged in [path, blob.as_path()] {
+            std::fs::remove_file(damaged).map_err(|e| Error::io(damaged, e))?;
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Err(self.unavailable(format!(
+            "{name} arrived damaged ({arrived} of {size} bytes); try again"
+        )))
+    }
+
+    fn unavailable(&self, problem: impl std::fmt::Display) -> Error {
+        Error::Unavailable(format!("{self}: {problem}"))
+    }
+
+    /// Says what failed and what to do about it, in one line.
+    fn failed(&self, error: &ApiError) -> Error {
+        let hint = match (error, status(error)) {
+            (ApiError::LockAcquisition(_), _) => {
+                "another process is fetching it; wait until that has ended"
+            }
+            (_, Some(_)) => {
+                "check the name and the revision; a repository that is not public needs HF_TOKEN"
+            }
+            (_, None) => "check the network or HF_ENDPOINT, or name a local model",
+        };
+        let endpoint = &self.settings.hub_endpoint;
+        let error = error.to_string().replace('\n', " ");
+        self.unavailable(format!("{endpoint}: {error}; {hint}"))
+    }
+}
+
+impl std::fmt::Display for Hub<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (repo, revision) = (self.repo.into(), self.revision.into());
+        Reference::Hub { repo, revision }.fmt(f)
+    }
+}
+
+/// The status of an answer, or `None` when there was no answer. The crate shows it in the message only.
+fn status(error: &ApiError) -> Option<u16> {
+    let text = error.to_string();
+    let (_, status) = text.split_once("http status: ")?;
+    status.get(..3)?.parse().ok()
+}
+
+fn is_hex(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
+/// Whether `text` is a commit in full, which also makes it safe as the name of a folder.
+fn is_commit(text: &str) -> bool {
+    text.len() == 40 && is_hex(text)
+}
+
+/// The model in a snapshot, if every file of it is there.
+fn complete(snapshot: &Path) -> Option<Local> {
+    let has = |name: &str| snapshot.join(name).exists();
+    let has_shards = || {
+        let shards = shard_names(&snapshot.join(INDEX));
+        shards.is_ok_and(|shards| shards.iter().all(|shard| has(shard)))
+    };
+    if has(CONFIG) && has(TOKENIZER) && (has(WEIGHTS) || has_shards()) {
+        return Some(Local::Folder(snapshot.into()));
+    }
+    let files = std::fs::read_dir(snapshot).ok()?.flatten();
+    let mut ggufs = files
+        .map(|file| file.path())
+        .filter(|path| is_gguf(path) && path.exists());
+    match (ggufs.next(), ggufs.next()) {
+        (Some(only), None) => Some(Local::Gguf(only)),
+        _ => None,
+    }
+}

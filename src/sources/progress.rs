@@ -1,0 +1,89 @@
+//! How far a download has come: a bar on a terminal, a log line now and then elsewhere.
+
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Time between log lines: often enough to show life, seldom enough for a log that is kept.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+/// The progress of one file.
+pub struct Meter {
+    name: String,
+    bar: Option<ProgressBar>,
+    done: u64,
+    total: u64,
+    last_line: Instant,
+}
+
+impl Meter {
+    /// A meter for the file `name` of `total` bytes (0 while unknown), drawn as a bar on standard error or logged.
+    pub fn new(name: &str, total: u64, progress_bar: bool) -> Self {
+        tracing::info!(file = name, "downloading");
+        let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})";
+        let bar = progress_bar.then(|| {
+            let style = ProgressStyle::with_template(template);
+            let bar = ProgressBar::new(total).with_message(name.to_owned());
+            // The template is a constant of this file; should it ever be wrong, a plain bar still serves.
+            style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
+        });
+        Self {
+            name: name.into(),
+            bar,
+            done: 0,
+            total,
+            last_line: Instant::now(),
+        }
+    }
+
+    /// The file's size, as announced by whoever sends it.
+    pub const fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Announces the size and starts again from zero.
+    pub fn start(&mut self, total: u64) {
+        self.total = total;
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+        }
+        self.set(0);
+    }
+
+    /// Notes that `done` bytes have arrived.
+    pub fn set(&mut self, done: u64) {
+        self.done = done;
+        if let Some(bar) = &self.bar {
+            bar.set_position(done);
+        } else if self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            tracing::info!(
+                file = self.name,
+                bytes = done,
+                of = self.total,
+                "downloading"
+            );
+        }
+    }
+}
+
+impl Drop for Meter {
+    /// Takes the bar away, so that what is printed next does not share its line.
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl hf_hub::api::Progress for &mut Meter {
+    fn init(&mut self, size: usize, _filename: &str) {
+        self.start(size as u64);
+    }
+
+    fn update(&mut self, size: usize) {
+        self.set(self.done + size as u64);
+    }
+
+    fn finish(&mut self) {}
+}

@@ -1,0 +1,64 @@
+//! Token ids → text as they arrive.
+
+use std::sync::Arc;
+
+use super::Tokenizer;
+
+/// Turns one generation's tokens into text, holding back bytes that do not yet make a character.
+///
+/// Whatever the token boundaries, the pieces put together are the lossy decoding of all the bytes put together.
+pub struct Decoder {
+    tokenizer: Arc<Tokenizer>,
+    /// The start of a character whose rest has not come: at most three bytes between calls.
+    pending: Vec<u8>,
+}
+
+impl Decoder {
+    /// A decoder at the start of a text.
+    pub const fn new(tokenizer: Arc<Tokenizer>) -> Self {
+        Self {
+            tokenizer,
+            pending: Vec::new(),
+        }
+    }
+
+    /// The text that `token` completes; often a word, sometimes nothing. Special tokens are no text.
+    pub fn push(&mut self, token: u32) -> String {
+        if !self.tokenizer.is_special(token) {
+            self.pending.extend_from_slice(self.tokenizer.bytes(token));
+        }
+        let mut text = String::new();
+        let mut rest = &self.pending[..];
+        loop {
+            let error = match std::str::from_utf8(rest) {
+                Ok(valid) => {
+                    text.push_str(valid);
+                    rest = &[];
+                    break;
+                }
+                Err(error) => error,
+            };
+            let (valid, after) = rest.split_at(error.valid_up_to());
+            text.push_str(&String::from_utf8_lossy(valid));
+            rest = after;
+            match error.error_len() {
+                // The bytes so far may still become a character.
+                None => break,
+                Some(length) => {
+                    text.push(char::REPLACEMENT_CHARACTER);
+                    rest = &rest[length..];
+                }
+            }
+        }
+        let decoded = self.pending.len() - rest.len();
+        self.pending.drain(..decoded);
+        text
+    }
+
+    /// The end of the text: a character that was never finished becomes U+FFFD.
+    pub fn finish(&mut self) -> String {
+        let text = String::from_utf8_lossy(&self.pending).into_owned();
+        self.pending.clear();
+        text
+    }
+}

@@ -1,0 +1,184 @@
+//! Stop strings, wherever the token boundaries fall.
+
+/// Watches one generation's text for its stop strings and holds back what may be the start of one.
+///
+/// The string that is completed first ends the text, and of two completed by the same character the longer. Since that
+/// depends on the characters alone, how they were cut into pieces changes nothing. Each character costs constant time,
+/// however long the strings are (Knuth, Morris and Pratt's search).
+#[derive(Clone)]
+pub struct StopStrings {
+    patterns: Vec<Pattern>,
+    /// Text that is the start of a stop string so far.
+    held: String,
+}
+
+#[derive(Clone)]
+struct Pattern {
+    bytes: Vec<u8>,
+    /// `fallback[n]`: after `n + 1` matching bytes, how many still match when the next one does not.
+    fallback: Vec<usize>,
+    /// How many of its bytes the text ends with.
+    matched: usize,
+}
+
+/// What [`StopStrings::push`] found.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Scan {
+    /// No stop string yet: this much text is certain to belong to the answer.
+    Continue(String),
+    /// A stop string came: this is the rest of the answer, and nothing follows.
+    Stop(String),
+}
+
+impl StopStrings {
+    /// Watches for `strings`, none of which is empty; with none, text passes through.
+    pub fn new(strings: &[String]) -> Self {
+        Self {
+            patterns: strings.iter().map(|string| Pattern::new(string)).collect(),
+            held: String::new(),
+        }
+    }
+
+    /// Takes the next piece of text.
+    pub fn push(&mut self, text: &str) -> Scan {
+        if self.patterns.is_empty() {
+            return Scan::Continue(text.to_owned());
+        }
+        for (at, &byte) in text.as_bytes().iter().enumerate() {
+            let mut stop_length = 0;
+            for pattern in &mut self.patterns {
+                if pattern.push(byte) {
+                    stop_length = stop_length.max(pattern.bytes.len());
+                }
+            }
+            if stop_length > 0 {
+                self.held.push_str(&text[..=at]);
+                self.held.truncate(self.held.len() - stop_length);
+                return Scan::Stop(std::mem::take(&mut self.held));
+            }
+        }
+        self.held.push_str(text);
+        // A pattern's first byte starts a character, and so does the byte after what has matched: the cut is between characters.
+        let matched = self.patterns.iter().map(|pattern| pattern.matched).max();
+        let keep_from = self.held.len() - matched.unwrap_or(0);
+        let keep = self.held.split_off(keep_from);
+        Scan::Continue(std::mem::replace(&mut self.held, keep))
+    }
+
+    /// The end of the text: what was held back belongs to the answer after all.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+}
+
+impl Pattern {
+    fn new(string: &str) -> Self {
+        let bytes = string.as_bytes().to_vec();
+        let mut fallback = vec![0; bytes.len()];
+        let mut matched = 0;
+        for at in 1..bytes.len() {
+            while matched > 0 && bytes[at] != bytes[matched] {
+                matched = fallback[matched - 1];
+            }
+            if bytes[at] == bytes[matched] {
+                matched += 1;
+            }
+            fallback[at] = matched;
+        }
+        Self {
+            bytes,
+            fallback,
+            matched: 0,
+        }
+    }
+
+    /// Takes one byte; whether it completes the pattern.
+    fn push(&mut self, byte: u8) -> bool {
+        while self.matched > 0 && self.bytes[self.matched] != byte {
+            self.matched = self.fallback[self.matched - 1];
+        }
+        if self.bytes[self.matched] == byte {
+            self.matched += 1;
+        }
+        self.matched == self.bytes.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Runs `pieces` through and returns the text and whether a stop string ended it.
+    fn run<'a>(stops: &[&str], pieces: impl IntoIterator<Item = &'a str>) -> (String, bool) {
+        let stops: Vec<String> = stops.iter().map(ToString::to_string).collect();
+        let mut watch = StopStrings::new(&stops);
+        let mut text = String::new();
+        for piece in pieces {
+            match watch.push(piece) {
+                Scan::Continue(more) => text += &more,
+                Scan::Stop(more) => return (text + &more, true),
+            }
+        }
+        (text + &watch.finish(), false)
+    }
+
+    #[test]
+    fn a_stop_string_across_pieces_ends_the_text_before_it() {
+        let pieces = ["The answer", " is 4.\n", "\nQ", "uestion: "];
+        assert_eq!(run(&["\n\nQ"], pieces), ("The answer is 4.".into(), true));
+    }
+
+    #[test]
+    fn text_that_only_starts_like_a_stop_string_is_released() {
+        assert_eq!(
+            run(&["ENDE"], ["a EN", "D", " b E"]),
+            ("a END b E".into(), false)
+        );
+        assert_eq!(run(&["aab"], ["aaa", "b!"]), ("a".into(), true));
+    }
+
+    #[test]
+    fn nothing_certain_is_held_back() {
+        let mut watch = StopStrings::new(&["é!".to_owned()]);
+        assert_eq!(watch.push("caf"), Scan::Continue("caf".into()));
+        // `è` starts with the same byte as `é`.
+        assert_eq!(watch.push("è"), Scan::Continue("è".into()));
+        assert_eq!(watch.push("né"), Scan::Continue("n".into()));
+        assert_eq!(watch.push("e"), Scan::Continue("ée".into()));
+    }
+
+    #[test]
+    fn the_string_completed_first_wins_and_then_the_longer() {
+        assert_eq!(run(&["abcd", "bc"], ["xabcd"]), ("xa".into(), true));
+        assert_eq!(run(&["c", "abc"], ["xabcd"]), ("x".into(), true));
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_do_not_matter(
+            text in "[abé]{0,40}",
+            stops in prop::collection::vec("[abé]{1,4}", 0..4),
+            cuts in prop::collection::vec(any::<bool>(), 41),
+        ) {
+            // The meaning, slowly: the first end of any stop string, and the longest that ends there.
+            let expected = (0..=text.len())
+                .filter(|&end| text.is_char_boundary(end))
+                .find_map(|end| {
+                    let found = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str()));
+                    found.map(String::len).max().map(|length| (text[..end - length].to_owned(), true))
+                })
+                .unwrap_or_else(|| (text.clone(), false));
+            let mut pieces = vec![String::new()];
+            for (character, &cut) in text.chars().zip(&cuts) {
+                if cut {
+                    pieces.push(String::new());
+                }
+                pieces.last_mut().expect("never empty").push(character);
+            }
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            prop_assert_eq!(run(&stops, pieces.iter().map(String::as_str)), expected);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Text → token ids, and the bytes behind every id.
+
+use std::path::Path;
+
+use tokenizers::decoders::DecoderWrapper;
+
+use crate::error::{Error, Result};
+
+/// A byte-level BPE tokenizer (the kind every Granite and SmolLM checkpoint has), ready to serve.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The bytes of all tokens, one after another.
+    bytes: Vec<u8>,
+    /// Token `id` is `bytes[ends[id - 1]..ends[id]]`; ids without a token are empty.
+    ends: Vec<u32>,
+    /// Whether token `id` is special: control, not text.
+    special: Vec<bool>,
+    longest: usize,
+}
+
+/// Why a text has no ids.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// The text cannot fit the context however it is cut, so it was not looked at.
+    #[error("the text has {bytes} bytes and at most {limit} can fit")]
+    TooLong {
+        /// Bytes of the text.
+        bytes: usize,
+        /// Bytes that the largest allowed number of tokens can hold.
+        limit: usize,
+    },
+    /// The tokenizer failed, which is a defect of its file.
+    #[error("the tokenizer failed: {0}")]
+    Failed(String),
+}
+
+impl Tokenizer {
+    /// Takes a tokenizer as `file` defined it and builds the id → bytes table, once.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`] naming `file` when the tokenizer is not byte-level: decoding token by token is exact only
+    /// when every token stands for fixed bytes.
+    pub fn new(mut inner: tokenizers::Tokenizer, file: &Path) -> Result<Self> {
+        let byte_level = match inner.get_decoder() {
+            Some(DecoderWrapper::ByteLevel(_)) => true,
+            Some(DecoderWrapper::Sequence(all)) => all
+                .get_decoders()
+                .iter()
+                .any(|one| matches!(one, DecoderWrapper::ByteLevel(_))),
+            _ => false,
+        };
+        if !byte_level {
+            let problem = "only byte-level tokenizers are supported (decoder `ByteLevel`)";
+            return Err(Error::bad_model(file, "tokenizer decoder", problem));
+        }
+        // A file may ask for truncation or padding, which training wants and a server must not do behind one's back.
+        inner
+            .with_truncation(None)
+            .map_err(|problem| Error::bad_model(file, "truncation", problem))?;
+        inner.with_padding(None);
+
+        let added = inner.get_added_tokens_decoder();
+        let mut tokens: Vec<(u32, Vec<u8>)> = inner
+            .get_vocab(false)
+            .into_iter()
+            .map(|(token, id)| (id, bytes_of(&token)))
+            .chain(
+                added
+                    .iter()
+                    .map(|(&id, token)| (id, token.content.clone().into_bytes())),
+            )
+            .collect();
+        // Stable: where an added token repeats an id of the vocabulary, the added one comes second and wins below.
+        tokens.sort_by_key(|token| token.0);
+        let count = tokens.last().map_or(0, |last| last.0 as usize + 1);
+        // Ids come from a file: a single huge one must not size a table. Real vocabularies have few holes.
+        if count > 4 * tokens.len() + 65_536 {
+            let problem = format!("id {} in a vocabulary of {}", count - 1, tokens.len());
+            return Err(Error::bad_model(file, "vocab", problem));
+        }
+
+        let mut by_id = vec![&[][..]; count];
+        for (id, token) in &tokens {
+            by_id[*id as usize] = token;
+        }
+        let longest = by_id.iter().map(|token| token.len()).max().unwrap_or(0);
+        let bytes = by_id.concat();
+        let ends = by_id
+            .iter()
+            .scan(0, |end, token| {
+                *end += token.len() as u32;
+                Some(*end)
+            })
+            .collect();
+        let mut special = vec![false; count];
+        for (&id, token) in &added {
+            special[id as usize] = token.special;
+        }
+        Ok(Self {
+            inner,
+            bytes,
+            ends,
+            special,
+            longest,
+        })
+    }
+
+    /// The ids of `text`, at most `max_tokens` of which are wanted.
+    ///
+    /// Nothing is added in front or behind. Special tokens written out in the text become their ids, as in every other
+    /// server's raw completions: the caller owns the whole prompt here, control tokens included.
+    ///
+    /// Costs time in proportion to the text; call it where blocking is fine.
+    ///
+    /// # Errors
+    /// [`EncodeError::TooLong`] before any work, when even tokens of the greatest length could not hold the text in
+    /// `max_tokens`.
+    pub fn encode(
+        &self,
+        text: &str,
+        max_tokens: usize,
+    ) -> std::result::Result<Vec<u32>, EncodeError> {
+        let limit = max_tokens.saturating_mul(self.longest);
+        if text.len() > limit {
+            return Err(EncodeError::TooLong {
+                bytes: text.len(),
+                limit,
+            });
+        }
+        // `encode_fast` skips the character offsets, which nobody asks for.
+        match self.inner.encode_fast(text, false) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(problem) => Err(EncodeError::Failed(problem.to_string())),
+        }
+    }
+
+    /// The bytes of a token: nothing for ids that have none. They need not be whole characters.
+    pub fn bytes(&self, id: u32) -> &[u8] {
+        let id = id as usize;
+        let Some(&end) = self.ends.get(id) else {
+            return &[];
+        };
+        let start = if id == 0 { 0 } else { self.ends[id - 1] };
+        &self.bytes[start as usize..end as usize]
+    }
+
+    /// Whether a token is control rather than text; such tokens are left out of answers.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.get(id as usize).copied().unwrap_or(false)
+    }
+}
+
+/// The bytes a vocabulary entry stands for. An entry with a character outside the byte-level alphabet stands for itself.
+fn bytes_of(token: &str) -> Vec<u8> {
+    token
+        .chars()
+        .map(byte_of)
+        .collect::<Option<Vec<u8>>>()
+        .unwrap_or_else(|| token.as_bytes().to_vec())
+}
+
+/// The byte-level alphabet backwards. GPT-2 wrote printable bytes as themselves and the other 68, in order, as the
+/// characters from U+0100 on, so that no vocabulary entry contains white space or control characters.
+fn byte_of(character: char) -> Option<u8> {
+    let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    match u32::from(character) {
+        code @ 0..0x100 => Some(code as u8).filter(|&byte| is_printable(byte)),
+        code => (0..=255)
+            .filter(|&byte| !is_printable(byte))
+            .nth(code as usize - 0x100),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+
+    use super::*;
+
+    #[test]
+    fn the_alphabet_is_the_one_the_tokenizers_crate_uses() {
+        let mut bytes: Vec<u8> = ByteLevel::alphabet()
+            .into_iter()
+            .map(|character| byte_of(character).expect("every character stands for a byte"))
+            .collect();
+        bytes.sort_unstable();
+        assert_eq!(bytes, (0..=255).collect::<Vec<u8>>());
+        assert_eq!(byte_of('Ġ'), Some(b' '));
+        assert_eq!(byte_of('Ċ'), Some(b'\n'));
+        assert_eq!(byte_of('字'), None);
+    }
+
+    #[test]
+    fn a_tokenizer_that_is_not_byte_level_is_refused_with_the_file_named() {
+        let inner = tokenizers::Tokenizer::new(tokenizers::models::bpe::BPE::default());
+        let Err(error) = Tokenizer::new(inner, Path::new("model/tokenizer.json")) else {
+            panic!("accepted");
+        };
+        assert_eq!(
+            error.to_string(),
+            "model/tokenizer.json: tokenizer decoder: only byte-level tokenizers are supported (decoder `ByteLevel`)"
+        );
+    }
+}

@@ -1,0 +1,199 @@
+//! A model that computes nothing but checks everything: what the engine tells it must be what a KV cache can run.
+//!
+//! It remembers tokens by page and slot, as the real one does keys and values, and its logits are a hash of what it
+//! *reads back* through the pages it is given. So a page that two sequences share, a row that is lost or run twice, or
+//! a position that is off by one either fails a check or changes the tokens.
+
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::mpsc;
+
+use microgranite::engine::Settings;
+use microgranite::model::{Forward, PAGE_TOKENS, Span};
+
+/// Small, so that thousands of steps take no time; still above one sampling block.
+pub const VOCAB: usize = 96;
+/// After this token there are no finite logits.
+pub const NAN_TOKEN: u32 = 94;
+/// On this token the model panics.
+pub const PANIC_TOKEN: u32 = 95;
+/// Bytes of one page, as far as the metrics are concerned.
+pub const PAGE_BYTES: usize = 1000;
+
+pub struct CheckedModel {
+    pages: Vec<[Option<u32>; PAGE_TOKENS]>,
+    max_batch: usize,
+    step_tokens: usize,
+    logits: Vec<f32>,
+    gate: Option<Gate>,
+}
+
+/// The model's end of a [`Stepper`].
+struct Gate {
+    began: mpsc::Sender<Vec<(usize, usize)>>,
+    go: mpsc::Receiver<()>,
+}
+
+/// Lets a test hold the model inside its steps. Once it is dropped, steps run freely.
+pub struct Stepper {
+    began: mpsc::Receiver<Vec<(usize, usize)>>,
+    go: mpsc::Sender<()>,
+}
+
+impl Stepper {
+    /// Waits until a step has begun; its spans as `(start, rows)`.
+    pub fn began(&self) -> Vec<(usize, usize)> {
+        self.began
+            .recv_timeout(std::time::Duration::from_secs(20))
+            .expect("a step begins")
+    }
+
+    /// Lets the step that has begun end.
+    pub fn go(&self) {
+        self.go.send(()).expect("the engine lives");
+    }
+
+    /// Whether no step has begun since the last.
+    pub fn is_idle(&self) -> bool {
+        self.began.try_recv().is_err()
+    }
+}
+
+impl CheckedModel {
+    pub fn new(settings: &Settings, page_count: usize) -> Self {
+        Self {
+            pages: vec![[None; PAGE_TOKENS]; page_count],
+            max_batch: settings.max_batch,
+            step_tokens: settings.step_tokens,
+            logits: Vec::new(),
+            gate: None,
+        }
+    }
+
+    pub fn gated(settings: &Settings, page_count: usize) -> (Self, Stepper) {
+        let (began, seen) = mpsc::channel();
+        let (release, go) = mpsc::channel();
+        let mut model = Self::new(settings, page_count);
+        model.gate = Some(Gate { began, go });
+        let stepper = Stepper {
+            began: seen,
+            go: release,
+        };
+        (model, stepper)
+    }
+
+    fn check(&self, spans: &[Span<'_>]) {
+        assert!(!spans.is_empty(), "a step without work");
+        assert!(spans.len() <= self.max_batch, "more spans than the batch");
+        let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
+        assert!(rows <= self.step_tokens, "{rows} rows are over the budget");
+        let mut taken = HashSet::new();
+        for span in spans {
+            assert!(!span.tokens.is_empty(), "an empty span");
+            assert!(span.tokens.iter().all(|&token| (token as usize) < VOCAB));
+            let end = span.start + span.tokens.len();
+            assert!(end <= span.pages.len() * PAGE_TOKENS, "pages cover a span");
+            assert!(end <= self.context_length(), "the context covers a span");
+            for &page in span.pages {
+                assert!((page as usize) < self.pages.len(), "page {page} exists");
+                assert!(taken.insert(page), "page {page} is given out twice");
+            }
+        }
+    }
+
+    /// Stores the span's tokens and returns all of its sequence's, read back.
+    fn store(&mut self, span: &Span<'_>) -> Vec<u32> {
+        if span.start == 0 {
+            // A new sequence: nothing of what is in its pages is its own. If it is somebody else's, they will miss it.
+            for &page in span.pages {
+                self.pages[page as usize] = [None; PAGE_TOKENS];
+            }
+        }
+        let slot = |position: usize| {
+            let page = span.pages[position / PAGE_TOKENS] as usize;
+            (page, position % PAGE_TOKENS)
+        };
+        for (position, &token) in (span.start..).zip(span.tokens) {
+            let (page, slot) = slot(position);
+            let before = self.pages[page][slot].replace(token);
+            assert_eq!(before, None, "position {position} is written twice");
+        }
+        (0..span.start + span.tokens.len())
+            .map(|position| {
+                let (page, slot) = slot(position);
+                self.pages[page][slot]
+                    .unwrap_or_else(|| panic!("position {position} was never written, or lost"))
+            })
+            .collect()
+    }
+}
+
+impl Forward for CheckedModel {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn context_length(&self) -> usize {
+        1000
+    }
+
+    fn page_count(&self) -> usize {
+        self.pages.len()
+    }
+
+    fn page_bytes(&self) -> usize {
+        PAGE_BYTES
+    }
+
+    fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {
+        if let Some(gate) = &self.gate {
+            let work = spans.iter().map(|span| (span.start, span.tokens.len()));
+            if gate.began.send(work.collect()).is_ok() {
+                // An error says that the test holds the gate no longer.
+                let _ = gate.go.recv();
+            }
+        }
+        self.check(spans);
+        self.logits.clear();
+        for span in spans {
+            let history = self.store(span);
+            assert!(
+                !span.tokens.contains(&PANIC_TOKEN),
+                "the model was asked to panic"
+            );
+            if span.wants_logits {
+                self.logits.extend(logits_after(&history));
+            }
+        }
+        &self.logits
+    }
+}
+
+/// The logits after a history: between −4 and 4, from a hash of all its tokens and their positions. The two tokens
+/// that cause faults are never likely.
+pub fn logits_after(history: &[u32]) -> Vec<f32> {
+    let mut logits: Vec<f32> = (0..VOCAB as u32)
+        .map(|token| {
+            let mut hasher = DefaultHasher::new();
+            (history, token).hash(&mut hasher);
+            (hasher.finish() >> 40) as f32 / (1 << 21) as f32 - 4.0
+        })
+        .collect();
+    logits[NAN_TOKEN as usize] = -200.0;
+    logits[PANIC_TOKEN as usize] = -200.0;
+    if history.last() == Some(&NAN_TOKEN) {
+        logits[VOCAB / 2] = f32::NAN;
+    }
+    logits
+}
+
+/// What greedy decoding must give, worked out without an engine.
+pub fn greedy(prompt: &[u32], max_tokens: usize) -> Vec<u32> {
+    let mut history = prompt.to_vec();
+    for _ in 0..max_tokens {
+        let logits = logits_after(&history);
+        let best = (0..VOCAB).max_by(|&a, &b| logits[a].total_cmp(&logits[b]).then(b.cmp(&a)));
+        history.push(best.unwrap() as u32);
+    }
+    history.split_off(prompt.len())
+}

@@ -1,0 +1,486 @@
+//! What callers of the engine may rely on.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use microgranite::engine::{
+    Engine, FinishReason, Generation, Health, Refusal, Sampling, Settings, TokenEvent, TokenStream,
+};
+use microgranite::error::Error;
+use microgranite::telemetry::Metrics;
+
+use crate::checked_model::{
+    CheckedModel, NAN_TOKEN, PAGE_BYTES, PANIC_TOKEN, Stepper, VOCAB, greedy,
+};
+
+const LENGTH: TokenEvent = TokenEvent::Finished(FinishReason::Length);
+const STOP: TokenEvent = TokenEvent::Finished(FinishReason::Stop);
+
+fn small() -> Settings {
+    Settings {
+        max_batch: 4,
+        max_queue: 4,
+        step_tokens: 64,
+        prompt_rows_while_decoding: 16,
+    }
+}
+
+/// A greedy generation whose prompt is `seed`'s own.
+fn generation(seed: u32, prompt_len: usize, max_tokens: usize) -> Generation {
+    Generation {
+        prompt: (0..prompt_len as u32)
+            .map(|i| (seed.wrapping_mul(7919) + i * (seed + 3)) % NAN_TOKEN)
+            .collect(),
+        max_tokens,
+        sampling: Sampling::default(),
+        stop_ids: Vec::new(),
+    }
+}
+
+fn start(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>) {
+    let metrics = Arc::new(Metrics::new());
+    let model = Box::new(CheckedModel::new(&settings, pages));
+    let engine = Engine::start(model, settings, Arc::clone(&metrics)).unwrap();
+    (engine, metrics)
+}
+
+fn start_gated(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>, Stepper) {
+    let metrics = Arc::new(Metrics::new());
+    let (model, stepper) = CheckedModel::gated(&settings, pages);
+    let engine = Engine::start(Box::new(model), settings, Arc::clone(&metrics)).unwrap();
+    (engine, metrics, stepper)
+}
+
+fn submit(engine: &Engine, generation: Generation) -> TokenStream {
+    engine.submit(vec![generation]).unwrap().remove(0)
+}
+
+/// What becomes of a stream: its tokens and its end.
+async fn collect(mut stream: TokenStream) -> (Vec<u32>, TokenEvent) {
+    let mut tokens = Vec::new();
+    loop {
+        match within(stream.next()).await.expect("an end is reported") {
+            TokenEvent::Token(token) => tokens.push(token),
+            end => {
+                assert_eq!(stream.next().await, None, "nothing follows the end");
+                return (tokens, end);
+            }
+        }
+    }
+}
+
+/// A test that hangs should say where.
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    let limit = Duration::from_secs(20);
+    tokio::time::timeout(limit, future)
+        .await
+        .expect("the engine answers in time")
+}
+
+fn kv_used(metrics: &Metrics) -> i64 {
+    metrics.kv_cache_bytes.with_label_values(&["used"]).get()
+}
+
+/// Prompt lengths around page and chunk edges, half of them sampled, from 1 to 60 tokens.
+fn crowd() -> Vec<Generation> {
+    let lengths = [1, 2, 15, 16, 17, 63, 64, 65, 127, 128, 129, 300];
+    (0..32)
+        .map(|seed| {
+            let prompt_len = lengths[seed as usize % lengths.len()];
+            let mut generation = generation(seed, prompt_len, 1 + seed as usize * 37 % 60);
+            if seed % 2 == 1 {
+                generation.sampling = Sampling {
+                    temperature: 0.8,
+                    top_k: (seed as usize % 3) * 10,
+                    top_p: 0.95,
+                    min_p: 0.01,
+                    seed: u64::from(seed),
+                };
+            }
+            generation
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn thirty_two_generations_together_get_what_each_gets_alone() {
+    let (engine, _) = start(small(), 20);
+    let mut alone = Vec::new();
+    for generation in crowd() {
+        alone.push(collect(submit(&engine, generation)).await);
+    }
+    let wide = Settings {
+        max_batch: 32,
+        max_queue: 0,
+        ..Settings::default()
+    };
+    let narrow = Settings {
+        max_queue: 28,
+        step_tokens: 5,
+        prompt_rows_while_decoding: 3,
+        ..small()
+    };
+    // The second has pages for few of them at a time.
+    for (settings, pages) in [(wide, 200), (narrow, 8)] {
+        let (engine, metrics) = start(settings, pages);
+        let streams = engine.submit(crowd()).unwrap();
+        for (stream, alone) in streams.into_iter().zip(&alone) {
+            assert_eq!(&collect(stream).await, alone);
+        }
+        assert_eq!(metrics.requests_running.get(), 0);
+        assert_eq!(kv_used(&metrics), 0);
+    }
+}
+
+#[tokio::test]
+async fn greedy_tokens_are_the_most_likely_ones() {
+    let (engine, _) = start(small(), 20);
+    for generation in crowd() {
+        if generation.sampling.temperature == 0.0 {
+            let expected = greedy(&generation.prompt, generation.max_tokens);
+            let answer = collect(submit(&engine, generation)).await;
+            assert_eq!(answer, (expected, LENGTH));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stop_id_ends_the_generation_and_is_not_reported() {
+    let (engine, _) = start(small(), 20);
+    let plain = generation(1, 10, 50);
+    let tokens = greedy(&plain.prompt, 50);
+    let stop = tokens[20];
+    let first = tokens.iter().position(|&token| token == stop).unwrap();
+    let stopped = Generation {
+        stop_ids: vec![NAN_TOKEN, stop],
+        ..plain
+    };
+    let answer = collect(submit(&engine, stopped)).await;
+    assert_eq!(answer, (tokens[..first].to_vec(), STOP));
+}
+
+#[tokio::test]
+async fn a_generation_may_fill_the_whole_context_or_generate_nothing() {
+    let (engine, _) = start(small(), 4);
+    assert_eq!(
+        engine.limits().context_length,
+        4 * 64,
+        "what the pages hold"
+    );
+    let full = generation(5, 200, 56);
+    let expected = greedy(&full.prompt, 56);
+    let answer = collect(submit(&engine, full)).await;
+    assert_eq!(answer, (expected, LENGTH));
+    let nothing = collect(submit(&engine, generation(5, 256, 0))).await;
+    assert_eq!(nothing, (Vec::new(), LENGTH));
+    let (engine, _) = start(small(), 400);
+    assert_eq!(
+        engine.limits().context_length,
+        1000,
+        "what the model can do"
+    );
+}
+
+#[tokio::test]
+async fn half_of_the_clients_leave_and_the_other_half_notice_nothing() {
+    let settings = Settings {
+        max_queue: 40,
+        ..small()
+    };
+    let (engine, metrics) = start(settings, 30);
+    let streams = engine.submit(crowd()).unwrap();
+    let mut staying = Vec::new();
+    for (index, (mut stream, generation)) in streams.into_iter().zip(crowd()).enumerate() {
+        if index % 4 == 0 {
+            stream.next().await;
+        } else if index % 4 == 2 {
+            staying.push((stream, generation));
+        }
+        // The others leave at once, some of them while they wait.
+    }
+    for (stream, generation) in staying {
+        let expected = greedy(&generation.prompt, generation.max_tokens);
+        assert_eq!(collect(stream).await, (expected, LENGTH));
+    }
+    engine.drain();
+    within(engine.stopped()).await;
+    assert_eq!(metrics.requests_running.get(), 0);
+    assert_eq!(metrics.requests_waiting.get(), 0);
+    assert_eq!(kv_used(&metrics), 0);
+}
+
+#[test]
+fn leaving_frees_place_and_pages_within_a_step() {
+    let settings = Settings {
+        max_batch: 2,
+        ..small()
+    };
+    let (engine, metrics, stepper) = start_gated(settings, 20);
+    let decoding = submit(&engine, generation(1, 10, 100));
+    assert_eq!(stepper.began(), [(0, 10)]);
+    let in_prompt = submit(&engine, generation(2, 300, 100));
+    let waiting = submit(&engine, generation(3, 7, 2));
+    let last = submit(&engine, generation(4, 8, 2));
+    stepper.go();
+    assert_eq!(stepper.began(), [(10, 1), (0, 16)]);
+    assert_eq!(metrics.requests_running.get(), 2);
+    assert_eq!(metrics.requests_waiting.get(), 2);
+    assert_eq!(kv_used(&metrics), 2 * PAGE_BYTES as i64);
+
+    drop(in_prompt); // between two chunks
+    drop(waiting);
+    stepper.go();
+    assert_eq!(stepper.began(), [(11, 1), (0, 8)], "the last one starts");
+    assert_eq!(metrics.requests_running.get(), 2);
+    assert_eq!(metrics.requests_waiting.get(), 0);
+
+    drop(decoding);
+    stepper.go();
+    assert_eq!(stepper.began(), [(8, 1)]);
+    assert_eq!(metrics.requests_running.get(), 1);
+    assert_eq!(kv_used(&metrics), PAGE_BYTES as i64);
+
+    drop(last); // everybody has left
+    stepper.go();
+    while metrics.requests_running.get() > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(kv_used(&metrics), 0);
+    assert!(stepper.is_idle(), "there is nothing to run");
+}
+
+#[test]
+fn a_full_queue_refuses_all_or_none() {
+    let (engine, metrics, stepper) = start_gated(small(), 20);
+    let many = |count: u32| (0..count).map(|seed| generation(seed, 5, 5)).collect();
+    // Four places and four seats: eight at once, not nine.
+    assert!(matches!(
+        engine.submit(many(9)),
+        Err(Refusal::QueueFull { .. })
+    ));
+    let mut streams = engine.submit(many(6)).unwrap();
+    stepper.began();
+    assert_eq!(metrics.requests_waiting.get(), 2);
+    let refusal = engine.submit(many(3)).unwrap_err();
+    let Refusal::QueueFull { retry_after } = refusal else {
+        panic!("{refusal:?}");
+    };
+    assert!((1..=60).contains(&retry_after.as_secs()));
+    assert_eq!(metrics.requests_waiting.get(), 2, "none of the three waits");
+    streams.extend(engine.submit(many(2)).unwrap());
+    assert_eq!(metrics.requests_waiting.get(), 4);
+    assert!(engine.submit(many(1)).is_err());
+    assert_eq!(engine.submit(Vec::new()).unwrap().len(), 0);
+
+    // A seat becomes free as soon as somebody leaves it.
+    streams.pop();
+    stepper.go();
+    stepper.began();
+    assert_eq!(metrics.requests_waiting.get(), 3);
+    engine.submit(many(1)).unwrap();
+}
+
+#[tokio::test]
+async fn without_a_queue_the_places_in_the_batch_are_for_whoever_comes() {
+    let settings = Settings {
+        max_queue: 0,
+        ..small()
+    };
+    let (engine, _) = start(settings, 20);
+    for _ in 0..50 {
+        let four = (0..4).map(|seed| generation(seed, 5, 3)).collect();
+        // The place is free by the time its end is told.
+        for stream in engine.submit(four).unwrap() {
+            assert_eq!(collect(stream).await.1, LENGTH);
+        }
+    }
+}
+
+#[tokio::test]
+async fn draining_finishes_what_runs_and_what_waits() {
+    let settings = Settings {
+        max_batch: 1,
+        ..small()
+    };
+    let (engine, _, stepper) = start_gated(settings, 20);
+    let streams = engine
+        .submit(vec![generation(1, 5, 5), generation(2, 5, 5)])
+        .unwrap();
+    stepper.began();
+    assert_eq!(engine.health(), Health::Running);
+    engine.drain();
+    assert_eq!(engine.health(), Health::Draining);
+    let refused = engine.submit(vec![generation(3, 5, 5)]);
+    assert_eq!(refused.err(), Some(Refusal::Draining));
+    drop(stepper);
+    for stream in streams {
+        assert_eq!(collect(stream).await.1, LENGTH);
+    }
+    within(engine.stopped()).await;
+    assert_eq!(engine.health(), Health::Stopped);
+    let refused = engine.submit(vec![generation(3, 5, 5)]);
+    assert_eq!(refused.err(), Some(Refusal::Stopped));
+}
+
+#[tokio::test]
+async fn an_idle_engine_drains_at_once() {
+    let (engine, _) = start(small(), 20);
+    engine.drain();
+    within(engine.stopped()).await;
+    assert_eq!(engine.health(), Health::Stopped);
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_lets_the_rest_finish() {
+    let (engine, metrics, stepper) = start_gated(small(), 20);
+    let stream = submit(&engine.clone(), generation(1, 5, 5));
+    drop(engine);
+    drop(stepper);
+    assert_eq!(collect(stream).await.1, LENGTH);
+    // The thread is the last to hold the metrics besides this test.
+    while Arc::strong_count(&metrics) > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_in_the_model_fails_everything_and_is_seen() {
+    let settings = Settings {
+        max_batch: 2,
+        ..small()
+    };
+    let (engine, metrics, stepper) = start_gated(settings, 20);
+    let mut fatal = generation(2, 5, 5);
+    fatal.prompt[4] = PANIC_TOKEN;
+    let mut streams = engine
+        .submit(vec![generation(1, 5, 5), fatal, generation(3, 5, 5)])
+        .unwrap();
+    stepper.began();
+    streams.push(submit(&engine, generation(4, 5, 5))); // not yet taken by the engine
+    stepper.go();
+    for stream in streams {
+        assert_eq!(collect(stream).await.1, TokenEvent::Failed);
+    }
+    within(engine.stopped()).await;
+    assert_eq!(engine.health(), Health::Failed);
+    assert_eq!(engine.step_age(), None);
+    engine.drain();
+    assert_eq!(engine.health(), Health::Failed, "draining hides nothing");
+    let refused = engine.submit(vec![generation(3, 5, 5)]);
+    assert_eq!(refused.err(), Some(Refusal::Stopped));
+    assert_eq!(metrics.requests_running.get(), 0);
+    assert_eq!(metrics.requests_waiting.get(), 0);
+}
+
+#[tokio::test]
+async fn logits_that_are_not_finite_fail_one_generation_only() {
+    let (engine, metrics) = start(small(), 20);
+    let mut bad = generation(2, 70, 5);
+    bad.prompt[69] = NAN_TOKEN;
+    let good = generation(1, 70, 40);
+    let expected = greedy(&good.prompt, 40);
+    let mut streams = engine.submit(vec![good, bad]).unwrap().into_iter();
+    assert_eq!(collect(streams.next().unwrap()).await, (expected, LENGTH));
+    assert_eq!(
+        collect(streams.next().unwrap()).await,
+        (Vec::new(), TokenEvent::Failed)
+    );
+    assert_eq!(engine.health(), Health::Running);
+    assert_eq!(kv_used(&metrics), 0);
+    assert_eq!(
+        collect(submit(&engine, generation(3, 5, 5))).await.1,
+        LENGTH
+    );
+}
+
+#[tokio::test]
+async fn metrics_count_every_token_once() {
+    let (engine, metrics) = start(small(), 20);
+    let reserved = metrics.kv_cache_bytes.with_label_values(&["reserved"]);
+    assert_eq!(reserved.get(), 20 * PAGE_BYTES as i64);
+    let streams = engine
+        .submit(vec![
+            generation(1, 100, 30),
+            generation(2, 7, 1),
+            generation(3, 65, 12),
+        ])
+        .unwrap();
+    for stream in streams {
+        collect(stream).await;
+    }
+    let (prompt, generated) = (100 + 7 + 65, 30 + 1 + 12);
+    assert_eq!(metrics.prompt_tokens_total.get(), prompt);
+    assert_eq!(metrics.generation_tokens_total.get(), generated);
+    assert_eq!(metrics.queue_wait_seconds.get_sample_count(), 3);
+    let first = &metrics.time_to_first_token_seconds;
+    assert_eq!(first.get_sample_count(), 3);
+    let between = &metrics.inter_token_latency_seconds;
+    assert_eq!(between.get_sample_count(), generated - 3);
+    // The last token of each generation is never run through the model.
+    let rows = metrics.batch_rows.get_sample_sum();
+    assert_eq!(rows, (prompt + generated - 3) as f64);
+}
+
+#[tokio::test]
+async fn the_age_of_a_step_shows_an_engine_that_is_stuck() {
+    let (engine, _, stepper) = start_gated(small(), 20);
+    assert_eq!(engine.step_age(), None);
+    let stream = submit(&engine, generation(1, 5, 1));
+    stepper.began();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(engine.step_age().unwrap() >= Duration::from_millis(20));
+    stepper.go();
+    collect(stream).await;
+    while engine.step_age().is_some() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[test]
+fn limits_say_which_generations_can_be_submitted() {
+    let (engine, _) = start(small(), 4);
+    let limits = engine.limits();
+    assert_eq!((limits.vocab_size, limits.context_length), (VOCAB, 256));
+    assert_eq!((limits.max_batch, limits.max_queue), (4, 4));
+    assert!(limits.allow(&generation(1, 200, 56)));
+    assert!(!limits.allow(&generation(1, 200, 57)));
+    assert!(!limits.allow(&generation(1, 257, 0)));
+    assert!(!limits.allow(&generation(1, 0, 5)));
+    assert!(!limits.allow(&generation(1, 1, usize::MAX)));
+    let mut unknown = generation(1, 5, 5);
+    unknown.prompt[2] = VOCAB as u32;
+    assert!(!limits.allow(&unknown));
+}
+
+#[test]
+#[should_panic(expected = "without being checked")]
+fn an_unchecked_generation_is_a_defect_of_the_caller() {
+    let (engine, _) = start(small(), 4);
+    let _ = engine.submit(vec![generation(1, 200, 57)]);
+}
+
+#[test]
+fn settings_that_cannot_work_are_refused() {
+    let refused = |settings: Settings, pages| {
+        let model = Box::new(CheckedModel::new(&settings, pages));
+        let error = Engine::start(model, settings, Arc::new(Metrics::new())).unwrap_err();
+        assert!(matches!(error, Error::Config(_)), "{error}");
+    };
+    let no_batch = Settings {
+        max_batch: 0,
+        ..small()
+    };
+    let no_rows = Settings {
+        step_tokens: 3,
+        ..small()
+    };
+    let no_prompts = Settings {
+        prompt_rows_while_decoding: 0,
+        ..small()
+    };
+    refused(no_batch, 4);
+    refused(no_rows, 4);
+    refused(no_prompts, 4);
+    refused(small(), 0);
+}
