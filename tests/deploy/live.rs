@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::processes::{Prometheus, Service};
 use crate::{dashboard, load};
 
-/// Long enough for the fifteen or so scrapes that a rate over the interval below settles in, twice.
+/// Forty scrapes, ten times the interval of a rate.
 const LOAD: Duration = Duration::from_secs(40);
 
 /// What Grafana would put in for its variables when everything is chosen. At a scrape interval of one second

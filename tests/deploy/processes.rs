@@ -62,7 +62,7 @@ impl Service {
             .arg(model)
             .args(["--listen", &api, "--admin-listen", &admin])
             .args(["--threads", "1", "--max-batch", "4", "--max-queue", "4"])
-            .args(["--kv-cache", "16MiB"])
+            .args(["--kv-cache", "16MiB", "--log", "warn"])
             .stdout(Stdio::null())
             .spawn()
             .expect("the service starts");
