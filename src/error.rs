@@ -60,8 +60,8 @@ impl Error {
     ) -> Self {
         Self::BadModel {
             file: file.as_ref().into(),
-            field: field.to_string(),
-            problem: problem.to_string(),
+            field: one_line(field),
+            problem: one_line(problem),
         }
     }
 
@@ -93,4 +93,9 @@ impl Error {
             Self::Config(_) => 78,
         }
     }
+}
+
+/// Text that came out of a file may hold line breaks or terminal codes; an error is one line.
+fn one_line(text: impl fmt::Display) -> String {
+    text.to_string().replace(char::is_control, " ")
 }

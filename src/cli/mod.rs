@@ -3,8 +3,10 @@
 //! Logs go to standard error, results to standard output. Only this folder reads the environment.
 
 pub mod bench;
+pub mod inspect;
 mod plan;
 mod progress;
+pub mod pull;
 pub mod serve;
 
 use std::io::IsTerminal;
@@ -47,6 +49,8 @@ pub struct Cli {
 enum Command {
     Serve(serve::Args),
     Bench(bench::Args),
+    Pull(pull::Args),
+    Inspect(inspect::Args),
 }
 
 const EXIT_CODES: &str = "\
@@ -64,5 +68,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(args, sources),
         Command::Bench(args) => bench::run(&args, &sources),
+        Command::Pull(args) => pull::run(args, &sources),
+        Command::Inspect(args) => inspect::run(args, &sources),
     }
 }

@@ -88,7 +88,9 @@ impl Worker {
         self.scheduler.plan(&mut self.plan);
         self.publish(admitted);
         if self.plan.is_empty() {
-            return; // Everybody has left.
+            // Everybody has left. Were somebody waiting for pages that nobody holds, this would spin for ever.
+            assert!(self.scheduler.is_empty(), "a step without work");
+            return;
         }
         self.count_rows();
         self.forward_and_sample();

@@ -151,6 +151,10 @@ fn ids(tokenizer: &Tokenizer, prompt: Prompt, context: usize) -> Result<Vec<u32>
                 "this model's context is {context} tokens; a prompt of {bytes} bytes is more"
             ),
         }),
+        Err(EncodeError::TooUniform) => Err(ApiError::InvalidValue {
+            param: "prompt",
+            expected: "text without such long runs of one kind of character".to_owned(),
+        }),
         Err(error @ EncodeError::Failed(_)) => {
             tracing::error!(%error, "tokenizing failed");
             Err(ApiError::Internal)

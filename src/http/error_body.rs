@@ -114,7 +114,7 @@ pub struct ErrorCode(pub &'static str);
 
 /// Refuses a connection beyond the limit without reading from it, so it is spelt out as bytes.
 pub const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
-    content-type: application/json\r\ncontent-length: 125\r\nconnection: close\r\nretry-after: 1\r\n\r\n\
+    content-type: application/json\r\ncontent-length: 123\r\nconnection: close\r\nretry-after: 1\r\n\r\n\
     {\"error\":{\"message\":\"too many connections; retry later\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}\n";
 
 /// While loading or draining: long enough not to hammer, short enough to notice soon.

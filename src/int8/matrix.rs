@@ -15,9 +15,9 @@ struct Line([u8; 64]);
 
 /// An int8 matrix of `columns` outputs and `depth` inputs in the kernels' own order.
 ///
-/// Panels of 64 output columns, each one sequential stream of `[k/4][64 columns][4 of k]` bytes with k padded to whole
-/// groups: `codes` is `[panels][groups][64 steps][64][4]`. Padding has the code 128, which is zero. The rows that were
-/// packed are rotated (see [`super`]).
+/// Panels of 64 output columns, each one sequential stream of `[k/4][64 columns][4 of k]` bytes; a group is 64 steps of
+/// it, the last one as many as are left. Padding has the code 128, which is zero. The rows that were packed are rotated
+/// (see [`super`]).
 pub struct Matrix {
     columns: usize,
     depth: usize,
@@ -40,7 +40,7 @@ impl Matrix {
         fill: impl Fn(usize, &mut [f32]) -> Result<()> + Sync,
     ) -> Result<Self> {
         let panels = columns.div_ceil(PANEL);
-        let panel_lines = depth.div_ceil(GROUP) * BLOCK_BYTES / 64;
+        let panel_lines = panel_lines(depth);
         let mut codes = vec![Line([ZERO_POINT as u8; 64]); panels * panel_lines];
         let mut scales = vec![0.0; panels * PANEL];
         let mut outcomes: Vec<(Vec<f32>, Result<()>)> = (0..pool.threads())
@@ -80,7 +80,7 @@ impl Matrix {
     /// A matrix of random codes, for measuring speed.
     pub fn random(columns: usize, depth: usize, pool: &mut Pool) -> Self {
         let panels = columns.div_ceil(PANEL);
-        let panel_lines = depth.div_ceil(GROUP) * BLOCK_BYTES / 64;
+        let panel_lines = panel_lines(depth);
         let mut codes = vec![Line([ZERO_POINT as u8; 64]); panels * panel_lines];
         pool.run(
             panels,
@@ -122,11 +122,13 @@ impl Matrix {
         self.depth.div_ceil(GROUP)
     }
 
-    /// One group of one panel: `[64 steps][64 columns][4 of k]`.
+    /// One group of one panel: `[steps][64 columns][4 of k]`, 64 steps but in the last group.
     #[inline]
     pub fn block(&self, panel: usize, group: usize) -> &[u8] {
         let codes: &[u8] = bytemuck::cast_slice(&self.codes);
-        &codes[(panel * self.groups() + group) * BLOCK_BYTES..][..BLOCK_BYTES]
+        let len = panel_lines(self.depth) * size_of::<Line>();
+        let panel = &codes[panel * len..][..len];
+        &panel[group * BLOCK_BYTES..][..BLOCK_BYTES.min(len - group * BLOCK_BYTES)]
     }
 
     /// The scales of a panel's columns.
@@ -165,6 +167,11 @@ impl Matrix {
     }
 }
 
+/// Cache lines of one panel: four to a step of 64 columns by 4 of K.
+const fn panel_lines(depth: usize) -> usize {
+    depth.div_ceil(4) * PANEL * 4 / size_of::<Line>()
+}
+
 /// Rotates and quantizes 64 rows of floats (`[64][depth]`) into one panel.
 fn pack_panel(kernel: Kernel, rows: &mut [f32], codes: &mut [u8], scales: &mut [f32]) {
     let depth = rows.len() / PANEL;
@@ -181,11 +188,7 @@ fn pack_panel(kernel: Kernel, rows: &mut [f32], codes: &mut [u8], scales: &mut [
         .iter()
         .map(|&scale| if scale == 0.0 { 0.0 } else { 1.0 / scale })
         .collect();
-    for (step, line) in codes
-        .chunks_exact_mut(PANEL * 4)
-        .enumerate()
-        .take(depth.div_ceil(4))
-    {
+    for (step, line) in codes.chunks_exact_mut(PANEL * 4).enumerate() {
         let width = (depth - step * 4).min(4);
         for (column, four) in line.chunks_exact_mut(4).enumerate() {
             let values = &rows[column * depth + step * 4..][..width];

@@ -2,8 +2,10 @@
 
 mod attention;
 pub mod config;
+pub mod evaluate;
 pub mod granite;
 mod kv_cache;
+pub mod reference;
 mod rotary;
 pub mod shapes;
 pub mod weights;

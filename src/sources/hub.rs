@@ -90,9 +90,9 @@ impl Hub<'_> {
 
     /// Fetches the files of a model, all from the commit that the revision points to when this starts.
     fn download(&self) -> Result<Local> {
-        let api = self.api().map_err(|e| self.failed(&e))?;
+        let api = self.api().map_err(|e| self.failed("a client", &e))?;
         let info = api.repo(self.at(self.revision)).info();
-        let info = info.map_err(|e| self.failed(&e))?;
+        let info = info.map_err(|e| self.failed("the list of files", &e))?;
         if !is_commit(&info.sha) {
             return Err(self.unavailable("the hub named no commit for the revision"));
         }
@@ -178,7 +178,7 @@ impl Hub<'_> {
                 Err(error) if tries_left > 0 && status(&error).is_none() => {
                     tracing::warn!(file = name, %error, "the download broke off; trying again");
                 }
-                Err(error) => return Err(self.failed(&error)),
+                Err(error) => return Err(self.failed(name, &error)),
             }
         }
         Ok(())
@@ -211,7 +211,7 @@ impl Hub<'_> {
     }
 
     /// Says what failed and what to do about it, in one line.
-    fn failed(&self, error: &ApiError) -> Error {
+    fn failed(&self, what: &str, error: &ApiError) -> Error {
         let hint = match (error, status(error)) {
             (ApiError::LockAcquisition(_), _) => {
                 "another process is fetching it; wait until that has ended"
@@ -223,7 +223,7 @@ impl Hub<'_> {
         };
         let endpoint = &self.settings.hub_endpoint;
         let error = error.to_string().replace('\n', " ");
-        self.unavailable(format!("{endpoint}: {error}; {hint}"))
+        self.unavailable(format!("{what} from {endpoint}: {error}; {hint}"))
     }
 }
 

@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 
 pub use mapped::Mapped;
 pub use reference::Reference;
-pub use settings::Settings;
+pub use settings::{Settings, Token};
 
 /// A checkpoint that has been opened and whose headers have been checked; tensor data is read on demand.
 pub struct Checkpoint {

@@ -62,3 +62,42 @@ impl Decoder {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tokenizer() -> Arc<Tokenizer> {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let file = fixtures.join("granite-3-tiny/tokenizer.json");
+        let inner = tokenizers::Tokenizer::from_file(&file).unwrap();
+        Arc::new(Tokenizer::new(inner, &file).unwrap())
+    }
+
+    #[test]
+    fn a_character_appears_with_its_last_byte() {
+        let tokenizer = tokenizer();
+        let mut decoder = Decoder::new(Arc::clone(&tokenizer));
+        let ids = tokenizer.encode("é😀!", 100).unwrap();
+        let pieces: Vec<String> = ids.iter().map(|&id| decoder.push(id)).collect();
+        assert_eq!(pieces, ["", "é", "", "", "", "😀", "!"]);
+        assert_eq!(decoder.push(ids[0]) + &decoder.finish(), "\u{FFFD}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_pieces_are_the_lossy_decoding_of_all_bytes(ids in prop::collection::vec(0_u32..330, 0..60)) {
+            let tokenizer = tokenizer();
+            let mut decoder = Decoder::new(Arc::clone(&tokenizer));
+            let mut text: String = ids.iter().map(|&id| decoder.push(id)).collect();
+            text += &decoder.finish();
+            let of_text = ids.iter().filter(|&&id| !tokenizer.is_special(id));
+            let bytes: Vec<u8> = of_text.flat_map(|&id| tokenizer.bytes(id)).copied().collect();
+            prop_assert_eq!(text, String::from_utf8_lossy(&bytes));
+        }
+    }
+}

@@ -16,6 +16,8 @@ pub struct Tokenizer {
     /// Whether token `id` is special: control, not text.
     special: Vec<bool>,
     longest: usize,
+    /// Whether the tokens of a text hold all of its bytes, as they do unless the file asks for changes to the text.
+    is_lossless: bool,
 }
 
 /// Why a text has no ids.
@@ -29,6 +31,9 @@ pub enum EncodeError {
         /// Bytes that the largest allowed number of tokens can hold.
         limit: usize,
     },
+    /// Some of the text found no token: the pattern that splits it gives up on very long runs of one kind of character.
+    #[error("a run of characters is too long to be split")]
+    TooUniform,
     /// The tokenizer failed, which is a defect of its file.
     #[error("the tokenizer failed: {0}")]
     Failed(String),
@@ -97,11 +102,13 @@ impl Tokenizer {
             special[id as usize] = token.special;
         }
         Ok(Self {
-            inner,
             bytes,
             ends,
             special,
             longest,
+            is_lossless: inner.get_normalizer().is_none()
+                && !added.values().any(|token| token.lstrip || token.rstrip),
+            inner,
         })
     }
 
@@ -114,7 +121,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`EncodeError::TooLong`] before any work, when even tokens of the greatest length could not hold the text in
-    /// `max_tokens`.
+    /// `max_tokens`; [`EncodeError::TooUniform`] rather than ids for a part of the text.
     pub fn encode(
         &self,
         text: &str,
@@ -128,10 +135,17 @@ impl Tokenizer {
             });
         }
         // `encode_fast` skips the character offsets, which nobody asks for.
-        match self.inner.encode_fast(text, false) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(problem) => Err(EncodeError::Failed(problem.to_string())),
+        let encoding = self
+            .inner
+            .encode_fast(text, false)
+            .map_err(|problem| EncodeError::Failed(problem.to_string()))?;
+        let ids = encoding.get_ids().to_vec();
+        // The regular expression that splits the text has a budget; past it the rest of the text is silently left out.
+        let covered: usize = ids.iter().map(|&id| self.bytes(id).len()).sum();
+        if self.is_lossless && covered < text.len() {
+            return Err(EncodeError::TooUniform);
         }
+        Ok(ids)
     }
 
     /// The bytes of a token: nothing for ids that have none. They need not be whole characters.
@@ -200,5 +214,29 @@ mod tests {
             error.to_string(),
             "model/tokenizer.json: tokenizer decoder: only byte-level tokenizers are supported (decoder `ByteLevel`)"
         );
+    }
+
+    #[test]
+    fn text_that_the_pattern_cannot_split_is_refused_not_lost() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let file = fixtures.join("granite-4-dense-tiny/tokenizer.json");
+        let mut inner = tokenizers::Tokenizer::from_file(&file).unwrap();
+        // The pattern of Granite 4 and many others.
+        let pattern = r"\s+(?!\S)|\s+|\S+";
+        let split = tokenizers::pre_tokenizers::split::Split::new(
+            tokenizers::pre_tokenizers::split::SplitPattern::Regex(pattern.into()),
+            tokenizers::SplitDelimiterBehavior::Removed,
+            true,
+        );
+        let bytes = ByteLevel::new(false, true, false);
+        let sequence = tokenizers::pre_tokenizers::sequence::Sequence::new(vec![
+            split.unwrap().into(),
+            bytes.into(),
+        ]);
+        inner.with_pre_tokenizer(Some(sequence));
+        let tokenizer = Tokenizer::new(inner, &file).unwrap();
+        let spaces = |count| tokenizer.encode(&" ".repeat(count), usize::MAX);
+        assert_eq!(spaces(1000).unwrap().len(), 1000);
+        assert!(matches!(spaces(1 << 20), Err(EncodeError::TooUniform)));
     }
 }

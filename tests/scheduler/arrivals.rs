@@ -10,6 +10,7 @@ use microgranite::telemetry::Metrics;
 use proptest::prelude::*;
 
 use crate::checked_model::{CheckedModel, NAN_TOKEN, greedy};
+use crate::harness::within;
 
 const PAGES: usize = 12;
 
@@ -180,7 +181,7 @@ proptest! {
         let model = Box::new(CheckedModel::new(&settings, PAGES));
         let metrics = Arc::new(Metrics::new());
         let engine = Engine::start(model, settings, Arc::clone(&metrics)).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let answers = runtime.block_on(async {
             let mut clients = HashMap::new();
             for (id, (generation, leaves)) in generations.iter().cloned().enumerate() {
@@ -188,7 +189,7 @@ proptest! {
                 clients.insert(id, tokio::spawn(async move {
                     let mut tokens = Vec::new();
                     while leaves.is_none_or(|count| tokens.len() < count) {
-                        match stream.next().await {
+                        match within(stream.next()).await {
                             Some(TokenEvent::Token(token)) => tokens.push(token),
                             Some(TokenEvent::Finished(_)) => break,
                             other => panic!("{other:?}"),
@@ -202,7 +203,7 @@ proptest! {
                 answers.insert(id, client.await.unwrap());
             }
             engine.drain();
-            engine.stopped().await;
+            within(engine.stopped()).await;
             answers
         });
         for (id, (generation, leaves)) in generations.iter().enumerate() {

@@ -1,86 +1,17 @@
 //! What callers of the engine may rely on.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use microgranite::engine::{
-    Engine, FinishReason, Generation, Health, Refusal, Sampling, Settings, TokenEvent, TokenStream,
-};
+use microgranite::engine::{Engine, Generation, Health, Refusal, Sampling, Settings, TokenEvent};
 use microgranite::error::Error;
 use microgranite::telemetry::Metrics;
 
-use crate::checked_model::{
-    CheckedModel, NAN_TOKEN, PAGE_BYTES, PANIC_TOKEN, Stepper, VOCAB, greedy,
+use crate::checked_model::{CheckedModel, NAN_TOKEN, PAGE_BYTES, PANIC_TOKEN, VOCAB, greedy};
+use crate::harness::{
+    LENGTH, STOP, collect, eventually, generation, kv_used, small, start, start_gated, submit,
+    within,
 };
-
-const LENGTH: TokenEvent = TokenEvent::Finished(FinishReason::Length);
-const STOP: TokenEvent = TokenEvent::Finished(FinishReason::Stop);
-
-fn small() -> Settings {
-    Settings {
-        max_batch: 4,
-        max_queue: 4,
-        step_tokens: 64,
-        prompt_rows_while_decoding: 16,
-    }
-}
-
-/// A greedy generation whose prompt is `seed`'s own.
-fn generation(seed: u32, prompt_len: usize, max_tokens: usize) -> Generation {
-    Generation {
-        prompt: (0..prompt_len as u32)
-            .map(|i| (seed.wrapping_mul(7919) + i * (seed + 3)) % NAN_TOKEN)
-            .collect(),
-        max_tokens,
-        sampling: Sampling::default(),
-        stop_ids: Vec::new(),
-    }
-}
-
-fn start(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>) {
-    let metrics = Arc::new(Metrics::new());
-    let model = Box::new(CheckedModel::new(&settings, pages));
-    let engine = Engine::start(model, settings, Arc::clone(&metrics)).unwrap();
-    (engine, metrics)
-}
-
-fn start_gated(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>, Stepper) {
-    let metrics = Arc::new(Metrics::new());
-    let (model, stepper) = CheckedModel::gated(&settings, pages);
-    let engine = Engine::start(Box::new(model), settings, Arc::clone(&metrics)).unwrap();
-    (engine, metrics, stepper)
-}
-
-fn submit(engine: &Engine, generation: Generation) -> TokenStream {
-    engine.submit(vec![generation]).unwrap().remove(0)
-}
-
-/// What becomes of a stream: its tokens and its end.
-async fn collect(mut stream: TokenStream) -> (Vec<u32>, TokenEvent) {
-    let mut tokens = Vec::new();
-    loop {
-        match within(stream.next()).await.expect("an end is reported") {
-            TokenEvent::Token(token) => tokens.push(token),
-            end => {
-                assert_eq!(stream.next().await, None, "nothing follows the end");
-                return (tokens, end);
-            }
-        }
-    }
-}
-
-/// A test that hangs should say where.
-async fn within<T>(future: impl Future<Output = T>) -> T {
-    let limit = Duration::from_secs(20);
-    tokio::time::timeout(limit, future)
-        .await
-        .expect("the engine answers in time")
-}
-
-fn kv_used(metrics: &Metrics) -> i64 {
-    metrics.kv_cache_bytes.with_label_values(&["used"]).get()
-}
 
 /// Prompt lengths around page and chunk edges, half of them sampled, from 1 to 60 tokens.
 fn crowd() -> Vec<Generation> {
@@ -243,9 +174,7 @@ fn leaving_frees_place_and_pages_within_a_step() {
 
     drop(last); // everybody has left
     stepper.go();
-    while metrics.requests_running.get() > 0 {
-        std::thread::yield_now();
-    }
+    eventually(|| metrics.requests_running.get() == 0);
     assert_eq!(kv_used(&metrics), 0);
     assert!(stepper.is_idle(), "there is nothing to run");
 }
@@ -279,6 +208,26 @@ fn a_full_queue_refuses_all_or_none() {
     stepper.began();
     assert_eq!(metrics.requests_waiting.get(), 3);
     engine.submit(many(1)).unwrap();
+}
+
+#[test]
+fn places_that_want_for_pages_are_not_free() {
+    let settings = Settings {
+        max_queue: 2,
+        ..small()
+    };
+    let (engine, metrics, stepper) = start_gated(settings, 4);
+    let _running = submit(&engine, generation(1, 200, 50));
+    stepper.began();
+    let _first = submit(&engine, generation(2, 5, 5));
+    stepper.go();
+    stepper.began();
+    // Three places in the batch are empty, but there is no page for the one who waits.
+    assert_eq!(metrics.requests_waiting.get(), 1);
+    let two = vec![generation(3, 5, 5), generation(4, 5, 5)];
+    assert!(engine.submit(two).is_err());
+    let _second = submit(&engine, generation(3, 5, 5));
+    assert_eq!(metrics.requests_waiting.get(), 2);
 }
 
 #[tokio::test]
@@ -339,9 +288,7 @@ async fn dropping_the_last_handle_lets_the_rest_finish() {
     drop(stepper);
     assert_eq!(collect(stream).await.1, LENGTH);
     // The thread is the last to hold the metrics besides this test.
-    while Arc::strong_count(&metrics) > 1 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually(|| Arc::strong_count(&metrics) == 1);
 }
 
 #[tokio::test]
@@ -432,9 +379,7 @@ async fn the_age_of_a_step_shows_an_engine_that_is_stuck() {
     assert!(engine.step_age().unwrap() >= Duration::from_millis(20));
     stepper.go();
     collect(stream).await;
-    while engine.step_age().is_some() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    eventually(|| engine.step_age().is_none());
 }
 
 #[test]

@@ -3,5 +3,6 @@
 mod arrivals;
 mod checked_model;
 mod engine;
+mod harness;
 mod sampling;
 mod scripts;

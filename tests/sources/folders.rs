@@ -1,18 +1,12 @@
 //! The two small checkpoints that come with the repository.
 
-use std::path::{Path, PathBuf};
+use microgranite::cli::inspect::Report;
+use microgranite::sources::{self, Checkpoint, Reference};
 
-use microgranite::sources::{self, Checkpoint, Reference, Settings};
-
-fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures")
-        .join(name)
-}
+use crate::{fixture, offline};
 
 fn open(name: &str) -> Checkpoint {
-    let settings = Settings::from_variables(|_| None, false);
-    sources::open(&Reference::Folder(fixture(name)), &settings).unwrap()
+    sources::open(&Reference::Folder(fixture(name)), &offline()).unwrap()
 }
 
 #[test]
@@ -74,4 +68,23 @@ fn every_row_of_every_tensor_equals_what_candle_reads() {
             }
         }
     }
+}
+
+#[test]
+fn a_report_counts_every_value_once_and_says_what_int8_would_take() {
+    let report = serde_json::to_value(Report::of(&open("granite-3-tiny")).unwrap()).unwrap();
+    // 320 rows of embedding; per layer q, o, k, v, gate, up and down; two norms per layer and one at the end.
+    let matrix_rows = 320 + 2 * (256 + 256 + 64 + 64 + 512 + 512 + 256);
+    let matrices = 320 * 256 + 2 * (2 * 256 * 256 + 2 * 64 * 256 + 3 * 512 * 256);
+    let norms = 5 * 256;
+    assert_eq!(report["parameters"], matrices + norms);
+    assert_eq!(report["bytes"]["stored"], 2 * (matrices + norms));
+    assert_eq!(report["bytes"]["f32"], 4 * (matrices + norms));
+    assert_eq!(
+        report["bytes"]["int8"],
+        matrices + 4 * matrix_rows + 4 * norms
+    );
+    assert_eq!(report["tensors"]["bf16"]["tensors"], 20);
+    assert_eq!(report["config"]["num_key_value_heads"], 2);
+    assert_eq!(report["tokenizer"]["special_tokens"], 4);
 }

@@ -1,4 +1,42 @@
 //! Where models come from, tested on real files, on files that lie, and on a hub on loopback.
 
 mod folders;
+mod gguf_files;
+mod gguf_refusals;
+mod gguf_writer;
+mod hub;
+mod refusals;
 mod tokenizers;
+mod wheels;
+
+use std::path::{Path, PathBuf};
+
+use microgranite::error::Error;
+use microgranite::sources::Settings;
+
+/// A checkpoint that comes with the repository.
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+/// Settings that never reach the network.
+fn offline() -> Settings {
+    let offline = |name: &str| (name == "HF_HUB_OFFLINE").then(|| "1".to_owned());
+    Settings::from_variables(offline, false)
+}
+
+/// Asserts that something was refused with this exit code, in one line that has every one of `parts` in it.
+#[track_caller]
+fn assert_refused<T>(result: Result<T, Error>, exit_code: u8, parts: &[&str]) {
+    let Err(error) = result else {
+        panic!("was accepted; expected a refusal that names {parts:?}");
+    };
+    let line = error.to_string();
+    assert_eq!(error.exit_code(), exit_code, "{line}");
+    assert!(!line.contains('\n'), "more than one line: {line:?}");
+    for part in parts {
+        assert!(line.contains(part), "{part:?} is not in {line:?}");
+    }
+}

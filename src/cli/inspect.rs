@@ -1,0 +1,259 @@
+//! `microgranite inspect`: what a model is, without loading it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::Write;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::sources::{self, Checkpoint, Reference, Settings};
+
+/// Show what a model is and what it would take at eight bits.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION], or demo.
+    #[arg(value_name = "REF")]
+    reference: Reference,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Opens the model, fetching it if needed, and prints the report on standard output.
+///
+/// # Errors
+/// As [`sources::open`], and [`Error::BadModel`] for a configuration that we do not run.
+pub fn run(args: Args, settings: &Settings) -> Result<()> {
+    let report = Report::of(&sources::open(&args.reference, settings)?)?;
+    let text = if args.json {
+        let json = serde_json::to_string_pretty(&report);
+        json.map_err(|e| Error::Internal(e.to_string()))?
+    } else {
+        report.to_string()
+    };
+    let written = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+    written.map_err(|e| Error::io(Path::new("standard output"), e))
+}
+
+/// Everything that is printed.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    name: String,
+    architecture: String,
+    config: Shape,
+    /// Values in all tensors; a head that is the embedding counts once.
+    parameters: u64,
+    /// By the type they are stored as.
+    tensors: BTreeMap<&'static str, Stored>,
+    bytes: Bytes,
+    tokenizer: Tokenizer,
+}
+
+/// The configuration, in the words of `config.json`.
+#[derive(Debug, Serialize)]
+struct Shape {
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    intermediate_size: usize,
+    vocab_size: usize,
+    max_position_embeddings: usize,
+    rope_theta: f64,
+    rms_norm_eps: f32,
+    embedding_multiplier: f32,
+    attention_multiplier: f32,
+    residual_multiplier: f32,
+    logits_scaling: f32,
+    tie_word_embeddings: bool,
+}
+
+/// Tensors of one type.
+#[derive(Debug, Default, Serialize)]
+struct Stored {
+    tensors: u64,
+    values: u64,
+}
+
+/// What the weights take.
+#[derive(Debug, Serialize)]
+struct Bytes {
+    /// As they are stored.
+    stored: u64,
+    /// As 32-bit floats.
+    f32: u64,
+    /// As 16-bit floats.
+    bf16: u64,
+    /// As int8: a byte for each value of a matrix and an f32 scale for each of its rows; vectors stay f32.
+    int8: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Tokenizer {
+    tokens: usize,
+    special_tokens: usize,
+    eos_token_ids: Vec<u32>,
+    chat_template: bool,
+}
+
+impl Report {
+    /// Describes a checkpoint from its headers; no weight is read.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`] for a configuration that we do not run.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+        let mut tensors: BTreeMap<&'static str, Stored> = BTreeMap::new();
+        let (mut parameters, mut int8) = (0, 0);
+        for name in checkpoint.tensors.names() {
+            let shape = checkpoint.tensors.shape(&name).unwrap_or_default();
+            let values = shape.iter().product::<usize>() as u64;
+            parameters += values;
+            int8 += match shape[..] {
+                [rows, _] => values + 4 * rows as u64,
+                _ => 4 * values,
+            };
+            let dtype = checkpoint.tensors.dtype(&name).unwrap_or("unknown");
+            let stored = tensors.entry(dtype).or_default();
+            stored.tensors += 1;
+            stored.values += values;
+        }
+        let added = checkpoint.tokenizer.get_added_tokens_decoder();
+        let architecture = checkpoint.config["architectures"][0].as_str();
+        Ok(Self {
+            name: checkpoint.name.clone(),
+            architecture: architecture.unwrap_or_default().to_owned(),
+            config: Shape::of(&config),
+            parameters,
+            tensors,
+            bytes: Bytes {
+                stored: checkpoint.tensors.stored_bytes(),
+                f32: 4 * parameters,
+                bf16: 2 * parameters,
+                int8,
+            },
+            tokenizer: Tokenizer {
+                tokens: checkpoint.tokenizer.get_vocab_size(true),
+                special_tokens: added.values().filter(|token| token.special).count(),
+                eos_token_ids: checkpoint.eos_token_ids.clone(),
+                chat_template: checkpoint.chat_template.is_some(),
+            },
+        })
+    }
+}
+
+impl Shape {
+    const fn of(config: &ModelConfig) -> Self {
+        Self {
+            hidden_size: config.hidden_size,
+            num_hidden_layers: config.num_layers,
+            num_attention_heads: config.num_heads,
+            num_key_value_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            intermediate_size: config.intermediate_size,
+            vocab_size: config.vocab_size,
+            max_position_embeddings: config.max_positions,
+            rope_theta: config.rope_theta,
+            rms_norm_eps: config.rms_norm_eps,
+            embedding_multiplier: config.embedding_multiplier,
+            attention_multiplier: config.attention_multiplier,
+            residual_multiplier: config.residual_multiplier,
+            logits_scaling: config.logits_scaling,
+            tie_word_embeddings: config.tie_word_embeddings,
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            config,
+            bytes,
+            tokenizer,
+            ..
+        } = self;
+        let mut row = |name: &str, value: String| writeln!(f, "{name:<14}{value}");
+        row("model", self.name.clone())?;
+        row("architecture", self.architecture.clone())?;
+        row("layers", config.num_hidden_layers.to_string())?;
+        row("hidden", config.hidden_size.to_string())?;
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        row(
+            "heads",
+            format!(
+                "{heads} for queries, {kv_heads} for keys and values, {} wide",
+                config.head_dim
+            ),
+        )?;
+        row("feed-forward", config.intermediate_size.to_string())?;
+        row("vocabulary", config.vocab_size.to_string())?;
+        row(
+            "context",
+            format!(
+                "{} tokens, rope theta {}",
+                config.max_position_embeddings, config.rope_theta
+            ),
+        )?;
+        row(
+            "multipliers",
+            format!(
+                "embedding {}, attention {}, residual {}, logits 1/{}",
+                config.embedding_multiplier,
+                config.attention_multiplier,
+                config.residual_multiplier,
+                config.logits_scaling
+            ),
+        )?;
+        let head = if config.tie_word_embeddings {
+            "the embedding"
+        } else {
+            "a matrix of its own"
+        };
+        row("head", head.into())?;
+        row(
+            "parameters",
+            format!("{:.1} million", self.parameters as f64 / 1e6),
+        )?;
+        for (dtype, stored) in &self.tensors {
+            let millions = stored.values as f64 / 1e6;
+            row(
+                &format!("as {dtype}"),
+                format!("{} tensors, {millions:.1} million values", stored.tensors),
+            )?;
+        }
+        row("stored", megabytes(bytes.stored))?;
+        let share = |of: u64| 100.0 * bytes.int8 as f64 / of.max(1) as f64;
+        let (of_f32, of_bf16) = (share(bytes.f32), share(bytes.bf16));
+        row(
+            "at int8",
+            format!(
+                "{}, {of_f32:.1} % of f32, {of_bf16:.1} % of bf16",
+                megabytes(bytes.int8)
+            ),
+        )?;
+        let ids: Vec<String> = tokenizer.eos_token_ids.iter().map(u32::to_string).collect();
+        row(
+            "tokenizer",
+            format!(
+                "{} tokens, {} special, end of text {}",
+                tokenizer.tokens,
+                tokenizer.special_tokens,
+                ids.join(", ")
+            ),
+        )?;
+        let template = if tokenizer.chat_template {
+            "yes"
+        } else {
+            "none"
+        };
+        row("chat template", template.into())
+    }
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{:.1} MB", bytes as f64 / 1e6)
+}

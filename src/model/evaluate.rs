@@ -1,0 +1,289 @@
+//! What another arithmetic costs in accuracy: its logits against the reference's, on the same text.
+
+use serde::Serialize;
+
+use crate::error::{Error, Result};
+
+/// Tokens run at once; each window starts afresh at position 0, as llama.cpp's perplexity tool does by default.
+pub const WINDOW_TOKENS: usize = 512;
+
+/// How far the other arithmetic is from the reference, over all predicted tokens; `_se` are standard errors.
+///
+/// Shares and differences of probabilities are fractions of 1, divergences are in nats.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Predicted tokens: all but the first of each window.
+    pub tokens: usize,
+    /// exp of the other arithmetic's mean negative log-probability of the text's own next token.
+    pub perplexity: f64,
+    /// Standard error of `perplexity`.
+    pub perplexity_se: f64,
+    /// The same of the reference.
+    pub perplexity_reference: f64,
+    /// Standard error of `perplexity_reference`.
+    pub perplexity_reference_se: f64,
+    /// Mean Kullback–Leibler divergence KL(reference ‖ other) of the next-token distributions.
+    pub kl_mean: f64,
+    /// Standard error of `kl_mean`.
+    pub kl_mean_se: f64,
+    /// The largest divergence at one token.
+    pub kl_max: f64,
+    /// Share of tokens where both find the same token most likely.
+    pub same_top_token: f64,
+    /// Standard error of `same_top_token`.
+    pub same_top_token_se: f64,
+    /// Root mean square of the change in the probability of the text's own next token.
+    pub rms_dp: f64,
+    /// Standard error of `rms_dp`.
+    pub rms_dp_se: f64,
+}
+
+/// Runs `ids` through both arithmetics in windows of [`WINDOW_TOKENS`] and compares their logits.
+///
+/// Each closure gets the ids of one window and returns `[ids.len()][vocab]` logits, one row after each id. The last
+/// row of a window is not used: the token that it predicts belongs to the next one.
+///
+/// # Errors
+/// [`Error::Usage`] if the text has no window of two tokens; [`Error::Internal`] if the logits do not have the promised
+/// shape; whatever the closures return.
+pub fn compare(
+    ids: &[u32],
+    mut reference: impl FnMut(&[u32]) -> Result<Vec<f32>>,
+    mut other: impl FnMut(&[u32]) -> Result<Vec<f32>>,
+) -> Result<Evaluation> {
+    let mut comparison = Comparison::default();
+    for window in ids.chunks(WINDOW_TOKENS).filter(|window| window.len() > 1) {
+        comparison.add_window(window, &reference(window)?, &other(window)?)?;
+    }
+    if comparison.kl.count == 0 {
+        let problem = "the text is too short to evaluate on: it needs at least two tokens";
+        return Err(Error::Usage(problem.into()));
+    }
+    Ok(comparison.finish())
+}
+
+/// Sums over the tokens seen so far.
+#[derive(Debug, Default)]
+struct Comparison {
+    kl: Sample,
+    kl_max: f64,
+    same_top: Sample,
+    /// Negative log-probability of the text's own next token.
+    nll_reference: Sample,
+    nll_other: Sample,
+    /// Squared change of the probability of the text's own next token.
+    dp_squared: Sample,
+}
+
+impl Comparison {
+    fn add_window(&mut self, ids: &[u32], reference: &[f32], other: &[f32]) -> Result<()> {
+        let vocab = reference.len() / ids.len();
+        let shapes_agree = reference.len() == vocab * ids.len() && other.len() == reference.len();
+        if !shapes_agree || ids.iter().any(|&id| id as usize >= vocab) {
+            return Err(Error::Internal(format!(
+                "{} and {} logits cannot be one row of a vocabulary for each of {} tokens",
+                reference.len(),
+                other.len(),
+                ids.len()
+            )));
+        }
+        let rows = reference.chunks(vocab).zip(other.chunks(vocab));
+        for ((reference, other), &next) in rows.zip(&ids[1..]) {
+            self.add_token(&log_softmax(reference), &log_softmax(other), next as usize);
+        }
+        Ok(())
+    }
+
+    fn add_token(&mut self, reference: &[f64], other: &[f64], next: usize) {
+        let kl: f64 = (reference.iter().zip(other))
+            .map(|(&p, &q)| p.exp() * (p - q))
+            .sum();
+        // A divergence below zero is rounding; one that is not a number must stay visible.
+        let kl = if kl < 0.0 { 0.0 } else { kl };
+        self.kl.add(kl);
+        if kl > self.kl_max || kl.is_nan() {
+            self.kl_max = kl;
+        }
+        let same_top = most_likely(reference) == most_likely(other);
+        self.same_top.add(f64::from(same_top));
+        self.nll_reference.add(-reference[next]);
+        self.nll_other.add(-other[next]);
+        self.dp_squared
+            .add((other[next].exp() - reference[next].exp()).powi(2));
+    }
+
+    fn finish(self) -> Evaluation {
+        // The error of a function of a mean is the error of the mean times the function's slope there.
+        let perplexity = self.nll_other.mean().exp();
+        let perplexity_reference = self.nll_reference.mean().exp();
+        let rms_dp = self.dp_squared.mean().sqrt();
+        Evaluation {
+            tokens: self.kl.count,
+            perplexity,
+            perplexity_se: perplexity * self.nll_other.standard_error(),
+            perplexity_reference,
+            perplexity_reference_se: perplexity_reference * self.nll_reference.standard_error(),
+            kl_mean: self.kl.mean(),
+            kl_mean_se: self.kl.standard_error(),
+            kl_max: self.kl_max,
+            same_top_token: self.same_top.mean(),
+            same_top_token_se: self.same_top.standard_error(),
+            rms_dp,
+            rms_dp_se: if rms_dp == 0.0 {
+                0.0
+            } else {
+                self.dp_squared.standard_error() / (2.0 * rms_dp)
+            },
+        }
+    }
+}
+
+/// Running mean and variance (Welford's method, which does not subtract large sums from each other).
+#[derive(Debug, Default)]
+struct Sample {
+    count: usize,
+    mean: f64,
+    squared_deviations: f64,
+}
+
+impl Sample {
+    fn add(&mut self, value: f64) {
+        self.count += 1;
+        let before = value - self.mean;
+        self.mean += before / self.count as f64;
+        self.squared_deviations += before * (value - self.mean);
+    }
+
+    fn mean(&self) -> f64 {
+        self.mean
+    }
+
+    /// Of the mean, taking the values as independent; 0 for a single value, which says nothing about spread.
+    fn standard_error(&self) -> f64 {
+        let degrees = self.count.saturating_sub(1).max(1) as f64;
+        (self.squared_deviations / degrees / self.count.max(1) as f64).sqrt()
+    }
+}
+
+/// Log-probabilities of a row of logits; f64, because divergences near 0.001 are differences of numbers near 10.
+pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits
+        .iter()
+        .map(|&logit| (f64::from(logit) - largest).exp())
+        .sum();
+    let log_sum = largest + sum.ln();
+    logits
+        .iter()
+        .map(|&logit| f64::from(logit) - log_sum)
+        .collect()
+}
+
+/// The lowest index of the largest value.
+fn most_likely(values: &[f64]) -> Option<usize> {
+    (0..values.len())
+        .rev()
+        .max_by(|&a, &b| values[a].total_cmp(&values[b]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Logits whose softmax is exactly these probabilities.
+    fn logits(probabilities: &[f64]) -> Vec<f32> {
+        // The shift leaves the distribution as it is.
+        probabilities
+            .iter()
+            .map(|p| (p.ln() + 3.0) as f32)
+            .collect()
+    }
+
+    fn close(found: f64, expected: f64) {
+        // Logits are f32: 24 bits of numbers near 3.
+        assert!((found - expected).abs() < 1e-6, "{found} != {expected}");
+    }
+
+    #[test]
+    fn figures_of_two_tokens_are_those_worked_out_by_hand() {
+        let ids = [0, 1, 0];
+        let even = [0.5, 0.25, 0.25];
+        let tilted = [0.25, 0.5, 0.25];
+        let reference = [logits(&even), logits(&even), logits(&tilted)].concat();
+        let other = [logits(&tilted), logits(&even), logits(&even)].concat();
+        let found = compare(&ids, |_| Ok(reference.clone()), |_| Ok(other.clone())).unwrap();
+
+        // First token: 0.5·ln(0.5/0.25) + 0.25·ln(0.25/0.5) = 0.25·ln 2; second token: the same distribution.
+        let kl = 0.25 * 2f64.ln();
+        assert_eq!(found.tokens, 2);
+        close(found.kl_mean, kl / 2.0);
+        close(found.kl_max, kl);
+        // Two values x and 0 have the sample deviation x/√2, and their mean the error x/2.
+        close(found.kl_mean_se, kl / 2.0);
+        close(found.same_top_token, 0.5);
+        close(found.same_top_token_se, 0.5);
+        // The text's tokens are 1 and 0: probabilities 0.25 and 0.5 in the reference, 0.5 and 0.5 in the other.
+        close(found.perplexity_reference, 8f64.sqrt());
+        close(found.perplexity, 2.0);
+        close(found.perplexity_se, 0.0);
+        close(found.perplexity_reference_se, 8f64.sqrt() * 2f64.ln() / 2.0);
+        close(found.rms_dp, (0.0625f64 / 2.0).sqrt());
+        close(found.rms_dp_se, 0.0625 / 2.0 / (2.0 * found.rms_dp));
+    }
+
+    #[test]
+    fn an_arithmetic_does_not_differ_from_itself() {
+        let row = |id: u32| [id as f32, 1.5, -2.0, 40.0];
+        let run = |ids: &[u32]| Ok(ids.iter().flat_map(|&id| row(id)).collect());
+        let found = compare(&[1, 2, 3, 0, 2], run, run).unwrap();
+        assert_eq!(found.tokens, 4);
+        assert_eq!(found.kl_mean, 0.0);
+        assert_eq!(found.kl_max, 0.0);
+        assert_eq!(found.same_top_token, 1.0);
+        assert_eq!(found.rms_dp, 0.0);
+        assert_eq!(found.rms_dp_se, 0.0);
+        assert_eq!(found.perplexity, found.perplexity_reference);
+    }
+
+    #[test]
+    fn a_long_text_is_cut_into_windows_that_start_afresh() {
+        let ids: Vec<u32> = (0..2 * WINDOW_TOKENS as u32 + 1).map(|id| id % 2).collect();
+        let mut windows = Vec::new();
+        let run = |ids: &[u32]| Ok(vec![0.0; ids.len() * 2]);
+        let found = compare(
+            &ids,
+            |ids| {
+                windows.push(ids.len());
+                run(ids)
+            },
+            run,
+        );
+        // The single token left over predicts nothing.
+        assert_eq!(windows, [WINDOW_TOKENS; 2]);
+        assert_eq!(found.unwrap().tokens, 2 * (WINDOW_TOKENS - 1));
+    }
+
+    #[test]
+    fn logits_that_are_not_numbers_stay_visible() {
+        let run = |_: &[u32]| Ok(vec![0.0; 4]);
+        let broken = |_: &[u32]| Ok(vec![f32::NAN, 0.0, 0.0, 0.0]);
+        let found = compare(&[0, 1], run, broken).unwrap();
+        assert!(found.kl_mean.is_nan() && found.kl_max.is_nan() && found.perplexity.is_nan());
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_refused() {
+        let run = |ids: &[u32]| Ok(vec![0.0; ids.len() * 2]);
+        let short = |_: &[u32]| Ok(vec![0.0; 2]);
+        assert!(matches!(compare(&[], run, run), Err(Error::Usage(_))));
+        assert!(matches!(compare(&[1], run, run), Err(Error::Usage(_))));
+        assert!(matches!(
+            compare(&[0, 1], run, short),
+            Err(Error::Internal(_))
+        ));
+        assert!(matches!(
+            compare(&[0, 2], run, run),
+            Err(Error::Internal(_))
+        ));
+    }
+}

@@ -1,0 +1,373 @@
+//! The forward pass in f32, written to be obviously right: what every other path is compared with.
+//!
+//! One function reads top to bottom like the model's description; there is no cache, no batching and no folding of
+//! constants. How a linear layer multiplies is the one thing that can be exchanged, see [`Arithmetic`].
+
+use candle_core::{D, Device, Tensor};
+
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::model::config::Architecture;
+use crate::sources::Tensors;
+
+/// How a linear layer computes `x·Wᵀ`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// Weights and activations as they are.
+    F32,
+    /// Weights, embedding and activations rounded to llama.cpp's Q8_0, whose product of two rows quantizes both.
+    Q8_0,
+}
+
+/// A dense Granite in f32, on the CPU, with all its weights in memory.
+pub struct Reference {
+    config: ModelConfig,
+    arithmetic: Arithmetic,
+    /// `[vocab, hidden]`.
+    embedding: Tensor,
+    layers: Vec<Layer>,
+    /// `[hidden]`.
+    norm: Tensor,
+    head: Linear,
+}
+
+struct Layer {
+    /// `[hidden]`.
+    input_norm: Tensor,
+    q: Linear,
+    k: Linear,
+    v: Linear,
+    o: Linear,
+    /// `[hidden]`.
+    post_attention_norm: Tensor,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Reference {
+    /// Reads all weights, four bytes per value.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`] if a tensor is absent, has another shape than `config` says, or holds a value that is not finite.
+    pub fn load(
+        config: &ModelConfig,
+        tensors: &dyn Tensors,
+        arithmetic: Arithmetic,
+    ) -> Result<Self> {
+        let weights = Weights {
+            tensors,
+            arithmetic,
+        };
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        let embedding = weights.matrix("model.embed_tokens.weight", vocab, hidden)?;
+        let head = if config.tie_word_embeddings {
+            Linear::new(embedding.clone(), arithmetic)
+        } else {
+            weights.linear("lm_head.weight", vocab, hidden)?
+        };
+        Ok(Self {
+            layers: (0..config.num_layers)
+                .map(|index| Layer::load(config, &weights, index))
+                .collect::<Result<_>>()?,
+            norm: weights.vector("model.norm.weight", hidden)?,
+            config: config.clone(),
+            arithmetic,
+            embedding,
+            head,
+        })
+    }
+
+    /// How the linear layers compute.
+    pub fn arithmetic(&self) -> Arithmetic {
+        self.arithmetic
+    }
+
+    /// The logits after each token of a sequence that starts at position 0: `[ids.len()][vocab]`, row by row.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if an id is not below the vocabulary size.
+    pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.forward(ids, 0).map_err(internal)
+    }
+
+    /// The `count` tokens that follow `ids` (never empty) when the most likely one is always taken; of equally likely
+    /// ones, the lowest id.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if an id is not below the vocabulary size.
+    pub fn greedy(&self, ids: &[u32], count: usize) -> Result<Vec<u32>> {
+        let mut sequence = ids.to_vec();
+        for _ in 0..count {
+            let last = sequence.len() - 1;
+            let logits = self.forward(&sequence, last).map_err(internal)?;
+            sequence.push(most_likely(&logits));
+        }
+        Ok(sequence.split_off(ids.len()))
+    }
+
+    /// The whole model: token ids to the logits after positions `first..`, flat.
+    fn forward(&self, ids: &[u32], first: usize) -> candle_core::Result<Vec<f32>> {
+        let config = &self.config;
+        let residual = f64::from(config.residual_multiplier);
+        let ids = Tensor::new(ids, &Device::Cpu)?;
+        let len = ids.elem_count();
+        let rotary = Rotary::new(len, config.head_dim, config.rope_theta)?;
+
+        let embedded = self.embedding.index_select(&ids, 0)?;
+        let mut x = (embedded * f64::from(config.embedding_multiplier))?;
+        for layer in &self.layers {
+            let h = self.rms_norm(&x, &layer.input_norm)?;
+            x = (x + (layer.attention(config, &rotary, &h)? * residual)?)?;
+            let h = self.rms_norm(&x, &layer.post_attention_norm)?;
+            x = (x + (layer.feed_forward(&h)? * residual)?)?;
+        }
+        let h = self.rms_norm(&x.narrow(0, first, len - first)?, &self.norm)?;
+        let logits = (self.head.forward(&h)? / f64::from(config.logits_scaling))?;
+        logits.flatten_all()?.to_vec1()
+    }
+
+    /// `x / √(mean(x²) + ε) · weight`, row by row.
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+        let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
+        let rms = (mean_square + f64::from(self.config.rms_norm_eps))?.sqrt()?;
+        x.broadcast_div(&rms)?.broadcast_mul(weight)
+    }
+}
+
+impl Layer {
+    fn load(config: &ModelConfig, weights: &Weights<'_>, index: usize) -> Result<Self> {
+        let hidden = config.hidden_size;
+        let queries = config.num_heads * config.head_dim;
+        let keys = config.num_kv_heads * config.head_dim;
+        let ffn = config.intermediate_size;
+        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
+        let linear = |part: &str, out, input| weights.linear(&name(part), out, input);
+
+        let (gate, up, down) = match config.architecture {
+            Architecture::GraniteHybridDense => {
+                // One matrix for both: the gate's rows first.
+                let fused = weights.matrix(&name("shared_mlp.input_linear"), 2 * ffn, hidden)?;
+                let half = |start| {
+                    let rows = fused.narrow(0, start, ffn).map_err(internal)?;
+                    Ok::<_, Error>(Linear::new(rows, weights.arithmetic))
+                };
+                let down = linear("shared_mlp.output_linear", hidden, ffn)?;
+                (half(0)?, half(ffn)?, down)
+            }
+            Architecture::Granite | Architecture::Llama => (
+                linear("mlp.gate_proj", ffn, hidden)?,
+                linear("mlp.up_proj", ffn, hidden)?,
+                linear("mlp.down_proj", hidden, ffn)?,
+            ),
+        };
+        Ok(Self {
+            input_norm: weights.vector(&name("input_layernorm"), hidden)?,
+            q: linear("self_attn.q_proj", queries, hidden)?,
+            k: linear("self_attn.k_proj", keys, hidden)?,
+            v: linear("self_attn.v_proj", keys, hidden)?,
+            o: linear("self_attn.o_proj", hidden, queries)?,
+            post_attention_norm: weights.vector(&name("post_attention_layernorm"), hidden)?,
+            gate,
+            up,
+            down,
+        })
+    }
+
+    /// Causal attention of `h` `[len, hidden]` over itself.
+    fn attention(
+        &self,
+        config: &ModelConfig,
+        rotary: &Rotary,
+        h: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        let len = h.dim(0)?;
+        let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
+        let split = |x: Tensor, heads| {
+            x.reshape((len, heads, config.head_dim))?
+                .transpose(0, 1)?
+                .contiguous()
+        };
+        // KV head j serves the query heads j·group .. (j+1)·group.
+        let shared = |x: Tensor| {
+            let group = heads / kv_heads;
+            x.unsqueeze(1)?
+                .broadcast_as((kv_heads, group, len, config.head_dim))?
+                .reshape((heads, len, config.head_dim))
+        };
+        let q = rotary.rotate(&split(self.q.forward(h)?, heads)?)?;
+        let k = shared(rotary.rotate(&split(self.k.forward(h)?, kv_heads)?)?)?;
+        let v = shared(split(self.v.forward(h)?, kv_heads)?)?;
+
+        let scores = (q.matmul(&k.t()?)? * f64::from(config.attention_multiplier))?;
+        let weights = softmax(&scores.broadcast_add(&causal_mask(len)?)?)?;
+        let mixed = weights.matmul(&v)?.transpose(0, 1)?;
+        self.o
+            .forward(&mixed.reshape((len, heads * config.head_dim))?)
+    }
+
+    /// SwiGLU of `h` `[len, hidden]`.
+    fn feed_forward(&self, h: &Tensor) -> candle_core::Result<Tensor> {
+        let gated = (self.gate.forward(h)?.silu()? * self.up.forward(h)?)?;
+        self.down.forward(&gated)
+    }
+}
+
+/// Cosines and sines of every position's angles, `[len, head_dim / 2]` each.
+struct Rotary {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rotary {
+    fn new(len: usize, head_dim: usize, theta: f64) -> candle_core::Result<Self> {
+        let half = head_dim / 2;
+        let frequency = |pair: usize| theta.powf(-2.0 * pair as f64 / head_dim as f64) as f32;
+        let angles: Vec<f32> = (0..len)
+            .flat_map(|position| (0..half).map(move |pair| position as f32 * frequency(pair)))
+            .collect();
+        let angles = Tensor::from_vec(angles, (len, half), &Device::Cpu)?;
+        Ok(Self {
+            cos: angles.cos()?,
+            sin: angles.sin()?,
+        })
+    }
+
+    /// Rotates value `i` of each head of `x` `[heads, len, head_dim]` against value `i + head_dim / 2`.
+    fn rotate(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let halves = x.chunk(2, D::Minus1)?;
+        let (a, b) = (&halves[0], &halves[1]);
+        let times = |half: &Tensor, table: &Tensor| half.broadcast_mul(table);
+        let first = (times(a, &self.cos)? - times(b, &self.sin)?)?;
+        let second = (times(b, &self.cos)? + times(a, &self.sin)?)?;
+        Tensor::cat(&[first, second], D::Minus1)
+    }
+}
+
+/// `[len, len]`: 0 where the key is not after the query, −∞ elsewhere.
+fn causal_mask(len: usize) -> candle_core::Result<Tensor> {
+    let mask: Vec<f32> = (0..len)
+        .flat_map(|query| {
+            (0..len).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 })
+        })
+        .collect();
+    Tensor::from_vec(mask, (len, len), &Device::Cpu)
+}
+
+fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
+    let exp = scores
+        .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
+        .exp()?;
+    exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
+}
+
+/// A matrix `[out, in]` and how to multiply by it.
+struct Linear {
+    weight: Tensor,
+    arithmetic: Arithmetic,
+}
+
+impl Linear {
+    /// `weight` has been rounded as `arithmetic` says.
+    fn new(weight: Tensor, arithmetic: Arithmetic) -> Self {
+        Self { weight, arithmetic }
+    }
+
+    /// `x` `[len, in]` to `[len, out]`.
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let transposed = self.weight.t()?;
+        match self.arithmetic {
+            Arithmetic::F32 => x.matmul(&transposed),
+            Arithmetic::Q8_0 => {
+                let mut values = x.flatten_all()?.to_vec1()?;
+                round_to_q8_0(&mut values, x.dim(D::Minus1)?);
+                Tensor::from_vec(values, x.shape(), x.device())?.matmul(&transposed)
+            }
+        }
+    }
+}
+
+/// The checkpoint's tensors, checked against the configuration as they are read.
+struct Weights<'a> {
+    tensors: &'a dyn Tensors,
+    arithmetic: Arithmetic,
+}
+
+impl Weights<'_> {
+    fn linear(&self, name: &str, out: usize, input: usize) -> Result<Linear> {
+        let weight = self.matrix(name, out, input)?;
+        Ok(Linear::new(weight, self.arithmetic))
+    }
+
+    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
+        let mut values = self.read(name, &[rows, columns])?;
+        if self.arithmetic == Arithmetic::Q8_0 {
+            round_to_q8_0(&mut values, columns);
+        }
+        Tensor::from_vec(values, (rows, columns), &Device::Cpu).map_err(internal)
+    }
+
+    fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
+        let values = self.read(name, &[len])?;
+        Tensor::from_vec(values, len, &Device::Cpu).map_err(internal)
+    }
+
+    /// Allocates only once the file is known to hold a tensor of this shape.
+    fn read(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
+        match self.tensors.shape(name) {
+            Some(shape) if shape == expected => {}
+            found => {
+                let problem = match found {
+                    Some(shape) => {
+                        format!(
+                            "has shape {shape:?}, expected {expected:?} as the configuration says"
+                        )
+                    }
+                    None => format!("is missing, expected a tensor of shape {expected:?}"),
+                };
+                return Err(Error::bad_model(self.tensors.file(name), name, problem));
+            }
+        }
+        let rows = if expected.len() == 1 { 1 } else { expected[0] };
+        let mut values = vec![0.0; expected.iter().product()];
+        self.tensors.read_rows(name, 0..rows, &mut values)?;
+        Ok(values)
+    }
+}
+
+/// Replaces each value of rows of `columns` values by what is left of it in Q8_0: blocks of 32 with one f16 scale.
+///
+/// As llama.cpp's reference quantizer does it, codes come from the scale before it is rounded to f16, and halves round
+/// away from zero. A row's tail shorter than 32 is a block of its own.
+fn round_to_q8_0(values: &mut [f32], columns: usize) {
+    for block in values
+        .chunks_mut(columns)
+        .flat_map(|row| row.chunks_mut(32))
+    {
+        let largest = block
+            .iter()
+            .fold(0.0f32, |most, value| most.max(value.abs()));
+        let scale = largest / 127.0;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let stored = half::f16::from_f32(scale).to_f32();
+        for value in block {
+            *value = (*value * inverse).round() * stored;
+        }
+    }
+}
+
+/// The lowest id among those with the largest logit.
+fn most_likely(logits: &[f32]) -> u32 {
+    let best = (0..logits.len())
+        .rev()
+        .max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+    best.unwrap_or(0) as u32
+}
+
+/// Shapes are checked before a tensor operation sees them and callers check ids, so its failure is a defect.
+fn internal(error: candle_core::Error) -> Error {
+    Error::Internal(error.to_string())
+}

@@ -1,0 +1,92 @@
+//! What the tests of whole generations share.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use microgranite::engine::{
+    Engine, FinishReason, Generation, Sampling, Settings, TokenEvent, TokenStream,
+};
+use microgranite::telemetry::Metrics;
+
+use crate::checked_model::{CheckedModel, NAN_TOKEN, Stepper};
+
+pub const LENGTH: TokenEvent = TokenEvent::Finished(FinishReason::Length);
+pub const STOP: TokenEvent = TokenEvent::Finished(FinishReason::Stop);
+
+pub fn small() -> Settings {
+    Settings {
+        max_batch: 4,
+        max_queue: 4,
+        step_tokens: 64,
+        prompt_rows_while_decoding: 16,
+    }
+}
+
+/// A greedy generation whose prompt is `seed`'s own.
+pub fn generation(seed: u32, prompt_len: usize, max_tokens: usize) -> Generation {
+    Generation {
+        prompt: (0..prompt_len as u32)
+            .map(|i| (seed.wrapping_mul(7919) + i * (seed + 3)) % NAN_TOKEN)
+            .collect(),
+        max_tokens,
+        sampling: Sampling::default(),
+        stop_ids: Vec::new(),
+    }
+}
+
+pub fn start(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>) {
+    let metrics = Arc::new(Metrics::new());
+    let model = Box::new(CheckedModel::new(&settings, pages));
+    let engine = Engine::start(model, settings, Arc::clone(&metrics)).unwrap();
+    (engine, metrics)
+}
+
+pub fn start_gated(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>, Stepper) {
+    let metrics = Arc::new(Metrics::new());
+    let (model, stepper) = CheckedModel::gated(&settings, pages);
+    let engine = Engine::start(Box::new(model), settings, Arc::clone(&metrics)).unwrap();
+    (engine, metrics, stepper)
+}
+
+pub fn submit(engine: &Engine, generation: Generation) -> TokenStream {
+    engine.submit(vec![generation]).unwrap().remove(0)
+}
+
+/// What becomes of a stream: its tokens and its end.
+pub async fn collect(mut stream: TokenStream) -> (Vec<u32>, TokenEvent) {
+    let mut tokens = Vec::new();
+    loop {
+        match within(stream.next()).await.expect("an end is reported") {
+            TokenEvent::Token(token) => tokens.push(token),
+            end => {
+                assert_eq!(stream.next().await, None, "nothing follows the end");
+                return (tokens, end);
+            }
+        }
+    }
+}
+
+/// A test that hangs should say where.
+pub async fn within<T>(future: impl Future<Output = T>) -> T {
+    let limit = Duration::from_secs(20);
+    tokio::time::timeout(limit, future)
+        .await
+        .expect("the engine answers in time")
+}
+
+/// Waits for what the engine does after it has told the end of a generation.
+pub fn eventually(condition: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !condition() {
+        assert!(
+            began.elapsed() < Duration::from_secs(20),
+            "it never happens"
+        );
+        std::thread::yield_now();
+    }
+}
+
+pub fn kv_used(metrics: &Metrics) -> i64 {
+    metrics.kv_cache_bytes.with_label_values(&["used"]).get()
+}

@@ -1,0 +1,125 @@
+//! Models for tests: as exacting about pages and positions as a real one, and thousands of times cheaper.
+
+use std::time::Duration;
+
+use microgranite::model::{Forward, PAGE_TOKENS, Span};
+
+use crate::harness::VOCAB;
+
+/// A model whose next token follows from the tokens before it, which it reads back from its KV pages.
+pub struct Fake {
+    pages: Vec<[u32; PAGE_TOKENS]>,
+    next: Box<dyn Fn(&[u32]) -> Next + Send>,
+    context: usize,
+    step_time: Duration,
+    logits: Vec<f32>,
+}
+
+/// What comes after some tokens.
+pub enum Next {
+    /// This token, by far.
+    Token(u32),
+    /// Every token about as likely, in an order that this number decides.
+    Any(u64),
+    /// Logits that are not numbers: a defect.
+    NotANumber,
+}
+
+impl Fake {
+    /// The general model.
+    pub fn new(next: impl Fn(&[u32]) -> Next + Send + 'static) -> Self {
+        Self {
+            pages: vec![[0; PAGE_TOKENS]; 1024],
+            next: Box::new(next),
+            context: 4096,
+            step_time: Duration::ZERO,
+            logits: Vec::new(),
+        }
+    }
+
+    /// Says `tokens` over and over: after a prompt of one token, from the first.
+    pub fn reciting(tokens: Vec<u32>) -> Self {
+        Self::new(move |before| Next::Token(tokens[(before.len() - 1) % tokens.len()]))
+    }
+
+    /// Says something else after every sequence; two sequences share an answer only if they are equal.
+    pub fn babbling() -> Self {
+        Self::new(|before| {
+            let hash = before
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325, |hash: u64, &token| {
+                    (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3)
+                });
+            Next::Any(hash)
+        })
+    }
+
+    /// Takes this long for every step, like a model that reads its weights.
+    pub fn with_step_time(mut self, step_time: Duration) -> Self {
+        self.step_time = step_time;
+        self
+    }
+
+    /// Takes sequences of this length; the pages hold one.
+    pub fn with_context(mut self, context: usize) -> Self {
+        self.context = context;
+        self.pages
+            .resize(context.div_ceil(PAGE_TOKENS), [0; PAGE_TOKENS]);
+        self
+    }
+}
+
+impl Forward for Fake {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn context_length(&self) -> usize {
+        self.context
+    }
+
+    fn page_count(&self) -> usize {
+        self.pages.len()
+    }
+
+    fn page_bytes(&self) -> usize {
+        PAGE_TOKENS * size_of::<u32>()
+    }
+
+    fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {
+        std::thread::sleep(self.step_time);
+        self.logits.clear();
+        for span in spans {
+            for (at, &token) in (span.start..).zip(span.tokens) {
+                let page = span.pages[at / PAGE_TOKENS] as usize;
+                self.pages[page][at % PAGE_TOKENS] = token;
+            }
+            if !span.wants_logits {
+                continue;
+            }
+            let length = span.start + span.tokens.len();
+            let before: Vec<u32> = span
+                .pages
+                .iter()
+                .flat_map(|&page| self.pages[page as usize])
+                .take(length)
+                .collect();
+            match (self.next)(&before) {
+                Next::Token(token) => self
+                    .logits
+                    .extend((0..VOCAB).map(|id| if id == token as usize { 100.0 } else { 0.0 })),
+                Next::NotANumber => self.logits.extend([f32::NAN; VOCAB]),
+                // The end of the text is never likely, so that answers have the length that was asked for.
+                Next::Any(hash) => self.logits.extend((0..VOCAB as u64).map(|id| {
+                    let mixed = (hash ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+                    if id == 0 {
+                        -100.0
+                    } else {
+                        mixed as f32 / (1 << 22) as f32
+                    }
+                })),
+            }
+        }
+        &self.logits
+    }
+}

@@ -1,0 +1,235 @@
+//! Starts the service on a port of its own and talks to it.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use microgranite::engine::{self, Engine};
+use microgranite::http::auth::ApiKeys;
+use microgranite::http::server::{self, Server};
+use microgranite::http::{App, ServedModel};
+use microgranite::model::Forward;
+use microgranite::telemetry::Metrics;
+use microgranite::text::Tokenizer;
+use reqwest::{Client, RequestBuilder, Response};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+/// Tokens of the fixtures' tokenizer: one for each byte, 60 merges, and four special ones.
+pub const VOCAB: usize = 320;
+/// Its end of text.
+pub const END_OF_TEXT: u32 = 0;
+/// The name the model is served under.
+pub const MODEL: &str = "granite-test";
+
+/// What a test may want otherwise.
+#[derive(Default)]
+pub struct Options {
+    pub engine: engine::Settings,
+    pub server: server::Settings,
+    pub keys: Option<ApiKeys>,
+}
+
+/// A running service. Dropping it ends it, answers included.
+pub struct Service {
+    pub address: SocketAddr,
+    pub metrics: Arc<Metrics>,
+    pub client: Client,
+    drain: Option<oneshot::Sender<(Duration, oneshot::Sender<bool>)>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Service {
+    /// Serves `model` as the product does: one thread for the network, one for the engine.
+    pub fn start(model: impl Forward + 'static) -> Self {
+        Self::with(model, Options::default())
+    }
+
+    pub fn with(model: impl Forward + 'static, options: Options) -> Self {
+        Self::of(Some(Box::new(model)), options)
+    }
+
+    /// The service in its first moments, before there is a model.
+    pub fn loading() -> Self {
+        Self::of(None, Options::default())
+    }
+
+    fn of(model: Option<Box<dyn Forward>>, options: Options) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        let app = App::new(Arc::clone(&metrics), options.keys);
+        if let Some(model) = model {
+            app.serve_model(ServedModel {
+                name: MODEL.to_owned(),
+                root: "tests".to_owned(),
+                fingerprint: "test-fingerprint".to_owned(),
+                created: 1_700_000_000,
+                stop_ids: vec![END_OF_TEXT],
+                tokenizer: Arc::new(tokenizer()),
+                engine: Engine::start(model, options.engine, Arc::clone(&metrics)).unwrap(),
+            });
+        }
+        let (address, bound) = mpsc::channel();
+        let (drain, drained) = oneshot::channel::<(Duration, oneshot::Sender<bool>)>();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+                address.send(listener.local_addr().unwrap()).unwrap();
+                let server = Server::start(listener, app, options.server);
+                match drained.await {
+                    Ok((limit, done)) => {
+                        let is_finished = server.drain(limit, std::future::pending()).await;
+                        let _nobody_asks = done.send(is_finished);
+                    }
+                    Err(_dropped) => {
+                        server.drain(Duration::ZERO, std::future::ready(())).await;
+                    }
+                }
+            });
+        });
+        Self {
+            address: bound.recv().unwrap(),
+            metrics,
+            client: Client::builder()
+                .timeout(Duration::from_secs(60))
+                .build()
+                .unwrap(),
+            drain: Some(drain),
+            thread: Some(thread),
+        }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub async fn get(&self, path: &str) -> Response {
+        self.client.get(self.url(path)).send().await.unwrap()
+    }
+
+    pub fn completion(&self, body: &Value) -> RequestBuilder {
+        self.client.post(self.url("/v1/completions")).json(body)
+    }
+
+    /// Asks for a completion and expects one.
+    pub async fn complete(&self, body: Value) -> Value {
+        let response = self.completion(&body).send().await.unwrap();
+        let (status, text) = (response.status(), response.text().await.unwrap());
+        assert_eq!(status, 200, "{body} → {text}");
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// The text of the first choice.
+    pub async fn text(&self, body: Value) -> String {
+        let answer = self.complete(body).await;
+        answer["choices"][0]["text"].as_str().unwrap().to_owned()
+    }
+
+    /// Asks for a stream and returns its events, which must end with `[DONE]`.
+    pub async fn events(&self, mut body: Value) -> Vec<Value> {
+        body["stream"] = json!(true);
+        let response = self.completion(&body).send().await.unwrap();
+        assert_eq!(response.status(), 200, "{body}");
+        read_events(response).await
+    }
+
+    /// Begins to drain, as SIGTERM does; the receiver hears whether everything was finished.
+    pub fn drain(&mut self, limit: Duration) -> oneshot::Receiver<bool> {
+        let (done, is_done) = oneshot::channel();
+        let drain = self.drain.take().expect("drained once");
+        drain.send((limit, done)).unwrap();
+        is_done
+    }
+
+    /// Waits until `condition` holds, and fails the test if that takes longer than `limit`.
+    pub async fn within(&self, limit: Duration, what: &str, condition: impl Fn(&Metrics) -> bool) {
+        let start = Instant::now();
+        while !condition(&self.metrics) {
+            assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Waits until nothing runs; a second is the promise.
+    pub async fn idle_within_a_second(&self) {
+        let idle = |metrics: &Metrics| metrics.requests_running.get() == 0;
+        self.within(Duration::from_secs(1), "all places are free", idle)
+            .await;
+    }
+
+    pub fn count(&self, outcome: &str) -> u64 {
+        let counter = self.metrics.requests_total.with_label_values(&[outcome]);
+        counter.get()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        drop(self.drain.take());
+        if let Some(thread) = self.thread.take() {
+            let outcome = thread.join();
+            assert!(outcome.is_ok() || std::thread::panicking());
+        }
+    }
+}
+
+/// Reads a stream to its `[DONE]`.
+pub async fn read_events(response: Response) -> Vec<Value> {
+    let text = response.text().await.unwrap();
+    let mut events: Vec<&str> = text
+        .split_terminator("\n\n")
+        .map(|event| event.strip_prefix("data: ").expect("only data events"))
+        .collect();
+    assert_eq!(events.pop(), Some("[DONE]"), "{text}");
+    let parse = |event| serde_json::from_str(event).unwrap();
+    events.into_iter().map(parse).collect()
+}
+
+/// Reads from a stream until it has sent an event, and leaves the rest unread.
+pub async fn first_event(response: Response) -> impl StreamExt {
+    let mut chunks = response.bytes_stream();
+    let first = chunks.next().await.unwrap().unwrap();
+    assert!(first.starts_with(b"data: "));
+    chunks
+}
+
+/// The text of one choice, put together from a stream's events.
+pub fn streamed_text(events: &[Value], index: usize) -> String {
+    events
+        .iter()
+        .flat_map(|event| event["choices"].as_array().unwrap())
+        .filter(|choice| choice["index"] == index)
+        .map(|choice| choice["text"].as_str().unwrap())
+        .collect()
+}
+
+/// The fixtures' tokenizer.
+pub fn tokenizer() -> Tokenizer {
+    let file = fixture("granite-3-tiny").join("tokenizer.json");
+    let inner = tokenizers::Tokenizer::from_file(&file).unwrap();
+    Tokenizer::new(inner, &file).unwrap()
+}
+
+/// The tokens of `text` that a model recites, one per byte, so that characters are cut wherever they can be.
+pub fn byte_tokens(text: &str) -> Vec<u32> {
+    let tokenizer = tokenizer();
+    let token_of = |byte: u8| {
+        (0..VOCAB as u32)
+            .find(|&id| tokenizer.bytes(id) == [byte])
+            .expect("the tokenizer has every byte")
+    };
+    text.bytes().map(token_of).collect()
+}
+
+/// A folder of `tests/fixtures`.
+pub fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}

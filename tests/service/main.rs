@@ -1,0 +1,10 @@
+//! The service as its clients see it: real connections, the real engine, and a model that is cheap to run.
+
+mod completions;
+mod fake;
+mod harness;
+mod metrics;
+mod pressure;
+mod process;
+mod refusals;
+mod streaming;

@@ -1,0 +1,193 @@
+//! `/metrics`: every series that dashboards rely on, named as Prometheus asks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use microgranite::model::WeightMemory;
+use serde_json::json;
+
+use crate::fake::Fake;
+use crate::harness::Service;
+
+/// Names and labels that the dashboard and scripts use.
+const SERIES: [&str; 24] = [
+    "batch_rows_bucket{le}",
+    "build_info{instruction_set,version}",
+    "generation_tokens_total",
+    "inter_token_latency_seconds_bucket{le}",
+    "kv_cache_bytes{state=reserved}",
+    "kv_cache_bytes{state=used}",
+    "memory_saved_bytes{against=bf16}",
+    "memory_saved_bytes{against=f32}",
+    "model_info{architecture,context_length,model,scheme}",
+    "model_reference_bytes{dtype=bf16}",
+    "model_reference_bytes{dtype=f32}",
+    "model_weight_bytes{component,dtype}",
+    "process_resident_bytes{kind=anon}",
+    "process_resident_bytes{kind=file}",
+    "process_resident_bytes{kind=shmem}",
+    "process_start_time_seconds",
+    "prompt_tokens_total",
+    "queue_wait_seconds_bucket{le}",
+    "request_duration_seconds_bucket{le}",
+    "requests_running",
+    "requests_total{outcome=cancelled}",
+    "requests_total{outcome=ok}",
+    "requests_waiting",
+    "time_to_first_token_seconds_bucket{le}",
+];
+/// Labels whose values are part of the contract.
+const CLOSED: [&str; 4] = ["state", "against", "kind", "outcome"];
+
+async fn scrape(service: &Service) -> String {
+    let response = service.get("/metrics").await;
+    let content_type = response.headers()["content-type"].to_str().unwrap();
+    assert!(content_type.starts_with("text/plain; version=0.0.4"));
+    response.text().await.unwrap()
+}
+
+/// `name{label}` of a sample line, with the values of closed labels and of dtypes where they stand alone.
+fn series(line: &str) -> String {
+    let (series, _value) = line.rsplit_once(' ').unwrap();
+    let Some((name, labels)) = series.split_once('{') else {
+        return series.to_owned();
+    };
+    let labels: Vec<(&str, &str)> = labels
+        .trim_end_matches('}')
+        .split(',')
+        .map(|label| label.split_once('=').unwrap())
+        .collect();
+    let is_closed =
+        |label: &str| CLOSED.contains(&label) || (label == "dtype" && labels.len() == 1);
+    let labels: Vec<String> = labels
+        .iter()
+        .map(|&(label, value)| match is_closed(label) {
+            true => format!("{label}={}", value.trim_matches('"')),
+            false => label.to_owned(),
+        })
+        .collect();
+    format!("{name}{{{}}}", labels.join(","))
+}
+
+#[tokio::test]
+async fn every_promised_series_is_there_and_counts() {
+    let service = Service::start(Fake::babbling());
+    let metrics = &service.metrics;
+    metrics.set_model_memory(&WeightMemory {
+        parts: vec![("attention", "int8", 300), ("norm", "f32", 20)],
+        elements: 310,
+    });
+    metrics
+        .model_info
+        .with_label_values(&["m", "Granite", "int8", "4096"])
+        .set(1);
+    metrics
+        .build_info
+        .with_label_values(&["0.1.0", "scalar"])
+        .set(1);
+    let body = json!({"prompt": ["the cat", "a"], "max_tokens": 10});
+    let usage = service.complete(body).await["usage"].clone();
+    service
+        .completion(&json!({"prompt": ""}))
+        .send()
+        .await
+        .unwrap();
+    let counted = |_: &_| service.count("ok") == 1 && service.count("invalid") == 1;
+    service
+        .within(Duration::from_secs(1), "both are counted", counted)
+        .await;
+
+    let text = scrape(&service).await;
+    let samples: BTreeMap<&str, &str> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| line.rsplit_once(' ').unwrap())
+        .collect();
+    let found: BTreeSet<String> = text
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .map(|line| series(line.strip_prefix("microgranite_").expect("one prefix")))
+        .collect();
+    for name in SERIES {
+        assert!(found.contains(name), "{name} is missing in {found:#?}");
+    }
+    let value = |name: &str| samples[format!("microgranite_{name}").as_str()];
+    assert_eq!(value("requests_total{outcome=\"ok\"}"), "1");
+    assert_eq!(value("requests_total{outcome=\"invalid\"}"), "1");
+    assert_eq!(value("request_duration_seconds_count"), "2");
+    assert_eq!(
+        value("generation_tokens_total"),
+        usage["completion_tokens"].to_string()
+    );
+    assert_eq!(
+        value("prompt_tokens_total"),
+        usage["prompt_tokens"].to_string()
+    );
+    assert_eq!(value("time_to_first_token_seconds_count"), "2");
+    assert_eq!(value("inter_token_latency_seconds_count"), "18");
+    assert_eq!(value("memory_saved_bytes{against=\"f32\"}"), "920");
+    assert_eq!(value("memory_saved_bytes{against=\"bf16\"}"), "300");
+    assert_eq!(value("requests_running"), "0");
+}
+
+#[tokio::test]
+async fn names_and_texts_follow_the_rules_of_prometheus() {
+    let service = Service::start(Fake::babbling());
+    service.complete(json!({"prompt": "x"})).await;
+    let text = scrape(&service).await;
+    assert!(text.ends_with('\n'));
+    let mut described = BTreeSet::new();
+    let mut types = BTreeMap::new();
+    for line in text.lines() {
+        if let Some(help) = line.strip_prefix("# HELP ") {
+            let (name, help) = help.split_once(' ').unwrap();
+            assert!(help.ends_with('.') && described.insert(name), "{line}");
+        } else if let Some(kind) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = kind.split_once(' ').unwrap();
+            assert!(
+                described.contains(name),
+                "help comes before the type: {line}"
+            );
+            types.insert(name, kind);
+        } else {
+            let name = line.split(['{', ' ']).next().unwrap();
+            let family = ["_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| {
+                    name.strip_suffix(suffix)
+                        .filter(|name| types.contains_key(name))
+                })
+                .unwrap_or(name);
+            assert!(types.contains_key(family), "{line}");
+            let plain =
+                |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
+            assert!(name.bytes().all(plain), "{line}");
+        }
+    }
+    for (name, kind) in types {
+        assert_eq!(
+            kind == "counter",
+            name.ends_with("_total"),
+            "{name} is a {kind}"
+        );
+        let scaled = ["_ms", "_milliseconds", "_kb", "_mb", "_mib", "_percent"];
+        assert!(
+            !scaled.iter().any(|unit| name.ends_with(unit)),
+            "{name} is not in base units"
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_clients_make_up_adds_no_series() {
+    let service = Service::start(Fake::babbling());
+    service.complete(json!({"prompt": "x"})).await;
+    let before = scrape(&service).await.lines().count();
+    for n in 0..50 {
+        service.get(&format!("/made/up/{n}")).await;
+        let body =
+            json!({"prompt": "x", "model": format!("model-{n}"), "user": format!("user-{n}")});
+        service.completion(&body).send().await.unwrap();
+    }
+    assert_eq!(scrape(&service).await.lines().count(), before);
+}

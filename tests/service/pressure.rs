@@ -1,0 +1,247 @@
+//! Many clients, bad clients, and the end.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use microgranite::engine;
+use microgranite::http::server;
+use microgranite::model::{self, Forward, ModelConfig};
+use microgranite::sources;
+use microgranite::telemetry::Metrics;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpSocket;
+
+use crate::fake::Fake;
+use crate::harness::{
+    Options, Service, byte_tokens, first_event, fixture, read_events, streamed_text,
+};
+
+const CLIENTS: usize = 32;
+
+/// The request of client `n`: no two are alike, in prompt, length, sampling or form.
+fn request(n: usize) -> Value {
+    let prompt = format!(
+        "client {n} says: {}",
+        "on the way to the sea ".repeat(n % 5)
+    );
+    let mut body = json!({"prompt": prompt, "max_tokens": 20 + 3 * n, "seed": n});
+    match n % 3 {
+        0 => body["temperature"] = json!(0),
+        1 => body["top_k"] = json!(5),
+        _ => body["top_p"] = json!(0.8),
+    }
+    if n % 4 == 1 {
+        body["stop"] = json!(["the", "qu"]);
+    }
+    body
+}
+
+/// Asks as client `n` and returns the text; every other client streams.
+async fn ask(service: &Service, n: usize) -> String {
+    if n % 2 == 0 {
+        service.text(request(n)).await
+    } else {
+        streamed_text(&service.events(request(n)).await, 0)
+    }
+}
+
+/// Each client gets the same bytes among 31 others as alone, and killing half of them changes nothing for the rest.
+async fn clients_do_not_touch_each_other(model: impl Forward + 'static) {
+    let service = Service::with(model, Options::default());
+    let mut alone = Vec::new();
+    for n in 0..CLIENTS {
+        alone.push(ask(&service, n).await);
+    }
+    assert!(alone.iter().filter(|text| !text.is_empty()).count() > CLIENTS / 2);
+
+    let together = join_all((0..CLIENTS).map(|n| ask(&service, n))).await;
+    assert_eq!(together, alone);
+    service.idle_within_a_second().await;
+
+    // Half of the clients stream a long answer, read its first event and leave.
+    let killed = (0..CLIENTS).step_by(2).map(|n| {
+        let service = &service;
+        async move {
+            let mut body = request(n);
+            body["stream"] = json!(true);
+            body["max_tokens"] = json!(300);
+            drop(first_event(service.completion(&body).send().await.unwrap()).await);
+        }
+    });
+    let kept = (1..CLIENTS).step_by(2).map(|n| {
+        let service = &service;
+        async move { (n, ask(service, n).await) }
+    });
+    let (_, survivors) = tokio::join!(join_all(killed), join_all(kept));
+    for (n, text) in survivors {
+        assert_eq!(text, alone[n], "client {n}");
+    }
+    service.idle_within_a_second().await;
+}
+
+#[tokio::test]
+async fn clients_of_a_cheap_model_do_not_touch_each_other() {
+    let model = Fake::babbling().with_step_time(Duration::from_millis(1));
+    clients_do_not_touch_each_other(model).await;
+}
+
+#[tokio::test]
+async fn clients_of_the_int8_model_do_not_touch_each_other() {
+    let checkpoint = sources::open(
+        &sources::Reference::Folder(fixture("granite-3-tiny")),
+        &sources::Settings::from_variables(|_| None, false),
+    )
+    .unwrap();
+    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config).unwrap();
+    let settings = model::Settings {
+        threads: 2,
+        kv_bytes: 256 * model::footprint(&config).kv_page,
+        context: None,
+    };
+    let granite = model::load(&checkpoint, &settings, &mut |_, _| {}).unwrap();
+    clients_do_not_touch_each_other(granite).await;
+}
+
+/// Room for two: one runs, one waits.
+fn small() -> engine::Settings {
+    engine::Settings {
+        max_batch: 1,
+        max_queue: 1,
+        ..engine::Settings::default()
+    }
+}
+
+#[tokio::test]
+async fn a_full_queue_is_429_with_a_time_to_retry_and_then_there_is_room_again() {
+    let options = Options {
+        engine: small(),
+        ..Options::default()
+    };
+    let model = Fake::babbling().with_step_time(Duration::from_millis(5));
+    let service = Service::with(model, options);
+    let long = json!({"prompt": "x", "max_tokens": 4000, "stream": true});
+    let running = first_event(service.completion(&long).send().await.unwrap()).await;
+    let waiting = tokio::spawn(service.completion(&long).send());
+    let waits = |metrics: &Metrics| metrics.requests_waiting.get() == 1;
+    service
+        .within(Duration::from_secs(5), "one waits", waits)
+        .await;
+
+    for body in [
+        json!({"prompt": "x"}),
+        json!({"prompt": ["x", "y"], "stream": true}),
+    ] {
+        let response = service.completion(&body).send().await.unwrap();
+        assert_eq!(response.status(), 429);
+        let header = |name| {
+            response.headers()[name]
+                .to_str()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
+        let (seconds, milliseconds) = (header("retry-after"), header("retry-after-ms"));
+        assert!((1..=60).contains(&seconds), "{seconds}");
+        assert_eq!(milliseconds.div_ceil(1000), seconds);
+        let error: Value = response.json().await.unwrap();
+        assert_eq!(error["error"]["code"], "queue_full");
+        assert_eq!(error["error"]["type"], "rate_limit_error");
+    }
+    assert_eq!(
+        service.get("/readyz").await.status(),
+        200,
+        "busy is not unready"
+    );
+    // Three can never fit, so trying again would not help.
+    let body = json!({"prompt": ["x", "y", "z"]});
+    assert_eq!(
+        service.completion(&body).send().await.unwrap().status(),
+        400
+    );
+
+    waiting.abort();
+    drop(running);
+    service.idle_within_a_second().await;
+    service.complete(json!({"prompt": "x"})).await;
+    assert_eq!(service.count("rejected"), 2);
+}
+
+#[tokio::test]
+async fn draining_refuses_newcomers_and_finishes_what_runs() {
+    let model = Fake::reciting(byte_tokens("abc")).with_step_time(Duration::from_millis(5));
+    let mut service = Service::with(model, Options::default());
+    let body = json!({"prompt": "x", "max_tokens": 300, "temperature": 0, "stream": true});
+    let running = service.completion(&body).send().await.unwrap();
+
+    let drained = service.drain(Duration::from_secs(20));
+    let mut ready = service.get("/readyz").await;
+    for _ in 0..100 {
+        if ready.status() == 503 {
+            break;
+        }
+        ready = service.get("/readyz").await;
+    }
+    let error: Value = ready.json().await.unwrap();
+    assert_eq!(error["error"]["code"], "draining");
+    assert_eq!(service.get("/livez").await.status(), 200);
+    let newcomer = service
+        .completion(&json!({"prompt": "x"}))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(newcomer.status(), 503);
+    assert_eq!(newcomer.headers()["retry-after"], "1");
+
+    let text = streamed_text(&read_events(running).await, 0);
+    assert_eq!(text.len(), 300, "the running answer is complete");
+    assert!(drained.await.unwrap(), "everything was finished");
+    let refused = service.client.get(service.url("/livez")).send().await;
+    assert!(refused.is_err(), "the port is closed");
+}
+
+#[tokio::test]
+async fn at_the_end_of_the_drain_time_streams_end_with_an_error() {
+    let model = Fake::babbling().with_step_time(Duration::from_millis(5));
+    let mut service = Service::with(model, Options::default());
+    let body = json!({"prompt": "x", "max_tokens": 4000, "stream": true});
+    let running = service.completion(&body).send().await.unwrap();
+    let drained = service.drain(Duration::from_millis(300));
+    let events = read_events(running).await;
+    assert_eq!(events.last().unwrap()["error"]["code"], "draining");
+    assert!(events.len() > 10);
+    assert!(!drained.await.unwrap(), "something was cut off");
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_is_cut_off() {
+    let options = Options {
+        server: server::Settings {
+            write_stall: Duration::from_millis(500),
+            ..server::Settings::default()
+        },
+        ..Options::default()
+    };
+    const TOKENS: u64 = 400_000;
+    let model = Fake::reciting(byte_tokens("abc")).with_context(TOKENS as usize + 64);
+    let service = Service::with(model, options);
+
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut socket = socket.connect(service.address).await.unwrap();
+    let body =
+        json!({"prompt": "x", "max_tokens": TOKENS, "stream": true, "temperature": 0}).to_string();
+    let head = "POST /v1/completions HTTP/1.1\r\ncontent-type: application/json\r\n";
+    let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut first = [0; 12];
+    socket.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+
+    let cut_off = |_: &_| service.count("cancelled") == 1;
+    service
+        .within(Duration::from_secs(15), "the client is dropped", cut_off)
+        .await;
+    service.idle_within_a_second().await;
+    drop(socket);
+}

@@ -1,0 +1,525 @@
+//! Everything that is refused: its status, its code, and the field it names.
+
+use std::io::Write as _;
+use std::time::{Duration, Instant};
+
+use microgranite::http::auth::ApiKeys;
+use microgranite::http::server;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::fake::Fake;
+use crate::harness::{MODEL, Options, Service};
+
+/// The error of a response, whose body must have exactly the fields that clients parse.
+async fn error_of(response: reqwest::Response) -> (u16, String, Value) {
+    let status = response.status().as_u16();
+    let body: Value = response.json().await.expect("every error is JSON");
+    let error = body["error"].as_object().expect("one key, `error`");
+    let keys: Vec<&String> = error.keys().collect();
+    assert_eq!(keys, ["code", "message", "param", "type"]);
+    assert!(!error["message"].as_str().unwrap().is_empty());
+    let code = error["code"].as_str().expect("codes are strings");
+    (status, code.to_owned(), error["param"].clone())
+}
+
+#[tokio::test]
+async fn bad_fields_are_refused_by_name() {
+    let service = Service::start(Fake::babbling());
+    let with = |field: &str, value: Value| {
+        let mut body = json!({"prompt": "x"});
+        body[field] = value;
+        body
+    };
+    let too_many: Vec<&str> = vec!["x"; 17];
+    let table = [
+        ("prompt", "missing_required_parameter", vec![json!(null)]),
+        (
+            "prompt",
+            "invalid_value",
+            vec![
+                json!(""),
+                json!([]),
+                json!([""]),
+                json!([[]]),
+                json!(["a", ""]),
+                json!([[1], []]),
+                json!(3),
+                json!(true),
+                json!({}),
+                json!([1, "a"]),
+                json!(["a", 1]),
+                json!([[["a"]]]),
+                json!([-1]),
+                json!([1.5]),
+                json!([320]),
+                json!([[1], [4294967295u32]]),
+                json!([1u64 << 40]),
+                json!(too_many),
+            ],
+        ),
+        (
+            "prompt",
+            "context_length_exceeded",
+            vec![
+                json!(vec![5; 4096]),
+                json!("a ".repeat(4096)),
+                json!("x".repeat(500_000)),
+            ],
+        ),
+        (
+            "max_tokens",
+            "context_length_exceeded",
+            vec![json!(4096), json!(u64::MAX)],
+        ),
+        (
+            "max_tokens",
+            "invalid_value",
+            vec![
+                json!(0),
+                json!(-1),
+                json!(1.5),
+                json!("3"),
+                json!(1e300),
+                json!([1]),
+            ],
+        ),
+        (
+            "max_completion_tokens",
+            "invalid_value",
+            vec![json!(0), json!(-5)],
+        ),
+        (
+            "temperature",
+            "invalid_value",
+            vec![
+                json!(-0.1),
+                json!(2.1),
+                json!("hot"),
+                json!(1e308),
+                json!([]),
+            ],
+        ),
+        (
+            "top_p",
+            "invalid_value",
+            vec![json!(0), json!(-1), json!(1.01), json!("x")],
+        ),
+        (
+            "top_k",
+            "invalid_value",
+            vec![json!(-2), json!(1.5), json!("x"), json!(1e30)],
+        ),
+        (
+            "min_p",
+            "invalid_value",
+            vec![json!(-0.1), json!(1.1), json!(true)],
+        ),
+        (
+            "seed",
+            "invalid_value",
+            vec![json!(1.5), json!("x"), json!(u64::MAX)],
+        ),
+        (
+            "stop",
+            "invalid_value",
+            vec![
+                json!(""),
+                json!(["a", ""]),
+                json!(["a", "b", "c", "d", "e"]),
+                json!(1),
+                json!([1]),
+            ],
+        ),
+        ("stream", "invalid_value", vec![json!(1), json!("true")]),
+        (
+            "stream_options",
+            "invalid_value",
+            vec![json!({}), json!({"include_usage": true}), json!(true)],
+        ),
+        ("model", "invalid_value", vec![json!(3), json!(["a"])]),
+        (
+            "model",
+            "model_not_found",
+            vec![json!("gpt-4"), json!(""), json!("../../etc/passwd")],
+        ),
+        (
+            "n",
+            "unsupported_parameter",
+            vec![json!(2), json!(0), json!(1u64 << 60)],
+        ),
+        ("best_of", "unsupported_parameter", vec![json!(2)]),
+        ("echo", "unsupported_parameter", vec![json!(true)]),
+        (
+            "logprobs",
+            "unsupported_parameter",
+            vec![json!(0), json!(5), json!(true)],
+        ),
+        ("suffix", "unsupported_parameter", vec![json!("end")]),
+        (
+            "presence_penalty",
+            "unsupported_parameter",
+            vec![json!(0.1)],
+        ),
+        (
+            "frequency_penalty",
+            "unsupported_parameter",
+            vec![json!(-2)],
+        ),
+        (
+            "logit_bias",
+            "unsupported_parameter",
+            vec![json!({"50": 1})],
+        ),
+    ];
+    let mut refused = 0;
+    for (param, code, values) in table {
+        for value in values {
+            let response = service
+                .completion(&with(param, value.clone()))
+                .send()
+                .await
+                .unwrap();
+            let status = if code == "model_not_found" { 404 } else { 400 };
+            assert_eq!(
+                error_of(response).await,
+                (status, code.to_owned(), json!(param)),
+                "{param}: {}",
+                &value.to_string()[..value.to_string().len().min(80)]
+            );
+            refused += 1;
+        }
+    }
+    let outcome = service.count("invalid");
+    assert_eq!(outcome, refused, "each is counted once");
+    assert_eq!(
+        service.metrics.prompt_tokens_total.get(),
+        0,
+        "none reached the engine"
+    );
+}
+
+#[tokio::test]
+async fn two_names_for_the_same_limit_must_agree() {
+    let service = Service::start(Fake::babbling());
+    let body = json!({"prompt": "x", "max_tokens": 3, "max_completion_tokens": 4});
+    let response = service.completion(&body).send().await.unwrap();
+    let param = json!("max_completion_tokens");
+    assert_eq!(
+        error_of(response).await,
+        (400, "invalid_value".into(), param)
+    );
+}
+
+#[tokio::test]
+async fn stream_options_must_be_well_formed_with_stream_too() {
+    let service = Service::start(Fake::babbling());
+    for options in [json!(true), json!([1]), json!({"include_usage": "yes"})] {
+        let body = json!({"prompt": "x", "stream": true, "stream_options": options});
+        let response = service.completion(&body).send().await.unwrap();
+        let param = json!("stream_options");
+        assert_eq!(
+            error_of(response).await,
+            (400, "invalid_value".into(), param)
+        );
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_are_not_json_objects_are_refused() {
+    let service = Service::start(Fake::babbling());
+    let deep = format!(
+        "{{\"prompt\": {}1{}}}",
+        "[".repeat(10_000),
+        "]".repeat(10_000)
+    );
+    let bodies: [(&[u8], &str); 9] = [
+        (b"", "json_parse_error"),
+        (b"{", "json_parse_error"),
+        (b"[]", "json_parse_error"),
+        (b"\"x\"", "json_parse_error"),
+        (b"{\"prompt\": NaN}", "json_parse_error"),
+        (b"{\"prompt\": \"x\"} tail", "json_parse_error"),
+        (b"{\"prompt\": \"\xff\"}", "json_parse_error"),
+        (b"{\"prompt\": \"\\ud800\"}", "invalid_value"),
+        (deep.as_bytes(), "invalid_value"),
+    ];
+    for (body, code) in bodies {
+        let request = service
+            .client
+            .post(service.url("/v1/completions"))
+            .header("content-type", "application/json")
+            .body(body.to_vec());
+        let (status, found, _) = error_of(request.send().await.unwrap()).await;
+        assert_eq!(
+            (status, found.as_str()),
+            (400, code),
+            "{:?}",
+            body.get(..20)
+        );
+    }
+}
+
+#[tokio::test]
+async fn bodies_of_other_types_and_sizes_are_refused() {
+    let service = Service::start(Fake::babbling());
+    let post = || service.client.post(service.url("/v1/completions"));
+    let small = r#"{"prompt": "x"}"#;
+    let json_type = ("content-type", "application/json; charset=utf-8");
+    for (request, status, code) in [
+        (post().body(small), 415, "unsupported_media_type"),
+        (
+            post().body(small).header("content-type", "text/plain"),
+            415,
+            "unsupported_media_type",
+        ),
+        (
+            post()
+                .body(small)
+                .header(json_type.0, json_type.1)
+                .header("content-encoding", "gzip"),
+            415,
+            "unsupported_media_type",
+        ),
+        (
+            post()
+                .body(" ".repeat((1 << 20) + 1))
+                .header(json_type.0, json_type.1),
+            413,
+            "body_too_large",
+        ),
+        (
+            post()
+                .body(" ".repeat(6 << 20))
+                .header(json_type.0, json_type.1),
+            413,
+            "body_too_large",
+        ),
+    ] {
+        let (found_status, found, _) = error_of(request.send().await.unwrap()).await;
+        assert_eq!((found_status, found.as_str()), (status, code));
+    }
+    // Exactly a megabyte is fine.
+    let mut body = small.to_owned();
+    body += &" ".repeat((1 << 20) - small.len());
+    let request = post().body(body).header(json_type.0, json_type.1);
+    assert_eq!(request.send().await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_have_the_same_kind_of_body() {
+    let service = Service::start(Fake::babbling());
+    for path in [
+        "/",
+        "/v1",
+        "/v1/completions/",
+        "/v1/chat/completions",
+        "/v1/models/other",
+        "/..%2f",
+    ] {
+        let (status, code, _) = error_of(service.get(path).await).await;
+        let expected = if path == "/v1/models/other" {
+            "model_not_found"
+        } else {
+            "not_found"
+        };
+        assert_eq!((status, code.as_str()), (404, expected), "{path}");
+    }
+    for (method, path, allow) in [
+        (reqwest::Method::DELETE, "/v1/completions", "POST"),
+        (reqwest::Method::GET, "/v1/completions", "POST"),
+        (reqwest::Method::POST, "/v1/models", "GET,HEAD"),
+        (reqwest::Method::PUT, "/metrics", "GET,HEAD"),
+    ] {
+        let request = service.client.request(method.clone(), service.url(path));
+        let response = request.send().await.unwrap();
+        assert_eq!(response.headers()["allow"], allow, "{method} {path}");
+        let (status, code, _) = error_of(response).await;
+        assert_eq!(
+            (status, code.as_str()),
+            (405, "method_not_allowed"),
+            "{method} {path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn with_keys_only_probes_and_metrics_are_public() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    writeln!(file, "\n  first-key\n\nsecond key \n").unwrap();
+    let options = Options {
+        keys: Some(ApiKeys::read(file.path()).unwrap()),
+        ..Options::default()
+    };
+    let service = Service::with(Fake::babbling(), options);
+    for path in ["/health", "/livez", "/readyz", "/version", "/metrics"] {
+        assert_eq!(service.get(path).await.status(), 200, "{path}");
+    }
+    let models = |key: &str| {
+        let request = service.client.get(service.url("/v1/models"));
+        request.header("authorization", key)
+    };
+    for good in ["Bearer first-key", "bearer second key", "BEARER first-key"] {
+        assert_eq!(models(good).send().await.unwrap().status(), 200, "{good}");
+    }
+    for bad in [
+        "",
+        "Bearer",
+        "Bearer ",
+        "first-key",
+        "Basic first-key",
+        "Bearer First-Key",
+        "Bearer first-ke",
+        "Bearer first-keys",
+        "Bearer  first-key",
+        "Bearer second",
+        "Bearer first-key\tsecond key",
+    ] {
+        let response = models(bad).send().await.unwrap();
+        assert_eq!(response.headers()["www-authenticate"], "Bearer");
+        let (status, code, _) = error_of(response).await;
+        assert_eq!((status, code.as_str()), (401, "invalid_api_key"), "{bad:?}");
+    }
+    let twice = models("Bearer first-key").header("authorization", "Bearer first-key");
+    assert_eq!(twice.send().await.unwrap().status(), 401);
+    for path in [
+        "/v1/models",
+        "/v1/completions",
+        "/",
+        "/nope",
+        "/metrics/",
+        "//metrics",
+        "/v1/../metrics/x",
+    ] {
+        assert_eq!(service.get(path).await.status(), 401, "{path}");
+    }
+}
+
+#[test]
+fn an_empty_or_missing_file_of_keys_keeps_the_server_from_starting() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    assert_eq!(ApiKeys::read(file.path()).err().unwrap().exit_code(), 78);
+    let missing = file.path().join("nothing");
+    assert_eq!(ApiKeys::read(&missing).err().unwrap().exit_code(), 66);
+}
+
+/// Sends raw bytes and returns all that comes back before the connection closes.
+async fn raw(service: &Service, bytes: &[u8]) -> String {
+    let mut socket = TcpStream::connect(service.address).await.unwrap();
+    socket.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    let read = socket.read_to_end(&mut answer);
+    let limit = Duration::from_secs(20);
+    let read = tokio::time::timeout(limit, read).await;
+    let _reset_after_the_answer = read.expect("the connection is closed");
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn too_many_or_too_long_headers_are_431() {
+    let service = Service::start(Fake::babbling());
+    let get = |headers: &str| format!("GET /readyz HTTP/1.1\r\nconnection: close\r\n{headers}\r\n");
+    let many = |count| {
+        (0..count)
+            .map(|n| format!("x-{n}: y\r\n"))
+            .collect::<String>()
+    };
+    let long = |bytes| format!("x: {}\r\n", "y".repeat(bytes));
+    for (headers, status) in [
+        (many(60), "HTTP/1.1 200"),
+        (many(70), "HTTP/1.1 431"),
+        (long(30_000), "HTTP/1.1 200"),
+        (long(40_000), "HTTP/1.1 431"),
+    ] {
+        let answer = raw(&service, get(&headers).as_bytes()).await;
+        assert!(answer.starts_with(status), "{status}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn headers_that_trickle_in_are_cut_off_at_the_deadline() {
+    let options = Options {
+        server: server::Settings {
+            header_deadline: Duration::from_millis(300),
+            ..server::Settings::default()
+        },
+        ..Options::default()
+    };
+    let service = Service::with(Fake::babbling(), options);
+    let start = Instant::now();
+    let mut socket = TcpStream::connect(service.address).await.unwrap();
+    let trickle = async {
+        for byte in b"GET /readyz HTTP/1.1\r\nx-slow: ".iter().cycle() {
+            if socket.write_all(&[*byte]).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let limit = Duration::from_secs(3);
+    tokio::time::timeout(limit, trickle)
+        .await
+        .expect("the connection is closed");
+    assert!(start.elapsed() >= Duration::from_millis(250));
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_408_and_one_that_ends_early_is_noticed() {
+    let service = Service::start(Fake::babbling());
+    let head = "POST /v1/completions HTTP/1.1\r\ncontent-type: application/json\r\n";
+    let start = Instant::now();
+    let answer = raw(
+        &service,
+        format!("{head}content-length: 99\r\n\r\n{{\"pro").as_bytes(),
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("\"body_timeout\""), "{answer}");
+    assert!(
+        (9..13).contains(&start.elapsed().as_secs()),
+        "{:?}",
+        start.elapsed()
+    );
+    let answer = raw(
+        &service,
+        format!("{head}transfer-encoding: chunked\r\n\r\nzz\r\n").as_bytes(),
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_told_so() {
+    let options = Options {
+        server: server::Settings {
+            max_connections: 2,
+            ..server::Settings::default()
+        },
+        ..Options::default()
+    };
+    let service = Service::with(Fake::babbling(), options);
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut socket = TcpStream::connect(service.address).await.unwrap();
+        socket
+            .write_all(b"GET /livez HTTP/1.1\r\n\r\n")
+            .await
+            .unwrap();
+        assert!(socket.read(&mut [0; 256]).await.unwrap() > 0);
+        held.push(socket);
+    }
+    let answer = raw(&service, b"").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("too_many_connections"),
+        "{answer}"
+    );
+    drop(held);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let url = format!("/v1/models/{MODEL}");
+    assert_eq!(
+        service.get(&url).await.status(),
+        200,
+        "their places are free again"
+    );
+}

@@ -1,0 +1,158 @@
+//! Streams: their order, their end, and clients that leave.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::fake::{Fake, Next};
+use crate::harness::{Service, byte_tokens, first_event, read_events, streamed_text};
+
+#[tokio::test]
+async fn a_stream_carries_the_text_then_the_reason_then_the_usage() {
+    let service = Service::start(Fake::reciting(byte_tokens("ab")));
+    let body = json!({
+        "prompt": ["x", "y"], "max_tokens": 3, "temperature": 0, "stream": true,
+        "stream_options": {"include_usage": true},
+    });
+    let response = service.completion(&body).send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    assert_eq!(response.headers()["cache-control"], "no-cache");
+    assert_eq!(response.headers()["x-accel-buffering"], "no");
+    let events = read_events(response).await;
+
+    let (usage, pieces) = events.split_last().unwrap();
+    assert_eq!(usage["choices"], json!([]));
+    assert_eq!(
+        usage["usage"],
+        json!({"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8})
+    );
+    for index in 0..2 {
+        let reasons: Vec<&Value> = pieces
+            .iter()
+            .map(|event| &event["choices"][0])
+            .filter(|choice| choice["index"] == index)
+            .map(|choice| &choice["finish_reason"])
+            .collect();
+        let (last, others) = reasons.split_last().unwrap();
+        assert_eq!(*last, "length");
+        assert!(others.iter().all(|reason| reason.is_null()));
+        assert_eq!(streamed_text(pieces, index), "aba");
+    }
+    for event in &events {
+        assert_eq!(event["id"], usage["id"]);
+        assert_eq!(event["created"], usage["created"]);
+        assert_eq!(event["object"], "text_completion");
+    }
+    assert!(pieces.iter().all(|event| event["usage"].is_null()));
+}
+
+#[tokio::test]
+async fn without_include_usage_no_event_has_the_field() {
+    let service = Service::start(Fake::babbling());
+    let events = service.events(json!({"prompt": "x"})).await;
+    assert!(events.iter().all(|event| event.get("usage").is_none()));
+}
+
+#[tokio::test]
+async fn pieces_put_together_are_the_whole_wherever_the_answer_is_cut() {
+    // One byte per token: characters of two, three and four bytes are cut everywhere, and so are the stop strings.
+    let text = "naïve 字😀 end\u{301} END";
+    let service = Service::start(Fake::reciting(byte_tokens(text)));
+    for max_tokens in 1..=text.len() + 3 {
+        for stop in [json!(null), json!(["E", "😀 e"]), json!("ND naïve")] {
+            let body =
+                json!({"prompt": "x", "temperature": 0, "max_tokens": max_tokens, "stop": stop});
+            let whole = service.complete(body.clone()).await;
+            let events = service.events(body).await;
+            let expected = whole["choices"][0]["text"].as_str().unwrap();
+            assert_eq!(streamed_text(&events, 0), expected, "{max_tokens} {stop}");
+            let last = events.last().unwrap();
+            let reasons =
+                [&last["choices"][0], &whole["choices"][0]].map(|choice| &choice["finish_reason"]);
+            assert_eq!(reasons[0], reasons[1]);
+            if stop.is_null() && max_tokens <= text.len() {
+                let bytes = &text.as_bytes()[..max_tokens];
+                assert_eq!(expected, String::from_utf8_lossy(bytes));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_failure_before_the_first_token_is_a_status() {
+    let service = Service::start(Fake::new(|_| Next::NotANumber));
+    for stream in [false, true] {
+        let body = json!({"prompt": "x", "stream": stream});
+        let response = service.completion(&body).send().await.unwrap();
+        assert_eq!(response.status(), 500);
+        let error: Value = response.json().await.unwrap();
+        assert_eq!(error["error"]["code"], "internal_error");
+        assert_eq!(error["error"]["type"], "server_error");
+    }
+    assert_eq!(service.count("error"), 2);
+}
+
+#[tokio::test]
+async fn a_failure_in_the_middle_is_the_last_event() {
+    let service = Service::start(Fake::new(|before| match before.len() {
+        ..4 => Next::Token(50),
+        _ => Next::NotANumber,
+    }));
+    let events = service
+        .events(json!({"prompt": "x", "temperature": 0}))
+        .await;
+    let (error, pieces) = events.split_last().unwrap();
+    assert_eq!(error["error"]["code"], "internal_error");
+    assert_eq!(streamed_text(pieces, 0).len(), 3);
+    service
+        .within(Duration::from_secs(1), "the record is written", |_| {
+            service.count("error") == 1
+        })
+        .await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_frees_its_place() {
+    let slow = Fake::babbling().with_step_time(Duration::from_millis(5));
+    let service = Service::start(slow);
+    for stream in [true, false] {
+        let body = json!({"prompt": ["x", "y"], "max_tokens": 4000, "stream": stream});
+        let request = service.completion(&body);
+        if stream {
+            drop(first_event(request.send().await.unwrap()).await);
+        } else {
+            let asking = tokio::spawn(request.send());
+            let runs =
+                |metrics: &microgranite::telemetry::Metrics| metrics.requests_running.get() == 2;
+            service
+                .within(Duration::from_secs(5), "it runs", runs)
+                .await;
+            asking.abort();
+        }
+        service.idle_within_a_second().await;
+    }
+    let cancelled = |_: &_| service.count("cancelled") == 2;
+    service
+        .within(Duration::from_secs(1), "both are counted", cancelled)
+        .await;
+    assert!(service.metrics.generation_tokens_total.get() < 4000);
+}
+
+#[tokio::test]
+async fn an_engine_that_dies_fails_what_runs_and_the_probes_say_so() {
+    let service = Service::start(Fake::new(|before| match before.len() {
+        ..4 => Next::Token(50),
+        _ => panic!("a defect, for the test"),
+    }));
+    let events = service
+        .events(json!({"prompt": "x", "temperature": 0}))
+        .await;
+    assert_eq!(events.last().unwrap()["error"]["code"], "internal_error");
+    for path in ["/livez", "/readyz"] {
+        assert_eq!(service.get(path).await.status(), 503, "{path}");
+    }
+    let body = json!({"prompt": "x"});
+    let response = service.completion(&body).send().await.unwrap();
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.headers()["x-should-retry"], "false");
+}
