@@ -371,3 +371,118 @@ fn most_likely(logits: &[f32]) -> u32 {
 fn internal(error: candle_core::Error) -> Error {
     Error::Internal(error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::path::PathBuf;
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// Tensors of the shapes given, all ones.
+    struct Ones(Vec<(String, Vec<usize>)>);
+
+    impl Tensors for Ones {
+        fn file(&self, _: &str) -> PathBuf {
+            "model.safetensors".into()
+        }
+        fn shape(&self, name: &str) -> Option<Vec<usize>> {
+            let found = self.0.iter().find(|(known, _)| known == name);
+            found.map(|(_, shape)| shape.clone())
+        }
+        fn read_rows(&self, _: &str, _: Range<usize>, out: &mut [f32]) -> Result<()> {
+            out.fill(1.0);
+            Ok(())
+        }
+        fn names(&self) -> Vec<String> {
+            self.0.iter().map(|(name, _)| name.clone()).collect()
+        }
+        fn stored_bytes(&self) -> u64 {
+            0
+        }
+    }
+
+    /// A Llama of one layer with an untied head.
+    fn load(change: impl Fn(&mut Vec<(String, Vec<usize>)>)) -> Result<Reference> {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "num_hidden_layers": 1, "rms_norm_eps": 1e-5, "max_position_embeddings": 16,
+            "vocab_size": 5
+        });
+        let config = ModelConfig::from_json("config.json".as_ref(), &config)?;
+        let mut tensors: Vec<(String, Vec<usize>)> = [
+            ("model.embed_tokens", vec![5, 8]),
+            ("model.norm", vec![8]),
+            ("lm_head", vec![5, 8]),
+            ("model.layers.0.input_layernorm", vec![8]),
+            ("model.layers.0.post_attention_layernorm", vec![8]),
+            ("model.layers.0.self_attn.q_proj", vec![8, 8]),
+            ("model.layers.0.self_attn.k_proj", vec![4, 8]),
+            ("model.layers.0.self_attn.v_proj", vec![4, 8]),
+            ("model.layers.0.self_attn.o_proj", vec![8, 8]),
+            ("model.layers.0.mlp.gate_proj", vec![12, 8]),
+            ("model.layers.0.mlp.up_proj", vec![12, 8]),
+            ("model.layers.0.mlp.down_proj", vec![8, 12]),
+        ]
+        .map(|(name, shape)| (format!("{name}.weight"), shape))
+        .into();
+        change(&mut tensors);
+        Reference::load(&config, &Ones(tensors), Arithmetic::F32)
+    }
+
+    #[test]
+    fn an_untied_head_is_read_from_its_own_tensor() {
+        // Every value is 1, so the final norm leaves ones and each logit is the sum of eight of them.
+        let logits = load(|_| ()).unwrap().logits(&[0, 4]).unwrap();
+        assert_eq!(logits.len(), 2 * 5);
+        assert!(logits.iter().all(|logit| (logit - 8.0).abs() < 1e-3));
+    }
+
+    #[test]
+    fn every_tensor_is_required_in_its_shape() {
+        for index in 0..12 {
+            let absent = load(|tensors| drop(tensors.remove(index)));
+            let misshapen = load(|tensors| tensors[index].1.insert(0, 1));
+            for (result, expected) in [(absent, "is missing"), (misshapen, "has shape [1, ")] {
+                let message = result.err().expect("a refusal").to_string();
+                assert!(message.starts_with("model.safetensors: "), "{message}");
+                assert!(message.contains(expected), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn q8_0_rounds_as_the_reference_quantizer_does() {
+        // A block of its own for each row, scaled by its largest value: 127 steps of 1/64 are exact in f16.
+        let mut values = [[127.0 / 64.0, 0.5 / 64.0, -0.5 / 64.0, 0.49 / 64.0]; 2].concat();
+        round_to_q8_0(&mut values, 4);
+        // Halves go away from zero.
+        let row = [127.0 / 64.0, 1.0 / 64.0, -1.0 / 64.0, 0.0];
+        assert_eq!(values, [row, row].concat());
+
+        // The code comes from the scale as computed, the value from the scale as stored.
+        let scale = 1.0f32 / 127.0;
+        let stored = half::f16::from_f32(scale).to_f32();
+        assert_ne!(scale, stored);
+        let mut values = [1.0, -64.4 / 127.0];
+        round_to_q8_0(&mut values, 2);
+        assert_eq!(values, [127.0 * stored, -64.0 * stored]);
+    }
+
+    #[test]
+    fn q8_0_scales_each_block_of_32_of_a_row_by_itself() {
+        let mut values = vec![1e-3; 80];
+        (values[0], values[40]) = (100.0, 0.0);
+        round_to_q8_0(&mut values, 40);
+        assert!(values[1..32].iter().all(|&value| value == 0.0));
+        // The row's last eight values are a block, and the next row starts another.
+        assert!((values[32..40].iter()).all(|value| (value - 1e-3).abs() < 1e-6));
+        assert!((values[41..80].iter()).all(|value| (value - 1e-3).abs() < 1e-6));
+
+        let mut zeros = [0.0; 32];
+        round_to_q8_0(&mut zeros, 32);
+        assert_eq!(zeros, [0.0; 32]);
+    }
+}

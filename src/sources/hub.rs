@@ -90,7 +90,7 @@ impl Hub<'_> {
 
     /// Fetches the files of a model, all from the commit that the revision points to when this starts.
     fn download(&self) -> Result<Local> {
-        let api = self.api().map_err(|e| self.failed("a client", &e))?;
+        let api = self.api().map_err(|e| self.failed("anything", &e))?;
         let info = api.repo(self.at(self.revision)).info();
         let info = info.map_err(|e| self.failed("the list of files", &e))?;
         if !is_commit(&info.sha) {
@@ -223,7 +223,9 @@ impl Hub<'_> {
         };
         let endpoint = &self.settings.hub_endpoint;
         let error = error.to_string().replace('\n', " ");
-        self.unavailable(format!("{what} from {endpoint}: {error}; {hint}"))
+        self.unavailable(format!(
+            "cannot fetch {what} from {endpoint}: {error}; {hint}"
+        ))
     }
 }
 

@@ -19,7 +19,9 @@ pub struct Meter {
 impl Meter {
     /// A meter for the file `name` of `total` bytes (0 while unknown), drawn as a bar on standard error or logged.
     pub fn new(name: &str, total: u64, progress_bar: bool) -> Self {
-        tracing::info!(file = name, "downloading");
+        if !progress_bar {
+            tracing::info!(file = name, "downloading");
+        }
         let template = "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec} ({eta})";
         let bar = progress_bar.then(|| {
             let style = ProgressStyle::with_template(template);

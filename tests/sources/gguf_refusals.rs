@@ -356,6 +356,21 @@ fn a_file_cut_off_anywhere_is_refused() {
     }
 }
 
+#[test]
+fn more_entries_than_any_model_has_are_refused_even_if_they_are_there() {
+    let key = |i: u32| (format!("k{i}"), U8, vec![0]);
+    refused(
+        |gguf| gguf.entries.extend((0..65_536).map(key)),
+        &["metadata count", "more than"],
+    );
+    let tokens = "tokenizer.ggml.tokens";
+    let many = array(TEXT, &vec![text(""); (1 << 20) + 1]);
+    refused(
+        |gguf| _ = gguf.set(tokens, ARRAY, many),
+        &[tokens, "more than"],
+    );
+}
+
 /// A file with one byte changed opens or is refused in one line; it never takes the process down.
 #[test]
 fn no_single_changed_byte_in_the_header_causes_a_panic() {

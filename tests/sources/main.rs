@@ -5,6 +5,7 @@ mod gguf_files;
 mod gguf_refusals;
 mod gguf_writer;
 mod hub;
+mod hub_server;
 mod refusals;
 mod tokenizers;
 mod wheels;

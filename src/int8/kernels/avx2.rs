@@ -74,9 +74,9 @@ unsafe fn rows_block<const R: usize>(t: &Tile, first: usize, column: usize) {
             for j in 0..4 {
                 let signed = _mm256_xor_si256(_mm256_loadu_si256(line.add(32 * j).cast()), flip);
                 let magnitude = _mm256_abs_epi8(signed);
-                for r in 0..R {
-                    let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(rows[r], signed));
-                    sums[r][j] = _mm256_add_epi32(sums[r][j], _mm256_madd_epi16(pairs, ones));
+                for (row, sums) in rows.iter().zip(&mut sums) {
+                    let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(*row, signed));
+                    sums[j] = _mm256_add_epi32(sums[j], _mm256_madd_epi16(pairs, ones));
                 }
             }
         }

@@ -219,7 +219,8 @@ impl Kernel {
         unsafe { (self.vector.swiglu)(sums, scales, out) }
     }
 
-    /// One tile of online softmax: see [`vector::softmax_tile`].
+    /// One tile of online softmax over 64 scores of which the first `valid` count: scores become `exp(score − maximum)`,
+    /// `maximum` and `total` are raised, and the factor for what was accumulated before is returned.
     #[inline]
     pub fn softmax_tile(
         &self,

@@ -1,6 +1,6 @@
 //! The compute threads: a fixed set that divides a range of units between them, the caller taking part.
 //!
-//! A phase costs about a microsecond while the threads spin; after [`SPIN`] without work they park and cost nothing.
+//! A phase costs about a microsecond while the threads spin; after a tenth of a millisecond without work they park and cost nothing.
 
 use std::any::Any;
 use std::cell::UnsafeCell;

@@ -3,12 +3,22 @@
 //! Every body is inlined into one wrapper per instruction set, so the compiler vectorizes it with that set's registers.
 //! Sums run over fixed sixteen-lane trees and multiply-adds are always fused, so all sets compute the same bits.
 
+#![expect(
+    clippy::needless_range_loop,
+    reason = "loops over lanes say what a vector does, and compile to one"
+)]
+
 use super::super::{CODE_MAX, GROUP, PANEL};
+
+/// Rotates the first values of a group and quantizes it: codes, scale and the sum of the codes.
+type QuantizeGroup = unsafe fn(&mut [f32; GROUP], usize, &mut [i8; GROUP]) -> (f32, i32);
+/// Weights, rescales, values, how many values count, and the sums to update.
+type WeightedValues = unsafe fn(&[f32], &[f32], &[i8], usize, &mut [f32]);
 
 /// One instruction set's instances of the functions below. They may be called only on a CPU that has it.
 #[derive(Clone, Copy)]
 pub(super) struct Functions {
-    pub quantize_group: unsafe fn(&mut [f32; GROUP], usize, &mut [i8; GROUP]) -> (f32, i32),
+    pub quantize_group: QuantizeGroup,
     pub rotate: unsafe fn(&mut [f32]),
     pub quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
     pub add_squares: unsafe fn(&[f32], &mut [f32; 16]),
@@ -16,7 +26,7 @@ pub(super) struct Functions {
     pub add_scaled_columns: unsafe fn(&mut [f32], &[f32], &[f32; PANEL]),
     pub swiglu: unsafe fn(&[f32; PANEL], &[f32; PANEL], &mut [f32; PANEL / 2]),
     pub softmax_tile: unsafe fn(&mut [f32; PANEL], usize, &mut f32, &mut f32) -> f32,
-    pub weighted_values: unsafe fn(&[f32], &[f32], &[i8], usize, &mut [f32]),
+    pub weighted_values: WeightedValues,
 }
 
 macro_rules! instruction_set {

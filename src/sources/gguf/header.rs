@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
 
+use super::cursor::{Cursor, Described, TEXT, Value};
 use super::format::Format;
 use crate::error::{Error, Result};
 
@@ -16,8 +17,9 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 const SMALLEST_ENTRY: u64 = 8 + 4 + 1;
 /// Name length, number of dimensions, one dimension, type, and offset.
 const SMALLEST_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
-/// ggml's own limit.
-const MAX_DIMENSIONS: u32 = 4;
+/// Most metadata entries, and most tensors, that are taken in: an entry costs more memory here than in the file, and the
+/// deepest model has a few thousand tensors.
+const MOST: u64 = 1 << 16;
 
 /// A checked header that borrows from the file.
 #[derive(Debug)]
@@ -41,31 +43,13 @@ pub struct TensorInfo<'a> {
     pub bytes: Range<usize>,
 }
 
-/// A metadata value. Integers and floats are widened, since files differ in the width they choose.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Value<'a> {
-    Integer(i128),
-    Float(f64),
-    Flag(bool),
-    Text(&'a str),
-    Array(Array<'a>),
-}
-
-/// An array that has been walked once: `bytes` holds exactly `len` well-formed elements of type `kind`.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Array<'a> {
-    kind: u32,
-    len: u64,
-    bytes: &'a [u8],
-}
-
 impl<'a> Header<'a> {
     /// Reads the header of `bytes`, the whole of `file`.
     ///
     /// # Errors
     /// [`Error::BadModel`] naming the key or tensor.
     pub fn read(file: &'a Path, bytes: &'a [u8]) -> Result<Self> {
-        let mut cursor = Cursor { file, bytes, at: 0 };
+        let mut cursor = Cursor::new(file, bytes);
         if cursor.take(4, "magic")? != b"GGUF" {
             return Err(Error::bad_model(file, "magic", "this is not a GGUF file"));
         }
@@ -83,6 +67,15 @@ impl<'a> Header<'a> {
         let entry_count = cursor.u64("metadata count")?;
         cursor.room_for(entry_count, SMALLEST_ENTRY, "metadata count")?;
         cursor.room_for(tensor_count, SMALLEST_TENSOR, "tensor count")?;
+        for (count, field) in [
+            (entry_count, "metadata count"),
+            (tensor_count, "tensor count"),
+        ] {
+            if count > MOST {
+                let problem = format!("{count} is more than the {MOST} we accept");
+                return Err(Error::bad_model(file, field, problem));
+            }
+        }
 
         let mut header = Self {
             file,
@@ -115,7 +108,7 @@ impl<'a> Header<'a> {
             }
             described.push(tensor);
         }
-        header.place(described, cursor.at as u64, bytes.len() as u64)?;
+        header.place(described, cursor.position(), bytes.len() as u64)?;
         Ok(header)
     }
 
@@ -269,174 +262,4 @@ impl<'a> Header<'a> {
             Some(_) => Err(self.wrong_type(key, "a list of texts")),
         }
     }
-}
-
-/// Name, shape, format and offset of a tensor, before they are compared with the file.
-type Described<'a> = (&'a str, Vec<usize>, Format, u64);
-
-/// Value types that hold other values; the rest are numbers of a fixed width.
-const TEXT: u32 = 8;
-const ARRAY: u32 = 9;
-
-/// Bytes of a value of a fixed-width type.
-const fn width(kind: u32) -> Option<u64> {
-    match kind {
-        0 | 1 | 7 => Some(1),
-        2 | 3 => Some(2),
-        4..=6 => Some(4),
-        10..=12 => Some(8),
-        _ => None,
-    }
-}
-
-impl<'a> Array<'a> {
-    const fn cursor(&self, file: &'a Path) -> Cursor<'a> {
-        Cursor {
-            file,
-            bytes: self.bytes,
-            at: 0,
-        }
-    }
-}
-
-/// A position in bytes that are not trusted. `field` is what errors name.
-struct Cursor<'a> {
-    file: &'a Path,
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Cursor<'a> {
-    const fn left(&self) -> u64 {
-        (self.bytes.len() - self.at) as u64
-    }
-
-    /// Checks that `count` things of at least `size` bytes can still follow.
-    fn room_for(&self, count: u64, size: u64, field: &str) -> Result<()> {
-        if count
-            .checked_mul(size)
-            .is_some_and(|bytes| bytes <= self.left())
-        {
-            return Ok(());
-        }
-        let problem = format!(
-            "claims {count}, but only {} bytes of the file are left",
-            self.left()
-        );
-        Err(Error::bad_model(self.file, field, problem))
-    }
-
-    fn take(&mut self, count: u64, field: &str) -> Result<&'a [u8]> {
-        self.room_for(count, 1, field)?;
-        let start = self.at;
-        self.at += count as usize;
-        Ok(&self.bytes[start..self.at])
-    }
-
-    fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]> {
-        let mut array = [0; N];
-        array.copy_from_slice(self.take(N as u64, field)?);
-        Ok(array)
-    }
-
-    fn u32(&mut self, field: &str) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array(field)?))
-    }
-
-    fn u64(&mut self, field: &str) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array(field)?))
-    }
-
-    fn text(&mut self, field: &str) -> Result<&'a str> {
-        let length = self.u64(field)?;
-        let bytes = self.take(length, field)?;
-        std::str::from_utf8(bytes).map_err(|e| Error::bad_model(self.file, field, e))
-    }
-
-    fn value(&mut self, kind: u32, key: &str) -> Result<Value<'a>> {
-        Ok(match kind {
-            0 => Value::Integer(u8::from_le_bytes(self.array(key)?).into()),
-            1 => Value::Integer(i8::from_le_bytes(self.array(key)?).into()),
-            2 => Value::Integer(u16::from_le_bytes(self.array(key)?).into()),
-            3 => Value::Integer(i16::from_le_bytes(self.array(key)?).into()),
-            4 => Value::Integer(self.u32(key)?.into()),
-            5 => Value::Integer(i32::from_le_bytes(self.array(key)?).into()),
-            6 => Value::Float(shortest(f32::from_le_bytes(self.array(key)?))),
-            7 => match self.array(key)? {
-                [flag @ (0 | 1)] => Value::Flag(flag == 1),
-                [other] => {
-                    let problem = format!("{other} is neither true (1) nor false (0)");
-                    return Err(Error::bad_model(self.file, key, problem));
-                }
-            },
-            TEXT => Value::Text(self.text(key)?),
-            ARRAY => Value::Array(self.list(key)?),
-            10 => Value::Integer(self.u64(key)?.into()),
-            11 => Value::Integer(i64::from_le_bytes(self.array(key)?).into()),
-            12 => Value::Float(f64::from_le_bytes(self.array(key)?)),
-            _ => {
-                let problem = format!("has the unknown value type {kind}");
-                return Err(Error::bad_model(self.file, key, problem));
-            }
-        })
-    }
-
-    /// Walks over an array. Arrays of arrays are refused: no model uses them, and so nothing here recurses.
-    fn list(&mut self, key: &str) -> Result<Array<'a>> {
-        let kind = self.u32(key)?;
-        let len = self.u64(key)?;
-        let start = self.at;
-        match width(kind) {
-            Some(width) => {
-                self.room_for(len, width, key)?;
-                self.take(len * width, key)?;
-            }
-            None if kind == TEXT => {
-                self.room_for(len, 8, key)?;
-                for _ in 0..len {
-                    self.text(key)?;
-                }
-            }
-            None => {
-                let problem = format!("is a list of the unsupported value type {kind}");
-                return Err(Error::bad_model(self.file, key, problem));
-            }
-        }
-        let bytes = &self.bytes[start..self.at];
-        Ok(Array { kind, len, bytes })
-    }
-
-    fn tensor(&mut self, field: &str) -> Result<Described<'a>> {
-        let name = self.text(field)?;
-        let file = self.file;
-        let bad = |problem: String| Err(Error::bad_model(file, name, problem));
-        let dimensions = self.u32(name)?;
-        if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
-            return bad(format!(
-                "has {dimensions} dimensions, not 1 to {MAX_DIMENSIONS}"
-            ));
-        }
-        let mut shape = Vec::new();
-        for _ in 0..dimensions {
-            match usize::try_from(self.u64(name)?) {
-                Ok(n) if n > 0 => shape.push(n),
-                _ => return bad("has a dimension of zero, or one beyond memory".into()),
-            }
-        }
-        // GGUF writes the fastest-moving dimension first.
-        shape.reverse();
-        let kind = self.u32(name)?;
-        let Some(format) = Format::from_ggml(kind) else {
-            return bad(format!(
-                "has the ggml type {kind}; we read {}",
-                Format::all_names()
-            ));
-        };
-        Ok((name, shape, format, self.u64(name)?))
-    }
-}
-
-/// The f64 with the same shortest decimal form: a file that stores 0.22 as f32 means 0.22, not 0.2199999988079071.
-fn shortest(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or_else(|_| value.into())
 }

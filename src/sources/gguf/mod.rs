@@ -1,6 +1,7 @@
 //! A single GGUF file: configuration, tokenizer and weights in one.
 
 mod config;
+mod cursor;
 mod format;
 mod header;
 mod tokenizer;

@@ -24,6 +24,10 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 
+/// Most tokens, and most merges, that are taken in: four times the largest vocabulary published, because an entry costs
+/// more memory here than in the file.
+const MOST: usize = 1 << 20;
+
 /// Values of `tokenizer.ggml.token_type` for tokens that are matched in text before it is split.
 const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
@@ -34,7 +38,16 @@ const USER_DEFINED: u32 = 4;
 /// [`Error::BadModel`] naming the metadata key.
 pub fn build(file: &Path, header: &Header<'_>) -> Result<Tokenizer> {
     let bad = |key: &str, problem: String| Error::bad_model(file, key, problem);
-    let required = |key: &str| header.texts(key)?.ok_or_else(|| header.missing(key));
+    let required = |key: &str| {
+        let texts = header.texts(key)?.ok_or_else(|| header.missing(key))?;
+        if texts.len() > MOST {
+            return Err(bad(
+                key,
+                format!("{} entries, more than the {MOST} we accept", texts.len()),
+            ));
+        }
+        Ok(texts)
+    };
     match header.text(MODEL)?.ok_or_else(|| header.missing(MODEL))? {
         "gpt2" => {}
         other => {

@@ -1,0 +1,32 @@
+//! The f32 reference against recorded outputs of Hugging Face transformers, and Q8_0 against the f32 reference.
+//!
+//! The tests on real weights need the demo model in the user's cache and are ignored unless asked for.
+
+mod accuracy;
+mod demo;
+mod tiny;
+
+use std::path::{Path, PathBuf};
+
+use microgranite::model::ModelConfig;
+use microgranite::model::reference::{Arithmetic, Reference};
+use microgranite::sources::{self, Checkpoint, Settings};
+
+/// A file that the tests carry, by its path below `tests`.
+fn test_file(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests")
+        .join(path)
+}
+
+/// What `source` (a folder or `demo`) names; the user's own cache settings hold.
+fn checkpoint(source: &sources::Reference) -> Checkpoint {
+    let settings = Settings::from_variables(|name| std::env::var(name).ok(), false);
+    sources::open(source, &settings).expect("the checkpoint opens")
+}
+
+fn reference(checkpoint: &Checkpoint, arithmetic: Arithmetic) -> Reference {
+    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)
+        .expect("the configuration is read");
+    Reference::load(&config, checkpoint.tensors.as_ref(), arithmetic).expect("the weights load")
+}
