@@ -194,6 +194,23 @@ impl Metrics {
         }
     }
 
+    /// Shows what is served and by which build.
+    pub fn set_info(
+        &self,
+        model: &str,
+        architecture: &str,
+        context_length: usize,
+        instruction_set: &str,
+    ) {
+        let context_length = context_length.to_string();
+        self.model_info
+            .with_label_values(&[model, architecture, "int8", &context_length])
+            .set(1);
+        self.build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION"), instruction_set])
+            .set(1);
+    }
+
     /// The text exposition format, for `GET /metrics`. Reads atomics and `/proc` only.
     pub fn render(&self) -> String {
         if let Some(resident) = memory::resident() {

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::plan;
+use super::progress::Progress;
 use crate::config::{self, ByteSize};
 use crate::engine::{self, Engine, Health};
 use crate::error::{Error, Result};
@@ -19,7 +20,7 @@ use crate::http::server::{self, Server};
 use crate::http::{self, App, ServedModel};
 use crate::memory;
 use crate::model::{self, ModelConfig};
-use crate::sources::{self, Reference};
+use crate::sources::{self, Checkpoint, Reference};
 use crate::telemetry::Metrics;
 use crate::text::Tokenizer;
 
@@ -179,70 +180,43 @@ struct Loaded {
 fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Result<Loaded> {
     let started = Instant::now();
     let checkpoint = sources::open(&args.model, sources)?;
-    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
-    let threads = args.threads.unwrap_or_else(config::available_threads);
-    let max_batch = args.max_batch;
-    let context = args.context.unwrap_or(config.max_positions);
-    if context > config.max_positions {
-        let most = config.max_positions;
-        let problem = format!("--context {context}: this model takes at most {most} tokens");
-        return Err(Error::Config(problem));
-    }
-    let footprint = model::footprint(&config);
-    let limit = memory::limit();
-    let kv_bytes = plan::kv_bytes(args.kv_cache, footprint, context, max_batch, limit)?;
-    let settings = model::Settings {
-        threads,
-        kv_bytes,
-        context: Some(context),
-    };
+    // What can be refused without reading the weights comes first.
+    let settings = model_settings(args, &checkpoint)?;
+    let file = tokenizer_file(&checkpoint.config_file);
+    let tokenizer = Tokenizer::new(checkpoint.tokenizer.clone(), &file)?;
 
-    // In a folder the tokenizer has its own file; a GGUF file holds it.
-    let tokenizer_file = match checkpoint.config_file.file_name() {
-        Some(name) if name == "config.json" => {
-            checkpoint.config_file.with_file_name("tokenizer.json")
-        }
-        _ => checkpoint.config_file.clone(),
-    };
-    let tokenizer = Tokenizer::new(checkpoint.tokenizer.clone(), &tokenizer_file)?;
-    let mut progress = super::progress::Progress::new("quantizing", sources.progress_bar);
+    let mut progress = Progress::new("quantizing", sources.progress_bar);
     let granite = model::load(&checkpoint, &settings, &mut |done, total| {
         progress.show(done, total);
     })?;
     progress.finish();
 
-    let memory = granite.memory().clone();
-    metrics.set_model_memory(&memory);
-    let kernel = granite.kernel().name();
     let name = args.served_model_name.clone();
     let name = name.unwrap_or_else(|| served_name(&args.model, &checkpoint.name));
-    let architecture = format!("{:?}", config.architecture);
-    metrics
-        .model_info
-        .with_label_values(&[&name, &architecture, "int8", &context.to_string()])
-        .set(1);
-    metrics
-        .build_info
-        .with_label_values(&[env!("CARGO_PKG_VERSION"), kernel])
-        .set(1);
+    let (memory, kernel) = (granite.memory().clone(), granite.kernel().name());
+    let (threads, architecture) = (granite.threads(), granite.config().architecture);
+    let defaults = engine::Settings::default();
+    let engine_settings = engine::Settings {
+        max_batch: args.max_batch,
+        max_queue: args.max_queue,
+        step_tokens: defaults.step_tokens.max(args.max_batch),
+        ..defaults
+    };
+    let engine = Engine::start(Box::new(granite), engine_settings, Arc::clone(&metrics))?;
+    let context = engine.limits().context_length;
+
+    metrics.set_model_memory(&memory);
+    metrics.set_info(&name, &format!("{architecture:?}"), context, kernel);
     let facts = format!(
-        "{}: {} M parameters in {} of int8 weights ({:.0} % of f32), {} of KV cache, {} threads, {}; loaded in {:.1} s",
+        "{}: {} M parameters in {} of int8 weights ({:.0} % of f32), context {context}, {} of KV cache, \
+         {threads} threads, {kernel}; loaded in {:.1} s",
         checkpoint.name,
         memory.elements / 1_000_000,
         ByteSize(memory.total()),
         100.0 * memory.total() as f64 / (4 * memory.elements) as f64,
-        ByteSize(kv_bytes),
-        granite.threads(),
-        kernel,
+        ByteSize(settings.kv_bytes),
         started.elapsed().as_secs_f64(),
     );
-    let defaults = engine::Settings::default();
-    let engine_settings = engine::Settings {
-        max_batch,
-        max_queue: args.max_queue,
-        step_tokens: defaults.step_tokens.max(max_batch),
-        ..defaults
-    };
     let model = ServedModel {
         name,
         root: args.model.to_string(),
@@ -250,9 +224,40 @@ fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Resu
         created: http::unix_seconds(),
         stop_ids: checkpoint.eos_token_ids,
         tokenizer: Arc::new(tokenizer),
-        engine: Engine::start(Box::new(granite), engine_settings, metrics)?,
+        engine,
     };
     Ok(Loaded { model, facts })
+}
+
+/// Threads, cache and context, checked against the model and this machine.
+fn model_settings(args: &Args, checkpoint: &Checkpoint) -> Result<model::Settings> {
+    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+    let most = config.max_positions;
+    let context = args.context.unwrap_or(most);
+    if context > most {
+        let problem = format!("--context {context}: this model takes at most {most} tokens");
+        return Err(Error::Config(problem));
+    }
+    let kv_bytes = plan::kv_bytes(
+        args.kv_cache,
+        model::footprint(&config),
+        context,
+        args.max_batch,
+        memory::limit(),
+    )?;
+    Ok(model::Settings {
+        threads: args.threads.unwrap_or_else(config::available_threads),
+        kv_bytes,
+        context: Some(context),
+    })
+}
+
+/// The file to name when the tokenizer is at fault: a folder has one for it, a GGUF file holds it.
+fn tokenizer_file(config_file: &Path) -> PathBuf {
+    match config_file.file_name() {
+        Some(name) if name == "config.json" => config_file.with_file_name("tokenizer.json"),
+        _ => config_file.to_owned(),
+    }
 }
 
 /// What clients call the model: `demo` is its own name, others go by their repository or file.

@@ -15,7 +15,7 @@ const DEFAULT_MAX_TOKENS: u64 = 16;
 /// at the price of one request, and two requests do the same work.
 pub const MAX_PROMPTS: usize = 16;
 /// OpenAI's limit.
-const MAX_STOP_STRINGS: usize = 4;
+pub const MAX_STOP_STRINGS: usize = 4;
 
 /// A completion request whose every field is in range. What depends on the model (ids, context) is checked later.
 #[derive(Debug)]

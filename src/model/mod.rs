@@ -52,7 +52,8 @@ pub trait Forward: Send {
 
     /// Runs the spans and returns `[spans that want logits][vocab]`, in the spans' order.
     ///
-    /// The caller gives no page to two spans unless both only read it.
+    /// Spans of one sequence may share a step if each starts where the one before ends; pages are shared by sequences
+    /// only where both do no more than read them.
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32];
 }
 
@@ -96,7 +97,7 @@ pub struct Footprint {
 pub fn footprint(config: &ModelConfig) -> Footprint {
     Footprint {
         weights: weights::packed_bytes(config),
-        kv_page: kv_cache::KvCache::page_bytes(config) as u64,
+        kv_page: page_bytes(config) as u64,
     }
 }
 

@@ -9,11 +9,14 @@ use crate::harness::VOCAB;
 /// A model whose next token follows from the tokens before it, which it reads back from its KV pages.
 pub struct Fake {
     pages: Vec<[u32; PAGE_TOKENS]>,
-    next: Box<dyn Fn(&[u32]) -> Next + Send>,
+    next: Box<Rule>,
     context: usize,
     step_time: Duration,
     logits: Vec<f32>,
 }
+
+/// What follows the tokens so far.
+type Rule = dyn Fn(&[u32]) -> Next + Send;
 
 /// What comes after some tokens.
 pub enum Next {

@@ -77,14 +77,7 @@ async fn every_promised_series_is_there_and_counts() {
         parts: vec![("attention", "int8", 300), ("norm", "f32", 20)],
         elements: 310,
     });
-    metrics
-        .model_info
-        .with_label_values(&["m", "Granite", "int8", "4096"])
-        .set(1);
-    metrics
-        .build_info
-        .with_label_values(&["0.1.0", "scalar"])
-        .set(1);
+    metrics.set_info("m", "Granite", 4096, "scalar");
     let body = json!({"prompt": ["the cat", "a"], "max_tokens": 10});
     let usage = service.complete(body).await["usage"].clone();
     service

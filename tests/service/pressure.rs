@@ -39,7 +39,7 @@ fn request(n: usize) -> Value {
 
 /// Asks as client `n` and returns the text; every other client streams.
 async fn ask(service: &Service, n: usize) -> String {
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         service.text(request(n)).await
     } else {
         streamed_text(&service.events(request(n)).await, 0)
