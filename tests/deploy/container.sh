@@ -1,0 +1,118 @@
+#!/usr/bin/env bash
+# Builds the image's runtime stage around a static binary, runs it the way the Kubernetes manifests do (not root,
+# read-only root, no capabilities, no new privileges, a memory limit, the model mounted read-only), and asks it a question.
+#
+#   tests/deploy/container.sh MODEL.gguf [BINARY]
+#
+# Without BINARY a static release build is made first, with the flags of the Dockerfile's builder stage. That stage is
+# replaced by the folder that holds the binary, so no base image is pulled. Needs root, buildah, podman, runc and curl.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+model=$(realpath "$1")
+scratch=$(mktemp -d)
+name=microgranite-check-$$
+trap 'podman rm --force "$name" >/dev/null 2>&1 || true; rm -rf "$scratch"' EXIT
+
+if [ $# -ge 2 ]; then
+    binary=$(realpath "$2")
+else
+    host=$(rustc -vV | sed -n 's/^host: //p')
+    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target "$host"
+    binary=$PWD/target/$host/release/microgranite
+fi
+
+# Storage of its own, so that nothing of this run stays. vfs works where overlay mounts do not nest; runc and cgroupfs
+# work without systemd.
+cat >"$scratch/storage.conf" <<CONF
+[storage]
+driver = "vfs"
+graphroot = "$scratch/images"
+runroot = "$scratch/run"
+CONF
+cat >"$scratch/containers.conf" <<CONF
+[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+CONF
+export CONTAINERS_STORAGE_CONF=$scratch/storage.conf CONTAINERS_CONF=$scratch/containers.conf
+
+passed=0
+failed=0
+check() { # check WHAT EXPECTED SEEN: prints what was seen
+    if [ "$2" = "$3" ]; then
+        passed=$((passed + 1))
+        echo "ok      $1: $3"
+    else
+        failed=$((failed + 1))
+        echo "FAILED  $1: expected $2, saw $3"
+    fi
+}
+contains() { # contains WHAT NEEDLE HAYSTACK
+    case $3 in
+    *"$2"*) check "$1" "$2" "$2" ;;
+    *) check "$1" "$2" "$3" ;;
+    esac
+}
+
+contains "the binary" "statically linked" "$(ldd "$binary" 2>&1 || true)"
+
+mkdir "$scratch/builder"
+cp "$binary" "$scratch/builder/microgranite"
+buildah bud --isolation chroot --target runtime --build-context builder="$scratch/builder" --tag localhost/microgranite . \
+    >"$scratch/build.log" 2>&1 || { cat "$scratch/build.log"; exit 1; }
+echo "image size: $(podman image inspect --format '{{.Size}}' localhost/microgranite) bytes"
+
+# Ports that are free now. The host's network, because a rootless-like sandbox may lack a bridge.
+read -r api admin < <(python3 -c 'import socket
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+print(*(s.getsockname()[1] for s in sockets))')
+
+podman run --detach --name "$name" --network=host \
+    --read-only --read-only-tmpfs=false --tmpfs /tmp:size=16m \
+    --cap-drop=ALL --security-opt=no-new-privileges --memory=512m \
+    --volume "$model:/models/model.gguf:ro" \
+    localhost/microgranite \
+    serve --model /models/model.gguf --served-model-name demo --kv-cache 64MiB --threads 2 \
+    --listen "127.0.0.1:$api" --admin-listen "127.0.0.1:$admin" --drain-timeout 10 --log-format json >/dev/null
+
+for _ in $(seq 300); do
+    status=$(curl --silent --output /dev/null --write-out '%{http_code}' "http://127.0.0.1:$admin/readyz" || true)
+    [ "$status" = 200 ] && break
+    sleep 0.2
+done
+check "ready" 200 "$status"
+[ "$status" = 200 ] || podman logs "$name"
+
+pid=$(podman inspect --format '{{.State.Pid}}' "$name")
+of_process() { sed -n "s/^$1:[[:space:]]*\([^[:space:]]*\).*/\1/p" "/proc/$pid/status"; }
+mount_of() { awk -v path="$1" '$5 == path { split($6, options, ","); print options[1] }' "/proc/$pid/mountinfo"; }
+check "user" 65532 "$(of_process Uid)"
+check "capabilities" 0000000000000000 "$(of_process CapEff)"
+check "no new privileges" 1 "$(of_process NoNewPrivs)"
+check "system call filter" 2 "$(of_process Seccomp)"
+check "root is mounted" ro "$(mount_of /)"
+check "the model is mounted" ro "$(mount_of /models/model.gguf)"
+# Version 1 of control groups, then version 2.
+limit=$(cat "/sys/fs/cgroup/memory$(sed -n 's/^[0-9]*:memory://p' "/proc/$pid/cgroup")/memory.limit_in_bytes" 2>/dev/null ||
+    cat "/sys/fs/cgroup$(sed -n 's/^0:://p' "/proc/$pid/cgroup")/memory.max")
+check "memory limit" $((512 << 20)) "$limit"
+check "regular files in the image" microgranite \
+    "$(podman image save localhost/microgranite | tar -xO --wildcards '*.tar' | tar -t | grep -v '/$' | paste -sd ' ')"
+
+answer=$(curl --silent --show-error --max-time 60 "http://127.0.0.1:$api/v1/completions" \
+    -H 'content-type: application/json' \
+    -d '{"model":"demo","prompt":"The capital of France is","max_tokens":8,"temperature":0}' || true)
+echo "answer: $answer"
+contains "it says" Paris "$answer"
+contains "metrics" "microgranite_build_info{" "$(curl --silent "http://127.0.0.1:$admin/metrics")"
+echo "resident: $(sed -n 's/^VmRSS:[[:space:]]*//p' "/proc/$pid/status"), at most $(of_process VmHWM) kB"
+
+podman stop --time 20 "$name" >/dev/null
+check "exit code after SIGTERM" 0 "$(podman inspect --format '{{.State.ExitCode}}' "$name")"
+
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

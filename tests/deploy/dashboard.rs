@@ -1,0 +1,358 @@
+//! The Grafana dashboard keeps the rules of Grafana's dashboard linter, and reads only what the service exposes.
+
+use serde_json::Value;
+
+use crate::metrics::{self, Catalog};
+
+/// Units of Grafana that the panels use; it ignores an unknown one without a word.
+const UNITS: &[&str] = &[
+    "bytes",
+    "dateTimeFromNow",
+    "none",
+    "percentunit",
+    "reqps",
+    "s",
+    "short",
+];
+
+/// The dashboard as shipped.
+pub fn shipped() -> Value {
+    serde_json::from_str(&crate::read("deploy/grafana/microgranite.json")).expect("valid JSON")
+}
+
+/// Every panel that is not a row.
+pub fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
+    array(&dashboard["panels"])
+        .iter()
+        .filter(|panel| panel["type"] != "row")
+}
+
+/// The queries of a panel, with their reference letters.
+pub fn queries(panel: &Value) -> impl Iterator<Item = (&str, &str)> {
+    array(&panel["targets"])
+        .iter()
+        .map(|target| (text(&target["refId"]), text(&target["expr"])))
+}
+
+pub fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn array(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+/// Where a query names one of our metrics.
+struct Selector<'a> {
+    before: &'a str,
+    metric: &'a str,
+    matchers: &'a str,
+    after: &'a str,
+}
+
+fn selectors(expr: &str) -> Vec<Selector<'_>> {
+    expr.match_indices("microgranite_")
+        .map(|(start, _)| {
+            let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let rest = &expr[start..];
+            let (metric, rest) = rest.split_at(rest.find(|c| !is_name(c)).unwrap_or(rest.len()));
+            let (matchers, after) = rest
+                .strip_prefix('{')
+                .and_then(|inner| inner.split_once('}'))
+                .unwrap_or(("", rest));
+            Selector {
+                before: &expr[..start],
+                metric,
+                matchers,
+                after,
+            }
+        })
+        .collect()
+}
+
+/// Everything that is wrong with a dashboard, one line each.
+fn lint(dashboard: &Value, exposed: &Catalog) -> Vec<String> {
+    let mut findings = lint_frame(dashboard);
+    findings.extend(lint_grid(dashboard));
+    for panel in panels(dashboard) {
+        let name = format!("panel {} {}", panel["id"], panel["title"]);
+        findings.extend(
+            lint_panel(panel)
+                .into_iter()
+                .map(|what| format!("{name}: {what}")),
+        );
+        for (letter, expr) in queries(panel) {
+            findings.extend(
+                lint_query(expr, exposed)
+                    .into_iter()
+                    .map(|what| format!("{name}: query {letter}: {what}")),
+            );
+        }
+    }
+    findings
+}
+
+/// The dashboard's own settings and variables.
+fn lint_frame(dashboard: &Value) -> Vec<String> {
+    let mut findings = Vec::new();
+    let mut require = |holds: bool, what: &str| {
+        if !holds {
+            findings.push(what.to_owned());
+        }
+    };
+    // 39 to 41 load in every Grafana from 10 to 13.
+    require(
+        matches!(dashboard["schemaVersion"].as_u64(), Some(39..=41)),
+        "schemaVersion is not 39 to 41",
+    );
+    require(!text(&dashboard["uid"]).is_empty(), "no stable uid");
+    require(dashboard["editable"] == false, "it is editable");
+    require(
+        dashboard["id"].is_null(),
+        "its id belongs to one Grafana instance",
+    );
+    let variable = |name: &str| {
+        array(&dashboard["templating"]["list"])
+            .iter()
+            .find(|variable| variable["name"] == name)
+            .unwrap_or(&Value::Null)
+    };
+    let source = variable("datasource");
+    require(
+        source["type"] == "datasource" && source["query"] == "prometheus",
+        "the data source is no variable",
+    );
+    for name in ["job", "instance"] {
+        let variable = variable(name);
+        require(
+            text(&variable["query"]["query"]).starts_with("label_values(microgranite_"),
+            &format!("${name} does not list label values"),
+        );
+        require(
+            variable["multi"] == true && variable["allValue"] == ".+",
+            &format!("${name} does not allow several"),
+        );
+        // 2 is "on time range change".
+        require(
+            variable["refresh"] == 2,
+            &format!("${name} is not refreshed"),
+        );
+        require(
+            variable["datasource"]["uid"] == "${datasource}",
+            &format!("${name} has a fixed data source"),
+        );
+    }
+    findings
+}
+
+fn lint_panel(panel: &Value) -> Vec<String> {
+    let mut findings = Vec::new();
+    if text(&panel["title"]).is_empty() || text(&panel["description"]).is_empty() {
+        findings.push("no title or no description".to_owned());
+    }
+    let unit = text(&panel["fieldConfig"]["defaults"]["unit"]);
+    if !UNITS.contains(&unit) && !unit.starts_with("suffix:") {
+        findings.push(format!("unknown unit {unit:?}"));
+    }
+    if queries(panel).next().is_none() {
+        findings.push("no query".to_owned());
+    }
+    let letters: Vec<&str> = queries(panel).map(|(letter, _)| letter).collect();
+    if (1..letters.len()).any(|i| letters[..i].contains(&letters[i])) {
+        findings.push("two queries with one letter".to_owned());
+    }
+    let sources = array(&panel["targets"])
+        .iter()
+        .map(|target| &target["datasource"]);
+    if sources
+        .chain([&panel["datasource"]])
+        .any(|source| source["uid"] != "${datasource}")
+    {
+        findings.push("a fixed data source".to_owned());
+    }
+    findings
+}
+
+fn lint_query(expr: &str, exposed: &Catalog) -> Vec<String> {
+    let mut findings = Vec::new();
+    let selectors = selectors(expr);
+    if selectors.is_empty() {
+        findings.push("it reads none of our metrics".to_owned());
+    }
+    let grouped_by = expr
+        .split("by (")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'))
+        .flat_map(|(labels, _)| labels.split(", "));
+    for label in grouped_by {
+        let is_known = selectors
+            .iter()
+            .filter_map(|selector| exposed.get(selector.metric))
+            .any(|sample| sample.labels.contains(label));
+        if !is_known {
+            findings.push(format!("nothing to group by in label {label}"));
+        }
+    }
+    for Selector {
+        before,
+        metric,
+        matchers,
+        after,
+    } in selectors
+    {
+        let Some(sample) = exposed.get(metric) else {
+            findings.push(format!("{metric} is not exposed"));
+            continue;
+        };
+        for variable in ["job", "instance"] {
+            if !matchers.contains(&format!("{variable}=~\"${variable}\"")) {
+                findings.push(format!("{metric} is not limited to ${variable}"));
+            }
+        }
+        for label in metrics::label_names(matchers) {
+            if !["job", "instance"].contains(&label.as_str()) && !sample.labels.contains(&label) {
+                findings.push(format!("{metric} has no label {label}"));
+            }
+        }
+        let is_rate = before.ends_with("rate(") || before.ends_with("increase(");
+        if sample.is_counter && !is_rate {
+            findings.push(format!("{metric} is a raw counter"));
+        }
+        if is_rate && !after.starts_with("[$__rate_interval]") {
+            findings.push(format!("{metric} is not over $__rate_interval"));
+        }
+    }
+    findings
+}
+
+/// Ids are distinct, and panels share no cell of the 24 columns.
+fn lint_grid(dashboard: &Value) -> Vec<String> {
+    let all = array(&dashboard["panels"]);
+    let mut findings = Vec::new();
+    let rectangle = |panel: &Value| {
+        ["x", "y", "w", "h"].map(|key| panel["gridPos"][key].as_u64().expect("a grid number"))
+    };
+    for (i, one) in all.iter().enumerate() {
+        let [x, y, w, h] = rectangle(one);
+        if x + w > 24 || w == 0 || h == 0 {
+            findings.push(format!("panel {} leaves the grid", one["id"]));
+        }
+        for other in &all[..i] {
+            if one["id"] == other["id"] {
+                findings.push(format!("two panels with id {}", one["id"]));
+            }
+            let [x2, y2, w2, h2] = rectangle(other);
+            if x < x2 + w2 && x2 < x + w && y < y2 + h2 && y2 < y + h {
+                findings.push(format!("panels {} and {} overlap", other["id"], one["id"]));
+            }
+        }
+    }
+    findings
+}
+
+#[test]
+fn the_shipped_dashboard_breaks_no_rule() {
+    let findings = lint(&shipped(), &metrics::declared());
+    assert!(findings.is_empty(), "{}", findings.join("\n"));
+}
+
+#[test]
+fn every_metric_is_on_the_dashboard() {
+    let shipped = shipped();
+    let shown: String = panels(&shipped)
+        .flat_map(queries)
+        .map(|(_, expr)| expr)
+        .collect();
+    for name in metrics::declared().keys() {
+        // One of a histogram's three names is enough.
+        let stem = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|suffix| name.strip_suffix(suffix))
+            .unwrap_or(name);
+        assert!(shown.contains(stem), "{name} is on no panel");
+    }
+}
+
+#[test]
+fn the_first_row_is_about_memory_savings() {
+    let shipped = shipped();
+    let titles: Vec<&str> = array(&shipped["panels"])
+        .iter()
+        .filter(|panel| panel["type"] == "row")
+        .map(|row| text(&row["title"]))
+        .collect();
+    assert_eq!(titles.first(), Some(&"Memory savings"), "{titles:?}");
+}
+
+/// The linter is itself held to account: each rule, broken once in the shipped dashboard, is found.
+#[test]
+fn each_broken_rule_is_found() {
+    let exposed = metrics::declared();
+    let counter = "microgranite_requests_total{job=~\"$job\", instance=~\"$instance\"}";
+    let query = |expr: &str| ("/panels/1/targets/0/expr".to_owned(), expr.into());
+    let set = |pointer: &str, value: Value| (pointer.to_owned(), value);
+    let cases: &[((String, Value), &str)] = &[
+        (set("/schemaVersion", 30.into()), "schemaVersion"),
+        (set("/editable", true.into()), "editable"),
+        (set("/uid", "".into()), "uid"),
+        (set("/id", 7.into()), "belongs to one"),
+        (
+            set("/templating/list/0/type", "constant".into()),
+            "no variable",
+        ),
+        (
+            set("/templating/list/1/refresh", 1.into()),
+            "$job is not refreshed",
+        ),
+        (
+            set("/templating/list/2/multi", false.into()),
+            "$instance does not allow",
+        ),
+        (set("/panels/1/description", "".into()), "no description"),
+        (
+            set("/panels/1/fieldConfig/defaults/unit", "parsecs".into()),
+            "unknown unit",
+        ),
+        (
+            set("/panels/1/datasource/uid", "P123".into()),
+            "fixed data source",
+        ),
+        (set("/panels/1/targets", Value::Array(vec![])), "no query"),
+        (set("/panels/1/gridPos/x", 22.into()), "leaves the grid"),
+        (set("/panels/2/gridPos/x", 0.into()), "overlap"),
+        (set("/panels/2/id", 1.into()), "two panels with id"),
+        (query("up"), "none of our metrics"),
+        (query("microgranite_typo{job=~\"$job\"}"), "not exposed"),
+        (
+            query("microgranite_requests_running"),
+            "not limited to $job",
+        ),
+        (query(&format!("sum({counter})")), "raw counter"),
+        (
+            query(&format!("rate({counter}[5m])")),
+            "not over $__rate_interval",
+        ),
+        (
+            query(&format!(
+                "sum by (color) (rate({counter}[$__rate_interval]))"
+            )),
+            "label color",
+        ),
+        (
+            query(&format!(
+                "rate({}[$__rate_interval])",
+                counter.replace('{', "{colour=\"red\", ")
+            )),
+            "no label colour",
+        ),
+    ];
+    for ((pointer, value), expected) in cases {
+        let mut dashboard = shipped();
+        *dashboard.pointer_mut(pointer).expect("the pointer exists") = value.clone();
+        let findings = lint(&dashboard, &exposed);
+        assert!(
+            findings.iter().any(|finding| finding.contains(expected)),
+            "{pointer} = {value}: expected {expected:?} among {findings:?}"
+        );
+    }
+}

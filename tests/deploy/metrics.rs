@@ -1,0 +1,63 @@
+//! What the service exposes, read from its own text exposition.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use microgranite::telemetry::Metrics;
+
+/// One sample name: its labels, and whether it only ever grows.
+#[derive(Debug, Default)]
+pub struct Sample {
+    pub labels: BTreeSet<String>,
+    pub is_counter: bool,
+}
+
+/// Sample name → what it is. A histogram is three names: `_bucket`, `_sum` and `_count`.
+pub type Catalog = BTreeMap<String, Sample>;
+
+/// Every sample that [`Metrics`] declares. A metric with labels shows only once a label set exists, so each gets one.
+pub fn declared() -> Catalog {
+    let metrics = Metrics::new();
+    metrics
+        .model_weight_bytes
+        .with_label_values(&["mlp", "int8"]);
+    metrics.model_reference_bytes.with_label_values(&["bf16"]);
+    metrics.memory_saved_bytes.with_label_values(&["bf16"]);
+    metrics.process_resident_bytes.with_label_values(&["anon"]);
+    metrics.kv_cache_bytes.with_label_values(&["used"]);
+    metrics
+        .model_info
+        .with_label_values(&["granite", "GraniteForCausalLM", "int8", "4096"]);
+    metrics.build_info.with_label_values(&["0", "scalar"]);
+    parse(&metrics.render())
+}
+
+/// Reads the text exposition format, as far as its names, types and labels go.
+pub fn parse(exposition: &str) -> Catalog {
+    let mut types = BTreeMap::new();
+    let mut catalog = Catalog::new();
+    for line in exposition.lines() {
+        if let Some(declaration) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = declaration.split_once(' ').expect("a type has a name");
+            types.insert(name, kind);
+        } else if !line.starts_with('#') && !line.is_empty() {
+            let (series, _value) = line.rsplit_once(' ').expect("a sample has a value");
+            let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+            let is_counter = match types.get(name) {
+                Some(kind) => *kind == "counter",
+                None => true, // part of a histogram: the `# TYPE` line carries the name without the suffix
+            };
+            let sample = catalog.entry(name.to_owned()).or_default();
+            sample.is_counter = is_counter;
+            sample.labels.extend(label_names(labels));
+        }
+    }
+    catalog
+}
+
+/// The names in `a="1",b=~"2"`, with or without the closing brace. Values must not contain commas.
+pub fn label_names(matchers: &str) -> impl Iterator<Item = String> {
+    matchers
+        .split(',')
+        .filter_map(|matcher| matcher.split_once('='))
+        .map(|(name, _value)| name.trim().trim_end_matches('!').to_owned())
+}
