@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::{PANEL, ZERO_POINT};
+use super::super::{GROUP, PANEL, ZERO_POINT};
 use super::{Kernel, Tile, peak, vector};
 
 /// Rows in a register tile: 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast 29 of 32
@@ -33,7 +33,10 @@ pub(super) fn detect() -> Option<Kernel> {
     let kernel = Kernel {
         name: "avx512-vnni",
         tile,
-        vector: vector::AVX512,
+        vector: vector::Functions {
+            rotate_group,
+            ..vector::AVX512
+        },
         limits: peak::AVX512,
     };
     features().iter().all(|feature| feature.1).then_some(kernel)
@@ -162,5 +165,44 @@ unsafe fn finish(t: &Tile, row: usize, sums: [__m512i; 4]) {
                 _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, before),
             );
         }
+    }
+}
+
+/// [`vector::Functions::rotate_group`] with the sixteen rows in registers: the butterflies inside a row, which the compiler
+/// makes of loads and stores, are a permutation and a multiply-add with ±1 here. `a − b` and `fma(b, −1, a)` are the same
+/// bits.
+///
+/// # Safety
+/// The CPU has [`features`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+unsafe fn rotate_group(values: &mut [f32; GROUP]) {
+    let pointer = values.as_mut_ptr();
+    // SAFETY: a group is sixteen rows of sixteen values.
+    let mut rows: [__m512; 16] =
+        std::array::from_fn(|i| unsafe { _mm512_loadu_ps(pointer.add(16 * i)) });
+    for half in [1, 2, 4, 8] {
+        for i in (0..16).filter(|i| i & half == 0) {
+            let (a, b) = (rows[i], rows[i + half]);
+            (rows[i], rows[i + half]) = (_mm512_add_ps(a, b), _mm512_sub_ps(a, b));
+        }
+    }
+    // The sign of a value's own part: minus in the upper half of each pair.
+    let sign = |upper: u16| _mm512_mask_blend_ps(upper, _mm512_set1_ps(1.0), _mm512_set1_ps(-1.0));
+    let norm = _mm512_set1_ps(1.0 / 16.0);
+    for (i, row) in rows.into_iter().enumerate() {
+        let row = _mm512_fmadd_ps(row, sign(0xaaaa), _mm512_permute_ps::<0b10_11_00_01>(row));
+        let row = _mm512_fmadd_ps(row, sign(0xcccc), _mm512_permute_ps::<0b01_00_11_10>(row));
+        let row = _mm512_fmadd_ps(
+            row,
+            sign(0xf0f0),
+            _mm512_shuffle_f32x4::<0b10_11_00_01>(row, row),
+        );
+        let row = _mm512_fmadd_ps(
+            row,
+            sign(0xff00),
+            _mm512_shuffle_f32x4::<0b01_00_11_10>(row, row),
+        );
+        // SAFETY: as for the loads.
+        unsafe { _mm512_storeu_ps(pointer.add(16 * i), _mm512_mul_ps(row, norm)) }
     }
 }

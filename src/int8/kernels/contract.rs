@@ -196,6 +196,31 @@ proptest! {
 }
 
 #[test]
+fn a_rotation_keeps_products_and_undoes_itself() {
+    let dot =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum() };
+    for len in [1, 2, 4, 64, 96, 200, 256, 256 + 64, 576, 1000] {
+        let x: Vec<f32> = (0..len)
+            .map(|i| ((i * 37 + 11) % 101) as f32 - 50.0)
+            .collect();
+        let y: Vec<f32> = (0..len)
+            .map(|i| ((i * 53 + 29) % 97) as f32 - 48.0)
+            .collect();
+        for kernel in available() {
+            let (mut rx, mut ry) = (x.clone(), y.clone());
+            kernel.rotate(&mut rx);
+            kernel.rotate(&mut ry);
+            let (before, after) = (dot(&x, &y), dot(&rx, &ry));
+            let close = (before - after).abs() < 1e-5 * dot(&x, &x).max(1.0);
+            assert!(close, "{kernel:?}, length {len}: {before} became {after}");
+            kernel.rotate(&mut rx);
+            let undone = rx.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-3);
+            assert!(undone, "{kernel:?}, length {len} is not undone");
+        }
+    }
+}
+
+#[test]
 fn a_value_that_is_not_finite_cannot_pass_unseen() {
     for kernel in available() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -170,16 +170,25 @@ impl Kernel {
         len: usize,
         codes: &mut [i8; GROUP],
     ) -> (f32, i32) {
-        assert!(len <= GROUP);
-        // SAFETY: `self` proves the CPU features.
-        unsafe { (self.vector.quantize_group)(values, len, codes) }
+        self.rotate(&mut values[..len]);
+        self.quantize(values, codes)
     }
 
-    /// Rotates `values` in place: blocks of 256, then ever smaller powers of two. Its own inverse.
+    /// Rotates `values` in place by orthonormal Hadamard matrices: blocks of 256, then ever smaller powers of two. Its
+    /// own inverse.
     #[inline]
     pub fn rotate(&self, values: &mut [f32]) {
-        // SAFETY: `self` proves the CPU features.
-        unsafe { (self.vector.rotate)(values) }
+        let (groups, mut tail) = values.as_chunks_mut::<GROUP>();
+        for group in groups {
+            // SAFETY: `self` proves the CPU features.
+            unsafe { (self.vector.rotate_group)(group) }
+        }
+        while !tail.is_empty() {
+            let (block, rest) = tail.split_at_mut(1 << tail.len().ilog2());
+            // SAFETY: `self` proves the CPU features.
+            unsafe { (self.vector.rotate_block)(block) }
+            tail = rest;
+        }
     }
 
     /// Quantizes values that need no rotation to −127…127: scale and sum of the codes.

@@ -48,7 +48,7 @@ macro_rules! limits {
 fn prefetch(data: *const u8) {
     // SAFETY: a prefetch needs no valid address.
     unsafe {
-        _mm_prefetch::<_MM_HINT_T0>(data.wrapping_add(super::avx512_vnni::PREFETCH_BYTES).cast())
+        _mm_prefetch::<_MM_HINT_T1>(data.wrapping_add(super::avx512_vnni::PREFETCH_BYTES).cast())
     }
 }
 
