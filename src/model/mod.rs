@@ -5,9 +5,11 @@ pub mod config;
 pub mod evaluate;
 pub mod granite;
 mod kv_cache;
+mod quantized;
 pub mod reference;
 mod rotary;
 pub mod shapes;
+mod tensors;
 pub mod weights;
 
 pub use config::ModelConfig;
@@ -96,7 +98,7 @@ pub struct Footprint {
 /// What a model of this shape will take.
 pub fn footprint(config: &ModelConfig) -> Footprint {
     Footprint {
-        weights: weights::packed_bytes(config),
+        weights: tensors::packed_bytes(config),
         kv_page: page_bytes(config) as u64,
     }
 }

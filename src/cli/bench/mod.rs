@@ -6,12 +6,13 @@ mod report;
 
 use clap::Args as ClapArgs;
 
+use crate::config;
 use crate::error::{Error, Result};
 use crate::model::{self, Granite, shapes};
 use crate::sources::{self, Reference};
 use measure::Plan;
 
-/// Measures prefill and decode on a model, or on a published shape filled with random weights.
+/// Measure prefill and decode on a model, or on a published shape filled with random weights.
 ///
 /// Every figure comes with its share of what the same machine reads and computes at most, measured in the same run
 /// between the timed steps, so figures from a busy machine can be compared.
@@ -64,7 +65,7 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
         runs: args.runs,
         steps: args.steps,
     };
-    let threads = args.threads.unwrap_or_else(available_threads);
+    let threads = args.threads.unwrap_or_else(config::available_threads);
     let (name, mut model) = load(args, &plan, threads, sources)?;
     let results = measure::run(&mut model, &plan);
     let report = report::Report::new(&name, &model, &results);
@@ -74,10 +75,6 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
         println!("{report}");
     }
     Ok(())
-}
-
-fn available_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn load(

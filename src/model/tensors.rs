@@ -1,0 +1,239 @@
+//! The checkpoint's tensor names and shapes in one table, and which of their rows make which packed columns.
+
+use super::ModelConfig;
+use super::config::Architecture;
+use crate::error::{Error, Result};
+use crate::int8::PANEL;
+use crate::sources::Tensors;
+
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
+pub const HEAD: &str = "lm_head.weight";
+pub const FINAL_NORM: &str = "model.norm.weight";
+
+/// Rows `first ..` of a tensor.
+#[derive(Clone)]
+pub struct Rows {
+    name: String,
+    first: usize,
+    count: usize,
+}
+
+/// Which tensor rows make the columns of a packed matrix.
+pub enum Columns {
+    /// One after the other.
+    Stacked(Vec<Rows>),
+    /// 32 of the first and 32 of the second to a panel.
+    Interleaved(Rows, Rows),
+}
+
+/// Where gate, up and down are found: three tensors, or a fused pair in the hybrid architecture.
+pub fn feed_forward_rows(config: &ModelConfig, name: &dyn Fn(&str) -> String) -> (Columns, Rows) {
+    let (width, hidden) = (config.intermediate_size, config.hidden_size);
+    match config.architecture {
+        Architecture::Granite | Architecture::Llama => (
+            Columns::Interleaved(
+                Rows::all(name("mlp.gate_proj"), width),
+                Rows::all(name("mlp.up_proj"), width),
+            ),
+            Rows::all(name("mlp.down_proj"), hidden),
+        ),
+        Architecture::GraniteHybridDense => {
+            let gate = Rows::all(name("shared_mlp.input_linear"), width);
+            let up = Rows {
+                first: width,
+                ..gate.clone()
+            };
+            (
+                Columns::Interleaved(gate, up),
+                Rows::all(name("shared_mlp.output_linear"), hidden),
+            )
+        }
+    }
+}
+
+/// Every tensor of the architecture with its shape.
+fn expected(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    let (hidden, width) = (config.hidden_size, config.intermediate_size);
+    let (q, kv) = (
+        config.num_heads * config.head_dim,
+        config.num_kv_heads * config.head_dim,
+    );
+    let mut list = vec![
+        (EMBEDDING.to_owned(), vec![config.vocab_size, hidden]),
+        (FINAL_NORM.to_owned(), vec![hidden]),
+    ];
+    if !config.tie_word_embeddings {
+        list.push((HEAD.to_owned(), vec![config.vocab_size, hidden]));
+    }
+    let feed_forward: &[(&str, Vec<usize>)] = match config.architecture {
+        Architecture::Granite | Architecture::Llama => &[
+            ("mlp.gate_proj", vec![width, hidden]),
+            ("mlp.up_proj", vec![width, hidden]),
+            ("mlp.down_proj", vec![hidden, width]),
+        ],
+        Architecture::GraniteHybridDense => &[
+            ("shared_mlp.input_linear", vec![2 * width, hidden]),
+            ("shared_mlp.output_linear", vec![hidden, width]),
+        ],
+    };
+    for layer in 0..config.num_layers {
+        let attention = [
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![q, hidden]),
+            ("self_attn.k_proj", vec![kv, hidden]),
+            ("self_attn.v_proj", vec![kv, hidden]),
+            ("self_attn.o_proj", vec![hidden, q]),
+        ];
+        let all = attention.iter().chain(feed_forward);
+        list.extend(
+            all.map(|(name, shape)| (format!("model.layers.{layer}.{name}.weight"), shape.clone())),
+        );
+    }
+    list
+}
+
+/// Refuses a checkpoint that lacks a tensor, has one of another shape, or has one that this architecture does not use
+/// (a bias that we would silently drop would make wrong text).
+pub fn check_shapes(config: &ModelConfig, tensors: &dyn Tensors) -> Result<()> {
+    let expected = expected(config);
+    for (name, shape) in &expected {
+        match tensors.shape(name) {
+            Some(found) if found == *shape => {}
+            Some(found) => {
+                let problem =
+                    format!("has shape {found:?}, but the configuration asks for {shape:?}");
+                return Err(Error::bad_model(tensors.file(name), name, problem));
+            }
+            None => {
+                return Err(Error::bad_model(
+                    tensors.file(name),
+                    name,
+                    "the tensor is missing",
+                ));
+            }
+        }
+    }
+    let known: std::collections::HashSet<&str> =
+        expected.iter().map(|(name, _)| name.as_str()).collect();
+    // Some exporters write the tied head a second time, and old ones the rotary frequencies; both are derived data.
+    let derived = |name: &str| name == HEAD || name.ends_with(".rotary_emb.inv_freq");
+    match tensors
+        .names()
+        .iter()
+        .find(|name| !known.contains(name.as_str()) && !derived(name))
+    {
+        Some(name) => {
+            let problem = format!(
+                "is not part of {:?}, so its effect would be lost",
+                config.architecture
+            );
+            Err(Error::bad_model(tensors.file(name), name, problem))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Values in the checkpoint's tensors.
+pub fn elements(config: &ModelConfig) -> u64 {
+    expected(config)
+        .iter()
+        .map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>())
+        .sum()
+}
+
+/// Bytes the weights will take once packed, padding and scales included; a few columns more than the truth, because
+/// matrices that are stacked share their padding.
+pub fn packed_bytes(config: &ModelConfig) -> u64 {
+    let bytes = |shape: &[usize]| match *shape {
+        [columns, depth] => {
+            let column = depth.next_multiple_of(4) + size_of::<f32>();
+            columns.next_multiple_of(PANEL) as u64 * column as u64
+        }
+        _ => shape.iter().map(|&n| n as u64).product::<u64>() * size_of::<f32>() as u64,
+    };
+    expected(config).iter().map(|(_, shape)| bytes(shape)).sum()
+}
+
+impl Rows {
+    pub fn all(name: impl Into<String>, count: usize) -> Self {
+        Self {
+            name: name.into(),
+            first: 0,
+            count,
+        }
+    }
+
+    /// Reads rows `from .. from + count` of these, as many as there are, to the front of `out`.
+    fn read(
+        &self,
+        tensors: &dyn Tensors,
+        depth: usize,
+        from: usize,
+        count: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let count = count.min(self.count - from);
+        let first = self.first + from;
+        tensors.read_rows(&self.name, first..first + count, &mut out[..count * depth])
+    }
+}
+
+impl Columns {
+    pub fn whole(name: &str, count: usize) -> Self {
+        Self::Stacked(vec![Rows::all(name, count)])
+    }
+
+    /// Columns of the packed matrix that hold weights.
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Stacked(list) => list.iter().map(|rows| rows.count).sum(),
+            Self::Interleaved(gate, up) => gate.count + up.count,
+        }
+    }
+
+    /// Columns of the packed matrix. Interleaved halves are padded apart, so their last panel is whole.
+    pub fn padded_count(&self) -> usize {
+        match self {
+            Self::Stacked(_) => self.count(),
+            Self::Interleaved(gate, _) => gate.count.div_ceil(PANEL / 2) * PANEL,
+        }
+    }
+
+    /// Reads the rows of panel `panel` to `out`, `[64][depth]`.
+    pub fn read(
+        &self,
+        tensors: &dyn Tensors,
+        depth: usize,
+        panel: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        match self {
+            Self::Interleaved(gate, up) => {
+                const HALF: usize = PANEL / 2;
+                let (left, right) = out.split_at_mut(HALF * depth);
+                gate.read(tensors, depth, panel * HALF, HALF, left)?;
+                up.read(tensors, depth, panel * HALF, HALF, right)
+            }
+            Self::Stacked(list) => {
+                let (mut before, mut filled) = (0, 0);
+                for rows in list {
+                    let next = panel * PANEL + filled;
+                    if filled < PANEL && next < before + rows.count {
+                        let wanted = (before + rows.count - next).min(PANEL - filled);
+                        rows.read(
+                            tensors,
+                            depth,
+                            next - before,
+                            wanted,
+                            &mut out[filled * depth..],
+                        )?;
+                        filled += wanted;
+                    }
+                    before += rows.count;
+                }
+                Ok(())
+            }
+        }
+    }
+}
