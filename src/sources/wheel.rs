@@ -60,18 +60,20 @@ impl WheelFile<'_> {
     /// right: whoever fetches at the same time, or stops half-way, leaves nothing but a whole file.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] with pip's own reason, [`Error::Io`] when `folder` cannot be written.
+    /// [`Error::Unavailable`] with pip's own reason, or when `folder` cannot be written, as in a container with a
+    /// read-only root.
     pub fn fetch(
         &self,
         programs: &[&[&str]],
         folder: &Path,
         progress_bar: bool,
     ) -> Result<PathBuf> {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let cannot_write = |e| self.unavailable(format!("{}: {e}", folder.display()));
+        std::fs::create_dir_all(folder).map_err(cannot_write)?;
         let temporary = tempfile::Builder::new()
             .prefix(".fetch-")
-            .tempdir_in(folder);
-        let temporary = temporary.map_err(|e| Error::io(folder, e))?;
+            .tempdir_in(folder)
+            .map_err(cannot_write)?;
         self.download(programs, temporary.path(), progress_bar)?;
         let unpacked = self.unpack(temporary.path())?;
         let path = self.path_in(folder);

@@ -170,6 +170,14 @@ fn what_pip_says_is_passed_on_in_one_line() {
 }
 
 #[test]
+fn a_cache_that_cannot_be_written_is_unavailable() {
+    let bench = Bench::new();
+    std::fs::write(bench.cache(), "a file where the folder should be").unwrap();
+    let cache = bench.cache().display().to_string();
+    assert_refused(bench.fetch(), UNAVAILABLE, &["package==1.0", &cache]);
+}
+
+#[test]
 fn the_first_pip_that_exists_is_used() {
     let bench = Bench::new();
     let pip = bench.path("pip.sh");
