@@ -90,6 +90,11 @@ unsafe fn rows_block<const R: usize>(t: &Tile, first: usize, ahead: Range<usize>
         let mut sums = [[_mm512_setzero_si512(); 4]; R];
         for (r, row) in sums.iter_mut().enumerate() {
             *row = [_mm512_set1_epi32(-ZERO_POINT * *t.sums.add(first + r)); 4];
+            // The partial sums are wanted at the end of this pass, and with many rows they come from the second level.
+            for j in 0..4 {
+                let slot = t.out.add((first + r) * PANEL + 16 * j);
+                _mm_prefetch::<_MM_HINT_T0>(slot.cast());
+            }
         }
         for step in 0..t.steps {
             let line = t.weights.add(step * PANEL * 4);
