@@ -6,11 +6,10 @@
 use std::ops::Range;
 
 use super::kv_cache::{HeadMut, LayerCache};
-use super::rotary::rotate_head;
 use super::{ModelConfig, PAGE_TOKENS, Span};
 use crate::int8::PANEL;
 use crate::int8::kernels::pool::{PerThread, PerUnit, Pool};
-use crate::int8::kernels::{Kernel, Rows};
+use crate::int8::kernels::{Kernel, Rows, Values};
 use crate::int8::matmul::sized;
 
 /// Wider heads are refused by the configuration.
@@ -90,13 +89,13 @@ pub fn prepare(
                 for head in kv_head * group..(kv_head + 1) * group {
                     let ((codes, scale), sum) = targets.next().expect("one target per query head");
                     gather(qkv, rows, row, head * dim, values);
-                    rotate_head(values, table);
+                    step.kernel.apply_rotary(values, table);
                     step.kernel.rotate(values);
                     (*scale, *sum) = step.kernel.quantize(values, codes);
                     *scale *= step.config.attention_multiplier;
                 }
                 gather(qkv, rows, row, (heads + kv_head) * dim, values);
-                rotate_head(values, table);
+                step.kernel.apply_rotary(values, table);
                 step.kernel.rotate(values);
                 let (key_scale, _) = step.kernel.quantize(values, key_codes);
                 gather(qkv, rows, row, (heads + kv_heads + kv_head) * dim, values);
@@ -175,9 +174,12 @@ fn attend_block(
     } = step.places[rows.start];
     let heads = rows.len() * group;
     let first_head = (kv_head * step.places.len() + rows.start) * group;
-    let (scores, rest) = sized(scratch, heads * (PANEL + 3)).split_at_mut(heads * PANEL);
+    let scratch = sized(scratch, heads * (PANEL + 3) + PAGE_TOKENS * dim);
+    let (scores, rest) = scratch.split_at_mut(heads * PANEL);
     let (maxima, rest) = rest.split_at_mut(heads);
-    let (totals, rescales) = rest.split_at_mut(heads);
+    let (totals, rest) = rest.split_at_mut(heads);
+    let (rescales, floats) = rest.split_at_mut(heads);
+    let floats = &mut floats[..PAGE_TOKENS * dim];
     maxima.fill(f32::NEG_INFINITY);
     totals.fill(0.0);
     out.fill(0.0);
@@ -198,6 +200,13 @@ fn attend_block(
             scales: &queries.scales[asked.clone()],
             sums: &queries.sums[asked],
         };
+        // One row reads the values once anyway; several share the work of widening them.
+        let values = if rows.len() > 1 {
+            kernel.widen(page.values, floats);
+            Values::Floats(floats)
+        } else {
+            Values::Codes(page.values)
+        };
         kernel.tile(page.keys, asked, scores, false);
         kernel.scale_columns(scores, page.key_scales);
         for (row, scores) in scores.chunks_exact_mut(group * PANEL).enumerate() {
@@ -210,7 +219,7 @@ fn attend_block(
             }
             kernel.scale_columns(scores, page.value_scales);
             let out = &mut out[heads.start * dim..heads.end * dim];
-            kernel.weighted_values(scores, &rescales[heads], page.values, valid, out);
+            kernel.weighted_values(scores, &rescales[heads], values, valid, out);
         }
     }
     for (head, total) in out.chunks_exact_mut(dim).zip(totals) {

@@ -25,15 +25,3 @@ impl Rotary {
         }
     }
 }
-
-/// Rotates one head in place by a table of [`Rotary::fill`]: `[a, b] → [a·cos − b·sin, b·cos + a·sin]`.
-pub fn rotate_head(head: &mut [f32], table: &[f32]) {
-    let half = head.len() / 2;
-    let (cosines, sines) = table.split_at(half);
-    let (first, second) = head.split_at_mut(half);
-    for i in 0..half {
-        let (a, b) = (first[i], second[i]);
-        first[i] = a * cosines[i] - b * sines[i];
-        second[i] = b * cosines[i] + a * sines[i];
-    }
-}

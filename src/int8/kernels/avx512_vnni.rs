@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::super::{GROUP, PANEL, ZERO_POINT};
+use super::super::{PANEL, ZERO_POINT};
 use super::{Kernel, Tile, peak, vector};
 
 /// Rows in a register tile: 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast 29 of 32
@@ -34,7 +34,7 @@ pub(super) fn detect() -> Option<Kernel> {
         name: "avx512-vnni",
         tile,
         vector: vector::Functions {
-            rotate_group,
+            rotate_block,
             ..vector::AVX512
         },
         limits: peak::AVX512,
@@ -173,27 +173,44 @@ unsafe fn finish(t: &Tile, row: usize, sums: [__m512i; 4]) {
     }
 }
 
-/// [`vector::Functions::rotate_group`] with the sixteen rows in registers: the butterflies inside a row, which the compiler
+/// [`vector::Functions::rotate_block`] with rows of sixteen in registers: the butterflies inside a row, which the compiler
 /// makes of loads and stores, are a permutation and a multiply-add with ±1 here. `a − b` and `fma(b, −1, a)` are the same
 /// bits.
 ///
 /// # Safety
 /// The CPU has [`features`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn rotate_group(values: &mut [f32; GROUP]) {
+unsafe fn rotate_block(values: &mut [f32]) {
+    match values.len() {
+        256 => rotate_rows::<16>(values),
+        128 => rotate_rows::<8>(values),
+        64 => rotate_rows::<4>(values),
+        32 => rotate_rows::<2>(values),
+        16 => rotate_rows::<1>(values),
+        _ => vector::rotate_block(values),
+    }
+}
+
+/// The rotation of `ROWS` rows of sixteen values.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
+fn rotate_rows<const ROWS: usize>(values: &mut [f32]) {
+    assert_eq!(values.len(), 16 * ROWS);
     let pointer = values.as_mut_ptr();
-    // SAFETY: a group is sixteen rows of sixteen values.
-    let mut rows: [__m512; 16] =
+    // SAFETY: sixteen values for each row, by the assertion.
+    let mut rows: [__m512; ROWS] =
         std::array::from_fn(|i| unsafe { _mm512_loadu_ps(pointer.add(16 * i)) });
     for half in [1, 2, 4, 8] {
-        for i in (0..16).filter(|i| i & half == 0) {
+        if half >= ROWS {
+            break;
+        }
+        for i in (0..ROWS).filter(|i| i & half == 0) {
             let (a, b) = (rows[i], rows[i + half]);
             (rows[i], rows[i + half]) = (_mm512_add_ps(a, b), _mm512_sub_ps(a, b));
         }
     }
     // The sign of a value's own part: minus in the upper half of each pair.
     let sign = |upper: u16| _mm512_mask_blend_ps(upper, _mm512_set1_ps(1.0), _mm512_set1_ps(-1.0));
-    let norm = _mm512_set1_ps(1.0 / 16.0);
+    let norm = _mm512_set1_ps(vector::rotation_norm(values.len()));
     for (i, row) in rows.into_iter().enumerate() {
         let row = _mm512_fmadd_ps(row, sign(0xaaaa), _mm512_permute_ps::<0b10_11_00_01>(row));
         let row = _mm512_fmadd_ps(row, sign(0xcccc), _mm512_permute_ps::<0b01_00_11_10>(row));

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use super::super::{GROUP, PANEL};
-use super::{Kernel, Rows, available};
+use super::{Kernel, Rows, Values, available};
 
 fn others() -> impl Iterator<Item = Kernel> {
     available()
@@ -149,6 +149,9 @@ proptest! {
         let run = |kernel: Kernel| {
             let mut rotated = values.clone();
             kernel.rotate(&mut rotated);
+            let (head, table) = values.split_at(values.len() / 4 * 2);
+            let mut turned = head.to_vec();
+            kernel.apply_rotary(&mut turned, &table[..head.len()]);
             let mut squares = [1.0; 16];
             kernel.add_squares(&values, &mut squares);
             let mut scaled = row.repeat(rows);
@@ -157,7 +160,7 @@ proptest! {
             kernel.add_scaled_columns(&mut added, &row.repeat(rows), &scales);
             let mut activated = [0.0; PANEL / 2];
             kernel.swiglu(&row, &scales, &mut activated);
-            [bits(&rotated), bits(&squares), bits(&scaled), bits(&added), bits(&activated)]
+            [bits(&rotated), bits(&turned), bits(&squares), bits(&scaled), bits(&added), bits(&activated)]
         };
         let expected = run(scalar());
         for kernel in others() {
@@ -185,7 +188,13 @@ proptest! {
                 rest.extend([maximum, total]);
             }
             let mut out: Vec<f32> = (0..heads * dim).map(|i| i as f32 / 7.0).collect();
-            kernel.weighted_values(&weights, &rescale, &values[..PANEL * dim], valid, &mut out);
+            let codes = &values[..PANEL * dim];
+            let mut again = out.clone();
+            kernel.weighted_values(&weights, &rescale, Values::Codes(codes), valid, &mut out);
+            let mut floats = vec![0.0; codes.len()];
+            kernel.widen(codes, &mut floats);
+            kernel.weighted_values(&weights, &rescale, Values::Floats(&floats), valid, &mut again);
+            assert_eq!(bits(&out), bits(&again), "{kernel:?}: codes and floats differ");
             [bits(&weights), bits(&rescale), bits(&rest), bits(&out)]
         };
         let expected = run(scalar());

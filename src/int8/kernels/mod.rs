@@ -178,17 +178,21 @@ impl Kernel {
     /// own inverse.
     #[inline]
     pub fn rotate(&self, values: &mut [f32]) {
-        let (groups, mut tail) = values.as_chunks_mut::<GROUP>();
-        for group in groups {
-            // SAFETY: `self` proves the CPU features.
-            unsafe { (self.vector.rotate_group)(group) }
-        }
-        while !tail.is_empty() {
-            let (block, rest) = tail.split_at_mut(1 << tail.len().ilog2());
+        let mut rest = values;
+        while !rest.is_empty() {
+            let (block, tail) = rest.split_at_mut((1 << rest.len().ilog2()).min(GROUP));
             // SAFETY: `self` proves the CPU features.
             unsafe { (self.vector.rotate_block)(block) }
-            tail = rest;
+            rest = tail;
         }
+    }
+
+    /// Rotates a head by position, in place: `table` holds as many cosines and sines as the head has values.
+    #[inline]
+    pub fn apply_rotary(&self, head: &mut [f32], table: &[f32]) {
+        assert_eq!(head.len(), table.len());
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.apply_rotary)(head, table) }
     }
 
     /// Quantizes values that need no rotation to −127…127: scale and sum of the codes.
@@ -244,23 +248,56 @@ impl Kernel {
 
     /// `out[h][..] = out[h][..] · rescale[h] + Σ_t weights[h][t] · values[t][..]` with t ascending below `valid`.
     ///
-    /// `weights` is `[heads][64]`, `values` `[64][dim]` int8, `out` `[heads][dim]`.
+    /// `weights` is `[heads][64]`, `values` `[64][dim]`, `out` `[heads][dim]`.
     #[inline]
     pub fn weighted_values(
         &self,
         weights: &[f32],
         rescale: &[f32],
-        values: &[i8],
+        values: Values<'_>,
         valid: usize,
         out: &mut [f32],
     ) {
-        let heads = rescale.len();
-        assert!(
-            valid <= PANEL && weights.len() == heads * PANEL && values.len().is_multiple_of(PANEL)
-        );
-        assert_eq!(out.len(), heads * (values.len() / PANEL));
+        let (heads, len) = (rescale.len(), values.len());
+        assert!(valid <= PANEL && weights.len() == heads * PANEL && len.is_multiple_of(PANEL));
+        assert_eq!(out.len(), heads * (len / PANEL));
         // SAFETY: `self` proves the CPU features.
-        unsafe { (self.vector.weighted_values)(weights, rescale, values, valid, out) }
+        unsafe {
+            match values {
+                Values::Codes(values) => {
+                    (self.vector.weighted_values)(weights, rescale, values, valid, out)
+                }
+                Values::Floats(values) => {
+                    (self.vector.weighted_floats)(weights, rescale, values, valid, out)
+                }
+            }
+        }
+    }
+
+    /// Codes as floats.
+    #[inline]
+    pub fn widen(&self, values: &[i8], out: &mut [f32]) {
+        assert_eq!(values.len(), out.len());
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.widen)(values, out) }
+    }
+}
+
+/// A page of attention values: as stored, or widened once for several rows. Both give the same bits.
+#[derive(Clone, Copy)]
+pub enum Values<'a> {
+    /// As stored.
+    Codes(&'a [i8]),
+    /// Widened by [`Kernel::widen`].
+    Floats(&'a [f32]),
+}
+
+impl Values<'_> {
+    const fn len(&self) -> usize {
+        match self {
+            Self::Codes(values) => values.len(),
+            Self::Floats(values) => values.len(),
+        }
     }
 }
 

@@ -8,32 +8,34 @@
     reason = "loops over lanes say what a vector does, and compile to one"
 )]
 
-use super::super::{CODE_MAX, GROUP, PANEL};
+use super::super::{CODE_MAX, PANEL};
 
 /// Weights, rescales, values, how many values count, and the sums to update.
-type WeightedValues = unsafe fn(&[f32], &[f32], &[i8], usize, &mut [f32]);
+type WeightedValues<V> = unsafe fn(&[f32], &[f32], &[V], usize, &mut [f32]);
 
 /// One instruction set's instances of the functions below. They may be called only on a CPU that has it.
 #[derive(Clone, Copy)]
 pub(super) struct Functions {
-    pub rotate_group: unsafe fn(&mut [f32; GROUP]),
     pub rotate_block: unsafe fn(&mut [f32]),
+    pub apply_rotary: unsafe fn(&mut [f32], &[f32]),
     pub quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
     pub add_squares: unsafe fn(&[f32], &mut [f32; 16]),
     pub scale_columns: unsafe fn(&mut [f32], &[f32; PANEL]),
     pub add_scaled_columns: unsafe fn(&mut [f32], &[f32], &[f32; PANEL]),
     pub swiglu: unsafe fn(&[f32; PANEL], &[f32; PANEL], &mut [f32; PANEL / 2]),
     pub softmax_tile: unsafe fn(&mut [f32; PANEL], usize, &mut f32, &mut f32) -> f32,
-    pub weighted_values: WeightedValues,
+    pub weighted_values: WeightedValues<i8>,
+    pub weighted_floats: WeightedValues<f32>,
+    pub widen: unsafe fn(&[i8], &mut [f32]),
 }
 
 macro_rules! instruction_set {
     ($set:ident, $functions:ident $(, $features:literal)?) => {
         mod $set {
-            use super::{GROUP, PANEL};
+            use super::PANEL;
             instruction_set!(@each ($($features)?)
-                rotate_group(values: &mut [f32; GROUP]) -> ();
                 rotate_block(values: &mut [f32]) -> ();
+                apply_rotary(head: &mut [f32], table: &[f32]) -> ();
                 quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32);
                 add_squares(values: &[f32], sums: &mut [f32; 16]) -> ();
                 scale_columns(out: &mut [f32], scales: &[f32; PANEL]) -> ();
@@ -41,11 +43,13 @@ macro_rules! instruction_set {
                 swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]) -> ();
                 softmax_tile(scores: &mut [f32; PANEL], valid: usize, maximum: &mut f32, total: &mut f32) -> f32;
                 weighted_values(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) -> ();
+                weighted_floats(weights: &[f32], rescale: &[f32], values: &[f32], valid: usize, out: &mut [f32]) -> ();
+                widen(values: &[i8], out: &mut [f32]) -> ();
             );
         }
         pub(super) const $functions: Functions = Functions {
-            rotate_group: $set::rotate_group,
             rotate_block: $set::rotate_block,
+            apply_rotary: $set::apply_rotary,
             quantize: $set::quantize,
             add_squares: $set::add_squares,
             scale_columns: $set::scale_columns,
@@ -53,6 +57,8 @@ macro_rules! instruction_set {
             swiglu: $set::swiglu,
             softmax_tile: $set::softmax_tile,
             weighted_values: $set::weighted_values,
+            weighted_floats: $set::weighted_floats,
+            widen: $set::widen,
         };
     };
     (@each $features:tt $($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
@@ -97,46 +103,38 @@ fn quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32) {
     (largest / CODE_MAX, sum)
 }
 
-/// The orthonormal Hadamard rotation of a whole group, its own inverse: butterflies between the sixteen rows of a
-/// 16 × 16 square, then inside each row.
+/// The orthonormal Hadamard rotation of a power of two up to a group, its own inverse: butterflies between rows of
+/// sixteen values, then inside each row.
 #[inline(always)]
-fn rotate_group(values: &mut [f32; GROUP]) {
-    let rows: &mut [[f32; 16]; 16] = bytemuck::cast_mut(values);
-    for half in [1, 2, 4, 8] {
-        for start in (0..16).step_by(2 * half) {
-            for i in start..start + half {
-                for lane in 0..16 {
-                    let (a, b) = (rows[i][lane], rows[i + half][lane]);
-                    (rows[i][lane], rows[i + half][lane]) = (a + b, a - b);
-                }
-            }
+pub(super) fn rotate_block(values: &mut [f32]) {
+    for half in [16, 32, 64, 128, 1, 2, 4, 8] {
+        if half >= values.len() {
+            continue;
         }
-    }
-    for row in rows {
-        butterflies(row);
-        row.iter_mut().for_each(|value| *value *= 1.0 / 16.0);
-    }
-}
-
-/// The orthonormal Hadamard rotation of a power of two shorter than a group, its own inverse.
-#[inline(always)]
-fn rotate_block(values: &mut [f32]) {
-    butterflies(values);
-    let norm = (1.0 / (values.len() as f64).sqrt()) as f32;
-    values.iter_mut().for_each(|value| *value *= norm);
-}
-
-#[inline(always)]
-fn butterflies(values: &mut [f32]) {
-    let mut half = 1;
-    while half < values.len() {
         for pair in values.chunks_exact_mut(2 * half) {
             let (left, right) = pair.split_at_mut(half);
             for (a, b) in left.iter_mut().zip(right) {
                 (*a, *b) = (*a + *b, *a - *b);
             }
         }
-        half *= 2;
+    }
+    let norm = rotation_norm(values.len());
+    values.iter_mut().for_each(|value| *value *= norm);
+}
+
+/// What makes a Hadamard matrix of this size orthonormal: 1/√len.
+#[inline(always)]
+pub(super) fn rotation_norm(len: usize) -> f32 {
+    (1.0 / (len as f64).sqrt()) as f32
+}
+
+/// Rotary embedding of a head by a table of cosines, then sines: `[a, b] → [a·cos − b·sin, b·cos + a·sin]` by halves.
+#[inline(always)]
+fn apply_rotary(head: &mut [f32], table: &[f32]) {
+    let (first, second) = head.split_at_mut(table.len() / 2);
+    let (cosines, sines) = table.split_at(table.len() / 2);
+    for (((a, b), cosine), sine) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+        (*a, *b) = (*a * cosine - *b * sine, *b * cosine + *a * sine);
     }
 }
 
@@ -221,7 +219,13 @@ pub(super) fn softmax_tile(
 }
 
 #[inline(always)]
-fn weighted_values(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) {
+fn weighted_values<V: Copy + Into<f32>>(
+    weights: &[f32],
+    rescale: &[f32],
+    values: &[V],
+    valid: usize,
+    out: &mut [f32],
+) {
     let dim = values.len() / PANEL;
     let mut head = 0;
     // Four heads share each load of the values; their sums stay in registers over the whole tile.
@@ -231,20 +235,20 @@ fn weighted_values(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize
         let rescale = &rescale[head..];
         let out = &mut out[head * dim..];
         match heads {
-            4 => weighted_values_of::<4>(weights, rescale, values, dim, valid, out),
-            3 => weighted_values_of::<3>(weights, rescale, values, dim, valid, out),
-            2 => weighted_values_of::<2>(weights, rescale, values, dim, valid, out),
-            _ => weighted_values_of::<1>(weights, rescale, values, dim, valid, out),
+            4 => weighted_values_of::<4, V>(weights, rescale, values, dim, valid, out),
+            3 => weighted_values_of::<3, V>(weights, rescale, values, dim, valid, out),
+            2 => weighted_values_of::<2, V>(weights, rescale, values, dim, valid, out),
+            _ => weighted_values_of::<1, V>(weights, rescale, values, dim, valid, out),
         }
         head += heads;
     }
 }
 
 #[inline(always)]
-fn weighted_values_of<const H: usize>(
+fn weighted_values_of<const H: usize, V: Copy + Into<f32>>(
     weights: &[f32],
     rescale: &[f32],
-    values: &[i8],
+    values: &[V],
     dim: usize,
     valid: usize,
     out: &mut [f32],
@@ -258,13 +262,13 @@ fn weighted_values_of<const H: usize>(
             }
         }
         for token in 0..valid {
-            let row: &[i8; 16] = values[token * dim + column..][..16]
+            let row: &[V; 16] = values[token * dim + column..][..16]
                 .try_into()
                 .expect("16 values");
             for (head, sum) in sums.iter_mut().enumerate() {
                 let weight = weights[head * PANEL + token];
                 for lane in 0..16 {
-                    sum[lane] = weight.mul_add(f32::from(row[lane]), sum[lane]);
+                    sum[lane] = weight.mul_add(row[lane].into(), sum[lane]);
                 }
             }
         }
@@ -276,11 +280,30 @@ fn weighted_values_of<const H: usize>(
         for head in 0..H {
             let mut sum = out[head * dim + column] * rescale[head];
             for token in 0..valid {
-                sum = weights[head * PANEL + token]
-                    .mul_add(f32::from(values[token * dim + column]), sum);
+                sum =
+                    weights[head * PANEL + token].mul_add(values[token * dim + column].into(), sum);
             }
             out[head * dim + column] = sum;
         }
+    }
+}
+
+/// The same over values that are floats already.
+#[inline(always)]
+fn weighted_floats(
+    weights: &[f32],
+    rescale: &[f32],
+    values: &[f32],
+    valid: usize,
+    out: &mut [f32],
+) {
+    weighted_values(weights, rescale, values, valid, out);
+}
+
+#[inline(always)]
+fn widen(values: &[i8], out: &mut [f32]) {
+    for (wide, value) in out.iter_mut().zip(values) {
+        *wide = f32::from(*value);
     }
 }
 
