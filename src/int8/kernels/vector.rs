@@ -3,11 +3,6 @@
 //! Every body is inlined into one wrapper per instruction set, so the compiler vectorizes it with that set's registers.
 //! Sums run over fixed sixteen-lane trees and multiply-adds are always fused, so all sets compute the same bits.
 
-#![expect(
-    clippy::needless_range_loop,
-    reason = "loops over lanes say what a vector does, and compile to one"
-)]
-
 use super::super::{CODE_MAX, PANEL};
 
 /// Weights, rescales, values, how many values count, and the sums to update.
