@@ -86,11 +86,6 @@ impl Activations {
             PerUnit::new(&mut self.sums, self.rows),
         )
     }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        self.codes.len() + 4 * (self.scales.len() + self.sums.len())
-    }
 }
 
 /// The shares of [`Activations::by_group`] as groups.
