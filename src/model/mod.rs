@@ -99,7 +99,7 @@ pub struct Footprint {
 pub fn footprint(config: &ModelConfig) -> Footprint {
     Footprint {
         weights: tensors::packed_bytes(config),
-        kv_page: page_bytes(config) as u64,
+        kv_page: kv_cache::KvCache::page_bytes(config) as u64,
     }
 }
 
@@ -142,7 +142,7 @@ pub fn random(config: ModelConfig, settings: &Settings) -> Result<Granite> {
 
 /// The longest sequence and the number of KV pages.
 fn limits(config: &ModelConfig, settings: &Settings) -> Result<(usize, usize)> {
-    let page_bytes = kv_cache::KvCache::page_bytes(config) as u64;
+    let page_bytes = footprint(config).kv_page;
     let page_count = usize::try_from(settings.kv_bytes / page_bytes).unwrap_or(usize::MAX);
     if page_count == 0 {
         let wanted = settings.kv_bytes;
@@ -155,9 +155,4 @@ fn limits(config: &ModelConfig, settings: &Settings) -> Result<(usize, usize)> {
         .unwrap_or(config.max_positions)
         .min(config.max_positions);
     Ok((context.min(page_count * PAGE_TOKENS), page_count))
-}
-
-/// Bytes of one KV page of a model of this shape.
-pub const fn page_bytes(config: &ModelConfig) -> usize {
-    kv_cache::KvCache::page_bytes(config)
 }

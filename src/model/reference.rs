@@ -5,6 +5,7 @@
 
 use candle_core::{D, Device, Tensor};
 
+use super::tensors::check_shape;
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::config::Architecture;
@@ -317,20 +318,7 @@ impl Weights<'_> {
 
     /// Allocates only once the file is known to hold a tensor of this shape.
     fn read(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
-        match self.tensors.shape(name) {
-            Some(shape) if shape == expected => {}
-            found => {
-                let problem = match found {
-                    Some(shape) => {
-                        format!(
-                            "has shape {shape:?}, expected {expected:?} as the configuration says"
-                        )
-                    }
-                    None => format!("is missing, expected a tensor of shape {expected:?}"),
-                };
-                return Err(Error::bad_model(self.tensors.file(name), name, problem));
-            }
-        }
+        check_shape(self.tensors, name, expected)?;
         let rows = if expected.len() == 1 { 1 } else { expected[0] };
         let mut values = vec![0.0; expected.iter().product()];
         self.tensors.read_rows(name, 0..rows, &mut values)?;

@@ -93,26 +93,22 @@ fn expected(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
     list
 }
 
+/// Refuses a tensor that is missing or has another shape than the configuration says.
+pub fn check_shape(tensors: &dyn Tensors, name: &str, expected: &[usize]) -> Result<()> {
+    let problem = match tensors.shape(name) {
+        Some(found) if found == expected => return Ok(()),
+        Some(found) => format!("has shape {found:?}, but the configuration asks for {expected:?}"),
+        None => format!("is missing; the configuration asks for a tensor of shape {expected:?}"),
+    };
+    Err(Error::bad_model(tensors.file(name), name, problem))
+}
+
 /// Refuses a checkpoint that lacks a tensor, has one of another shape, or has one that this architecture does not use
 /// (a bias that we would silently drop would make wrong text).
 pub fn check_shapes(config: &ModelConfig, tensors: &dyn Tensors) -> Result<()> {
     let expected = expected(config);
     for (name, shape) in &expected {
-        match tensors.shape(name) {
-            Some(found) if found == *shape => {}
-            Some(found) => {
-                let problem =
-                    format!("has shape {found:?}, but the configuration asks for {shape:?}");
-                return Err(Error::bad_model(tensors.file(name), name, problem));
-            }
-            None => {
-                return Err(Error::bad_model(
-                    tensors.file(name),
-                    name,
-                    "the tensor is missing",
-                ));
-            }
-        }
+        check_shape(tensors, name, shape)?;
     }
     let known: std::collections::HashSet<&str> =
         expected.iter().map(|(name, _)| name.as_str()).collect();

@@ -85,7 +85,7 @@ fn load(
 ) -> Result<(String, Granite)> {
     let settings = |config: &model::ModelConfig| model::Settings {
         threads,
-        kv_bytes: plan.pages() as u64 * model::page_bytes(config) as u64,
+        kv_bytes: plan.pages() as u64 * model::footprint(config).kv_page,
         context: None,
     };
     if let Some(shape) = &args.shape {

@@ -6,29 +6,29 @@
 use std::arch::x86_64::*;
 
 use super::super::{PANEL, ZERO_POINT};
-use super::{Kernel, Tile, peak, vector};
+use super::{Candidate, Kernel, Tile, peak, vector};
 
 /// Columns of one pass: 4 vectors of 8, so that two rows of accumulators, the weights and the temporaries fit 16 registers.
 const COLUMNS: usize = 32;
 
 /// The CPU features this kernel needs and whether they are there.
-pub(super) fn features() -> [(&'static str, bool); 2] {
-    [
+fn features() -> Vec<(&'static str, bool)> {
+    vec![
         ("avx2", is_x86_feature_detected!("avx2")),
         ("fma", is_x86_feature_detected!("fma")),
     ]
 }
 
-/// The kernel, if this CPU has it.
-pub(super) fn detect() -> Option<Kernel> {
-    let kernel = Kernel {
+/// This kernel and what it needs.
+pub(super) const CANDIDATE: Candidate = Candidate {
+    kernel: Kernel {
         name: "avx2",
         tile,
         vector: vector::AVX2,
         limits: peak::AVX2,
-    };
-    features().iter().all(|feature| feature.1).then_some(kernel)
-}
+    },
+    features,
+};
 
 /// # Safety
 /// `tile` was checked by [`Kernel::tile`], and the CPU has [`features`].

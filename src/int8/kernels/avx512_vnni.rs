@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::super::{PANEL, ZERO_POINT};
-use super::{Kernel, Tile, peak, vector};
+use super::{Candidate, Kernel, Tile, peak, vector};
 
 /// Rows in a register tile: 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast 29 of 32
 /// registers, and each accumulator rests 12 cycles between uses, more than the instruction's latency.
@@ -18,8 +18,8 @@ pub(super) const PREFETCH_BYTES: usize = 16_384;
 const LINES: usize = 4;
 
 /// The CPU features this kernel needs and whether they are there.
-pub(super) fn features() -> [(&'static str, bool); 5] {
-    [
+fn features() -> Vec<(&'static str, bool)> {
+    vec![
         ("avx512f", is_x86_feature_detected!("avx512f")),
         ("avx512bw", is_x86_feature_detected!("avx512bw")),
         ("avx512vl", is_x86_feature_detected!("avx512vl")),
@@ -28,9 +28,9 @@ pub(super) fn features() -> [(&'static str, bool); 5] {
     ]
 }
 
-/// The kernel, if this CPU has it.
-pub(super) fn detect() -> Option<Kernel> {
-    let kernel = Kernel {
+/// This kernel and what it needs.
+pub(super) const CANDIDATE: Candidate = Candidate {
+    kernel: Kernel {
         name: "avx512-vnni",
         tile,
         vector: vector::Functions {
@@ -38,9 +38,9 @@ pub(super) fn detect() -> Option<Kernel> {
             ..vector::AVX512
         },
         limits: peak::AVX512,
-    };
-    features().iter().all(|feature| feature.1).then_some(kernel)
-}
+    },
+    features,
+};
 
 /// # Safety
 /// `tile` was checked by [`Kernel::tile`], and the CPU has [`features`].

@@ -12,7 +12,7 @@ fn others() -> impl Iterator<Item = Kernel> {
 }
 
 fn scalar() -> Kernel {
-    super::scalar::kernel()
+    super::scalar::CANDIDATE.kernel
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {

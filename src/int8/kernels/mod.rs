@@ -2,7 +2,7 @@
 //! feature (a [`Kernel`] exists only if its features were detected) and pointers whose ranges the safe methods of
 //! [`Kernel`] have checked.
 //!
-//! Adding an instruction set is one file and one line in [`available`]; the dispatcher, the tests and the benchmark read
+//! Adding an instruction set is one file and one line in `ALL`; the dispatcher, the tests and the benchmark read
 //! that list.
 #![expect(
     unsafe_code,
@@ -67,17 +67,36 @@ pub struct Kernel {
     limits: peak::Limits,
 }
 
+/// A kernel of this build with the CPU features it needs and whether they are there.
+struct Candidate {
+    /// Not to be handed out before every feature was found.
+    kernel: Kernel,
+    features: fn() -> Vec<(&'static str, bool)>,
+}
+
+/// Every kernel of this build, fastest first, the scalar one last.
+const ALL: &[Candidate] = &[
+    #[cfg(target_arch = "x86_64")]
+    avx512_vnni::CANDIDATE,
+    #[cfg(target_arch = "x86_64")]
+    avx2::CANDIDATE,
+    scalar::CANDIDATE,
+];
+
+impl Candidate {
+    /// The features that this CPU lacks.
+    fn missing(&self) -> Vec<&'static str> {
+        let absent = |(name, there): (&'static str, bool)| (!there).then_some(name);
+        (self.features)().into_iter().filter_map(absent).collect()
+    }
+}
+
 /// Every kernel this CPU can run, fastest first, the scalar one last.
 pub fn available() -> Vec<Kernel> {
-    let mut list = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    list.extend(
-        [avx512_vnni::detect(), avx2::detect()]
-            .into_iter()
-            .flatten(),
-    );
-    list.push(scalar::kernel());
-    list
+    let usable = ALL
+        .iter()
+        .filter(|candidate| candidate.missing().is_empty());
+    usable.map(|candidate| candidate.kernel).collect()
 }
 
 /// The fastest kernel of this CPU.
@@ -87,20 +106,12 @@ pub fn best() -> Kernel {
 
 /// Every kernel of this build with the reason why this CPU cannot run it, if it cannot.
 pub fn survey() -> Vec<(&'static str, Option<String>)> {
-    let mut list = Vec::new();
-    #[cfg(target_arch = "x86_64")]
-    list.extend([
-        ("avx512-vnni", missing(&avx512_vnni::features())),
-        ("avx2", missing(&avx2::features())),
-    ]);
-    list.push(("scalar", None));
-    list
-}
-
-#[cfg(target_arch = "x86_64")]
-fn missing(features: &[(&str, bool)]) -> Option<String> {
-    let absent: Vec<_> = features.iter().filter(|f| !f.1).map(|f| f.0).collect();
-    (!absent.is_empty()).then(|| format!("this CPU lacks {}", absent.join(", ")))
+    let why = |missing: Vec<&str>| {
+        (!missing.is_empty()).then(|| format!("this CPU lacks {}", missing.join(", ")))
+    };
+    ALL.iter()
+        .map(|candidate| (candidate.kernel.name, why(candidate.missing())))
+        .collect()
 }
 
 impl Kernel {
@@ -124,8 +135,12 @@ impl Kernel {
         if count == 0 {
             return;
         }
+        // Checked, since a product that wraps around would let pointers past the end.
+        let needed = (count - 1)
+            .checked_mul(rows.stride)
+            .and_then(|start| start.checked_add(4 * steps));
         assert!(
-            rows.codes.len() >= (count - 1) * rows.stride + 4 * steps,
+            needed.is_some_and(|needed| rows.codes.len() >= needed),
             "rows are shorter than the weights"
         );
         let tile = Tile {

@@ -257,8 +257,10 @@ unsafe impl<'a, T: Send> Parts for PerUnit<'a, T> {
     type Share = &'a mut [T];
 
     fn check(&self, units: usize, _threads: usize) {
+        // Checked, since a product that wraps around would let a share past the end.
+        let needed = units.checked_mul(self.each);
         assert!(
-            units * self.each <= self.len,
+            needed.is_some_and(|needed| needed <= self.len),
             "{units} units of {} in {} values",
             self.each,
             self.len

@@ -1,17 +1,18 @@
 //! The meaning of every kernel, written to be obviously right.
 
 use super::super::{PANEL, ZERO_POINT};
-use super::{Kernel, Tile, peak, vector};
+use super::{Candidate, Kernel, Tile, peak, vector};
 
 /// Runs everywhere; the other kernels are tested against it.
-pub(super) const fn kernel() -> Kernel {
-    Kernel {
+pub(super) const CANDIDATE: Candidate = Candidate {
+    kernel: Kernel {
         name: "scalar",
         tile,
         vector: vector::PORTABLE,
         limits: peak::SCALAR,
-    }
-}
+    },
+    features: Vec::new,
+};
 
 /// # Safety
 /// `tile` was checked by [`Kernel::tile`].
