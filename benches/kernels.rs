@@ -12,6 +12,7 @@ use microgranite::int8::kernels::pool::Pool;
 use microgranite::int8::kernels::{Kernel, available};
 use microgranite::int8::matmul::multiply;
 use microgranite::int8::matrix::Matrix;
+use microgranite::int8::rotation::Rotation;
 
 /// Outputs and inputs of the four matrices of a Granite 2B layer.
 const SHAPES: [(&str, usize, usize); 4] = [
@@ -89,7 +90,7 @@ fn activations(kernel: Kernel, rows: usize, width: usize) -> Activations {
                 let mut values =
                     std::array::from_fn(|i| ((index + row) as f32 + i as f32 * 0.7).sin());
                 (group.scales[row], group.sums[row]) =
-                    kernel.quantize_group(&mut values, 256, codes);
+                    kernel.quantize_group(Rotation::Full, &mut values, 256, codes);
             }
         }
     });

@@ -31,8 +31,8 @@ pub struct Work {
     pub start: usize,
     /// How many rows.
     pub rows: usize,
-    /// Whether the step reaches the generation's last token, so that the logits choose the next one.
-    pub wants_logits: bool,
+    /// Rows at the end whose logits are wanted: one where the step reaches the generation's last token, to choose the next.
+    pub logit_rows: usize,
 }
 
 /// A generation that waits for a place.
@@ -129,7 +129,7 @@ impl<T> Scheduler<T> {
                     index,
                     start: running.cached,
                     rows: 1,
-                    wants_logits: true,
+                    logit_rows: 1,
                 });
             }
         }
@@ -144,7 +144,7 @@ impl<T> Scheduler<T> {
                     index,
                     start: running.cached,
                     rows,
-                    wants_logits: running.cached + rows == running.prompt_len,
+                    logit_rows: usize::from(running.cached + rows == running.prompt_len),
                 });
                 prompt_rows -= rows;
             }

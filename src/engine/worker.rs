@@ -110,21 +110,22 @@ impl Worker {
                 tokens: running[work.index].job.tokens(work.start, work.rows),
                 start: work.start,
                 pages: running[work.index].pages(),
-                wants_logits: work.wants_logits,
+                logit_rows: work.logit_rows,
             })
             .collect();
         let vocab_size = self.model.vocab_size();
         let logits = self.model.forward(&spans);
         let now = Instant::now();
 
-        let sampled = || self.plan.iter().filter(|work| work.wants_logits);
+        let wanted: usize = self.plan.iter().map(|work| work.logit_rows).sum();
         assert_eq!(
             logits.len(),
-            sampled().count() * vocab_size,
-            "one row of logits per span that wants them"
+            wanted * vocab_size,
+            "one row of logits per row that wants them"
         );
         let running = self.scheduler.running_mut();
-        for (work, logits) in sampled().zip(logits.chunks_exact(vocab_size)) {
+        let sampled = self.plan.iter().filter(|work| work.logit_rows > 0);
+        for (work, logits) in sampled.zip(logits.chunks_exact(vocab_size)) {
             let sequence = &mut running[work.index].job;
             let token = self
                 .sampler

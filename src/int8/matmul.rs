@@ -6,6 +6,7 @@ use super::activations::{Activations, groups_of};
 use super::kernels::Kernel;
 use super::kernels::pool::{PerThread, PerUnit, Pool};
 use super::matrix::Matrix;
+use super::rotation::Rotation;
 use super::{GROUP, PANEL};
 
 /// The sums of one panel before the column scales: `out` is `[rows][64]`.
@@ -68,12 +69,13 @@ pub const PANELS_PER_SWIGLU_GROUP: usize = GROUP / (PANEL / 2);
 
 /// `out = quantize(silu(gate) · up)` where each panel of `matrix` holds 32 gate columns and the 32 up columns beside them.
 ///
-/// A thread makes whole groups of the result, so it can quantize them in place.
+/// A thread makes whole groups of the result, so it can quantize them in place, rotated by `rotation`.
 pub fn multiply_swiglu(
     kernel: Kernel,
     pool: &mut Pool,
     matrix: &Matrix,
     input: &Activations,
+    rotation: Rotation,
     scratch: &mut [Vec<f32>],
     out: &mut Activations,
 ) {
@@ -110,7 +112,7 @@ pub fn multiply_swiglu(
             let width = widths[usize::from(group == groups - 1)];
             for (row, values) in values.iter_mut().enumerate() {
                 (out.scales[row], out.sums[row]) =
-                    kernel.quantize_group(values, width, &mut out.codes[row]);
+                    kernel.quantize_group(rotation, values, width, &mut out.codes[row]);
             }
         }
     });

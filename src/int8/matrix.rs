@@ -2,23 +2,35 @@
 
 use rand::{Rng, SeedableRng};
 
-use super::kernels::Kernel;
 use super::kernels::pool::{PerThread, PerUnit, Pool};
+use super::kernels::{Block, Kernel};
 use super::memory::Memory;
+use super::rotation::Rotation;
 use super::{BLOCK_BYTES, CODE_MAX, GROUP, PANEL, ZERO_POINT};
 use crate::error::Result;
 
 /// An int8 matrix of `columns` outputs and `depth` inputs in the kernels' own order.
 ///
 /// Panels of 64 output columns, each one sequential stream of `[k/4][64 columns][4 of k]` bytes; a group is 64 steps of
-/// it, the last one as many as are left. Padding has the code 128, which is zero. The rows that were packed are rotated
-/// (see [`super`]).
+/// it, the last one as many as are left. Padding beyond the columns has scale 0, and beyond the depth meets activations
+/// that are 0. The rows that were packed are rotated (see [`super`]).
 pub struct Matrix {
     columns: usize,
     depth: usize,
+    rotation: Rotation,
     codes: Memory,
-    /// One scale per column, padded with zeros to whole panels.
-    scales: Vec<f32>,
+    scales: Scales,
+}
+
+/// What turns the codes of a matrix into weights: `w = column[n] · group[n][g] · (q − zero_points[n][g])`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scales {
+    /// One per column, padded with zeros to whole panels.
+    pub column: Vec<f32>,
+    /// `[panels][groups][64]`, where groups have scales of their own.
+    pub group: Option<Vec<f32>>,
+    /// `[panels][groups][64]`, where they are not all 128.
+    pub zero_points: Option<Vec<u8>>,
 }
 
 impl Matrix {
@@ -64,12 +76,46 @@ impl Matrix {
             },
         );
         outcomes.into_iter().try_for_each(|(_, outcome)| outcome)?;
-        Ok(Self {
+        let scales = Scales {
+            column: scales,
+            group: None,
+            zero_points: None,
+        };
+        Ok(Self::from_parts(
             columns,
             depth,
+            Rotation::Full,
             codes,
             scales,
-        })
+        ))
+    }
+
+    /// A matrix of codes and scales that were made before.
+    ///
+    /// # Panics
+    /// If a part has not the length that `columns` and `depth` ask for: callers check files before.
+    pub fn from_parts(
+        columns: usize,
+        depth: usize,
+        rotation: Rotation,
+        codes: Memory,
+        scales: Scales,
+    ) -> Self {
+        let panels = columns.div_ceil(PANEL);
+        let grouped = panels * depth.div_ceil(GROUP) * PANEL;
+        assert_eq!(codes.bytes().len(), panels * panel_bytes(depth), "codes");
+        assert_eq!(scales.column.len(), panels * PANEL, "scales");
+        let group_len = scales.group.as_ref().map(Vec::len);
+        assert!(group_len.is_none_or(|len| len == grouped), "group scales");
+        let zero_len = scales.zero_points.as_ref().map(Vec::len);
+        assert!(zero_len.is_none_or(|len| len == grouped), "zero points");
+        Self {
+            columns,
+            depth,
+            rotation,
+            codes,
+            scales,
+        }
     }
 
     /// A matrix of random codes, for measuring speed.
@@ -87,12 +133,12 @@ impl Matrix {
         );
         // The standard deviation of the product of unit vectors is then about one, so that nothing overflows.
         let scale = 1.0 / (74.0 * (depth as f32).sqrt());
-        Self {
-            columns,
-            depth,
-            codes,
-            scales: vec![scale; panels * PANEL],
-        }
+        let scales = Scales {
+            column: vec![scale; panels * PANEL],
+            group: None,
+            zero_points: None,
+        };
+        Self::from_parts(columns, depth, Rotation::Full, codes, scales)
     }
 
     /// Number of outputs.
@@ -115,48 +161,77 @@ impl Matrix {
         self.depth.div_ceil(GROUP)
     }
 
-    /// One group of one panel: `[steps][64 columns][4 of k]`, 64 steps but in the last group.
+    /// What activations must be rotated by before they meet this matrix.
+    pub const fn rotation(&self) -> Rotation {
+        self.rotation
+    }
+
+    /// One group of one panel: 64 steps but in the last group.
     #[inline]
-    pub fn block(&self, panel: usize, group: usize) -> &[u8] {
+    pub fn block(&self, panel: usize, group: usize) -> Block<'_> {
         let len = panel_bytes(self.depth);
-        let panel = &self.codes.bytes()[panel * len..][..len];
-        &panel[group * BLOCK_BYTES..][..BLOCK_BYTES.min(len - group * BLOCK_BYTES)]
+        let codes = &self.codes.bytes()[panel * len..][..len];
+        let at = (panel * self.groups() + group) * PANEL;
+        let Scales {
+            group: scales,
+            zero_points,
+            ..
+        } = &self.scales;
+        Block {
+            codes: &codes[group * BLOCK_BYTES..][..BLOCK_BYTES.min(len - group * BLOCK_BYTES)],
+            zero_points: zero_points.as_deref().map(|all| columns_at(all, at)),
+            scales: scales.as_deref().map(|all| columns_at(all, at)),
+        }
     }
 
     /// The scales of a panel's columns.
     #[inline]
     pub fn scales(&self, panel: usize) -> &[f32; PANEL] {
-        self.scales[panel * PANEL..][..PANEL]
-            .try_into()
-            .expect("scales are padded to whole panels")
+        columns_at(&self.scales.column, panel * PANEL)
     }
 
     /// Multiplies every scale by `factor`: a constant of the model folded in at no cost.
     pub fn fold(&mut self, factor: f32) {
-        self.scales.iter_mut().for_each(|scale| *scale *= factor);
+        let scales = self.scales.column.iter_mut();
+        scales.for_each(|scale| *scale *= factor);
     }
 
     /// Writes group `group` of output column `column`, dequantized and rotated back, to `out`: an embedding lookup.
     pub fn dequantize_group(&self, kernel: Kernel, column: usize, group: usize, out: &mut [f32]) {
         assert!(column < self.columns && out.len() == GROUP.min(self.depth - group * GROUP));
         let (panel, lane) = (column / PANEL, column % PANEL);
-        let (block, scale) = (self.block(panel, group), self.scales[column]);
+        let block = self.block(panel, group);
+        let scale = self.scales.column[column] * block.scales.map_or(1.0, |scales| scales[lane]);
+        let zero_point = block
+            .zero_points
+            .map_or(ZERO_POINT, |points| i32::from(points[lane]));
         for (step, four) in out.chunks_mut(4).enumerate() {
-            let codes = &block[(step * PANEL + lane) * 4..][..4];
+            let codes = &block.codes[(step * PANEL + lane) * 4..][..4];
             for (value, code) in four.iter_mut().zip(codes) {
-                *value = (i32::from(*code) - ZERO_POINT) as f32 * scale;
+                *value = (i32::from(*code) - zero_point) as f32 * scale;
             }
         }
-        kernel.rotate(out);
+        kernel.rotate(self.rotation, out);
     }
 
-    /// Bytes of codes and of scales as held in memory, padding included.
+    /// Bytes of codes and zero points, and of scales, as held in memory, padding included.
     pub fn bytes(&self) -> (u64, u64) {
-        (
-            self.codes.bytes().len() as u64,
-            (self.scales.len() * size_of::<f32>()) as u64,
-        )
+        let Scales {
+            column,
+            group,
+            zero_points,
+        } = &self.scales;
+        let codes = self.codes.bytes().len() + zero_points.as_ref().map_or(0, Vec::len);
+        let scales = column.len() + group.as_ref().map_or(0, Vec::len);
+        (codes as u64, (scales * size_of::<f32>()) as u64)
     }
+}
+
+/// The 64 values of a panel's columns from `at` on.
+#[inline]
+fn columns_at<T>(all: &[T], at: usize) -> &[T; PANEL] {
+    let columns = all[at..].first_chunk();
+    columns.expect("values for columns are padded to whole panels")
 }
 
 /// Bytes of one panel: a step is 64 columns by 4 of K, so panels begin on cache lines.
@@ -168,7 +243,8 @@ const fn panel_bytes(depth: usize) -> usize {
 fn pack_panel(kernel: Kernel, rows: &mut [f32], codes: &mut [u8], scales: &mut [f32]) {
     let depth = rows.len() / PANEL;
     for (row, scale) in rows.chunks_exact_mut(depth).zip(&mut *scales) {
-        row.chunks_mut(GROUP).for_each(|group| kernel.rotate(group));
+        row.chunks_mut(GROUP)
+            .for_each(|group| kernel.rotate(Rotation::Full, group));
         let largest = row.iter().fold(0.0f32, |max, v| max.max(v.abs()));
         *scale = if largest < 1e-36 {
             0.0

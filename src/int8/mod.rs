@@ -2,17 +2,19 @@
 //!
 //! One linear map serves everything: `x ≈ s · (q − z)`.
 //!
-//! * **Weights** are stored unsigned, `q` in 0…255 with zero point `z = 128`, one scale per output channel. Symmetric
-//!   quantization keeps `q − 128` in −127…127, so that every instruction set computes the same integers (16-bit
-//!   pairwise products on AVX2 cannot saturate).
+//! * **Weights** are stored unsigned, `q` in 0…255. Symmetric: zero point `z = 128` and `q − 128` in −127…127; affine: a
+//!   zero point for each column and group, and the whole range. Either way every instruction set computes the same
+//!   integers (16-bit pairwise products on AVX2 cannot saturate). Scales are per output channel, and where accuracy asks
+//!   for it also per group of K.
 //! * **Activations** are quantized on the fly, signed, −127…127, one scale per row and per [`GROUP`] of K.
 //! * Before an activation group is quantized it is **rotated** by an orthonormal Hadamard transform, and the weights
-//!   carry the same rotation from packing time: `(xH)(HᵀW) = xW`. It spreads an outlier channel over its group.
+//!   carry the same rotation from packing time: `(xH)(HᵀW) = xW`. It spreads an outlier channel over its group. Codes
+//!   that were fixed elsewhere go without.
 //! * Products accumulate in int32, exactly. Groups are added in f32 in ascending order, always with a fused
 //!   multiply-add, and the column's scale is applied last:
 //!
 //! ```text
-//! y[m][n] = scale[n] · fold over g ascending of fma( float( Σ_k q[n][k]·a[m][k] − 128·Σ_k a[m][k] ), scale[m][g], · )
+//! y[m][n] = scale[n] · fold over g ascending of fma( float( Σ_k q[n][k]·a[m][k] − z[n][g]·Σ_k a[m][k] ), scale[m][g]·scale[n][g], · )
 //! ```
 //!
 //! So a row's result does not depend on the rows beside it, on the number of threads or on the instruction set.
@@ -23,6 +25,7 @@
 //! | [`activations`] | [`activations::Activations`]: quantized rows |
 //! | [`matmul`] | one panel of outputs from all groups |
 //! | [`memory`] | where the weights lie |
+//! | [`rotation`] | what spreads outliers over a group |
 //! | [`kernels`] | the instruction sets, the vector functions and the compute threads |
 
 pub mod activations;
@@ -30,6 +33,7 @@ pub mod kernels;
 pub mod matmul;
 pub mod matrix;
 pub mod memory;
+pub mod rotation;
 
 /// Width of a group of K: an activation scale covers this many values. The int32 sum of a group stays below 2²⁴, so its
 /// conversion to f32 is exact, and rescaling once per 256 costs about 3 % of the arithmetic.

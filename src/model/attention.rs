@@ -9,8 +9,9 @@ use super::kv_cache::{HeadMut, LayerCache};
 use super::{ModelConfig, PAGE_TOKENS, Span};
 use crate::int8::PANEL;
 use crate::int8::kernels::pool::{PerThread, PerUnit, Pool};
-use crate::int8::kernels::{Kernel, Rows, Values};
+use crate::int8::kernels::{Block, Kernel, Rows, Values};
 use crate::int8::matmul::sized;
+use crate::int8::rotation::Rotation;
 
 /// Wider heads are refused by the configuration.
 pub const HEAD_DIM_MAX: usize = 256;
@@ -90,13 +91,13 @@ pub fn prepare(
                     let ((codes, scale), sum) = targets.next().expect("one target per query head");
                     gather(qkv, rows, row, head * dim, values);
                     step.kernel.apply_rotary(values, table);
-                    step.kernel.rotate(values);
+                    step.kernel.rotate(Rotation::Full, values);
                     (*scale, *sum) = step.kernel.quantize(values, codes);
                     *scale *= step.config.attention_multiplier;
                 }
                 gather(qkv, rows, row, (heads + kv_head) * dim, values);
                 step.kernel.apply_rotary(values, table);
-                step.kernel.rotate(values);
+                step.kernel.rotate(Rotation::Full, values);
                 let (key_scale, _) = step.kernel.quantize(values, key_codes);
                 gather(qkv, rows, row, (heads + kv_heads + kv_head) * dim, values);
                 let (value_scale, _) = step.kernel.quantize(values, value_codes);
@@ -207,7 +208,7 @@ fn attend_block(
         } else {
             Values::Codes(page.values)
         };
-        kernel.tile(page.keys, asked, scores, false);
+        kernel.tile(Block::symmetric(page.keys), asked, scores, false);
         kernel.scale_columns(scores, page.key_scales);
         for (row, scores) in scores.chunks_exact_mut(group * PANEL).enumerate() {
             let valid = (first + skipped + row + 1 - start).min(PAGE_TOKENS);

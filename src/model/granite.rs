@@ -171,7 +171,7 @@ impl Forward for Granite {
         }
         head(&step, pool, weights, work);
         work.places = places;
-        let wanted = spans.iter().filter(|span| span.wants_logits).count();
+        let wanted: usize = spans.iter().map(|span| span.logit_rows).sum();
         &self.work.logits[..wanted * self.config.vocab_size]
     }
 }
@@ -233,6 +233,7 @@ fn block(
         rows,
         residual,
         &layer.attention_norm,
+        layer.qkv.rotation(),
         inverse_rms,
         normed,
     );
@@ -256,7 +257,13 @@ fn block(
         scratch,
         &mut work.attended,
     );
-    quantize_attended(step, pool, &work.attended, &mut work.attended_codes);
+    quantize_attended(
+        step,
+        pool,
+        &work.attended,
+        layer.output.rotation(),
+        &mut work.attended_codes,
+    );
     matmul::multiply_add(
         kernel,
         pool,
@@ -272,6 +279,7 @@ fn block(
         rows,
         residual,
         &layer.feed_forward_norm,
+        layer.gate_up.rotation(),
         inverse_rms,
         normed,
     );
@@ -280,40 +288,43 @@ fn block(
         pool,
         &layer.gate_up,
         normed,
+        layer.down.rotation(),
         scratch,
         &mut work.gated,
     );
     matmul::multiply_add(kernel, pool, &layer.down, &work.gated, scratch, residual);
 }
 
-/// The logits of the spans that want them, `[rows][vocab]`.
+/// The logits of the rows that want them, `[rows][vocab]`.
 fn head(step: &Step<'_>, pool: &mut Pool, weights: &Weights, work: &mut Workspace) {
     let (kernel, config, rows) = (step.kernel, step.config, step.places.len());
-    let is_last =
-        |row: usize| row + 1 == rows || step.places[row + 1].span != step.places[row].span;
-    let wanted = |row: &usize| step.spans[step.places[*row].span].wants_logits && is_last(*row);
-    let count = step.spans.iter().filter(|span| span.wants_logits).count();
+    let count: usize = step.spans.iter().map(|span| span.logit_rows).sum();
     if count == 0 {
         return;
     }
     let panels = config.hidden_size.div_ceil(PANEL);
     work.last.resize(panels * count * PANEL, 0.0);
-    for (index, row) in (0..rows).filter(wanted).enumerate() {
+    let wanted = step.spans.iter().scan(0, |end, span| {
+        *end += span.tokens.len();
+        Some(*end - span.logit_rows..*end)
+    });
+    for (index, row) in wanted.flatten().enumerate() {
         for panel in 0..panels {
             let source = &work.residual[(panel * rows + row) * PANEL..][..PANEL];
             work.last[(panel * count + index) * PANEL..][..PANEL].copy_from_slice(source);
         }
     }
+    let matrix = weights.head.as_ref().unwrap_or(&weights.embedding);
     quantize_normed(
         step,
         pool,
         count,
         &work.last,
         &weights.final_norm,
+        matrix.rotation(),
         &mut work.inverse_rms,
         &mut work.normed,
     );
-    let matrix = weights.head.as_ref().unwrap_or(&weights.embedding);
     work.logit_panels
         .resize(matrix.panels() * count * PANEL, 0.0);
     matmul::multiply(kernel, pool, matrix, &work.normed, &mut work.logit_panels);

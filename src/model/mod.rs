@@ -31,8 +31,9 @@ pub struct Span<'a> {
     pub start: usize,
     /// The sequence's KV pages in order; page `i` holds positions `64·i .. 64·(i+1)`. Covers `start + tokens.len()`.
     pub pages: &'a [u32],
-    /// Whether the logits after the span's last token are wanted.
-    pub wants_logits: bool,
+    /// How many of the span's last tokens want the logits that follow them: 0 in the middle of a prompt, 1 to choose the
+    /// next token, more to check guessed tokens or to score a prompt. At most `tokens.len()`.
+    pub logit_rows: usize,
 }
 
 /// What the engine needs of a model: one step over spans of any number of sequences.
@@ -52,7 +53,7 @@ pub trait Forward: Send {
     /// Bytes of one KV page over all layers.
     fn page_bytes(&self) -> usize;
 
-    /// Runs the spans and returns `[spans that want logits][vocab]`, in the spans' order.
+    /// Runs the spans and returns `[Σ logit_rows][vocab]`, in the order of spans and of their tokens.
     ///
     /// Spans of one sequence may share a step if each starts where the one before ends; pages are shared by sequences
     /// only where both do no more than read them.

@@ -4,18 +4,24 @@ use super::attention::{Step, gather};
 use crate::int8::activations::{Activations, groups_of};
 use crate::int8::kernels::pool::{PerUnit, Pool};
 use crate::int8::kernels::{Kernel, tree_sum};
+use crate::int8::rotation::Rotation;
 use crate::int8::{GROUP, PANEL};
 
 /// From this many rows on the norms are shared between threads; below, starting a phase costs more than it saves.
 const SHARED_NORM_ROWS: usize = 16;
 
-/// `quantize(x / rms(x) · weight)`, group by group.
+/// `quantize(x / rms(x) · weight)`, group by group, rotated by `rotation`.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what goes in and out of one phase"
+)]
 pub fn quantize_normed(
     step: &Step<'_>,
     pool: &mut Pool,
     rows: usize,
     residual: &[f32],
     weight: &[f32],
+    rotation: Rotation,
     inverse_rms: &mut Vec<f32>,
     out: &mut Activations,
 ) {
@@ -44,7 +50,8 @@ pub fn quantize_normed(
             fill(range, out)
         });
     }
-    quantize(kernel, pool, rows, out, |row, column, values| {
+    out.set_rows(rows);
+    quantize(kernel, pool, rotation, out, |row, column, values| {
         gather(residual, rows, row, column, values);
         for (value, weight) in values.iter_mut().zip(&weight[column..]) {
             *value = *value * inverse_rms[row] * weight;
@@ -57,11 +64,13 @@ pub fn quantize_attended(
     step: &Step<'_>,
     pool: &mut Pool,
     attended: &[f32],
+    rotation: Rotation,
     out: &mut Activations,
 ) {
     let rows = step.places.len();
     let width = step.config.num_heads / step.config.num_kv_heads * step.config.head_dim;
-    quantize(step.kernel, pool, rows, out, |row, column, values| {
+    out.set_rows(rows);
+    quantize(step.kernel, pool, rotation, out, |row, column, values| {
         let mut done = 0;
         while done < values.len() {
             let (kv_head, offset) = ((column + done) / width, (column + done) % width);
@@ -73,16 +82,15 @@ pub fn quantize_attended(
     });
 }
 
-/// Fills `out` with `rows` rows: `produce(row, column, values)` writes the values from `column` on.
+/// Fills the rows of `out`: `produce(row, column, values)` writes the values from `column` on.
 fn quantize(
     kernel: Kernel,
     pool: &mut Pool,
-    rows: usize,
+    rotation: Rotation,
     out: &mut Activations,
     produce: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) {
-    out.set_rows(rows);
-    let groups = out.groups();
+    let (rows, groups) = (out.rows(), out.groups());
     let last = out.group_width(groups - 1);
     pool.run(groups, out.by_group(), |_, range, parts| {
         for (group, out) in range.zip(groups_of(rows, parts)) {
@@ -90,7 +98,8 @@ fn quantize(
             for (row, codes) in out.codes.iter_mut().enumerate() {
                 let mut values = [0.0; GROUP];
                 produce(row, group * GROUP, &mut values[..width]);
-                (out.scales[row], out.sums[row]) = kernel.quantize_group(&mut values, width, codes);
+                (out.scales[row], out.sums[row]) =
+                    kernel.quantize_group(rotation, &mut values, width, codes);
             }
         }
     });

@@ -55,7 +55,7 @@ fn token_by_token(model: &mut Granite, ids: &[u32], first_page: u32) -> Vec<f32>
             tokens: std::slice::from_ref(token),
             start,
             pages: &pages,
-            wants_logits: true,
+            logit_rows: 1,
         };
         model.forward(&[span]).to_vec()
     };
@@ -143,7 +143,7 @@ fn in_chunks(model: &mut Granite, sequences: [&[u32]; 2], cut: &Cut) -> [Vec<f32
                     tokens,
                     start,
                     pages: &pages[which],
-                    wants_logits: chunk == left.len(),
+                    logit_rows: usize::from(chunk == left.len()),
                 });
                 owners.push((which, chunk));
             }
@@ -152,7 +152,7 @@ fn in_chunks(model: &mut Granite, sequences: [&[u32]; 2], cut: &Cut) -> [Vec<f32
         let mut logits = model.forward(&spans).chunks_exact(vocab);
         for (span, (which, chunk)) in spans.iter().zip(owners) {
             done[which] += chunk;
-            if span.wants_logits {
+            if span.logit_rows > 0 {
                 last[which] = logits.next().expect("logits were asked for").to_vec();
             }
         }

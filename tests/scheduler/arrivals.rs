@@ -80,10 +80,10 @@ fn checked_step(scheduler: &mut Scheduler<Job>, budget: Budget) -> Vec<usize> {
         assert_eq!(work.start, job.rows_done, "spans follow each other");
         let end = work.start + work.rows;
         if decodes(job) {
-            assert_eq!((work.rows, work.wants_logits), (1, true));
+            assert_eq!((work.rows, work.logit_rows), (1, 1));
         } else {
             assert!(end <= job.prompt);
-            assert_eq!(work.wants_logits, end == job.prompt);
+            assert_eq!(work.logit_rows, usize::from(end == job.prompt));
             prompt_rows += work.rows;
         }
     }
@@ -103,7 +103,7 @@ fn checked_step(scheduler: &mut Scheduler<Job>, budget: Budget) -> Vec<usize> {
     for work in plan {
         let job = &mut scheduler.running_mut()[work.index].job;
         job.rows_done += work.rows;
-        job.generated += usize::from(work.wants_logits);
+        job.generated += work.logit_rows;
     }
     let held = |scheduler: &Scheduler<Job>| -> usize {
         let rows = scheduler.running().iter().map(|one| one.job.rows_done);

@@ -161,8 +161,8 @@ impl Forward for CheckedModel {
                 !span.tokens.contains(&PANIC_TOKEN),
                 "the model was asked to panic"
             );
-            if span.wants_logits {
-                self.logits.extend(logits_after(&history));
+            for end in history.len() - span.logit_rows..history.len() {
+                self.logits.extend(logits_after(&history[..=end]));
             }
         }
         &self.logits

@@ -108,7 +108,7 @@ fn step(scheduler: &mut Scheduler<Job>) -> String {
         let job = &mut scheduler.running_mut()[work.index].job;
         let end = work.start + work.rows;
         write!(said, "{} {}..{end}", job.name, work.start).unwrap();
-        if work.wants_logits {
+        if work.logit_rows > 0 {
             job.generated += 1;
             write!(said, ", token {}", job.generated).unwrap();
         }

@@ -97,30 +97,29 @@ impl Forward for Fake {
                 let page = span.pages[at / PAGE_TOKENS] as usize;
                 self.pages[page][at % PAGE_TOKENS] = token;
             }
-            if !span.wants_logits {
-                continue;
-            }
             let length = span.start + span.tokens.len();
-            let before: Vec<u32> = span
+            let tokens: Vec<u32> = span
                 .pages
                 .iter()
                 .flat_map(|&page| self.pages[page as usize])
                 .take(length)
                 .collect();
-            match (self.next)(&before) {
-                Next::Token(token) => self
-                    .logits
-                    .extend((0..VOCAB).map(|id| if id == token as usize { 100.0 } else { 0.0 })),
-                Next::NotANumber => self.logits.extend([f32::NAN; VOCAB]),
-                // The end of the text is never likely, so that answers have the length that was asked for.
-                Next::Any(hash) => self.logits.extend((0..VOCAB as u64).map(|id| {
-                    let mixed = (hash ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-                    if id == 0 {
-                        -100.0
-                    } else {
-                        mixed as f32 / (1 << 22) as f32
-                    }
-                })),
+            for end in length - span.logit_rows..length {
+                match (self.next)(&tokens[..=end]) {
+                    Next::Token(token) => self.logits.extend(
+                        (0..VOCAB).map(|id| if id == token as usize { 100.0 } else { 0.0 }),
+                    ),
+                    Next::NotANumber => self.logits.extend([f32::NAN; VOCAB]),
+                    // The end of the text is never likely, so that answers have the length that was asked for.
+                    Next::Any(hash) => self.logits.extend((0..VOCAB as u64).map(|id| {
+                        let mixed = (hash ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+                        if id == 0 {
+                            -100.0
+                        } else {
+                            mixed as f32 / (1 << 22) as f32
+                        }
+                    })),
+                }
             }
         }
         &self.logits

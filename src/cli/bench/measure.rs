@@ -135,7 +135,7 @@ fn prefill(model: &mut Granite, tokens: usize) -> Duration {
         tokens: &ids,
         start: 0,
         pages: &pages,
-        wants_logits: true,
+        logit_rows: 1,
     }]);
     start.elapsed()
 }
@@ -152,7 +152,7 @@ fn steps(model: &mut Granite, plan: &Plan, streams: usize) -> Duration {
             tokens: &prompt,
             start: 0,
             pages,
-            wants_logits: false,
+            logit_rows: 0,
         }]);
     }
     let tokens = ids(model, streams);
@@ -164,7 +164,7 @@ fn steps(model: &mut Granite, plan: &Plan, streams: usize) -> Duration {
                 tokens,
                 start: STREAM_PROMPT + index,
                 pages,
-                wants_logits: true,
+                logit_rows: 1,
             })
             .collect();
         let start = Instant::now();

@@ -5,11 +5,9 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{PANEL, ZERO_POINT};
+use super::super::{BLOCK_BYTES, PANEL, ZERO_POINT};
+use super::ymm::tile_256;
 use super::{Candidate, Kernel, Tile, peak, vector};
-
-/// Columns of one pass: 4 vectors of 8, so that two rows of accumulators, the weights and the temporaries fit 16 registers.
-const COLUMNS: usize = 32;
 
 /// The CPU features this kernel needs and whether they are there.
 fn features() -> Vec<(&'static str, bool)> {
@@ -30,71 +28,26 @@ pub(super) const CANDIDATE: Candidate = Candidate {
     features,
 };
 
-/// # Safety
-/// `tile` was checked by [`Kernel::tile`], and the CPU has [`features`].
+tile_256!("avx2,fma", shapes: [(1, 8), (2, 4), (3, 2), (4, 2)]);
+
+/// Codes are taken as `q − 128`, so nothing has to be subtracted.
+#[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile(t: &Tile) {
-    for half in 0..PANEL / COLUMNS {
-        let mut row = 0;
-        // SAFETY: the rows given are within the tile; the features are the caller's promise.
-        unsafe {
-            while row + 2 <= t.rows {
-                rows_block::<2>(t, row, half * COLUMNS);
-                row += 2;
-            }
-            if row < t.rows {
-                rows_block::<1>(t, row, half * COLUMNS);
-            }
-        }
-    }
+fn start(_sum: i32) -> i32 {
+    0
 }
 
-/// Rows `first .. first + R` of columns `column .. column + 32`.
-///
-/// # Safety
-/// Those rows and columns exist in the checked tile.
+/// `|q − 128|` and `q − 128`.
+#[inline]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn rows_block<const R: usize>(t: &Tile, first: usize, column: usize) {
-    // SAFETY: `Tile` promises the lengths of weights, codes, scales and outputs.
-    unsafe {
-        let codes = t.codes.add(first * t.stride);
-        let ones = _mm256_set1_epi16(1);
-        let flip = _mm256_set1_epi8(ZERO_POINT as u8 as i8);
-        let mut sums = [[_mm256_setzero_si256(); 4]; R];
-        for step in 0..t.steps {
-            let line = t.weights.add((step * PANEL + column) * 4);
-            let rows: [__m256i; R] = std::array::from_fn(|r| {
-                _mm256_set1_epi32(
-                    codes
-                        .add(r * t.stride + 4 * step)
-                        .cast::<i32>()
-                        .read_unaligned(),
-                )
-            });
-            for j in 0..4 {
-                let signed = _mm256_xor_si256(_mm256_loadu_si256(line.add(32 * j).cast()), flip);
-                let magnitude = _mm256_abs_epi8(signed);
-                for (row, sums) in rows.iter().zip(&mut sums) {
-                    let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(*row, signed));
-                    sums[j] = _mm256_add_epi32(sums[j], _mm256_madd_epi16(pairs, ones));
-                }
-            }
-        }
-        for (r, row) in sums.into_iter().enumerate() {
-            let scale = _mm256_set1_ps(*t.scales.add(first + r));
-            let out = t.out.add((first + r) * PANEL + column);
-            for (j, sum) in row.into_iter().enumerate() {
-                let slot = out.add(8 * j);
-                let before = if t.accumulate {
-                    _mm256_loadu_ps(slot)
-                } else {
-                    _mm256_setzero_ps()
-                };
-                _mm256_storeu_ps(
-                    slot,
-                    _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, before),
-                );
-            }
-        }
-    }
+fn prepare(weights: __m256i) -> (__m256i, __m256i) {
+    let signed = _mm256_xor_si256(weights, _mm256_set1_epi8(ZERO_POINT as u8 as i8));
+    (_mm256_abs_epi8(signed), signed)
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn dot(sums: __m256i, (magnitude, signed): (__m256i, __m256i), row: __m256i) -> __m256i {
+    let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(row, signed));
+    _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
 }

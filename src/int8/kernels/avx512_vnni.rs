@@ -147,18 +147,32 @@ unsafe fn one_row(t: &Tile, first: usize) {
     }
 }
 
-/// Converts a row's sums and adds them, scaled, to the output.
+/// Converts a row's sums, which are right for zero points of 128, and adds them, scaled, to the output.
 ///
 /// # Safety
 /// Row `row` exists in the checked tile.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
 unsafe fn finish(t: &Tile, row: usize, sums: [__m512i; 4]) {
-    // SAFETY: `Tile` promises one scale and 64 outputs per row.
+    // SAFETY: `Tile` promises one scale, one sum and 64 outputs per row, and 64 values behind pointers that are not null.
     unsafe {
-        let scale = _mm512_set1_ps(*t.scales.add(row));
+        let row_scale = _mm512_set1_ps(*t.scales.add(row));
         let out = t.out.add(row * PANEL);
-        for (j, sum) in sums.into_iter().enumerate() {
+        for (j, mut sum) in sums.into_iter().enumerate() {
+            if !t.zero_points.is_null() {
+                let zero_points = _mm_loadu_si128(t.zero_points.add(16 * j).cast());
+                let difference = _mm512_sub_epi32(
+                    _mm512_set1_epi32(ZERO_POINT),
+                    _mm512_cvtepu8_epi32(zero_points),
+                );
+                let row_sum = _mm512_set1_epi32(*t.sums.add(row));
+                sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(difference, row_sum));
+            }
+            let scale = if t.column_scales.is_null() {
+                row_scale
+            } else {
+                _mm512_mul_ps(row_scale, _mm512_loadu_ps(t.column_scales.add(16 * j)))
+            };
             let slot = out.add(16 * j);
             let before = if t.accumulate {
                 _mm512_loadu_ps(slot)

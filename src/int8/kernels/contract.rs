@@ -3,7 +3,15 @@
 use proptest::prelude::*;
 
 use super::super::{GROUP, PANEL};
-use super::{Kernel, Rows, Values, available};
+use super::{Block, Kernel, Rows, Values, available};
+use crate::int8::rotation::Rotation;
+
+const ROTATIONS: [Rotation; 4] = [
+    Rotation::None,
+    Rotation::Full,
+    Rotation::Blocks64,
+    Rotation::Strided,
+];
 
 fn others() -> impl Iterator<Item = Kernel> {
     available()
@@ -35,6 +43,8 @@ fn value() -> impl Strategy<Value = f32> {
 #[derive(Debug)]
 struct Case {
     weights: Vec<u8>,
+    zero_points: Option<[u8; PANEL]>,
+    column_scales: Option<[f32; PANEL]>,
     codes: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
@@ -52,7 +62,12 @@ impl Case {
             scales: &self.scales,
             sums: &self.sums,
         };
-        kernel.tile(&self.weights, rows, &mut out, self.accumulate);
+        let weights = Block {
+            codes: &self.weights,
+            zero_points: self.zero_points.as_ref(),
+            scales: self.column_scales.as_ref(),
+        };
+        kernel.tile(weights, rows, &mut out, self.accumulate);
         out
     }
 }
@@ -63,29 +78,42 @@ fn case() -> impl Strategy<Value = Case> {
         prop_oneof![Just(64usize), 1usize..64],
         0usize..9,
         any::<bool>(),
+        prop::option::of(prop::collection::vec(weight(), PANEL)),
+        prop::option::of(prop::collection::vec(value(), PANEL)),
     )
-        .prop_flat_map(|(rows, steps, extra, accumulate)| {
-            let stride = 4 * steps + extra;
-            (
-                prop::collection::vec(weight(), steps * PANEL * 4),
-                prop::collection::vec(code(), rows * stride),
-                prop::collection::vec(value(), rows),
-                prop::collection::vec(value(), rows * PANEL),
-            )
-                .prop_map(move |(weights, codes, scales, out)| {
-                    let row_sum = |row: &[i8]| row[..4 * steps].iter().map(|&c| i32::from(c)).sum();
-                    let sums = codes.chunks_exact(stride).map(row_sum).collect();
-                    Case {
-                        weights,
-                        codes,
-                        scales,
-                        sums,
-                        out,
-                        stride,
-                        accumulate,
-                    }
-                })
-        })
+        .prop_flat_map(
+            |(rows, steps, extra, accumulate, zero_points, column_scales)| {
+                let stride = 4 * steps + extra;
+                (
+                    prop::collection::vec(weight(), steps * PANEL * 4),
+                    prop::collection::vec(code(), rows * stride),
+                    prop::collection::vec(value(), rows),
+                    prop::collection::vec(value(), rows * PANEL),
+                )
+                    .prop_map(move |(weights, codes, scales, out)| {
+                        let zero_points = zero_points
+                            .as_ref()
+                            .map(|all| std::array::from_fn(|i| all[i]));
+                        let column_scales = column_scales
+                            .as_ref()
+                            .map(|all| std::array::from_fn(|i| all[i]));
+                        let row_sum =
+                            |row: &[i8]| row[..4 * steps].iter().map(|&c| i32::from(c)).sum();
+                        let sums = codes.chunks_exact(stride).map(row_sum).collect();
+                        Case {
+                            weights,
+                            zero_points,
+                            column_scales,
+                            codes,
+                            scales,
+                            sums,
+                            out,
+                            stride,
+                            accumulate,
+                        }
+                    })
+            },
+        )
 }
 
 proptest! {
@@ -125,7 +153,7 @@ proptest! {
             let mut padded = [0.0; GROUP];
             padded[..len].copy_from_slice(&values[..len]);
             let mut codes = [0; GROUP];
-            let (scale, sum) = kernel.quantize_group(&mut padded, len, &mut codes);
+            let (scale, sum) = kernel.quantize_group(Rotation::Full, &mut padded, len, &mut codes);
             (scale.to_bits(), sum, codes)
         };
         let (scale, sum, codes) = run(scalar());
@@ -148,7 +176,9 @@ proptest! {
         let (row, scales) = (wide(row), wide(scales));
         let run = |kernel: Kernel| {
             let mut rotated = values.clone();
-            kernel.rotate(&mut rotated);
+            for rotation in ROTATIONS {
+                kernel.rotate(rotation, &mut rotated);
+            }
             let (head, table) = values.split_at(values.len() / 4 * 2);
             let mut turned = head.to_vec();
             kernel.apply_rotary(&mut turned, &table[..head.len()]);
@@ -215,16 +245,25 @@ fn a_rotation_keeps_products_and_undoes_itself() {
         let y: Vec<f32> = (0..len)
             .map(|i| ((i * 53 + 29) % 97) as f32 - 48.0)
             .collect();
-        for kernel in available() {
+        for (kernel, rotation) in available()
+            .into_iter()
+            .flat_map(|kernel| ROTATIONS.map(|rotation| (kernel, rotation)))
+        {
             let (mut rx, mut ry) = (x.clone(), y.clone());
-            kernel.rotate(&mut rx);
-            kernel.rotate(&mut ry);
+            kernel.rotate(rotation, &mut rx);
+            kernel.rotate(rotation, &mut ry);
             let (before, after) = (dot(&x, &y), dot(&rx, &ry));
             let close = (before - after).abs() < 1e-5 * dot(&x, &x).max(1.0);
-            assert!(close, "{kernel:?}, length {len}: {before} became {after}");
-            kernel.rotate(&mut rx);
+            assert!(
+                close,
+                "{kernel:?}, {rotation:?}, length {len}: {before} became {after}"
+            );
+            kernel.rotate(rotation, &mut rx);
             let undone = rx.iter().zip(&x).all(|(a, b)| (a - b).abs() < 1e-3);
-            assert!(undone, "{kernel:?}, length {len} is not undone");
+            assert!(
+                undone,
+                "{kernel:?}, {rotation:?}, length {len} is not undone"
+            );
         }
     }
 }
@@ -235,7 +274,8 @@ fn a_value_that_is_not_finite_cannot_pass_unseen() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut values = [1.0; GROUP];
             values[17] = bad;
-            let (scale, _) = kernel.quantize_group(&mut values, GROUP, &mut [0; GROUP]);
+            let (scale, _) =
+                kernel.quantize_group(Rotation::Full, &mut values, GROUP, &mut [0; GROUP]);
             assert!(!scale.is_finite(), "{kernel:?} hides {bad}");
         }
     }

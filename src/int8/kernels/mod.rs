@@ -17,6 +17,10 @@ mod vector;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
+#[cfg(target_arch = "x86_64")]
+mod avx_vnni;
+#[cfg(target_arch = "x86_64")]
+mod ymm;
 
 #[cfg(test)]
 mod contract;
@@ -25,7 +29,32 @@ pub mod pool;
 
 pub use vector::tree_sum;
 
+use std::ptr;
+
+use super::rotation::Rotation;
 use super::{GROUP, PANEL};
+
+/// One group of one panel of weights, `w ≈ scale · (q − zero_point)`.
+#[derive(Clone, Copy)]
+pub struct Block<'a> {
+    /// `q`: `[steps][64 columns][4 of K]`.
+    pub codes: &'a [u8],
+    /// One per column; `None` where all are 128.
+    pub zero_points: Option<&'a [u8; PANEL]>,
+    /// One per column, where a group has scales of its own beside those of the whole columns.
+    pub scales: Option<&'a [f32; PANEL]>,
+}
+
+impl<'a> Block<'a> {
+    /// Symmetric codes without scales of their own.
+    pub const fn symmetric(codes: &'a [u8]) -> Self {
+        Self {
+            codes,
+            zero_points: None,
+            scales: None,
+        }
+    }
+}
 
 /// Rows of quantized activations for one group: what a tile multiplies with.
 #[derive(Clone, Copy)]
@@ -43,11 +72,14 @@ pub struct Rows<'a> {
 /// A checked tile: pointers that a kernel may use without looking again.
 ///
 /// Guaranteed by [`Kernel::tile`]: `weights` holds `steps · 256` bytes; for each of `rows` rows `codes + r · stride`
-/// holds `4 · steps` bytes; `scales`, `sums` hold `rows` values and `out` holds `rows · 64`.
+/// holds `4 · steps` bytes; `scales`, `sums` hold `rows` values and `out` holds `rows · 64`; `zero_points` and
+/// `column_scales` are null or hold 64 values.
 #[derive(Clone, Copy)]
 struct Tile {
     weights: *const u8,
     steps: usize,
+    zero_points: *const u8,
+    column_scales: *const f32,
     codes: *const i8,
     stride: usize,
     scales: *const f32,
@@ -78,6 +110,8 @@ struct Candidate {
 const ALL: &[Candidate] = &[
     #[cfg(target_arch = "x86_64")]
     avx512_vnni::CANDIDATE,
+    #[cfg(target_arch = "x86_64")]
+    avx_vnni::CANDIDATE,
     #[cfg(target_arch = "x86_64")]
     avx2::CANDIDATE,
     scalar::CANDIDATE,
@@ -120,17 +154,19 @@ impl Kernel {
         self.name
     }
 
-    /// Multiplies `rows` with a block of 64 weight columns: `out[r][c] = fma(Σ_k (q − 128)·a, scale[r], out[r][c])`,
+    /// Multiplies `rows` with a block of 64 weight columns: `out[r][c] = fma(Σ_k (q − z[c])·a, scale[r]·s[c], out[r][c])`,
     /// from zero if not `accumulate`.
     ///
-    /// `weights` is `[steps][64 columns][4 of K]`; each row has `4 · steps` codes; `out` is `[rows][64]`.
+    /// Each row has as many codes as the block is deep; `out` is `[rows][64]`.
     #[inline]
-    pub fn tile(&self, weights: &[u8], rows: Rows<'_>, out: &mut [f32], accumulate: bool) {
+    pub fn tile(&self, weights: Block<'_>, rows: Rows<'_>, out: &mut [f32], accumulate: bool) {
         const STEP: usize = PANEL * 4;
-        let steps = weights.len() / STEP;
+        let steps = weights.codes.len() / STEP;
         let count = rows.scales.len();
         assert!(
-            weights.len() == steps * STEP && rows.sums.len() == count && out.len() == count * PANEL
+            weights.codes.len() == steps * STEP
+                && rows.sums.len() == count
+                && out.len() == count * PANEL
         );
         if count == 0 {
             return;
@@ -144,8 +180,10 @@ impl Kernel {
             "rows are shorter than the weights"
         );
         let tile = Tile {
-            weights: weights.as_ptr(),
+            weights: weights.codes.as_ptr(),
             steps,
+            zero_points: weights.zero_points.map_or(ptr::null(), |z| z.as_ptr()),
+            column_scales: weights.scales.map_or(ptr::null(), |s| s.as_ptr()),
             codes: rows.codes.as_ptr(),
             stride: rows.stride,
             scales: rows.scales.as_ptr(),
@@ -181,23 +219,29 @@ impl Kernel {
     #[inline]
     pub fn quantize_group(
         &self,
+        rotation: Rotation,
         values: &mut [f32; GROUP],
         len: usize,
         codes: &mut [i8; GROUP],
     ) -> (f32, i32) {
-        self.rotate(&mut values[..len]);
+        self.rotate(rotation, &mut values[..len]);
         self.quantize(values, codes)
     }
 
-    /// Rotates `values` in place by orthonormal Hadamard matrices: blocks of 256, then ever smaller powers of two. Its
-    /// own inverse.
+    /// Rotates `values`, at most a group, in place by orthonormal Hadamard matrices. Its own inverse.
     #[inline]
-    pub fn rotate(&self, values: &mut [f32]) {
+    pub fn rotate(&self, rotation: Rotation, values: &mut [f32]) {
+        let (rotate, largest) = match rotation {
+            Rotation::None => return,
+            Rotation::Full => (self.vector.rotate_block, GROUP),
+            Rotation::Blocks64 => (self.vector.rotate_block, 64),
+            Rotation::Strided => (self.vector.rotate_strided, GROUP),
+        };
         let mut rest = values;
         while !rest.is_empty() {
-            let (block, tail) = rest.split_at_mut((1 << rest.len().ilog2()).min(GROUP));
+            let (block, tail) = rest.split_at_mut((1 << rest.len().ilog2()).min(largest));
             // SAFETY: `self` proves the CPU features.
-            unsafe { (self.vector.rotate_block)(block) }
+            unsafe { rotate(block) }
             rest = tail;
         }
     }

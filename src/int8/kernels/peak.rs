@@ -131,6 +131,24 @@ limits!(
     }
 );
 
+/// AVX-VNNI differs from AVX2 in its int8 arithmetic alone.
+#[cfg(target_arch = "x86_64")]
+pub(super) const AVX_VNNI: Limits = {
+    #[target_feature(enable = "avx2,avxvnni")]
+    fn int8(iterations: u64) -> u64 {
+        let mut sums = [_mm256_set1_epi32(1); CHAINS];
+        let (a, b) = std::hint::black_box((_mm256_set1_epi8(3), _mm256_set1_epi8(5)));
+        for _ in 0..iterations {
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, a, b);
+            }
+        }
+        std::hint::black_box(sums);
+        iterations * CHAINS as u64 * 64
+    }
+    Limits { int8, ..AVX2 }
+};
+
 /// The limits of plain code, whatever the compiler makes of it.
 pub(super) const SCALAR: Limits = {
     fn int8(iterations: u64) -> u64 {

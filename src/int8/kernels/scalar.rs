@@ -26,6 +26,13 @@ unsafe fn tile(t: &Tile) {
             std::slice::from_raw_parts_mut(t.out, t.rows * PANEL),
         )
     };
+    // SAFETY: `Tile` promises 64 values behind each pointer that is not null.
+    let (zero_points, column_scales) = unsafe {
+        (
+            (t.zero_points.cast::<[u8; PANEL]>()).as_ref(),
+            (t.column_scales.cast::<[f32; PANEL]>()).as_ref(),
+        )
+    };
     for row in 0..t.rows {
         // SAFETY: `Tile` promises `4 · steps` codes in every row.
         let codes = unsafe { std::slice::from_raw_parts(t.codes.add(row * t.stride), 4 * t.steps) };
@@ -37,9 +44,11 @@ unsafe fn tile(t: &Tile) {
                         * i32::from(codes[step * 4 + i])
                 })
                 .sum();
-            let sum = (dot - ZERO_POINT * sums[row]) as f32;
+            let zero_point = zero_points.map_or(ZERO_POINT, |z| i32::from(z[column]));
+            let scale = scales[row] * column_scales.map_or(1.0, |s| s[column]);
+            let sum = (dot - zero_point * sums[row]) as f32;
             let slot = &mut out[row * PANEL + column];
-            *slot = sum.mul_add(scales[row], if t.accumulate { *slot } else { 0.0 });
+            *slot = sum.mul_add(scale, if t.accumulate { *slot } else { 0.0 });
         }
     }
 }

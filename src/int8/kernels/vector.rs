@@ -12,6 +12,7 @@ type WeightedValues<V> = unsafe fn(&[f32], &[f32], &[V], usize, &mut [f32]);
 #[derive(Clone, Copy)]
 pub(super) struct Functions {
     pub rotate_block: unsafe fn(&mut [f32]),
+    pub rotate_strided: unsafe fn(&mut [f32]),
     pub apply_rotary: unsafe fn(&mut [f32], &[f32]),
     pub quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
     pub add_squares: unsafe fn(&[f32], &mut [f32; 16]),
@@ -30,6 +31,7 @@ macro_rules! instruction_set {
             use super::PANEL;
             instruction_set!(@each ($($features)?)
                 rotate_block(values: &mut [f32]) -> ();
+                rotate_strided(values: &mut [f32]) -> ();
                 apply_rotary(head: &mut [f32], table: &[f32]) -> ();
                 quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32);
                 add_squares(values: &[f32], sums: &mut [f32; 16]) -> ();
@@ -44,6 +46,7 @@ macro_rules! instruction_set {
         }
         pub(super) const $functions: Functions = Functions {
             rotate_block: $set::rotate_block,
+            rotate_strided: $set::rotate_strided,
             apply_rotary: $set::apply_rotary,
             quantize: $set::quantize,
             add_squares: $set::add_squares,
@@ -102,7 +105,23 @@ fn quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32) {
 /// sixteen values, then inside each row.
 #[inline(always)]
 pub(super) fn rotate_block(values: &mut [f32]) {
-    for half in [16, 32, 64, 128, 1, 2, 4, 8] {
+    butterflies(values, &[16, 32, 64, 128, 1, 2, 4, 8]);
+    let norm = rotation_norm(values.len());
+    values.iter_mut().for_each(|value| *value *= norm);
+}
+
+/// Only the butterflies between rows of sixteen values, which need no permutation; shorter blocks stay as they are.
+#[inline(always)]
+fn rotate_strided(values: &mut [f32]) {
+    butterflies(values, &[16, 32, 64, 128]);
+    let norm = rotation_norm(values.len().div_ceil(16));
+    values.iter_mut().for_each(|value| *value *= norm);
+}
+
+/// Sums and differences of values `half` apart, for each `half` that the block is longer than.
+#[inline(always)]
+fn butterflies(values: &mut [f32], halves: &[usize]) {
+    for &half in halves {
         if half >= values.len() {
             continue;
         }
@@ -113,8 +132,6 @@ pub(super) fn rotate_block(values: &mut [f32]) {
             }
         }
     }
-    let norm = rotation_norm(values.len());
-    values.iter_mut().for_each(|value| *value *= norm);
 }
 
 /// What makes a Hadamard matrix of this size orthonormal: 1/√len.

@@ -1,0 +1,117 @@
+//! The tile over 256-bit registers, for instruction sets that differ only in how they multiply four codes with four.
+
+/// Makes the function `tile` of a kernel from its features and from three functions of its own:
+/// `start(sum) -> i32`, what a row whose codes add up to `sum` begins with; `prepare(weights)`, done once for all rows; and
+/// `dot(sums, prepared, row)`, which adds eight products of four codes each.
+///
+/// `(rows, vectors)` are the shapes of a register tile, fewest rows first: `rows · vectors` accumulators and what `dot` needs
+/// have to fit 16 registers. A pass covers all rows of a block and `vectors · 8` of the 64 columns.
+macro_rules! tile_256 {
+    ($features:literal, shapes: [$(($rows:literal, $vectors:literal)),+]) => {
+        /// # Safety
+        /// `tile` was checked by [`Kernel::tile`], and the CPU has [`features`].
+        #[target_feature(enable = $features)]
+        unsafe fn tile(t: &Tile) {
+            const ROWS_MAX: usize = {
+                let shapes = [$($rows),+];
+                shapes[shapes.len() - 1]
+            };
+            // Blocks of rows as even as can be: 5 rows are 3 + 2, not 4 + 1.
+            let blocks = t.rows.div_ceil(ROWS_MAX);
+            let (size, larger) = (t.rows / blocks, t.rows % blocks);
+            let mut first = 0;
+            for block in 0..blocks {
+                let rows = size + usize::from(block < larger);
+                // Each block asks for its share of the steps of the next group.
+                let ahead = (t.steps * block) / blocks..(t.steps * (block + 1)) / blocks;
+                // SAFETY: rows `first .. first + rows` are within the tile; the features are the caller's promise.
+                unsafe {
+                    match rows {
+                        $($rows => rows_block::<$rows, $vectors>(t, first, ahead),)+
+                        _ => unreachable!("blocks are as large as the shapes"),
+                    }
+                }
+                first += rows;
+            }
+        }
+
+        /// Rows `first .. first + R` in passes of `V` vectors of eight columns.
+        ///
+        /// # Safety
+        /// Those rows exist in the checked tile.
+        #[target_feature(enable = $features)]
+        unsafe fn rows_block<const R: usize, const V: usize>(
+            t: &Tile,
+            first: usize,
+            ahead: std::ops::Range<usize>,
+        ) {
+            for column in (0..PANEL).step_by(8 * V) {
+                // SAFETY: `Tile` promises the lengths of weights, codes and sums; prefetching needs no valid address.
+                unsafe {
+                    let codes = t.codes.add(first * t.stride);
+                    let mut sums: [[__m256i; V]; R] =
+                        std::array::from_fn(|r| [_mm256_set1_epi32(start(*t.sums.add(first + r))); V]);
+                    for step in 0..t.steps {
+                        let line = t.weights.add((step * PANEL + column) * 4);
+                        if ahead.contains(&step) {
+                            for j in 0..V.div_ceil(2) {
+                                _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(BLOCK_BYTES + 64 * j).cast());
+                            }
+                        }
+                        let rows: [__m256i; R] = std::array::from_fn(|r| {
+                            _mm256_set1_epi32(codes.add(r * t.stride + 4 * step).cast::<i32>().read_unaligned())
+                        });
+                        for j in 0..V {
+                            let weights = prepare(_mm256_loadu_si256(line.add(32 * j).cast()));
+                            for (row, sums) in rows.iter().zip(&mut sums) {
+                                sums[j] = dot(sums[j], weights, *row);
+                            }
+                        }
+                    }
+                    for (r, row) in sums.into_iter().enumerate() {
+                        finish(t, first + r, column, row);
+                    }
+                }
+            }
+        }
+
+        /// Converts a row's sums, which are right for zero points of 128, and adds them, scaled, to the output.
+        ///
+        /// # Safety
+        /// Row `row` and columns `column .. column + 8 · V` exist in the checked tile.
+        #[inline]
+        #[target_feature(enable = $features)]
+        unsafe fn finish<const V: usize>(t: &Tile, row: usize, column: usize, sums: [__m256i; V]) {
+            // SAFETY: `Tile` promises one scale, one sum and 64 outputs per row, and 64 values behind pointers that are not null.
+            unsafe {
+                let row_scale = _mm256_set1_ps(*t.scales.add(row));
+                let out = t.out.add(row * PANEL + column);
+                for (j, mut sum) in sums.into_iter().enumerate() {
+                    let at = column + 8 * j;
+                    if !t.zero_points.is_null() {
+                        let zero_points = _mm_loadl_epi64(t.zero_points.add(at).cast());
+                        let difference = _mm256_sub_epi32(
+                            _mm256_set1_epi32(ZERO_POINT),
+                            _mm256_cvtepu8_epi32(zero_points),
+                        );
+                        let row_sum = _mm256_set1_epi32(*t.sums.add(row));
+                        sum = _mm256_add_epi32(sum, _mm256_mullo_epi32(difference, row_sum));
+                    }
+                    let scale = if t.column_scales.is_null() {
+                        row_scale
+                    } else {
+                        _mm256_mul_ps(row_scale, _mm256_loadu_ps(t.column_scales.add(at)))
+                    };
+                    let slot = out.add(8 * j);
+                    let before = if t.accumulate {
+                        _mm256_loadu_ps(slot)
+                    } else {
+                        _mm256_setzero_ps()
+                    };
+                    _mm256_storeu_ps(slot, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, before));
+                }
+            }
+        }
+    };
+}
+pub(super) use tile_256;

@@ -1,0 +1,21 @@
+//! Which rotation spreads the outliers of a group before it is quantized.
+
+use serde::{Deserialize, Serialize};
+
+/// An orthonormal rotation of each group of K, its own inverse. Weights carry it from packing time; activations are
+/// rotated just before they are quantized: `(xH)(HᵀW) = xW`.
+///
+/// A tail shorter than a block uses the largest power of two that fits, and so on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Rotation {
+    /// None: for codes that were fixed elsewhere.
+    None,
+    /// Hadamard matrices of 256: outliers spread over the whole group.
+    #[default]
+    Full,
+    /// Hadamard matrices of 64.
+    Blocks64,
+    /// Hadamard matrices of 16 over values 16 apart: plain additions of vectors, no permutation.
+    Strided,
+}
