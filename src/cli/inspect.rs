@@ -48,6 +48,8 @@ pub struct Report {
     parameters: u64,
     /// By the type they are stored as.
     tensors: BTreeMap<&'static str, Stored>,
+    /// What made codes that are kept as they are.
+    quantization: Option<&'static str>,
     bytes: Bytes,
     tokenizer: Tokenizer,
 }
@@ -130,6 +132,7 @@ impl Report {
             config: Shape::of(&config),
             parameters,
             tensors,
+            quantization: checkpoint.tensors.quantization(),
             bytes: Bytes {
                 stored: checkpoint.tensors.stored_bytes(),
                 f32: 4 * parameters,
@@ -223,6 +226,12 @@ impl fmt::Display for Report {
             row(
                 &format!("as {dtype}"),
                 format!("{} tensors, {millions:.1} million values", stored.tensors),
+            )?;
+        }
+        if let Some(quantization) = self.quantization {
+            row(
+                "quantized by",
+                format!("{quantization}; codes are kept, without rotation"),
             )?;
         }
         row("stored", megabytes(bytes.stored))?;

@@ -8,6 +8,7 @@ use super::memory::Memory;
 use super::rotation::Rotation;
 use super::{BLOCK_BYTES, CODE_MAX, GROUP, PANEL, ZERO_POINT};
 use crate::error::Result;
+use crate::sources::CodeRows;
 
 /// An int8 matrix of `columns` outputs and `depth` inputs in the kernels' own order.
 ///
@@ -85,6 +86,77 @@ impl Matrix {
             columns,
             depth,
             Rotation::Full,
+            codes,
+            scales,
+        ))
+    }
+
+    /// Packs codes that were made elsewhere, without rotation: `fill(panel, out)` writes the rows `64 · panel ..` to `out`
+    /// (`[64][depth]` codes; rows that it leaves alone are zero) and may run on any thread of the pool.
+    ///
+    /// # Errors
+    /// The first error of `fill`, in no particular order.
+    pub fn from_codes(
+        columns: usize,
+        depth: usize,
+        pool: &mut Pool,
+        fill: impl Fn(usize, CodeRows<'_>) -> Result<()> + Sync,
+    ) -> Result<Self> {
+        let (panels, panel_bytes) = (columns.div_ceil(PANEL), panel_bytes(depth));
+        let groups = depth.div_ceil(GROUP);
+        let mut codes = Memory::zeroed(panels * panel_bytes);
+        let mut scales = vec![0.0; panels * PANEL];
+        let mut zero_points = vec![ZERO_POINT as u8; panels * groups * PANEL];
+        let mut threads: Vec<(Vec<u8>, Result<()>)> = (0..pool.threads())
+            .map(|_| (vec![0; PANEL * depth], Ok(())))
+            .collect();
+        let parts = (
+            PerUnit::new(codes.bytes_mut(), panel_bytes),
+            PerUnit::new(&mut scales, PANEL),
+            PerUnit::new(&mut zero_points, groups * PANEL),
+            PerThread::new(&mut threads),
+        );
+        pool.run(
+            panels,
+            parts,
+            |_, range, (codes, scales, zero_points, (rows, outcome))| {
+                let targets = codes
+                    .chunks_exact_mut(panel_bytes)
+                    .zip(scales.chunks_exact_mut(PANEL))
+                    .zip(zero_points.chunks_exact_mut(groups * PANEL));
+                *outcome = range
+                    .zip(targets)
+                    .try_for_each(|(panel, ((codes, scales), points))| {
+                        rows.fill(ZERO_POINT as u8);
+                        let (of_rows, of_groups) = points.split_at_mut(PANEL);
+                        let out = CodeRows {
+                            codes: rows.as_mut_slice(),
+                            scales,
+                            zero_points: &mut *of_rows,
+                        };
+                        fill(panel, out)?;
+                        // A row's zero point is that of each of its groups.
+                        for group in of_groups.chunks_exact_mut(PANEL) {
+                            group.copy_from_slice(of_rows);
+                        }
+                        interleave(rows, depth, codes);
+                        Ok(())
+                    });
+            },
+        );
+        threads.into_iter().try_for_each(|(_, outcome)| outcome)?;
+        let symmetric = zero_points
+            .iter()
+            .all(|point| i32::from(*point) == ZERO_POINT);
+        let scales = Scales {
+            column: scales,
+            group: None,
+            zero_points: (!symmetric).then_some(zero_points),
+        };
+        Ok(Self::from_parts(
+            columns,
+            depth,
+            Rotation::None,
             codes,
             scales,
         ))
@@ -267,6 +339,17 @@ fn pack_panel(kernel: Kernel, rows: &mut [f32], codes: &mut [u8], scales: &mut [
                     .clamp(-CODE_MAX, CODE_MAX);
                 *code = (rounded as i32 + ZERO_POINT) as u8;
             }
+        }
+    }
+}
+
+/// Puts 64 rows of codes (`[64][depth]`) into a panel's order, `[depth / 4][64][4]`.
+fn interleave(rows: &[u8], depth: usize, panel: &mut [u8]) {
+    for (step, line) in panel.chunks_exact_mut(PANEL * 4).enumerate() {
+        let width = (depth - step * 4).min(4);
+        for (column, four) in line.chunks_exact_mut(4).enumerate() {
+            four.fill(ZERO_POINT as u8);
+            four[..width].copy_from_slice(&rows[column * depth + step * 4..][..width]);
         }
     }
 }

@@ -39,7 +39,7 @@ pub struct Layer {
     pub down: Matrix,
 }
 
-/// Reads, rotates and quantizes every tensor, one panel at a time on each thread, so the float model is never whole in
+/// Reads, rotates and quantizes every tensor (codes that a checkpoint has already are kept as they are), one panel at a time on each thread, so the float model is never whole in
 /// memory. `progress` hears of values done and values in all.
 ///
 /// # Errors
@@ -56,9 +56,15 @@ pub fn load(
     let mut done = 0;
     let mut matrix = |columns: Columns, depth: usize, pool: &mut Pool| -> Result<Matrix> {
         let count = columns.padded_count();
-        let matrix = Matrix::pack(count, depth, kernel, pool, |panel, out| {
-            columns.read(tensors, depth, panel, out)
-        })?;
+        let matrix = if columns.have_codes(tensors)? {
+            Matrix::from_codes(count, depth, pool, |panel, out| {
+                columns.read_codes(tensors, depth, panel, out)
+            })?
+        } else {
+            Matrix::pack(count, depth, kernel, pool, |panel, out| {
+                columns.read(tensors, depth, panel, out)
+            })?
+        };
         done += (columns.count() * depth) as u64;
         progress(done, total);
         Ok(matrix)

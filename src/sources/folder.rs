@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper, Tokenizer};
 
+use super::quantized::{Method, Quantized};
 use super::safetensors::Shards;
 use super::{Checkpoint, Tensors, read_json};
 use crate::error::{Error, Result};
@@ -23,17 +24,26 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     if !config_file.exists() {
         return Err(Error::not_found(&config_file, missing_config(path)));
     }
-    let config = read_json(&config_file)?;
+    let mut config = read_json(&config_file)?;
     if !config.is_object() {
         return Err(Error::bad_model(&config_file, "JSON", "is not an object"));
     }
-    refuse_quantized(&config_file, &config)?;
+    let method = Method::read(&config_file, &config)?;
+    // Understood, and no part of the model's shape.
+    config
+        .as_object_mut()
+        .map(|fields| fields.remove("quantization_config"));
+    let shards = weights(path, method.is_some())?;
+    let tensors: Box<dyn Tensors> = match method {
+        Some(method) => Box::new(Quantized::new(shards, method)?),
+        None => Box::new(shards),
+    };
     Ok(Checkpoint {
         name: name(path),
         eos_token_ids: eos_token_ids(path, &config_file, &config)?,
         tokenizer: tokenizer(&path.join("tokenizer.json"))?,
         chat_template: chat_template(path)?,
-        tensors: Box::new(weights(path)?) as Box<dyn Tensors>,
+        tensors,
         config_file,
         config,
     })
@@ -58,27 +68,15 @@ fn missing_config(folder: &Path) -> String {
     }
 }
 
-fn refuse_quantized(file: &Path, config: &Value) -> Result<()> {
-    let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) else {
-        return Ok(());
-    };
-    let method = quantization.get("quant_method").and_then(Value::as_str);
-    let method = method.unwrap_or("an unnamed method");
-    let problem = format!(
-        "the weights are quantized already ({method}), which cannot be read; use the bf16, f16 or f32 checkpoint"
-    );
-    Err(Error::bad_model(file, "quantization_config", problem))
-}
-
 /// The single file if there is one, as Hugging Face prefers it, else what the index lists.
-fn weights(folder: &Path) -> Result<Shards> {
+fn weights(folder: &Path, integers: bool) -> Result<Shards> {
     let single = folder.join("model.safetensors");
     if single.exists() {
-        return Shards::open(&single);
+        return Shards::open(&single, integers);
     }
     let index = folder.join("model.safetensors.index.json");
     if index.exists() {
-        return Shards::open_index(&index);
+        return Shards::open_index(&index, integers);
     }
     let problem = match first_with_extension(folder, &["bin", "pt", "pth", "ckpt"]) {
         Some(other) => format!(

@@ -6,6 +6,7 @@ mod gguf_refusals;
 mod gguf_writer;
 mod hub;
 mod hub_server;
+mod quantized;
 mod refusals;
 mod tokenizers;
 mod wheels;
