@@ -7,6 +7,7 @@ pub mod inspect;
 mod plan;
 mod progress;
 pub mod pull;
+pub mod quantize;
 pub mod serve;
 
 use std::io::IsTerminal;
@@ -48,6 +49,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Quantize(quantize::Args),
     Bench(bench::Args),
     Pull(pull::Args),
     Inspect(inspect::Args),
@@ -67,6 +69,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
     match cli.command {
         Command::Serve(args) => serve::run(args, sources),
+        Command::Quantize(args) => quantize::run(args, &sources),
         Command::Bench(args) => bench::run(&args, &sources),
         Command::Pull(args) => pull::run(args, &sources),
         Command::Inspect(args) => inspect::run(args, &sources),
