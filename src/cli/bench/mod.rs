@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "1,4,16",
+        default_value = "1,2,4,8,16,32",
         value_name = "N,N,…"
     )]
     batch: Vec<usize>,
