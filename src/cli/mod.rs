@@ -3,6 +3,7 @@
 //! Logs go to standard error, results to standard output. Only this folder reads the environment.
 
 pub mod bench;
+pub mod eval;
 pub mod inspect;
 mod plan;
 mod progress;
@@ -50,6 +51,7 @@ pub struct Cli {
 enum Command {
     Serve(serve::Args),
     Quantize(quantize::Args),
+    Eval(eval::Args),
     Bench(bench::Args),
     Pull(pull::Args),
     Inspect(inspect::Args),
@@ -70,6 +72,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(args, sources),
         Command::Quantize(args) => quantize::run(args, &sources),
+        Command::Eval(args) => eval::run(&args, &sources),
         Command::Bench(args) => bench::run(&args, &sources),
         Command::Pull(args) => pull::run(args, &sources),
         Command::Inspect(args) => inspect::run(args, &sources),

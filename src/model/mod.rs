@@ -12,6 +12,7 @@ pub mod reference;
 mod rotary;
 pub mod shapes;
 mod tensors;
+pub mod weight_error;
 pub mod weights;
 
 pub use config::ModelConfig;
