@@ -8,6 +8,7 @@ pub mod inspect;
 mod plan;
 mod progress;
 pub mod pull;
+pub mod quantize;
 pub mod serve;
 
 use std::io::IsTerminal;
@@ -49,6 +50,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Quantize(quantize::Args),
     Eval(eval::Args),
     Bench(bench::Args),
     Pull(pull::Args),
@@ -69,6 +71,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
     match cli.command {
         Command::Serve(args) => serve::run(args, sources),
+        Command::Quantize(args) => quantize::run(args, &sources),
         Command::Eval(args) => eval::run(&args, &sources),
         Command::Bench(args) => bench::run(&args, &sources),
         Command::Pull(args) => pull::run(args, &sources),

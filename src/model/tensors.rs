@@ -243,12 +243,8 @@ impl Columns {
     /// # Errors
     /// [`Error::BadModel`] if some tensors are and others are not: one matrix has one arithmetic.
     pub fn have_codes(&self, tensors: &dyn Tensors) -> Result<bool> {
-        let names: Vec<&str> = match self {
-            Self::Stacked(list) => list.iter().map(|rows| rows.name.as_str()).collect(),
-            Self::Interleaved(gate, up) => vec![&gate.name, &up.name],
-        };
         let (coded, plain): (Vec<&str>, Vec<&str>) =
-            names.into_iter().partition(|name| tensors.has_codes(name));
+            self.tensors().partition(|name| tensors.has_codes(name));
         match (coded.first(), plain.first()) {
             (Some(coded), Some(plain)) => {
                 let problem = format!("must be int8, as {coded} is, which it is multiplied with");
@@ -256,6 +252,15 @@ impl Columns {
             }
             (coded, _) => Ok(coded.is_some()),
         }
+    }
+
+    /// The tensors that the columns are rows of.
+    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+        let rows = match self {
+            Self::Stacked(list) => list.iter().collect(),
+            Self::Interleaved(gate, up) => vec![gate, up],
+        };
+        rows.into_iter().map(|rows: &Rows| rows.name.as_str())
     }
 
     /// Which rows make the columns of panel `panel`.

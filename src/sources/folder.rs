@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper, Tokenizer};
 
+use super::packed::{self, Packed};
 use super::quantized::{Method, Quantized};
 use super::safetensors::Shards;
 use super::{Checkpoint, Tensors, read_json};
@@ -28,22 +29,28 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     if !config.is_object() {
         return Err(Error::bad_model(&config_file, "JSON", "is not an object"));
     }
-    let method = Method::read(&config_file, &config)?;
-    // Understood, and no part of the model's shape.
-    config
-        .as_object_mut()
-        .map(|fields| fields.remove("quantization_config"));
-    let shards = weights(path, method.is_some())?;
-    let tensors: Box<dyn Tensors> = match method {
-        Some(method) => Box::new(Quantized::new(shards, method)?),
-        None => Box::new(shards),
+    let packed = match packed::is_packed(path) {
+        true => Some(Packed::open(path)?),
+        false => None,
     };
+    let tensors: Box<dyn Tensors> = match &packed {
+        Some(packed) => Box::new(packed.clone()),
+        None => match Method::read(&config_file, &config)? {
+            Some(method) => Box::new(Quantized::new(weights(path, true)?, method)?),
+            None => Box::new(weights(path, false)?),
+        },
+    };
+    // It says how weights are stored, which is understood by now, and nothing about the model.
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("quantization_config");
+    }
     Ok(Checkpoint {
         name: name(path),
         eos_token_ids: eos_token_ids(path, &config_file, &config)?,
         tokenizer: tokenizer(&path.join("tokenizer.json"))?,
         chat_template: chat_template(path)?,
         tensors,
+        packed,
         config_file,
         config,
     })

@@ -6,6 +6,7 @@
 //! | `reference.rs`, `settings.rs` | what the user may name, and how it is fetched |
 //! | `folder.rs`, `safetensors.rs` | a Hugging Face folder and its weights |
 //! | `quantized/` | folders whose matrices are int8 already: compressed-tensors and LLM.int8 |
+//! | `packed.rs`, `staging.rs` | a folder of weights that were quantized before, and how it is written whole |
 //! | `gguf/` | a single GGUF file: header, configuration, tokenizer, tensors |
 //! | `hub.rs`, `demo.rs`, `wheel.rs` | what is fetched first: a Hugging Face repository, the demo model |
 //! | `mapped.rs`, `floats.rs` | a read-only memory map, and numbers widened to f32 |
@@ -15,14 +16,16 @@ mod demo;
 mod floats;
 mod folder;
 pub mod gguf;
-mod hash;
+pub mod hash;
 mod hub;
 mod mapped;
+pub mod packed;
 mod progress;
 mod quantized;
 mod reference;
 mod safetensors;
 mod settings;
+pub mod staging;
 pub mod wheel;
 
 use std::ops::Range;
@@ -48,8 +51,10 @@ pub struct Checkpoint {
     pub tokenizer: tokenizers::Tokenizer,
     /// The model's own chat template, where the source has one.
     pub chat_template: Option<String>,
-    /// The weights.
+    /// The weights; of a packed model their names, types and sizes only.
     pub tensors: Box<dyn Tensors>,
+    /// The weights of a packed model.
+    pub packed: Option<packed::Packed>,
 }
 
 /// Tensors by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`), whatever the file calls them.
@@ -80,6 +85,12 @@ pub trait Tensors: Send + Sync {
 
     /// Whether `name` is stored as int8 codes, which are served as they are.
     fn has_codes(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
+    /// Whether the codes of `name` have zero points.
+    fn has_zero_points(&self, name: &str) -> bool {
         let _ = name;
         false
     }

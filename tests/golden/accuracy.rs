@@ -50,6 +50,7 @@ fn int8_costs_no_more_than_q8_0_and_a_fifth() {
         threads: 2,
         kv_bytes: 64 << 20,
         context: None,
+        weights: model::Placement::default(),
     };
     let mut int8 = model::load(&checkpoint, &settings, &mut |_, _| ()).expect("the demo loads");
     let ids = text_ids(&checkpoint);

@@ -174,6 +174,7 @@ fn errors_of_down(checkpoint: &Checkpoint) -> Vec<f64> {
         threads: 2,
         kv_bytes: 1 << 20,
         context: None,
+        weights: model::Placement::default(),
     };
     let mut model = model::load(checkpoint, &settings, &mut |_, _| ()).unwrap();
     let mut errors =

@@ -2,6 +2,7 @@
 
 mod folders;
 mod gguf_files;
+mod gguf_granite;
 mod gguf_refusals;
 mod gguf_writer;
 mod hub;

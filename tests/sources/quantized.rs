@@ -73,11 +73,13 @@ fn int8_folders_have_the_tensors_of_the_model_they_were_made_from() {
             let dtype = if is_linear { "int8" } else { "bf16" };
             assert_eq!(found.tensors.dtype(&tensor), Some(dtype));
             assert!(!expected.tensors.has_codes(&tensor));
+            let has_points = is_linear && name.ends_with("zp");
+            assert_eq!(found.tensors.has_zero_points(&tensor), has_points);
         }
         let report = Report::of(&found).unwrap();
         assert!(report.to_string().contains(quantization), "{report}");
         let json = serde_json::to_value(report).unwrap();
-        assert_eq!(json["quantization"], quantization);
+        assert_eq!(json["quantized_by"], quantization);
         assert_eq!(json["tensors"]["int8"]["tensors"].as_u64().unwrap() % 2, 0);
     }
 }

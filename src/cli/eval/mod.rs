@@ -94,7 +94,17 @@ fn evaluate(
     let against = against
         .map(|against| sources::open(against, sources))
         .transpose()?;
+    if checkpoint.packed.is_some() && against.is_none() {
+        let problem = "a packed model has no float weights to compare with: name the checkpoint it was made from with --against";
+        return Err(Error::Usage(problem.into()));
+    }
     let truth = against.as_ref().unwrap_or(&checkpoint);
+    // What rounding did is seen against the weights that were rounded.
+    let floats = if checkpoint.packed.is_some() {
+        truth
+    } else {
+        &checkpoint
+    };
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let ids = token_ids(&checkpoint, documents, args.tokens)?;
     if token_ids(truth, documents, args.tokens)? != ids {
@@ -115,17 +125,16 @@ fn evaluate(
         threads: args.threads.unwrap_or_else(config::available_threads),
         kv_bytes: window.div_ceil(PAGE_TOKENS) as u64 * model::footprint(&config).kv_page,
         context: None,
+        weights: model::Placement::default(),
     };
     let mut int8 = model::load(&checkpoint, &settings, &mut |done, total| {
         progress.show(done, total);
     })?;
     progress.finish();
     let mut progress = Progress::new("comparing weights", sources.progress_bar);
-    let tensors = weight_error::measure(
-        &mut int8,
-        checkpoint.tensors.as_ref(),
-        &mut |done, total| progress.show(done, total),
-    )?;
+    let tensors = weight_error::measure(&mut int8, floats.tensors.as_ref(), &mut |done, total| {
+        progress.show(done, total)
+    })?;
     progress.finish();
     let float = float_model(truth, &config, Arithmetic::F32)?;
     let q8_0 = args

@@ -254,6 +254,11 @@ impl Tensors for Quantized {
         self.matrices.contains_key(name)
     }
 
+    fn has_zero_points(&self, name: &str) -> bool {
+        let mapping = self.matrices.get(name);
+        mapping.is_some_and(|mapping| mapping.zero_points.is_some())
+    }
+
     fn read_codes(&self, name: &str, rows: Range<usize>, out: CodeRows<'_>) -> Result<()> {
         let Some((mapping, raw)) = self.mapping(name) else {
             return Err(Error::Internal(format!("{name} is not stored as codes")));
