@@ -134,8 +134,8 @@ struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    fn under(&self, name: &str) -> Fields<'a> {
-        Fields {
+    fn under(&self, name: &str) -> Self {
+        Self {
             file: self.file,
             json: &self.json[name],
             path: format!("{}.{name}", self.path),
