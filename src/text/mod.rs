@@ -3,7 +3,9 @@
 //! - [`tokenizer`]: text → ids, and the bytes of every id.
 //! - [`decoder`]: ids → text as they arrive, never splitting a character.
 //! - [`stop`]: stop strings, wherever the token boundaries fall.
+//! - [`chat`]: conversations → ids through the model's template, and tool calls in answers.
 
+pub mod chat;
 pub mod decoder;
 pub mod stop;
 pub mod tokenizer;
