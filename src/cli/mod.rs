@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod inspect;
+mod limits;
 mod plan;
 mod progress;
 pub mod pull;

@@ -3,6 +3,7 @@
 mod completions;
 mod connections;
 mod fake;
+mod fields;
 mod harness;
 mod metrics;
 mod pressure;
