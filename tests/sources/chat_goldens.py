@@ -1,7 +1,7 @@
 """Renders conversations with Jinja as transformers sets it up, and writes hashes of the texts to chat_goldens.json.
 
     pip install jinja2==3.1.6 tokenizers==0.22.1
-    MICROGRANITE_ASSETS=… python3 tests/data/chat_goldens.py
+    MICROGRANITE_ASSETS=… python3 tests/sources/chat_goldens.py
 
 The templates are not ours to copy, so the file holds conversations and hashes only.
 """
