@@ -27,6 +27,8 @@ pub struct Rules {
     pub min_tokens: usize,
     /// Whether the answer begins with the prompt.
     pub echo: bool,
+    /// A special token that is written out like text.
+    pub shown_token: Option<u32>,
 }
 
 /// One answer in the making.
@@ -164,7 +166,11 @@ impl Answer {
                     offset: self.decoded,
                     score: self.score.take(),
                 });
-                let text = self.decoder.push(id);
+                let text = if self.rules.shown_token == Some(id) {
+                    self.decoder.push_literally(id)
+                } else {
+                    self.decoder.push(id)
+                };
                 self.decoded += text.chars().count();
                 self.watch(&text, &mut piece);
             }

@@ -182,7 +182,9 @@ impl Tokenizer {
         }
         pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
         let pieces = pieces.get_splits(OffsetReferential::Original, OffsetType::None);
-        let tokens = pieces.into_iter().filter_map(|(_, _, tokens)| tokens.as_ref());
+        let tokens = pieces
+            .into_iter()
+            .filter_map(|(_, _, tokens)| tokens.as_ref());
         Ok(tokens.flatten().map(|token| token.id).collect())
     }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::http::error_body::ApiError;
-use crate::http::wire::{Fields, invalid};
+use crate::http::fields::{Fields, invalid};
 use crate::text::chat::{Conversation, Message, RESERVED, Role, ToolCall};
 
 /// Tools in one request. OpenAI's limit.
@@ -55,7 +55,10 @@ fn messages(fields: &mut Fields<'_>) -> Result<Vec<Message>, ApiError> {
     let mut checked = Vec::with_capacity(messages.len());
     for (at, message) in messages.into_iter().enumerate() {
         let problem = |(field, expected)| {
-            invalid(PARAM, format!("well-formed: '{field}' of message {at} must be {expected}"))
+            invalid(
+                PARAM,
+                format!("well-formed: '{field}' of message {at} must be {expected}"),
+            )
         };
         checked.push(self::message(&message).map_err(problem)?);
     }
@@ -130,7 +133,11 @@ fn calls(fields: &BTreeMap<String, &RawValue>) -> Result<Vec<ToolCall>, Problem>
     }
     let calls: Option<Vec<Call>> = field(fields, "tool_calls", EXPECTED)?;
     let calls = calls.unwrap_or_default();
-    let is_other = |call: &Call| call.r#type.as_deref().is_some_and(|kind| kind != "function");
+    let is_other = |call: &Call| {
+        call.r#type
+            .as_deref()
+            .is_some_and(|kind| kind != "function")
+    };
     if calls.iter().any(is_other) {
         return Err(("tool_calls", EXPECTED));
     }
@@ -206,8 +213,9 @@ fn tools(fields: &mut Fields<'_>) -> Result<(Vec<Tool>, Option<Value>), ApiError
 }
 
 fn documents(fields: &mut Fields<'_>) -> Result<Option<Value>, ApiError> {
-    let expected =
-        format!("a list of at most {MAX_DOCUMENTS} objects, such as {{\"doc_id\": \"1\", \"text\": …}}");
+    let expected = format!(
+        "a list of at most {MAX_DOCUMENTS} objects, such as {{\"doc_id\": \"1\", \"text\": …}}"
+    );
     let refused = || invalid("documents", &*expected);
     let Some(raw) = fields.take::<&RawValue>("documents", &expected)? else {
         return Ok(None);
@@ -226,10 +234,17 @@ fn documents(fields: &mut Fields<'_>) -> Result<Option<Value>, ApiError> {
 
 /// `chat_template_kwargs`: variables that only the template understands.
 fn variables(fields: &mut Fields<'_>) -> Result<Vec<(String, Value)>, ApiError> {
-    let expected = format!("an object without {}", RESERVED.map(|name| format!("'{name}'")).join(", "));
-    let variables: Option<BTreeMap<String, Value>> = fields.take("chat_template_kwargs", &expected)?;
+    let expected = format!(
+        "an object without {}",
+        RESERVED.map(|name| format!("'{name}'")).join(", ")
+    );
+    let variables: Option<BTreeMap<String, Value>> =
+        fields.take("chat_template_kwargs", &expected)?;
     let variables: Vec<(String, Value)> = variables.unwrap_or_default().into_iter().collect();
-    if variables.iter().any(|(name, _)| RESERVED.contains(&name.as_str())) {
+    if variables
+        .iter()
+        .any(|(name, _)| RESERVED.contains(&name.as_str()))
+    {
         return Err(invalid("chat_template_kwargs", expected));
     }
     Ok(variables)

@@ -15,15 +15,18 @@ use axum::response::Response;
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
+use super::answer::{Answer, Pieces, Rules};
 use super::body::JsonBytes;
-use super::completions::{encode_error, refused, with_ignored};
+use super::completions::{encode_error, refused};
 use super::error_body::ApiError;
+use super::fields::ignored_header;
 use super::observe::Record;
-use super::streaming::{Answer, Envelope, Pieces};
-use super::{App, ServedModel, unix_seconds};
+use super::{App, ServedModel, streaming, unix_seconds};
+use crate::engine::Generation;
+use crate::text::chat::calls::CallSyntax;
 use crate::text::chat::{ChatError, ChatTemplate, Conversation, Ending};
-use crate::text::{Decoder, StopStrings};
-use request::{ChatRequest, ToolChoice};
+use request::ChatRequest;
+use response::{Chunks, Head};
 
 /// Checks the request, renders its conversation, and answers with what the model says next.
 pub async fn complete(
@@ -32,70 +35,106 @@ pub async fn complete(
     JsonBytes(body): JsonBytes,
 ) -> Result<Response, ApiError> {
     let model = app.model()?;
-    let request = ChatRequest::parse(&body)?;
+    let mut request = ChatRequest::parse(&body, app.limits())?;
     drop(body);
     if let Some(name) = &request.model {
         model.check_name(name)?;
     }
     let template = model.chat_template()?;
-    let calls = check_tools(template, &request)?;
-    let constraint = request.constraint(model, template)?;
+    let calls = call_syntax(template, &request)?;
+    if let Some(syntax) = &calls {
+        request.force_call(syntax);
+    }
     // Before the tokenizer works for a request that has to be refused.
-    model.check_count("n", request.n)?;
-    model.engine.has_room(request.n).map_err(refused)?;
+    let n = request.sampling.n;
+    model.check_count("n", n)?;
+    model.engine.has_room(n).map_err(refused)?;
 
-    let prompt = encode(model, template, request.conversation.clone()).await?;
-    let prompt_tokens = prompt.len();
-    record.set_prompt_tokens(prompt_tokens);
-    let max_tokens = max_tokens(model, &request, prompt_tokens)?;
-    let generations = (0..request.n)
-        .map(|index| request.generation(model, &prompt, max_tokens, index, constraint.clone()))
-        .collect();
-    let streams = model.engine.submit(generations).map_err(refused)?;
+    let conversation = std::mem::take(&mut request.conversation);
+    let prompt: Arc<[u32]> = encode(model, template, conversation).await?.into();
+    record.set_prompt_tokens(prompt.len());
+    let max_tokens = max_tokens(model, &request, prompt.len(), app.limits().tokens)?;
+    let request = Arc::new(request);
+    let generation = generation(model, &request).await?;
+    let generations = (0..n).map(|choice| {
+        let mut generation = generation.clone();
+        generation.prompt = prompt.to_vec();
+        generation.max_tokens = max_tokens;
+        generation.sampling.seed = request.sampling.seed(choice);
+        generation
+    });
+    let streams = model
+        .engine
+        .submit(generations.collect())
+        .map_err(refused)?;
 
-    let stops = StopStrings::new(&request.sampling.stop);
-    let shown = calls.as_ref().and_then(|calls| calls.shown_token());
-    let answers = streams
-        .into_iter()
-        .map(|tokens| Answer {
-            tokens,
-            decoder: Decoder::new(Arc::clone(&model.tokenizer)).showing(shown),
-            stops: stops.clone(),
-        })
-        .collect();
-    let pieces = Pieces::new(answers, app.cut(), record);
-    let envelope = Envelope {
+    let rules = Arc::new(Rules {
+        stop: request.sampling.stop.clone(),
+        stop_token_ids: request.sampling.stop_token_ids.clone(),
+        include_stop: request.sampling.include_stop,
+        min_tokens: request.sampling.min_tokens,
+        echo: false,
+        shown_token: calls.as_ref().and_then(CallSyntax::shown_token),
+    });
+    let answers = streams.into_iter().map(|events| {
+        let (prompt, tokenizer) = (Arc::clone(&prompt), Arc::clone(&model.tokenizer));
+        Answer::new(events, prompt, tokenizer, Arc::clone(&rules))
+    });
+    let pieces = Pieces::new(answers.collect(), app.cut(), record);
+    let head = Head {
         id: format!("chatcmpl-{:032x}", rand::random::<u128>()),
         created: unix_seconds(),
         model: model.name.clone(),
         fingerprint: model.fingerprint.clone(),
-        prompt_tokens,
+        prompt_tokens: prompt.len(),
+        tokenizer: Arc::clone(&model.tokenizer),
+        with_logprobs: request.sampling.logprobs.is_some(),
+        calls,
+        must_call: request.must_call,
+        parallel_calls: request.parallel_calls,
     };
-    let turns = response::Turns::new(request.n, calls, &request);
-    let response = if request.stream {
-        response::events(pieces, envelope, turns, request.include_usage).await?
-    } else {
-        response::whole(pieces, envelope, turns).await?
+    let mut response = match request.stream {
+        Some(options) => streaming::events(pieces, Chunks::new(head, n, options)).await?,
+        None => response::whole(pieces, head).await?,
     };
-    Ok(with_ignored(response, &request.ignored))
+    if let Some(names) = ignored_header(&request.ignored) {
+        response.headers_mut().insert("x-ignored-params", names);
+    }
+    Ok(response)
 }
 
-/// How calls are written, if the model is to make any.
-fn check_tools(
+/// How calls are written, if the model may make any.
+fn call_syntax(
     template: &ChatTemplate,
     request: &ChatRequest,
-) -> Result<Option<crate::text::chat::calls::CallSyntax>, ApiError> {
-    if request.conversation.tools.is_none() {
+) -> Result<Option<CallSyntax>, ApiError> {
+    if request.tools.is_empty() {
         return Ok(None);
     }
-    match (template.calls(), &request.tool_choice) {
-        (None, _) => Err(ApiError::InvalidValue {
+    match template.calls() {
+        Some(calls) => Ok(Some(calls.clone())),
+        None => Err(ApiError::InvalidValue {
             param: "tools",
             expected: "left out: this model's chat template has no place for tools".to_owned(),
         }),
-        (Some(_), ToolChoice::None) => Ok(None),
-        (Some(calls), _) => Ok(Some(calls.clone())),
     }
+}
+
+/// The generation that the request asks for, without prompt, length and seed.
+async fn generation(
+    model: &ServedModel,
+    request: &Arc<ChatRequest>,
+) -> Result<Generation, ApiError> {
+    let (request, tokenizer) = (Arc::clone(request), Arc::clone(&model.tokenizer));
+    let (stop_ids, vocab_size) = (model.stop_ids.clone(), model.engine.limits().vocab_size);
+    // Compiling a grammar takes a while.
+    spawn_blocking(move || {
+        request
+            .sampling
+            .generation(&tokenizer, &stop_ids, vocab_size)
+    })
+    .await
+    .map_err(|_panicked| ApiError::Internal)?
 }
 
 /// The ids of a conversation, of which there is at least one.
@@ -126,11 +165,12 @@ pub async fn encode(
     }
 }
 
-/// As many tokens as were asked for, or as the context has room for.
+/// As many tokens as were asked for, or as the context has room for and a request may have.
 fn max_tokens(
     model: &ServedModel,
     request: &ChatRequest,
     prompt: usize,
+    most: usize,
 ) -> Result<usize, ApiError> {
     let context = model.engine.limits().context_length;
     let (param, wanted) = match request.max_tokens {
@@ -144,7 +184,7 @@ fn max_tokens(
         );
         return Err(ApiError::ContextLength { param, message });
     }
-    Ok(request.max_tokens.unwrap_or(context - prompt))
+    Ok(request.max_tokens.unwrap_or((context - prompt).min(most)))
 }
 
 impl ServedModel {
@@ -154,8 +194,8 @@ impl ServedModel {
     }
 }
 
-/// How a prompt ends, by the two switches that vLLM has for it.
-pub fn ending(add_generation_prompt: Option<bool>, continue_final: bool) -> Result<Ending, ApiError> {
+/// How a prompt ends: where a new answer begins, where a turn has ended, or in the middle of one.
+fn ending(add_generation_prompt: Option<bool>, continue_final: bool) -> Result<Ending, ApiError> {
     match (add_generation_prompt, continue_final) {
         (Some(true), true) => Err(ApiError::InvalidValue {
             param: "continue_final_message",

@@ -208,7 +208,8 @@ impl ChatTemplate {
         let mut rendered = self.render_marked(conversation, now, limit)?;
         if conversation.ending == Ending::Continued {
             let end = rendered.find(guard::CUT).ok_or_else(|| {
-                let problem = "the chat template leaves out the last message, so it cannot be continued";
+                let problem =
+                    "the chat template leaves out the last message, so it cannot be continued";
                 ChatError::Template(problem.into())
             })?;
             rendered.truncate(end);
@@ -246,9 +247,8 @@ impl ChatTemplate {
             value.unwrap_or(Value::from(()))
         };
         let variables = conversation.variables.iter();
-        let variables = variables.map(|(name, value)| {
-            (name.as_str(), self.control.guard_value(value))
-        });
+        let variables =
+            variables.map(|(name, value)| (name.as_str(), self.control.guard_value(value)));
         let strftime = move |format: &str| python::strftime(now, format);
         let ours = context! {
             messages,
@@ -344,10 +344,7 @@ fn refused(problem: minijinja::Error) -> ChatError {
         _ => problem.to_string(),
     };
     let text = text.chars().take(MAX_COMPLAINT);
-    ChatError::Template(
-        text.map(|c| if c.is_control() { ' ' } else { c })
-            .collect(),
-    )
+    ChatError::Template(text.map(|c| if c.is_control() { ' ' } else { c }).collect())
 }
 
 /// What a template has written, up to a limit.

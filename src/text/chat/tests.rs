@@ -67,9 +67,17 @@ fn control_tokens_come_from_the_template_alone() {
             .copied()
             .filter(|&id| tokenizer.is_special(id))
             .collect();
-        assert_eq!(control, [317, 0, 317, 0, 317, 0, 317, 0, 317], "{hostile:?}");
+        assert_eq!(
+            control,
+            [317, 0, 317, 0, 317, 0, 317, 0, 317],
+            "{hostile:?}"
+        );
         // And nothing is lost: the tokens are the rendered text.
-        let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.bytes(id)).copied().collect();
+        let bytes: Vec<u8> = ids
+            .iter()
+            .flat_map(|&id| tokenizer.bytes(id))
+            .copied()
+            .collect();
         assert_eq!(String::from_utf8(bytes).unwrap(), text(&template, &talk));
         assert!(text(&template, &talk).contains(hostile), "{hostile:?}");
     }
@@ -78,11 +86,15 @@ fn control_tokens_come_from_the_template_alone() {
 #[test]
 fn a_token_cannot_be_put_together_from_the_clients_and_the_templates_text() {
     let tokenizer = tokenizer();
-    let joined = template("{% for m in messages %}{{ m.content }}{% endfor %}{{ '_1|>' }}{{ '<|' + messages[0].content }}");
+    let joined = template(
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ '_1|>' }}{{ '<|' + messages[0].content }}",
+    );
     let parts = ["<|", "unused", "_1|>", "<|unused"].map(|part| message(Role::User, part));
     let ids = ids(&joined, &conversation(parts));
     assert!(ids.iter().all(|&id| !tokenizer.is_special(id)), "{ids:?}");
-    let trimmed = template("{{ '<' + messages[0].content | trim + '<|unused' + messages[1].content.strip() }}");
+    let trimmed = template(
+        "{{ '<' + messages[0].content | trim + '<|unused' + messages[1].content.strip() }}",
+    );
     let parts = ["\n |unused_1|> <", " _1|>\n"].map(|part| message(Role::User, part));
     let ids = self::ids(&trimmed, &conversation(parts));
     assert!(ids.iter().all(|&id| !tokenizer.is_special(id)), "{ids:?}");
@@ -122,7 +134,10 @@ fn everything_a_client_can_send_is_guarded() {
 #[test]
 fn a_last_message_can_be_left_open_or_closed() {
     let template = template(CHATML);
-    let mut talk = conversation([message(Role::User, "2+2?"), message(Role::Assistant, "It is ")]);
+    let mut talk = conversation([
+        message(Role::User, "2+2?"),
+        message(Role::Assistant, "It is "),
+    ]);
     let whole = ids(&template, &talk);
     talk.ending = Ending::Closed;
     let closed = ids(&template, &talk);
@@ -193,7 +208,10 @@ fn calls_are_written_as_the_template_teaches_them() {
     );
     talk.ending = Ending::Call;
     let ids = ids(&template, &talk);
-    let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer().bytes(id).to_vec()).collect();
+    let bytes: Vec<u8> = ids
+        .iter()
+        .flat_map(|&id| tokenizer().bytes(id).to_vec())
+        .collect();
     assert!(bytes.ends_with(b"</tool_call><tool_call>\n"));
     assert_eq!(self::template(CHATML).calls(), None);
 }
