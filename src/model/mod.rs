@@ -1,6 +1,7 @@
 //! Granite in the words of its `config.json`: configuration, weights, forward pass, KV cache and the f32 reference.
 
 mod attention;
+pub mod calibrate;
 pub mod config;
 pub mod evaluate;
 pub mod granite;
@@ -11,6 +12,7 @@ mod quantized;
 pub mod reference;
 mod rotary;
 pub mod shapes;
+pub mod smooth;
 mod tensors;
 pub mod weight_error;
 pub mod weights;

@@ -32,7 +32,26 @@ pub struct Reference {
     head: Linear,
 }
 
-struct Layer {
+/// What the linear layers of a block multiply, and the head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// The normed residual that queries, keys and values are made from.
+    Attention,
+    /// What attention gives to its output layer.
+    Output,
+    /// The normed residual that gate and up are made from.
+    FeedForward,
+    /// The gated values.
+    Down,
+    /// The last normed residual.
+    Head,
+}
+
+/// Looks at what a linear layer multiplies, `[len, in]`.
+pub type Look<'a> = dyn FnMut(Input, &Tensor) -> candle_core::Result<()> + 'a;
+
+/// One block.
+pub struct Layer {
     /// `[hidden]`.
     input_norm: Tensor,
     q: Linear,
@@ -113,7 +132,6 @@ impl Reference {
     /// The whole model: token ids to the logits after positions `first..`, flat.
     fn forward(&self, ids: &[u32], first: usize) -> candle_core::Result<Vec<f32>> {
         let config = &self.config;
-        let residual = f64::from(config.residual_multiplier);
         let ids = Tensor::new(ids, &Device::Cpu)?;
         let len = ids.elem_count();
         let rotary = Rotary::new(len, config.head_dim, config.rope_theta)?;
@@ -121,26 +139,27 @@ impl Reference {
         let embedded = self.embedding.index_select(&ids, 0)?;
         let mut x = (embedded * f64::from(config.embedding_multiplier))?;
         for layer in &self.layers {
-            let h = self.rms_norm(&x, &layer.input_norm)?;
-            x = (x + (layer.attention(config, &rotary, &h)? * residual)?)?;
-            let h = self.rms_norm(&x, &layer.post_attention_norm)?;
-            x = (x + (layer.feed_forward(&h)? * residual)?)?;
+            x = layer.forward(config, &rotary, x, &mut |_, _| Ok(()))?;
         }
-        let h = self.rms_norm(&x.narrow(0, first, len - first)?, &self.norm)?;
+        let h = rms_norm(config, &x.narrow(0, first, len - first)?, &self.norm)?;
         let logits = (self.head.forward(&h)? / f64::from(config.logits_scaling))?;
         logits.flatten_all()?.to_vec1()
     }
+}
 
-    /// `x / √(mean(x²) + ε) · weight`, row by row.
-    fn rms_norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-        let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
-        let rms = (mean_square + f64::from(self.config.rms_norm_eps))?.sqrt()?;
-        x.broadcast_div(&rms)?.broadcast_mul(weight)
-    }
+/// `x / √(mean(x²) + ε) · weight`, row by row.
+pub fn rms_norm(config: &ModelConfig, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+    let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
+    let rms = (mean_square + f64::from(config.rms_norm_eps))?.sqrt()?;
+    x.broadcast_div(&rms)?.broadcast_mul(weight)
 }
 
 impl Layer {
-    fn load(config: &ModelConfig, weights: &Weights<'_>, index: usize) -> Result<Self> {
+    /// Reads the weights of block `index`.
+    ///
+    /// # Errors
+    /// As [`Reference::load`].
+    pub fn load(config: &ModelConfig, weights: &Weights<'_>, index: usize) -> Result<Self> {
         let hidden = config.hidden_size;
         let queries = config.num_heads * config.head_dim;
         let keys = config.num_kv_heads * config.head_dim;
@@ -178,13 +197,33 @@ impl Layer {
         })
     }
 
+    /// The block on the residual stream `x` `[len, hidden]`.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn forward(
+        &self,
+        config: &ModelConfig,
+        rotary: &Rotary,
+        x: Tensor,
+        look: &mut Look<'_>,
+    ) -> candle_core::Result<Tensor> {
+        let residual = f64::from(config.residual_multiplier);
+        let h = rms_norm(config, &x, &self.input_norm)?;
+        let x = (x + (self.attention(config, rotary, &h, look)? * residual)?)?;
+        let h = rms_norm(config, &x, &self.post_attention_norm)?;
+        x + (self.feed_forward(&h, look)? * residual)?
+    }
+
     /// Causal attention of `h` `[len, hidden]` over itself.
     fn attention(
         &self,
         config: &ModelConfig,
         rotary: &Rotary,
         h: &Tensor,
+        look: &mut Look<'_>,
     ) -> candle_core::Result<Tensor> {
+        look(Input::Attention, h)?;
         let len = h.dim(0)?;
         let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
         let split = |x: Tensor, heads| {
@@ -206,25 +245,32 @@ impl Layer {
         let scores = (q.matmul(&k.t()?)? * f64::from(config.attention_multiplier))?;
         let weights = softmax(&scores.broadcast_add(&causal_mask(len)?)?)?;
         let mixed = weights.matmul(&v)?.transpose(0, 1)?;
-        self.o
-            .forward(&mixed.reshape((len, heads * config.head_dim))?)
+        let mixed = mixed.reshape((len, heads * config.head_dim))?;
+        look(Input::Output, &mixed)?;
+        self.o.forward(&mixed)
     }
 
     /// SwiGLU of `h` `[len, hidden]`.
-    fn feed_forward(&self, h: &Tensor) -> candle_core::Result<Tensor> {
+    fn feed_forward(&self, h: &Tensor, look: &mut Look<'_>) -> candle_core::Result<Tensor> {
+        look(Input::FeedForward, h)?;
         let gated = (self.gate.forward(h)?.silu()? * self.up.forward(h)?)?;
+        look(Input::Down, &gated)?;
         self.down.forward(&gated)
     }
 }
 
 /// Cosines and sines of every position's angles, `[len, head_dim / 2]` each.
-struct Rotary {
+pub struct Rotary {
     cos: Tensor,
     sin: Tensor,
 }
 
 impl Rotary {
-    fn new(len: usize, head_dim: usize, theta: f64) -> candle_core::Result<Self> {
+    /// The angles of positions `0 .. len`.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn new(len: usize, head_dim: usize, theta: f64) -> candle_core::Result<Self> {
         let half = head_dim / 2;
         let frequency = |pair: usize| theta.powf(-2.0 * pair as f64 / head_dim as f64) as f32;
         let angles: Vec<f32> = (0..len)
@@ -292,9 +338,11 @@ impl Linear {
 }
 
 /// The checkpoint's tensors, checked against the configuration as they are read.
-struct Weights<'a> {
-    tensors: &'a dyn Tensors,
-    arithmetic: Arithmetic,
+pub struct Weights<'a> {
+    /// The checkpoint's.
+    pub tensors: &'a dyn Tensors,
+    /// What they are rounded to.
+    pub arithmetic: Arithmetic,
 }
 
 impl Weights<'_> {
@@ -311,7 +359,11 @@ impl Weights<'_> {
         Tensor::from_vec(values, (rows, columns), &Device::Cpu).map_err(internal)
     }
 
-    fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
+    /// Reads a vector.
+    ///
+    /// # Errors
+    /// As [`Reference::load`].
+    pub fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
         let values = self.read(name, &[len])?;
         Tensor::from_vec(values, len, &Device::Cpu).map_err(internal)
     }
@@ -356,7 +408,7 @@ fn most_likely(logits: &[f32]) -> u32 {
 }
 
 /// Shapes are checked before a tensor operation sees them and callers check ids, so its failure is a defect.
-fn internal(error: candle_core::Error) -> Error {
+pub fn internal(error: candle_core::Error) -> Error {
     Error::Internal(error.to_string())
 }
 
