@@ -10,13 +10,15 @@
 //! | `worker` | the loop |
 //! | [`scheduler`] | pure: who runs in the next step |
 //! | `sequence` | one generation's tokens, events and times |
-//! | [`sampler`] | logits → token |
+//! | `adjust` | penalties, biases, bans and constraints: what changes the logits before |
+//! | [`sampler`] | logits → token, and how likely it was |
 //! | [`pages`] | which KV pages are free |
 //!
 //! What callers may rely on: the same generation gives the same tokens whatever else runs; [`Engine::submit`] never
 //! waits; dropping a [`TokenStream`] frees what it held; an accepted generation is never preempted, because all its
 //! pages are reserved when it is admitted.
 
+mod adjust;
 pub mod pages;
 mod queue;
 pub mod request;
@@ -28,7 +30,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use request::{FinishReason, Generation, Sampling, TokenEvent};
+pub use request::{Constraint, FinishReason, Generation, Sampling, Score, TokenEvent};
 pub use sequence::TokenStream;
 
 use crate::error::{Error, Result};

@@ -86,6 +86,11 @@ impl Worker {
         drop(self.scheduler.remove_if(Sequence::is_abandoned));
         let admitted = self.scheduler.admit();
         self.scheduler.plan(&mut self.plan);
+        for work in &mut self.plan {
+            if self.scheduler.running()[work.index].job.scores_prompt() {
+                work.logit_rows = work.rows;
+            }
+        }
         self.publish(admitted);
         if self.plan.is_empty() {
             // Everybody has left. Were somebody waiting for pages that nobody holds, this would spin for ever.
@@ -124,20 +129,14 @@ impl Worker {
             "one row of logits per row that wants them"
         );
         let running = self.scheduler.running_mut();
-        let sampled = self.plan.iter().filter(|work| work.logit_rows > 0);
-        for (work, logits) in sampled.zip(logits.chunks_exact(vocab_size)) {
+        let mut rows = logits.chunks_exact(vocab_size);
+        for work in &self.plan {
             let sequence = &mut running[work.index].job;
-            let token = self
-                .sampler
-                .sample(logits, &sequence.sampling, &mut sequence.generator);
-            if let Some(token) = token {
-                sequence.accept(token, now, &self.metrics);
-            } else {
-                error!(
-                    position = work.start + work.rows,
-                    "logits are not finite; this generation fails"
-                );
-                sequence.fail();
+            let end = work.start + work.rows;
+            for (position, logits) in (end - work.logit_rows..end).zip(rows.by_ref()) {
+                if !sequence.has_ended() {
+                    sequence.advance(position, logits, &mut self.sampler, now, &self.metrics);
+                }
             }
         }
     }

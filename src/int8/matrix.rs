@@ -194,22 +194,22 @@ impl Matrix {
         self.rotation
     }
 
-    /// One group of one panel: 64 steps but in the last group.
+    /// The groups of one panel in order: 64 steps each but the last.
     #[inline]
-    pub fn block(&self, panel: usize, group: usize) -> Block<'_> {
+    pub fn blocks(&self, panel: usize) -> impl Iterator<Item = Block<'_>> {
         let len = panel_bytes(self.depth);
-        let codes = &self.codes.bytes()[panel * len..][..len];
-        let at = (panel * self.groups() + group) * PANEL;
+        let codes = self.codes.bytes()[panel * len..][..len].chunks(BLOCK_BYTES);
+        let first = panel * self.groups();
         let Scales {
             group: scales,
             zero_points,
             ..
         } = &self.scales;
-        Block {
-            codes: &codes[group * BLOCK_BYTES..][..BLOCK_BYTES.min(len - group * BLOCK_BYTES)],
-            zero_points: zero_points.as_deref().map(|all| columns_at(all, at)),
-            scales: scales.as_deref().map(|all| columns_at(all, at)),
-        }
+        codes.zip(first..).map(|(codes, block)| Block {
+            codes,
+            zero_points: (zero_points.as_deref()).map(|all| columns_at(all, block * PANEL)),
+            scales: (scales.as_deref()).map(|all| columns_at(all, block * PANEL)),
+        })
     }
 
     /// All codes, `[panels][k/4][64][4]`.
@@ -238,7 +238,7 @@ impl Matrix {
     pub fn dequantize_group(&self, kernel: Kernel, column: usize, group: usize, out: &mut [f32]) {
         assert!(column < self.columns && out.len() == GROUP.min(self.depth - group * GROUP));
         let (panel, lane) = (column / PANEL, column % PANEL);
-        let block = self.block(panel, group);
+        let block = self.blocks(panel).nth(group).expect("a group of the depth");
         let scale = self.scales.column[column] * block.scales.map_or(1.0, |scales| scales[lane]);
         let zero_point = block
             .zero_points

@@ -4,15 +4,12 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use microgranite::engine::{
-    Engine, FinishReason, Generation, Sampling, Settings, TokenEvent, TokenStream,
-};
+use microgranite::engine::{Engine, FinishReason, Generation, Settings, TokenEvent, TokenStream};
 use microgranite::telemetry::Metrics;
 
 use crate::checked_model::{CheckedModel, NAN_TOKEN, Stepper};
 
 pub const LENGTH: TokenEvent = TokenEvent::Finished(FinishReason::Length);
-pub const STOP: TokenEvent = TokenEvent::Finished(FinishReason::Stop);
 
 pub fn small() -> Settings {
     Settings {
@@ -30,8 +27,7 @@ pub fn generation(seed: u32, prompt_len: usize, max_tokens: usize) -> Generation
             .map(|i| (seed.wrapping_mul(7919) + i * (seed + 3)) % NAN_TOKEN)
             .collect(),
         max_tokens,
-        sampling: Sampling::default(),
-        stop_ids: Vec::new(),
+        ..Generation::default()
     }
 }
 
