@@ -67,8 +67,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     calibrate: Option<PathBuf>,
 
-    /// Tokens of the calibration text to run. Beyond a few thousand more change little.
-    #[arg(long, value_name = "N", value_parser = config::positive, default_value_t = 8192)]
+    /// Tokens of the calibration text to run. More are more exact, and take longer.
+    #[arg(long, value_name = "N", value_parser = config::positive, default_value_t = 4096)]
     calibration_tokens: usize,
 
     /// Threads to work with. [default: the cores, or the cgroup's quota]

@@ -272,3 +272,76 @@ fn percentile(mapping: Mapping, share: f32, values: &[f32]) -> (f32, f32) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAPPINGS: [Mapping; 2] = [Mapping::Symmetric, Mapping::Affine];
+
+    fn values() -> impl Strategy<Value = Vec<f32>> {
+        let value = prop_oneof![
+            4 => -1.0f32..1.0, 1 => Just(0.0), 1 => -100.0f32..100.0, 1 => 0.0f32..1e-30, 1 => -1e37f32..3e38
+        ];
+        prop::collection::vec(value, 1..GROUP)
+    }
+
+    fn scheme(mapping: Mapping, range: Range) -> Scheme {
+        Scheme {
+            mapping,
+            range,
+            ..Scheme::default()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_is_further_from_its_code_than_half_a_step(values in values()) {
+            for mapping in MAPPINGS {
+                let reach = reach_of(&scheme(mapping, Range::Absmax), &values);
+                let map = map(mapping, reach);
+                prop_assert!(map.scale.is_finite());
+                // An affine zero point is rounded too, which can push the last code inside the range by half a step.
+                let most = if mapping == Mapping::Affine { 1.0 } else { 0.5 };
+                for &value in &values {
+                    let (_, rounded) = nearest(mapping, map, value);
+                    let limit = most * map.scale * (1.0 + 1e-4) + SMALLEST_SCALE * CODE_MAX;
+                    prop_assert!((value - rounded).abs() <= limit, "{} {} {:?}", value, rounded, map);
+                }
+                prop_assert_eq!(nearest(mapping, map, 0.0).1, 0.0);
+            }
+        }
+
+        #[test]
+        fn the_mse_range_is_never_noisier_than_the_whole(values in prop::collection::vec(-2.0f32..3.0, 1..GROUP)) {
+            for mapping in MAPPINGS {
+                let noise_of = |range| {
+                    let reach = reach_of(&scheme(mapping, range), &values);
+                    noise(mapping, map(mapping, reach), &values)
+                };
+                prop_assert!(noise_of(Range::Mse) <= noise_of(Range::Absmax));
+            }
+        }
+    }
+
+    #[test]
+    fn a_percentile_leaves_outliers_outside() {
+        let mut values: Vec<f32> = (0..=200).map(|i| i as f32 / 100.0 - 1.0).collect();
+        values.push(50.0);
+        let reach = |mapping| reach_of(&scheme(mapping, Range::Percentile(99.0)), &values);
+        assert_eq!(reach(Mapping::Symmetric), (-1.0, 1.0));
+        let (low, high) = reach(Mapping::Affine);
+        assert!((-1.0..-0.98).contains(&low) && high <= 1.0, "{low} {high}");
+    }
+
+    #[test]
+    fn affine_codes_use_the_whole_range_of_a_lopsided_column() {
+        let values = [0.0, 0.5, 1.0];
+        let step = |mapping| map(mapping, reach_of(&scheme(mapping, Range::Absmax), &values));
+        let (affine, symmetric) = (step(Mapping::Affine), step(Mapping::Symmetric));
+        assert_eq!((affine.zero_point, symmetric.zero_point), (0, 128));
+        assert!(affine.scale < 0.51 * symmetric.scale);
+    }
+}

@@ -6,9 +6,8 @@ use std::collections::HashMap;
 use candle_core::{Device, Tensor};
 
 use super::ModelConfig;
-use super::reference::{
-    Arithmetic, Input, Layer, Look, Rotary, Weights as FloatWeights, internal, rms_norm,
-};
+use super::linear::{Arithmetic, Weights as FloatWeights, internal};
+use super::reference::{Input, Layer, Look, Rotary, rms_norm};
 use super::tensors::{EMBEDDING, FINAL_NORM};
 use crate::error::{Error, Result};
 use crate::int8::GROUP;

@@ -6,6 +6,7 @@ pub mod config;
 pub mod evaluate;
 pub mod granite;
 mod kv_cache;
+pub mod linear;
 pub mod packed;
 mod parts;
 mod quantized;

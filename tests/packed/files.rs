@@ -153,7 +153,7 @@ fn files_that_do_not_belong_together_are_refused_in_one_line() {
         (|json| json["scheme"] = json!("best"), &["JSON"]),
         (
             |json| json["matrices"] = json!({}),
-            &["matrices", "model.embed_tokens is missing"],
+            &["matrices", "self_attn.qkv_proj is missing"],
         ),
         (
             |json| json["checksums"] = json!({}),
