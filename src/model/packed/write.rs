@@ -20,7 +20,7 @@ use crate::model::calibrate::{Compensation, Walk};
 use crate::model::parts::{self, MatrixPart, NormPart, Source};
 use crate::model::smooth::Smoothed;
 use crate::model::tensors::check_shapes;
-use crate::model::weights::Quantizer;
+use crate::model::weights::{Quantizer, scheme_of};
 use crate::sources::hash::{sha256, sha256_of};
 use crate::sources::packed::{QUANTIZATION, WEIGHTS};
 use crate::sources::{Checkpoint, Tensors};
@@ -75,7 +75,7 @@ pub fn write(
     let quantizer = Quantizer::new(&config, floats, scheme, kernel, &mut pool, progress)?;
 
     let path = folder.join(WEIGHTS);
-    let mut contents = Contents::new(scheme);
+    let mut contents = Contents::new(scheme, tensors);
     parts::read(&config, &mut contents)?;
     let mut output = Output {
         file: File::create_new(&path).map_err(|e| Error::io(&path, e))?,
@@ -86,7 +86,6 @@ pub fn write(
     let mut writer = Writer {
         quantizer,
         compensation,
-        scheme,
         output,
         matrices: BTreeMap::new(),
     };
@@ -146,14 +145,16 @@ fn file_hashes(tensors: &dyn Tensors) -> Result<BTreeMap<String, String>> {
 /// Lists the tensors that will be written, so that the header can come first.
 struct Contents<'a> {
     scheme: &'a Scheme,
+    checkpoint: &'a dyn Tensors,
     tensors: Vec<(String, TensorInfo)>,
     end: usize,
 }
 
 impl<'a> Contents<'a> {
-    const fn new(scheme: &'a Scheme) -> Self {
+    const fn new(scheme: &'a Scheme, checkpoint: &'a dyn Tensors) -> Self {
         Self {
             scheme,
+            checkpoint,
             tensors: Vec::new(),
             end: 0,
         }
@@ -190,10 +191,11 @@ impl Source for Contents<'_> {
         let [codes, scales, group_scales, zero_points] = tensors_of_matrix(part);
         self.add(codes);
         self.add(scales);
-        if self.scheme.granularity == Granularity::Group {
+        let scheme = scheme_of(part, self.checkpoint, self.scheme)?;
+        if scheme.granularity == Granularity::Group {
             self.add(group_scales);
         }
-        if self.scheme.mapping == Mapping::Affine {
+        if scheme.mapping == Mapping::Affine {
             self.add(zero_points);
         }
         Ok(())
@@ -233,7 +235,6 @@ impl Output {
 struct Writer<'a> {
     quantizer: Quantizer<'a>,
     compensation: Option<Compensation<'a>>,
-    scheme: &'a Scheme,
     output: Output,
     matrices: BTreeMap<String, MatrixRecord>,
 }
@@ -262,7 +263,7 @@ impl Source for Writer<'_> {
             output.put_tensor(zero_points, points)?;
         }
         let record = MatrixRecord {
-            rotation: self.scheme.rotation,
+            rotation: matrix.rotation(),
             sqnr_db: Some(loss.sqnr_db()).filter(|ratio| ratio.is_finite()),
             largest_error: loss.largest,
         };
