@@ -39,6 +39,12 @@ pub fn resident() -> Option<Resident> {
     })
 }
 
+/// Bytes of this process's anonymous memory that lie in huge pages. `None` where the system does not say.
+pub fn huge_pages() -> Option<u64> {
+    let rollup = fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    kibibytes(&rollup, "AnonHugePages:")
+}
+
 /// [`limit`] on a system whose files are under `root`.
 fn limit_under(root: &Path) -> Option<Limit> {
     let meminfo = fs::read_to_string(root.join("proc/meminfo")).ok()?;

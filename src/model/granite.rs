@@ -106,6 +106,11 @@ impl Granite {
         &mut self.pool
     }
 
+    /// Fills the KV cache with noise, so that steps far into a sequence can be timed without the steps before.
+    pub fn fill_cache(&mut self) {
+        self.cache.fill();
+    }
+
     /// The kernel in use.
     pub const fn kernel(&self) -> Kernel {
         self.kernel

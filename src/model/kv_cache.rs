@@ -80,6 +80,17 @@ impl KvCache {
         }
     }
 
+    /// Fills every page with numbers of no meaning, as if sequences had, so that attention can be timed without running
+    /// prompts.
+    pub fn fill(&mut self) {
+        for layer in &mut self.layers {
+            layer.keys.fill(129);
+            layer.values.fill(1);
+            layer.key_scales.fill(1e-3);
+            layer.value_scales.fill(1e-3);
+        }
+    }
+
     /// How many pages there are.
     pub const fn page_count(&self) -> usize {
         self.page_count

@@ -3,10 +3,12 @@
 //! - [`tokenizer`]: text → ids, and the bytes of every id.
 //! - [`decoder`]: ids → text as they arrive, never splitting a character.
 //! - [`grammar`]: what a text must be, as a constraint on its tokens.
+//! - [`samples`]: texts to evaluate and calibrate on.
 //! - [`stop`]: stop strings, wherever the token boundaries fall.
 
 pub mod decoder;
 pub mod grammar;
+pub mod samples;
 pub mod stop;
 pub mod tokenizer;
 

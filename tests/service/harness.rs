@@ -33,6 +33,7 @@ pub struct Options {
     pub server: server::Settings,
     pub keys: Option<ApiKeys>,
     pub limits: Limits,
+    pub tokenizer: Option<Tokenizer>,
 }
 
 /// A running service. Dropping it ends it, answers included.
@@ -69,7 +70,7 @@ impl Service {
                 fingerprint: "test-fingerprint".to_owned(),
                 created: 1_700_000_000,
                 stop_ids: vec![END_OF_TEXT],
-                tokenizer: Arc::new(tokenizer()),
+                tokenizer: Arc::new(options.tokenizer.unwrap_or_else(tokenizer)),
                 engine: Engine::start(model, options.engine, Arc::clone(&metrics)).unwrap(),
             });
         }

@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::limits::{Limits, Meter, median};
 use crate::model::{Forward, Granite, PAGE_TOKENS, Span};
 
-/// Tokens that every stream holds before its decoding is timed: a page, so that attention has something to read.
+/// Tokens that every stream holds when its decoding is timed: a page, so that attention has something to read.
 const STREAM_PROMPT: usize = PAGE_TOKENS;
 
 /// What to measure.
@@ -82,6 +82,7 @@ pub fn run(model: &mut Granite, plan: &Plan) -> Results {
         limits: limits(&runs),
     };
 
+    model.fill_cache();
     let mut decode = Vec::new();
     for &streams in &plan.batches {
         bar.set_message(format!("decode of {streams} streams"));
@@ -146,15 +147,6 @@ fn steps(model: &mut Granite, plan: &Plan, streams: usize) -> Duration {
     let pages: Vec<Vec<u32>> = (0..streams as u32)
         .map(|i| (i * each..(i + 1) * each).collect())
         .collect();
-    let prompt = ids(model, STREAM_PROMPT);
-    for pages in &pages {
-        model.forward(&[Span {
-            tokens: &prompt,
-            start: 0,
-            pages,
-            logit_rows: 0,
-        }]);
-    }
     let tokens = ids(model, streams);
     let step = |model: &mut Granite, index: usize| {
         let spans: Vec<Span<'_>> = pages

@@ -1,12 +1,15 @@
 //! What was measured, as a table and as JSON with stable names.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde_json::{Value, json};
 
 use super::limits::Limits;
 use super::measure::{Decode, Results};
+use crate::config;
 use crate::int8::kernels;
+use crate::memory;
 use crate::model::{Forward, Granite};
 
 /// A finished benchmark.
@@ -14,6 +17,10 @@ pub struct Report<'a> {
     name: &'a str,
     isa: &'static str,
     threads: usize,
+    /// CPUs that the quota and affinity of this process allow.
+    cpus: usize,
+    /// Bytes in huge pages, where the system says.
+    huge_page_bytes: Option<u64>,
     weight_bytes: u64,
     bytes_per_step: u64,
     prompt_operations: u64,
@@ -30,6 +37,8 @@ impl<'a> Report<'a> {
             name,
             isa: model.kernel().name(),
             threads: model.threads(),
+            cpus: config::available_threads(),
+            huge_page_bytes: memory::huge_pages(),
             weight_bytes: model.memory().total(),
             bytes_per_step: model.weights().bytes_per_step(),
             prompt_operations,
@@ -81,6 +90,9 @@ impl<'a> Report<'a> {
             "machine": {
                 "isa": self.isa,
                 "threads": self.threads,
+                "cpus": self.cpus,
+                "huge_page_bytes": self.huge_page_bytes,
+                "passed_over": passed_over(),
                 "read_gb_s": limits.read / 1e9,
                 "int8_tops": limits.int8 / 1e12,
                 "f32_tflops": limits.f32 / 1e12,
@@ -95,12 +107,22 @@ impl<'a> Report<'a> {
                 "tokens": prefill.tokens,
                 "tok_s": prefill.tokens as f64 / prefill.seconds,
                 "seconds": prefill.seconds,
+                "time_to_first_token_ms": prefill.seconds * 1e3,
                 "tops": self.prefill_operations() / prefill.seconds / 1e12,
                 "share_of_peak": self.prefill_share(),
             }],
             "decode": decode,
         })
     }
+}
+
+/// Kernels of this build that this CPU cannot run, and why.
+fn passed_over() -> BTreeMap<&'static str, String> {
+    let with_reason = |(name, why): (_, Option<String>)| Some((name, why?));
+    kernels::survey()
+        .into_iter()
+        .filter_map(with_reason)
+        .collect()
 }
 
 impl fmt::Display for Report<'_> {
@@ -113,10 +135,22 @@ impl fmt::Display for Report<'_> {
             self.weight_bytes as f64 / 1e9
         )?;
         writeln!(f, "machine    {} on {} threads", self.isa, self.threads)?;
-        for (name, why) in kernels::survey() {
-            if let Some(why) = why {
-                writeln!(f, "           {name} passed over: {why}")?;
-            }
+        for (name, why) in passed_over() {
+            writeln!(f, "           {name} passed over: {why}")?;
+        }
+        if self.threads > self.cpus {
+            writeln!(
+                f,
+                "warning    {} threads on {} CPUs (quota or affinity): they wait for each other; try --threads {}",
+                self.threads, self.cpus, self.cpus
+            )?;
+        }
+        if let Some(bytes) = self.huge_page_bytes {
+            writeln!(
+                f,
+                "pages      2 MiB for {:.0} % of the weights, the rest 4 KiB",
+                (100.0 * bytes as f64 / self.weight_bytes as f64).min(100.0)
+            )?;
         }
         writeln!(
             f,
@@ -132,7 +166,7 @@ impl fmt::Display for Report<'_> {
         )?;
         writeln!(
             f,
-            "prefill {:>6} {:>11.1} {:>11.1} {:>11} {:>9.2} {:>9.0} % of int8 peak",
+            "prefill {:>6} {:>11.1} {:>11.1} {:>11} {:>9.2} {:>9.0} % of int8 peak; then comes the first token",
             prefill.tokens,
             prefill.tokens as f64 / prefill.seconds,
             prefill.seconds * 1e3,

@@ -54,17 +54,18 @@ macro_rules! tile_256 {
                     for step in 0..t.steps {
                         let line = t.weights.add((step * PANEL + column) * 4);
                         if ahead.contains(&step) {
-                            for j in 0..V.div_ceil(2) {
-                                _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(BLOCK_BYTES + 64 * j).cast());
+                            // Cache lines that begin in this pass: two vectors of eight columns make one.
+                            for j in (column % 16 / 8..V).step_by(2) {
+                                _mm_prefetch::<_MM_HINT_T1>(line.wrapping_add(BLOCK_BYTES + 32 * j).cast());
                             }
                         }
-                        let rows: [__m256i; R] = std::array::from_fn(|r| {
-                            _mm256_set1_epi32(codes.add(r * t.stride + 4 * step).cast::<i32>().read_unaligned())
-                        });
-                        for j in 0..V {
-                            let weights = prepare(_mm256_loadu_si256(line.add(32 * j).cast()));
-                            for (row, sums) in rows.iter().zip(&mut sums) {
-                                sums[j] = dot(sums[j], weights, *row);
+                        let weights: [_; V] =
+                            std::array::from_fn(|j| prepare(_mm256_loadu_si256(line.add(32 * j).cast())));
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            let four = codes.add(r * t.stride + 4 * step).cast::<i32>().read_unaligned();
+                            let four = _mm256_set1_epi32(four);
+                            for j in 0..V {
+                                sums[j] = dot(sums[j], weights[j], four);
                             }
                         }
                     }
