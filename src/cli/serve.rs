@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::limits::LimitArgs;
 use super::plan;
 use super::progress::Progress;
 use crate::config::{self, ByteSize};
@@ -87,6 +88,9 @@ pub struct Args {
     #[arg(long, env = "MICROGRANITE_MAX_CONNECTIONS", value_name = "N", value_parser = config::positive, default_value_t = server::Settings::default().max_connections)]
     max_connections: usize,
 
+    #[command(flatten)]
+    limits: LimitArgs,
+
     /// The name clients use for the model. [default: the name in REF]
     #[arg(long, env = "MICROGRANITE_SERVED_MODEL_NAME", value_name = "NAME")]
     served_model_name: Option<String>,
@@ -115,7 +119,7 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
         .map(ApiKeys::read)
         .transpose()?;
     let metrics = Arc::new(Metrics::new());
-    let app = App::new(Arc::clone(&metrics), keys);
+    let app = App::new(Arc::clone(&metrics), keys, args.limits.limits());
     if let Some(address) = args.admin_listen {
         serve_admin(address, app.clone())?;
     }
@@ -235,7 +239,11 @@ fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Resu
     let model = ServedModel {
         name,
         root: args.model.to_string(),
-        fingerprint: format!("microgranite-{}-int8-{kernel}", env!("CARGO_PKG_VERSION")),
+        fingerprint: format!(
+            "microgranite-{}-{}-int8-{kernel}",
+            env!("CARGO_PKG_VERSION"),
+            &checkpoint.digest()[..12]
+        ),
         created: http::unix_seconds(),
         stop_ids: checkpoint.eos_token_ids,
         tokenizer: Arc::new(tokenizer),

@@ -37,6 +37,12 @@ pub enum ApiError {
         /// The values that are accepted.
         neutral: &'static str,
     },
+    /// A field that nobody knows, where the server is strict about them.
+    #[error("'{param}' is not a field of this API, or changes nothing here")]
+    UnknownParameter {
+        /// The field, shortened.
+        param: String,
+    },
     /// Prompt and answer do not fit the context together.
     #[error("{message}")]
     ContextLength {
@@ -104,7 +110,7 @@ pub struct ErrorBody {
 struct ErrorFields {
     message: String,
     r#type: &'static str,
-    param: Option<&'static str>,
+    param: Option<String>,
     code: &'static str,
 }
 
@@ -128,6 +134,7 @@ impl ApiError {
             Self::Missing { .. } => (StatusCode::BAD_REQUEST, "missing_required_parameter"),
             Self::InvalidValue { .. } => (StatusCode::BAD_REQUEST, "invalid_value"),
             Self::Unsupported { .. } => (StatusCode::BAD_REQUEST, "unsupported_parameter"),
+            Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, "unknown_parameter"),
             Self::ContextLength { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
             Self::PathNotFound => (StatusCode::NOT_FOUND, "not_found"),
@@ -152,8 +159,9 @@ impl ApiError {
         self.kind().1
     }
 
-    const fn param(&self) -> Option<&'static str> {
+    fn param(&self) -> Option<&str> {
         match self {
+            Self::UnknownParameter { param } => Some(param),
             Self::Missing { param }
             | Self::InvalidValue { param, .. }
             | Self::Unsupported { param, .. }
@@ -185,7 +193,7 @@ impl ApiError {
             error: ErrorFields {
                 message: self.to_string(),
                 r#type,
-                param: self.param(),
+                param: self.param().map(str::to_owned),
                 code,
             },
         }

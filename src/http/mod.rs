@@ -1,19 +1,25 @@
 //! Everything that knows HTTP, and nothing else does.
 //!
 //! A request comes in through [`server`] (connections, their limits and their end), is watched by [`observe`] and
-//! reaches [`completions`], which reads it as [`wire`] defines and hands its tokens to [`streaming`]. Whatever goes
-//! wrong on the way is an [`error_body::ApiError`].
+//! reaches [`completions`], which reads it as [`wire`] and [`sampling`] define, field by field ([`fields`]). The tokens
+//! become text in [`answer`] and events in [`streaming`]. Whatever goes wrong on the way is an [`error_body::ApiError`].
 
+pub mod answer;
 pub mod auth;
 pub mod body;
 pub mod completions;
 pub mod error_body;
+pub mod fields;
 pub mod health;
+pub mod limits;
+pub mod logprobs;
 pub mod models;
 pub mod observe;
+pub mod sampling;
 pub mod server;
 pub mod stall;
 pub mod streaming;
+pub mod structured;
 pub mod wire;
 
 use std::sync::{Arc, OnceLock};
@@ -30,6 +36,7 @@ use crate::telemetry::Metrics;
 use crate::text::Tokenizer;
 use auth::ApiKeys;
 use error_body::ApiError;
+use limits::Limits;
 
 /// What the handlers share. It exists before the model does, so that the port answers while the model loads.
 #[derive(Clone)]
@@ -38,6 +45,7 @@ pub struct App(Arc<Shared>);
 struct Shared {
     metrics: Arc<Metrics>,
     keys: Option<ApiKeys>,
+    limits: Limits,
     model: OnceLock<ServedModel>,
     phase: watch::Sender<Phase>,
 }
@@ -48,7 +56,7 @@ pub struct ServedModel {
     pub name: String,
     /// Where it came from, for `/v1/models`.
     pub root: String,
-    /// Build, number format and instruction set: together with a request they decide the answer's bytes.
+    /// Weights, number format, build and instruction set: together with a request they decide the answer's bytes.
     pub fingerprint: String,
     /// Seconds since the Unix epoch when it was loaded.
     pub created: u64,
@@ -73,10 +81,11 @@ pub enum Phase {
 
 impl App {
     /// An application without a model: everything under `/v1` answers 503 until [`App::serve_model`].
-    pub fn new(metrics: Arc<Metrics>, keys: Option<ApiKeys>) -> Self {
+    pub fn new(metrics: Arc<Metrics>, keys: Option<ApiKeys>, limits: Limits) -> Self {
         Self(Arc::new(Shared {
             metrics,
             keys,
+            limits,
             model: OnceLock::new(),
             phase: watch::Sender::new(Phase::Open),
         }))
@@ -107,6 +116,11 @@ impl App {
     /// The engine, once there is a model.
     pub fn engine(&self) -> Option<Engine> {
         self.0.model.get().map(|model| model.engine.clone())
+    }
+
+    /// How much a request may ask for.
+    fn limits(&self) -> &Limits {
+        &self.0.limits
     }
 
     fn metrics(&self) -> &Arc<Metrics> {

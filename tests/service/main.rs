@@ -4,6 +4,7 @@ mod completions;
 mod connections;
 mod eval;
 mod fake;
+mod fields;
 mod harness;
 mod metrics;
 mod pressure;
