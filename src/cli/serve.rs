@@ -254,7 +254,11 @@ fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Resu
     let model = ServedModel {
         name,
         root: args.model.to_string(),
-        fingerprint: format!("microgranite-{}-int8-{kernel}", env!("CARGO_PKG_VERSION")),
+        fingerprint: format!(
+            "microgranite-{}-{}-int8-{kernel}",
+            env!("CARGO_PKG_VERSION"),
+            &checkpoint.digest()[..12]
+        ),
         created: http::unix_seconds(),
         stop_ids: checkpoint.eos_token_ids,
         tokenizer: Arc::new(tokenizer),

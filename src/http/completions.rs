@@ -44,19 +44,9 @@ pub async fn complete(
 
     let ignored = mem::take(&mut request.ignored);
     let request = Arc::new(request);
-    let (prompts, template) = prepare(model, Arc::clone(&request)).await?;
+    let (prompts, generations) = prepare(model, Arc::clone(&request)).await?;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
     record.set_prompt_tokens(prompt_tokens);
-    let generations = prompts
-        .iter()
-        .flat_map(|prompt| (0..request.best_of).map(move |choice| (prompt, choice)))
-        .map(|(prompt, choice)| {
-            let mut generation = template.clone();
-            generation.prompt = prompt.to_vec();
-            generation.sampling.seed = request.sampling.seed(choice);
-            generation
-        })
-        .collect();
     let streams = model.engine.submit(generations).map_err(refused)?;
 
     let sampling = &request.sampling;
@@ -103,11 +93,11 @@ pub async fn complete(
     Ok(response)
 }
 
-/// The ids of every prompt, all of which the model knows and has room for, and the generation that all have in common.
+/// The ids of every prompt, all of which the model knows and has room for, and the generations for each in turn.
 async fn prepare(
     model: &ServedModel,
     request: Arc<CompletionRequest>,
-) -> Result<(Vec<Arc<[u32]>>, Generation), ApiError> {
+) -> Result<(Vec<Arc<[u32]>>, Vec<Generation>), ApiError> {
     let limits = model.engine.limits();
     let (tokenizer, eos_ids) = (Arc::clone(&model.tokenizer), model.stop_ids.clone());
     // A long text or a grammar takes a while, and this thread also writes everyone else's tokens.
@@ -132,7 +122,16 @@ async fn prepare(
             Ok(Arc::from(ids))
         });
         let prompts = prompts.collect::<Result<Vec<Arc<[u32]>>, ApiError>>()?;
-        Ok((prompts, template))
+        let mut generations = Vec::with_capacity(prompts.len() * request.best_of);
+        for prompt in &prompts {
+            for choice in 0..request.best_of {
+                let mut generation = template.clone();
+                generation.prompt = prompt.to_vec();
+                generation.sampling.seed = sampling.seed(choice);
+                generations.push(generation);
+            }
+        }
+        Ok((prompts, generations))
     };
     spawn_blocking(work)
         .await

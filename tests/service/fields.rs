@@ -1,9 +1,12 @@
 //! What each field of `POST /v1/completions` does, as a client sees it.
 
+use microgranite::text::Tokenizer;
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, Next};
-use crate::harness::{END_OF_TEXT, Service, byte_tokens, streamed_text, tokenizer};
+use crate::harness::{
+    END_OF_TEXT, Options, Service, byte_tokens, fixture, streamed_text, tokenizer,
+};
 
 /// A choice put together from a stream's events.
 fn put_together(events: &[Value], index: u64) -> Value {
@@ -369,4 +372,30 @@ async fn usage_can_come_with_every_event() {
     );
     assert_eq!(counts[0], 1);
     assert_eq!(streamed_text(&events, 0), "aba");
+}
+
+#[tokio::test]
+async fn a_suffix_is_put_behind_the_gap() {
+    let file = fixture("granite-3-tiny").join("tokenizer.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    // As Granite 4 and Granite 3 spell them.
+    for [prefix, suffix, middle] in [
+        ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+        ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+    ] {
+        let text = text
+            .replace("<|unused_1|>", prefix)
+            .replace("<|unused_2|>", suffix)
+            .replace("<|unused_3|>", middle);
+        let inner = text.parse().unwrap();
+        let options = Options {
+            tokenizer: Some(Tokenizer::new(inner, &file).unwrap()),
+            ..Options::default()
+        };
+        let service = Service::with(Fake::babbling(), options);
+        let body = json!({"prompt": "a", "suffix": "z", "return_token_ids": true});
+        let ids = service.complete(body).await["choices"][0]["prompt_token_ids"].clone();
+        let [a, z] = ["a", "z"].map(|letter| byte_tokens(letter)[0]);
+        assert_eq!(ids, json!([317, a, 318, z, 319]));
+    }
 }

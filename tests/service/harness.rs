@@ -36,6 +36,7 @@ pub struct Options {
     pub keys: Option<ApiKeys>,
     pub limits: Limits,
     pub chat_template: Option<&'static str>,
+    pub tokenizer: Option<Tokenizer>,
 }
 
 /// A running service. Dropping it ends it, answers included.
@@ -77,7 +78,7 @@ impl Service {
                     Arc::new(template.unwrap())
                 }),
                 facts: Facts::default(),
-                tokenizer: Arc::new(tokenizer()),
+                tokenizer: Arc::new(options.tokenizer.unwrap_or_else(tokenizer)),
                 engine: Engine::start(model, options.engine, Arc::clone(&metrics)).unwrap(),
             });
         }

@@ -3,10 +3,12 @@
 mod chat_templates;
 mod folders;
 mod gguf_files;
+mod gguf_granite;
 mod gguf_refusals;
 mod gguf_writer;
 mod hub;
 mod hub_server;
+mod quantized;
 mod refusals;
 mod tokenizers;
 mod wheels;
