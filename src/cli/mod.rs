@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod eval;
 pub mod inspect;
+mod limits;
 mod plan;
 mod progress;
 pub mod pull;

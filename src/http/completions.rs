@@ -5,182 +5,248 @@ use std::sync::Arc;
 
 use axum::Extension;
 use axum::extract::State;
-use axum::http::{HeaderName, HeaderValue};
-use axum::response::Response;
+use axum::http::HeaderName;
+use axum::response::{IntoResponse, Response};
 use tokio::task::spawn_blocking;
 
+use super::answer::{Answer, Piece, Pieces, Rules};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
+use super::fields::{MAX_REPEATED, ignored_header, invalid};
+use super::logprobs::Logprobs;
 use super::observe::Record;
-use super::streaming::{self, Answer, Envelope, Pieces};
-use super::wire::{CompletionRequest, Prompt};
+use super::streaming::{self, EventShape, event};
+use super::wire::{
+    Choice, Completion, CompletionRequest, Prompt, StreamOptions, Truncation, Usage,
+};
 use super::{App, ServedModel, unix_seconds};
-use crate::engine::{Generation, Refusal, Sampling};
+use crate::engine::{Generation, Limits, Refusal};
+use crate::text::Tokenizer;
 use crate::text::tokenizer::EncodeError;
-use crate::text::{Decoder, StopStrings, Tokenizer};
 
-/// Names listed in `X-Ignored-Params`; a header has to end somewhere.
-const MAX_NAMES_LISTED: usize = 16;
-/// Characters of a client's text that an answer or a header repeats.
-const MAX_REPEATED: usize = 64;
-
-/// Checks the request, hands one generation per prompt to the engine and answers with their text.
+/// Checks the request, hands its generations to the engine and answers with their text.
 pub async fn complete(
     State(app): State<App>,
     Extension(record): Extension<Arc<Record>>,
     JsonBytes(body): JsonBytes,
 ) -> Result<Response, ApiError> {
     let model = app.model()?;
-    let mut request = CompletionRequest::parse(&body)?;
+    let mut request = CompletionRequest::parse(&body, app.limits())?;
     drop(body);
     if let Some(name) = &request.model {
         model.check_name(name)?;
     }
-
-    let prompts = mem::take(&mut request.prompts);
     // Before the tokenizer works for a request that has to be refused.
-    check_count(model, prompts.len())?;
-    model.engine.has_room(prompts.len()).map_err(refused)?;
-    let prompts = tokenize(model, prompts, request.max_tokens).await?;
-    let prompt_tokens = prompts.iter().map(Vec::len).sum();
+    let count = request.prompts.len().saturating_mul(request.best_of);
+    let param = if request.best_of > 1 { "n" } else { "prompt" };
+    model.check_count(param, count)?;
+    model.engine.has_room(count).map_err(refused)?;
+
+    let ignored = mem::take(&mut request.ignored);
+    let request = Arc::new(request);
+    let (prompts, generations) = prepare(model, Arc::clone(&request)).await?;
+    let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
     record.set_prompt_tokens(prompt_tokens);
-    let generations = prompts
-        .into_iter()
-        .map(|prompt| generation(model, &request, prompt))
-        .collect();
     let streams = model.engine.submit(generations).map_err(refused)?;
 
-    let stops = StopStrings::new(&request.stop);
+    let sampling = &request.sampling;
+    let rules = Arc::new(Rules {
+        stop: sampling.stop.clone(),
+        stop_token_ids: sampling.stop_token_ids.clone(),
+        include_stop: sampling.include_stop,
+        min_tokens: sampling.min_tokens,
+        echo: request.echo,
+        shown_token: None,
+    });
     let answers = streams
         .into_iter()
-        .map(|tokens| Answer {
-            tokens,
-            decoder: Decoder::new(Arc::clone(&model.tokenizer)),
-            stops: stops.clone(),
+        .enumerate()
+        .map(|(index, events)| {
+            let prompt = Arc::clone(&prompts[index / request.best_of]);
+            let (tokenizer, rules) = (Arc::clone(&model.tokenizer), Arc::clone(&rules));
+            Answer::new(events, prompt, tokenizer, rules)
         })
         .collect();
     let pieces = Pieces::new(answers, app.cut(), record);
-    let envelope = Envelope {
+    let stream = request.stream;
+    let shape = Shape {
         id: format!("cmpl-{:032x}", rand::random::<u128>()),
         created: unix_seconds(),
         model: model.name.clone(),
         fingerprint: model.fingerprint.clone(),
+        tokenizer: Arc::clone(&model.tokenizer),
+        request,
+        stream: stream.unwrap_or_default(),
         prompt_tokens,
+        completion_tokens: 0,
+        cached_tokens: 0,
     };
-    let mut response = if request.stream {
-        streaming::events(pieces, envelope, request.include_usage).await?
+    let mut response = if stream.is_some() {
+        streaming::events(pieces, shape).await?
     } else {
-        streaming::whole(pieces, envelope).await?
+        shape.whole(pieces.collect().await?)
     };
-    if let Some(names) = names_for_header(&request.ignored) {
+    if let Some(names) = ignored_header(&ignored) {
         let header = HeaderName::from_static("x-ignored-params");
         response.headers_mut().insert(header, names);
     }
     Ok(response)
 }
 
-/// Refuses what even an idle engine could not take; a 429 would have the client try for ever.
-fn check_count(model: &ServedModel, prompts: usize) -> Result<(), ApiError> {
-    let limits = model.engine.limits();
-    let most = limits.max_batch.saturating_add(limits.max_queue);
-    if prompts <= most {
-        return Ok(());
-    }
-    Err(ApiError::InvalidValue {
-        param: "prompt",
-        expected: format!("at most {most} prompts"),
-    })
-}
-
-/// The ids of every prompt, all of which the model knows and has room for.
-async fn tokenize(
+/// The ids of every prompt, all of which the model knows and has room for, and the generations for each in turn.
+async fn prepare(
     model: &ServedModel,
-    prompts: Vec<Prompt>,
-    max_tokens: usize,
-) -> Result<Vec<Vec<u32>>, ApiError> {
+    request: Arc<CompletionRequest>,
+) -> Result<(Vec<Arc<[u32]>>, Vec<Generation>), ApiError> {
     let limits = model.engine.limits();
-    let tokenizer = Arc::clone(&model.tokenizer);
-    // A long text takes a while, and this thread also writes everyone else's tokens.
-    let encode_all = move || -> Result<Vec<Vec<u32>>, ApiError> {
-        prompts
-            .into_iter()
-            .map(|prompt| ids(&tokenizer, prompt, limits.context_length))
-            .collect()
+    let (tokenizer, eos_ids) = (Arc::clone(&model.tokenizer), model.stop_ids.clone());
+    // A long text or a grammar takes a while, and this thread also writes everyone else's tokens.
+    let work = move || {
+        let sampling = &request.sampling;
+        let mut template = sampling.generation(&tokenizer, &eos_ids, limits.vocab_size)?;
+        template.max_tokens = request.max_tokens;
+        template.score_prompt = request.echo && sampling.logprobs.is_some();
+        if request.best_of > sampling.n && template.scores.is_none() {
+            template.scores = Some(0);
+        }
+        let suffix = request.suffix.as_deref();
+        let middle = suffix.map(|suffix| Middle::new(&tokenizer, suffix, limits.context_length));
+        let middle = middle.transpose()?;
+        let prompts = request.prompts.iter().map(|prompt| {
+            let mut ids = ids(&tokenizer, prompt, limits.context_length)?;
+            if let Some(middle) = &middle {
+                ids = middle.surround(ids);
+            }
+            truncate(&mut ids, &request, limits);
+            check(&ids, request.max_tokens, limits)?;
+            Ok(Arc::from(ids))
+        });
+        let prompts = prompts.collect::<Result<Vec<Arc<[u32]>>, ApiError>>()?;
+        let mut generations = Vec::with_capacity(prompts.len() * request.best_of);
+        for prompt in &prompts {
+            for choice in 0..request.best_of {
+                let mut generation = template.clone();
+                generation.prompt = prompt.to_vec();
+                generation.sampling.seed = sampling.seed(choice);
+                generations.push(generation);
+            }
+        }
+        Ok((prompts, generations))
     };
-    let prompts = spawn_blocking(encode_all)
+    spawn_blocking(work)
         .await
-        .map_err(|_panicked| ApiError::Internal)??;
+        .map_err(|_panicked| ApiError::Internal)?
+}
 
-    for ids in &prompts {
-        if ids.iter().any(|&id| id as usize >= limits.vocab_size) {
-            return Err(ApiError::InvalidValue {
-                param: "prompt",
-                expected: format!("made of token ids below {}", limits.vocab_size),
+/// The tokens around a prompt whose answer goes between it and a suffix.
+struct Middle {
+    prefix: u32,
+    suffix: Vec<u32>,
+}
+
+impl Middle {
+    fn new(tokenizer: &Tokenizer, suffix: &str, context: usize) -> Result<Self, ApiError> {
+        // As Granite 3 and Granite 4 spell them.
+        let find = |name: &str| {
+            let spelled = [format!("<fim_{name}>"), format!("<|fim_{name}|>")];
+            spelled.iter().find_map(|token| tokenizer.id(token))
+        };
+        let (Some(prefix), Some(before), Some(middle)) =
+            (find("prefix"), find("suffix"), find("middle"))
+        else {
+            let neutral = "this model has no tokens for filling in the middle, so leave it out";
+            return Err(ApiError::Unsupported {
+                param: "suffix",
+                neutral,
             });
-        }
-        if ids.len().saturating_add(max_tokens) > limits.context_length {
-            let (prompt, context) = (ids.len(), limits.context_length);
-            let message = format!(
-                "this model's context is {context} tokens; {prompt} of the prompt and {max_tokens} of 'max_tokens' are more"
-            );
-            let param = if prompt < context {
-                "max_tokens"
-            } else {
-                "prompt"
-            };
-            return Err(ApiError::ContextLength { param, message });
-        }
+        };
+        let text = encode(tokenizer, "suffix", suffix, context)?;
+        let suffix = [vec![before], text, vec![middle]].concat();
+        Ok(Self { prefix, suffix })
     }
-    Ok(prompts)
+
+    fn surround(&self, prompt: Vec<u32>) -> Vec<u32> {
+        [vec![self.prefix], prompt, self.suffix.clone()].concat()
+    }
 }
 
-fn ids(tokenizer: &Tokenizer, prompt: Prompt, context: usize) -> Result<Vec<u32>, ApiError> {
-    let text = match prompt {
-        Prompt::Ids(ids) => return Ok(ids),
-        Prompt::Text(text) => text,
-    };
-    match tokenizer.encode(&text, context) {
-        Ok(ids) if ids.is_empty() => Err(ApiError::InvalidValue {
-            param: "prompt",
-            expected: "a text of at least one token".to_owned(),
-        }),
+fn ids(tokenizer: &Tokenizer, prompt: &Prompt, context: usize) -> Result<Vec<u32>, ApiError> {
+    match prompt {
+        Prompt::Ids(ids) => Ok(ids.clone()),
+        Prompt::Text(text) => encode(tokenizer, "prompt", text, context),
+    }
+}
+
+/// The ids of a text that comes from the field `param`.
+///
+/// # Errors
+/// When it has none, or cannot fit `context`.
+pub fn encode(
+    tokenizer: &Tokenizer,
+    param: &'static str,
+    text: &str,
+    context: usize,
+) -> Result<Vec<u32>, ApiError> {
+    match tokenizer.encode(text, context) {
+        Ok(ids) if ids.is_empty() => Err(invalid(param, "a text of at least one token")),
         Ok(ids) => Ok(ids),
-        Err(EncodeError::TooLong { bytes, .. }) => Err(ApiError::ContextLength {
-            param: "prompt",
+        Err(problem) => Err(encode_error(param, problem, context)),
+    }
+}
+
+/// What it is to a client that the text of the field `param` has no ids.
+pub fn encode_error(param: &'static str, problem: EncodeError, context: usize) -> ApiError {
+    match problem {
+        EncodeError::TooLong { bytes, .. } => ApiError::ContextLength {
+            param,
             message: format!(
-                "this model's context is {context} tokens; a prompt of {bytes} bytes is more"
+                "this model's context is {context} tokens; a {param} of {bytes} bytes is more"
             ),
-        }),
-        Err(EncodeError::TooUniform) => Err(ApiError::InvalidValue {
-            param: "prompt",
-            expected: "text without such long runs of one kind of character".to_owned(),
-        }),
-        Err(error @ EncodeError::Failed(_)) => {
+        },
+        EncodeError::TooUniform => {
+            let expected = "text without such long runs of one kind of character";
+            invalid(param, expected)
+        }
+        error @ EncodeError::Failed(_) => {
             tracing::error!(%error, "tokenizing failed");
-            Err(ApiError::Internal)
+            ApiError::Internal
         }
     }
 }
 
-fn generation(model: &ServedModel, request: &CompletionRequest, prompt: Vec<u32>) -> Generation {
-    Generation {
-        prompt,
-        max_tokens: request.max_tokens,
-        sampling: Sampling {
-            temperature: request.temperature,
-            top_k: request.top_k,
-            top_p: request.top_p,
-            min_p: request.min_p,
-            // A given seed holds for each prompt, so that every answer is the one its prompt gets alone.
-            seed: request.seed.unwrap_or_else(rand::random),
-            ..Sampling::default()
-        },
-        stop_ids: model.stop_ids.clone(),
-        ..Generation::default()
-    }
+/// Cuts off the beginning of a prompt, if the request asks for that.
+fn truncate(ids: &mut Vec<u32>, request: &CompletionRequest, limits: Limits) {
+    let keep = match request.truncate_prompt {
+        None => return,
+        Some(Truncation::Last(count)) => count,
+        Some(Truncation::Fitting) => limits.context_length.saturating_sub(request.max_tokens),
+    };
+    // A prompt has at least one token; if there is no room for it, the check that follows says so.
+    ids.drain(..ids.len().saturating_sub(keep.max(1)));
 }
 
-fn refused(refusal: Refusal) -> ApiError {
+fn check(ids: &[u32], max_tokens: usize, limits: Limits) -> Result<(), ApiError> {
+    if ids.iter().any(|&id| id as usize >= limits.vocab_size) {
+        let expected = format!("made of token ids below {}", limits.vocab_size);
+        return Err(invalid("prompt", expected));
+    }
+    if ids.len().saturating_add(max_tokens) > limits.context_length {
+        let (prompt, context) = (ids.len(), limits.context_length);
+        let message = format!(
+            "this model's context is {context} tokens; {prompt} of the prompt and {max_tokens} of 'max_tokens' are more"
+        );
+        let param = if prompt < context {
+            "max_tokens"
+        } else {
+            "prompt"
+        };
+        return Err(ApiError::ContextLength { param, message });
+    }
+    Ok(())
+}
+
+/// What the engine's refusal is to a client.
+pub const fn refused(refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
         Refusal::Draining => ApiError::Draining,
@@ -188,26 +254,122 @@ fn refused(refusal: Refusal) -> ApiError {
     }
 }
 
-/// The field names, as far as they can stand in a header.
-fn names_for_header(names: &[String]) -> Option<HeaderValue> {
-    let is_plain = |name: &&String| {
-        name.len() <= MAX_REPEATED
-            && name
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
-    };
-    let plain: Vec<&str> = names
+/// How answers are written: what all parts of a response have in common, and the counts so far.
+struct Shape {
+    id: String,
+    created: u64,
+    model: String,
+    fingerprint: String,
+    tokenizer: Arc<Tokenizer>,
+    request: Arc<CompletionRequest>,
+    stream: StreamOptions,
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    cached_tokens: usize,
+}
+
+impl EventShape for Shape {
+    fn piece(&mut self, piece: &Piece) -> Vec<u8> {
+        self.count(piece);
+        let choice = self.choice(piece.index, piece);
+        let is_silent = piece.text.is_empty()
+            && piece.finish.is_none()
+            && choice.logprobs.is_none()
+            && choice.token_ids.is_none();
+        if is_silent {
+            return Vec::new();
+        }
+        // OpenAI: with `include_usage`, every event has the field, null in all but the last.
+        let so_far = self.stream.continuous_usage.then(|| self.usage());
+        let usage = self.stream.include_usage.then_some(so_far);
+        event(&self.completion(vec![choice], usage))
+    }
+
+    fn last(&mut self) -> Vec<u8> {
+        if !self.stream.include_usage {
+            return Vec::new();
+        }
+        event(&self.completion(Vec::new(), Some(Some(self.usage()))))
+    }
+}
+
+impl Shape {
+    /// The whole answer in one body.
+    fn whole(mut self, answers: Vec<Piece>) -> Response {
+        for answer in &answers {
+            self.count(answer);
+        }
+        let (n, best_of) = (self.request.sampling.n, self.request.best_of);
+        let mut given: Vec<&Piece> = Vec::new();
+        for answers in answers.chunks(best_of) {
+            let mut ranked: Vec<&Piece> = answers.iter().collect();
+            if best_of > n {
+                // Stable: of equals the first comes first.
+                ranked.sort_by(|a, b| likelihood(b).total_cmp(&likelihood(a)));
+            }
+            given.extend(&ranked[..n]);
+        }
+        let choices = given.into_iter().enumerate();
+        let choices = choices.map(|(index, answer)| self.choice(index, answer));
+        let completion = self.completion(choices.collect(), Some(Some(self.usage())));
+        axum::Json(completion).into_response()
+    }
+
+    fn count(&mut self, piece: &Piece) {
+        self.completion_tokens += piece.tokens.len();
+    }
+
+    const fn usage(&self) -> Usage {
+        Usage::new(
+            self.prompt_tokens,
+            self.completion_tokens,
+            self.cached_tokens,
+        )
+    }
+
+    fn choice<'a>(&self, index: usize, piece: &'a Piece) -> Choice<'a> {
+        let tokens = piece.prompt.iter().chain(&piece.tokens);
+        let has_logprobs = self.request.sampling.logprobs.is_some()
+            && !(piece.prompt.is_empty() && piece.tokens.is_empty() && piece.finish.is_none());
+        let finish = piece.finish.as_ref();
+        let prompt_ids = piece.prompt_ids.as_deref();
+        let returns_ids = self.request.return_token_ids;
+        Choice {
+            index,
+            text: &piece.text,
+            logprobs: has_logprobs.then(|| Logprobs::of(&self.tokenizer, tokens)),
+            finish_reason: finish.map(super::answer::Finish::reason),
+            stop_reason: finish.and_then(super::answer::Finish::stop_reason),
+            prompt_token_ids: prompt_ids.filter(|_| returns_ids),
+            token_ids: returns_ids.then(|| piece.tokens.iter().map(|token| token.id).collect()),
+        }
+    }
+
+    fn completion<'a>(
+        &'a self,
+        choices: Vec<Choice<'a>>,
+        usage: Option<Option<Usage>>,
+    ) -> Completion<'a> {
+        Completion {
+            id: &self.id,
+            object: "text_completion",
+            created: self.created,
+            model: &self.model,
+            system_fingerprint: &self.fingerprint,
+            choices,
+            usage,
+        }
+    }
+}
+
+/// How likely an answer is, per token: what `best_of` ranks by.
+fn likelihood(answer: &Piece) -> f64 {
+    let scores = answer
+        .tokens
         .iter()
-        .filter(is_plain)
-        .take(MAX_NAMES_LISTED)
-        .map(String::as_str)
-        .collect();
-    let list = match (names.is_empty(), plain.is_empty()) {
-        (true, _) => return None,
-        (false, true) => "?".to_owned(),
-        (false, false) => plain.join(", "),
-    };
-    HeaderValue::try_from(list).ok()
+        .filter_map(|token| token.score.as_ref());
+    let sum: f64 = scores.map(|score| f64::from(score.token.1)).sum();
+    sum / answer.tokens.len().max(1) as f64
 }
 
 impl ServedModel {

@@ -37,6 +37,23 @@ pub enum ApiError {
         /// The values that are accepted.
         neutral: &'static str,
     },
+    /// A field that nobody knows, where the server is strict about them.
+    #[error("'{param}' is not a field of this API, or changes nothing here")]
+    UnknownParameter {
+        /// The field, shortened.
+        param: String,
+    },
+    /// The model has no chat template.
+    #[error(
+        "this model has no chat template: send a prompt to /v1/completions, or start the server with --chat-template FILE"
+    )]
+    NoChatTemplate,
+    /// The chat template does not take the conversation.
+    #[error("the model's chat template does not take these messages: {0}")]
+    ChatTemplate(String),
+    /// The model makes text only.
+    #[error("this model makes text, not embeddings: use /v1/completions or /v1/chat/completions")]
+    NoEmbeddings,
     /// Prompt and answer do not fit the context together.
     #[error("{message}")]
     ContextLength {
@@ -104,7 +121,7 @@ pub struct ErrorBody {
 struct ErrorFields {
     message: String,
     r#type: &'static str,
-    param: Option<&'static str>,
+    param: Option<String>,
     code: &'static str,
 }
 
@@ -128,6 +145,10 @@ impl ApiError {
             Self::Missing { .. } => (StatusCode::BAD_REQUEST, "missing_required_parameter"),
             Self::InvalidValue { .. } => (StatusCode::BAD_REQUEST, "invalid_value"),
             Self::Unsupported { .. } => (StatusCode::BAD_REQUEST, "unsupported_parameter"),
+            Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, "unknown_parameter"),
+            Self::NoChatTemplate => (StatusCode::BAD_REQUEST, "no_chat_template"),
+            Self::ChatTemplate(_) => (StatusCode::BAD_REQUEST, "chat_template_error"),
+            Self::NoEmbeddings => (StatusCode::BAD_REQUEST, "unsupported_endpoint"),
             Self::ContextLength { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
             Self::PathNotFound => (StatusCode::NOT_FOUND, "not_found"),
@@ -152,12 +173,14 @@ impl ApiError {
         self.kind().1
     }
 
-    const fn param(&self) -> Option<&'static str> {
+    fn param(&self) -> Option<&str> {
         match self {
+            Self::UnknownParameter { param } => Some(param),
             Self::Missing { param }
             | Self::InvalidValue { param, .. }
             | Self::Unsupported { param, .. }
             | Self::ContextLength { param, .. } => Some(param),
+            Self::ChatTemplate(_) => Some("messages"),
             Self::ModelNotFound { .. } => Some("model"),
             _ => None,
         }
@@ -185,7 +208,7 @@ impl ApiError {
             error: ErrorFields {
                 message: self.to_string(),
                 r#type,
-                param: self.param(),
+                param: self.param().map(str::to_owned),
                 code,
             },
         }

@@ -1,19 +1,28 @@
 //! Everything that knows HTTP, and nothing else does.
 //!
 //! A request comes in through [`server`] (connections, their limits and their end), is watched by [`observe`] and
-//! reaches [`completions`], which reads it as [`wire`] defines and hands its tokens to [`streaming`]. Whatever goes
-//! wrong on the way is an [`error_body::ApiError`].
+//! reaches [`completions`], which reads it as [`wire`] and [`sampling`] define, field by field ([`fields`]). The tokens
+//! become text in [`answer`] and events in [`streaming`]. Whatever goes wrong on the way is an [`error_body::ApiError`].
 
+pub mod answer;
 pub mod auth;
 pub mod body;
+pub mod chat;
 pub mod completions;
 pub mod error_body;
+pub mod fields;
 pub mod health;
+pub mod limits;
+pub mod logprobs;
 pub mod models;
 pub mod observe;
+pub mod openapi;
+pub mod sampling;
 pub mod server;
 pub mod stall;
 pub mod streaming;
+pub mod structured;
+pub mod tokenize;
 pub mod wire;
 
 use std::sync::{Arc, OnceLock};
@@ -28,8 +37,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::engine::Engine;
 use crate::telemetry::Metrics;
 use crate::text::Tokenizer;
+use crate::text::chat::ChatTemplate;
 use auth::ApiKeys;
 use error_body::ApiError;
+use limits::Limits;
+use models::Facts;
 
 /// What the handlers share. It exists before the model does, so that the port answers while the model loads.
 #[derive(Clone)]
@@ -38,6 +50,7 @@ pub struct App(Arc<Shared>);
 struct Shared {
     metrics: Arc<Metrics>,
     keys: Option<ApiKeys>,
+    limits: Limits,
     model: OnceLock<ServedModel>,
     phase: watch::Sender<Phase>,
 }
@@ -48,7 +61,7 @@ pub struct ServedModel {
     pub name: String,
     /// Where it came from, for `/v1/models`.
     pub root: String,
-    /// Build, number format and instruction set: together with a request they decide the answer's bytes.
+    /// Weights, number format, build and instruction set: together with a request they decide the answer's bytes.
     pub fingerprint: String,
     /// Seconds since the Unix epoch when it was loaded.
     pub created: u64,
@@ -56,6 +69,10 @@ pub struct ServedModel {
     pub stop_ids: Vec<u32>,
     /// Text ↔ ids.
     pub tokenizer: Arc<Tokenizer>,
+    /// Makes prompts of conversations, if the model is made for them.
+    pub chat: Option<Arc<ChatTemplate>>,
+    /// What is known about the weights.
+    pub facts: Facts,
     /// Runs it.
     pub engine: Engine,
 }
@@ -73,10 +90,11 @@ pub enum Phase {
 
 impl App {
     /// An application without a model: everything under `/v1` answers 503 until [`App::serve_model`].
-    pub fn new(metrics: Arc<Metrics>, keys: Option<ApiKeys>) -> Self {
+    pub fn new(metrics: Arc<Metrics>, keys: Option<ApiKeys>, limits: Limits) -> Self {
         Self(Arc::new(Shared {
             metrics,
             keys,
+            limits,
             model: OnceLock::new(),
             phase: watch::Sender::new(Phase::Open),
         }))
@@ -109,6 +127,11 @@ impl App {
         self.0.model.get().map(|model| model.engine.clone())
     }
 
+    /// How much a request may ask for.
+    fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
     fn metrics(&self) -> &Arc<Metrics> {
         &self.0.metrics
     }
@@ -123,16 +146,32 @@ impl App {
     }
 }
 
-/// Paths that need no key: what probes and Prometheus read. All others, unknown ones included, do.
-const PUBLIC: [&str; 5] = ["/health", "/livez", "/readyz", "/version", "/metrics"];
+/// Paths that need no key: what probes and Prometheus read, and the description of the API. All others, unknown ones
+/// included, do.
+const PUBLIC: [&str; 7] = [
+    "/health",
+    "/livez",
+    "/readyz",
+    "/version",
+    "/metrics",
+    "/openapi.json",
+    "/docs",
+];
 
 /// Everything the service answers.
 pub fn router(app: App) -> Router {
     let routes = Router::new()
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/embeddings", post(models::embeddings))
         .route("/v1/models", get(models::list))
         // Names may contain slashes.
         .route("/v1/models/{*name}", get(models::show))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/tokenizer_info", get(tokenize::info))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
         .merge(operations());
     with_middleware(routes, app)
 }

@@ -2,6 +2,7 @@
 
 use rand::{Rng, SeedableRng};
 
+use super::compensate::Factor;
 use super::kernels::pool::{PerThread, PerUnit, Pool};
 use super::kernels::{Block, Kernel};
 use super::memory::Memory;
@@ -39,7 +40,8 @@ pub struct Scales {
 impl Matrix {
     /// Packs a matrix whose rows (one per output column) are produced panel by panel: `fill(panel, out)` writes the rows
     /// `64 · panel ..` of the float matrix to `out` (`[64][depth]`, zeroed before) and may run on any thread of the pool.
-    /// Returns what rounding lost, measured in the rotated weights; it does not depend on the number of threads.
+    /// Where there are `factors`, one for each group, they say how rounding errors are compensated. Returns what rounding
+    /// lost, measured in the rotated weights; it does not depend on the number of threads.
     ///
     /// # Errors
     /// The first error of `fill`, in no particular order.
@@ -47,6 +49,7 @@ impl Matrix {
         columns: usize,
         depth: usize,
         scheme: &Scheme,
+        factors: &[Factor],
         kernel: Kernel,
         pool: &mut Pool,
         fill: impl Fn(usize, &mut [f32]) -> Result<()> + Sync,
@@ -102,7 +105,7 @@ impl Matrix {
         };
         each_panel(pool, &mut outputs, |panel, rows, (out, loss)| {
             rotated(panel, rows)?;
-            **loss = quantize::quantize_panel(scheme, whole, rows, out);
+            **loss = quantize::quantize_panel(scheme, factors, whole, rows, out);
             Ok(())
         })?;
         drop(outputs);

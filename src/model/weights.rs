@@ -5,6 +5,7 @@ use super::tensors::{check_shapes, elements};
 use super::{ModelConfig, WeightMemory, parts};
 use crate::error::Result;
 use crate::int8::PANEL;
+use crate::int8::compensate::Factor;
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::Pool;
 use crate::int8::matrix::Matrix;
@@ -91,8 +92,17 @@ impl<'a> Quantizer<'a> {
         })
     }
 
-    /// The matrix and what rounding lost: nothing where the checkpoint has codes already.
-    pub fn quantize(&mut self, part: &MatrixPart) -> Result<(Matrix, Loss)> {
+    /// The compute threads and their kernel.
+    pub const fn compute(&mut self) -> (Kernel, &mut Pool) {
+        (self.kernel, self.pool)
+    }
+
+    /// The matrix and what rounding lost: nothing where the checkpoint has codes already. `factors` say how errors are
+    /// compensated, if there are any.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::BadModel`] if a weight is not finite.
+    pub fn quantize(&mut self, part: &MatrixPart, factors: &[Factor]) -> Result<(Matrix, Loss)> {
         let MatrixPart { columns, depth, .. } = part;
         let (tensors, count) = (self.tensors, columns.padded_count());
         let scheme = scheme_of(part, tensors, self.scheme)?;
@@ -103,7 +113,8 @@ impl<'a> Quantizer<'a> {
             (matrix, Loss::default())
         } else {
             let fill = |panel, out: &mut [f32]| columns.read(tensors, *depth, panel, out);
-            Matrix::pack(count, *depth, &scheme, self.kernel, self.pool, fill)?
+            let (kernel, pool) = (self.kernel, &mut *self.pool);
+            Matrix::pack(count, *depth, &scheme, factors, kernel, pool, fill)?
         };
         self.done += (columns.count() * depth) as u64;
         (self.progress)(self.done, self.total);
@@ -135,7 +146,7 @@ impl Source for Quantizer<'_> {
     type Norm = Vec<f32>;
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<Matrix> {
-        Ok(self.quantize(part)?.0)
+        Ok(self.quantize(part, &[])?.0)
     }
 
     fn norm(&mut self, part: &NormPart) -> Result<Vec<f32>> {

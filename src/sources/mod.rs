@@ -57,6 +57,22 @@ pub struct Checkpoint {
     pub packed: Option<packed::Packed>,
 }
 
+impl Checkpoint {
+    /// A SHA-256 that tells checkpoints apart without reading their weights: over the configuration and what the headers
+    /// say of the tensors. A packed model's also covers the checksums of its weights, so it stands for every bit of them.
+    pub fn digest(&self) -> String {
+        let mut parts = vec![self.config.to_string()];
+        match &self.packed {
+            Some(packed) => parts.push(packed.quantization.to_string()),
+            None => parts.extend(self.tensors.names().iter().map(|name| {
+                let (dtype, shape) = (self.tensors.dtype(name), self.tensors.shape(name));
+                format!("{name} {dtype:?} {shape:?}")
+            })),
+        }
+        hash::sha256_of(parts.join("\n").as_bytes())
+    }
+}
+
 /// Tensors by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`), whatever the file calls them.
 ///
 /// Implementations have validated every name, dtype, shape and byte range against the file before they exist, and

@@ -24,9 +24,15 @@ impl Decoder {
 
     /// The text that `token` completes; often a word, sometimes nothing. Special tokens are no text.
     pub fn push(&mut self, token: u32) -> String {
-        if !self.tokenizer.is_special(token) {
-            self.pending.extend_from_slice(self.tokenizer.bytes(token));
+        if self.tokenizer.is_special(token) {
+            return String::new();
         }
+        self.push_literally(token)
+    }
+
+    /// The same, but special tokens are written out: for a prompt, in which they are what the client sent.
+    pub fn push_literally(&mut self, token: u32) -> String {
+        self.pending.extend_from_slice(self.tokenizer.bytes(token));
         let mut text = String::new();
         let mut rest = &self.pending[..];
         loop {

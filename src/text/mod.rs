@@ -2,14 +2,19 @@
 //!
 //! - [`tokenizer`]: text → ids, and the bytes of every id.
 //! - [`decoder`]: ids → text as they arrive, never splitting a character.
+//! - [`grammar`]: what a text must be, as a constraint on its tokens.
 //! - [`samples`]: texts to evaluate and calibrate on.
 //! - [`stop`]: stop strings, wherever the token boundaries fall.
+//! - [`chat`]: conversations → ids through the model's template, and tool calls in answers.
 
+pub mod chat;
 pub mod decoder;
+pub mod grammar;
 pub mod samples;
 pub mod stop;
 pub mod tokenizer;
 
 pub use decoder::Decoder;
+pub use grammar::Grammar;
 pub use stop::StopStrings;
 pub use tokenizer::Tokenizer;

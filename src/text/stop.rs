@@ -26,8 +26,8 @@ struct Pattern {
 pub enum Scan {
     /// No stop string yet: this much text is certain to belong to the answer.
     Continue(String),
-    /// A stop string came: this is the rest of the answer, and nothing follows.
-    Stop(String),
+    /// A stop string came: this is the rest of the answer before it, and which string it was. Nothing follows.
+    Stop(String, String),
 }
 
 impl StopStrings {
@@ -53,8 +53,8 @@ impl StopStrings {
             }
             if stop_length > 0 {
                 self.held.push_str(&text[..=at]);
-                self.held.truncate(self.held.len() - stop_length);
-                return Scan::Stop(std::mem::take(&mut self.held));
+                let stop = self.held.split_off(self.held.len() - stop_length);
+                return Scan::Stop(std::mem::take(&mut self.held), stop);
             }
         }
         self.held.push_str(text);
@@ -118,7 +118,7 @@ mod tests {
         for piece in pieces {
             match watch.push(piece) {
                 Scan::Continue(more) => text += &more,
-                Scan::Stop(more) => return (text + &more, true),
+                Scan::Stop(more, _) => return (text + &more, true),
             }
         }
         (text + &watch.finish(), false)

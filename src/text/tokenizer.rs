@@ -1,9 +1,14 @@
 //! Text → token ids, and the bytes behind every id.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::{
+    Model, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+};
 
+use super::grammar::{Grammar, GrammarConstraint, Grammars};
 use crate::error::{Error, Result};
 
 /// A byte-level BPE tokenizer (the kind every Granite and SmolLM checkpoint has), ready to serve.
@@ -18,6 +23,19 @@ pub struct Tokenizer {
     longest: usize,
     /// Whether the tokens of a text hold all of its bytes, as they do unless the file asks for changes to the text.
     is_lossless: bool,
+    /// Made for the first grammar.
+    grammars: OnceLock<std::result::Result<Grammars, String>>,
+}
+
+/// A token with a meaning of its own, such as the end of a turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddedToken {
+    /// Its id.
+    pub id: u32,
+    /// Its text.
+    pub text: String,
+    /// Whether it is control rather than text; such tokens are left out of answers.
+    pub special: bool,
 }
 
 /// Why a text has no ids.
@@ -109,6 +127,7 @@ impl Tokenizer {
             is_lossless: inner.get_normalizer().is_none()
                 && !added.values().any(|token| token.lstrip || token.rstrip),
             inner,
+            grammars: OnceLock::new(),
         })
     }
 
@@ -127,25 +146,97 @@ impl Tokenizer {
         text: &str,
         max_tokens: usize,
     ) -> std::result::Result<Vec<u32>, EncodeError> {
-        let limit = max_tokens.saturating_mul(self.longest);
-        if text.len() > limit {
-            return Err(EncodeError::TooLong {
-                bytes: text.len(),
-                limit,
-            });
-        }
+        self.check_length(text, max_tokens)?;
         // `encode_fast` skips the character offsets, which nobody asks for.
         let encoding = self
             .inner
             .encode_fast(text, false)
             .map_err(|problem| EncodeError::Failed(problem.to_string()))?;
-        let ids = encoding.get_ids().to_vec();
-        // The regular expression that splits the text has a budget; past it the rest of the text is silently left out.
+        self.check_cover(text, encoding.get_ids())?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of `text`, in which nothing is special: `<|end_of_text|>` is thirteen characters.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], except for the length.
+    pub fn encode_text(&self, text: &str) -> std::result::Result<Vec<u32>, EncodeError> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = self
+            .steps_after_added_tokens(text)
+            .map_err(|problem| EncodeError::Failed(problem.to_string()))?;
+        self.check_cover(text, &ids)?;
+        Ok(ids)
+    }
+
+    /// What the crate does with text between added tokens.
+    fn steps_after_added_tokens(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+        let mut pieces = PreTokenizedString::from(text);
+        if let Some(normalizer) = self.inner.get_normalizer() {
+            pieces.normalize(|piece| normalizer.normalize(piece))?;
+        }
+        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
+        let pieces = pieces.get_splits(OffsetReferential::Original, OffsetType::None);
+        let tokens = pieces
+            .into_iter()
+            .filter_map(|(_, _, tokens)| tokens.as_ref());
+        Ok(tokens.flatten().map(|token| token.id).collect())
+    }
+
+    /// The most bytes that `tokens` tokens can hold.
+    pub const fn most_bytes(&self, tokens: usize) -> usize {
+        tokens.saturating_mul(self.longest)
+    }
+
+    /// Refuses a text that cannot fit `max_tokens`, before any work.
+    ///
+    /// # Errors
+    /// [`EncodeError::TooLong`].
+    pub const fn check_length(
+        &self,
+        text: &str,
+        max_tokens: usize,
+    ) -> std::result::Result<(), EncodeError> {
+        let (bytes, limit) = (text.len(), self.most_bytes(max_tokens));
+        if bytes > limit {
+            return Err(EncodeError::TooLong { bytes, limit });
+        }
+        Ok(())
+    }
+
+    /// The regular expression that splits the text has a budget; past it the rest of the text is silently left out.
+    fn check_cover(&self, text: &str, ids: &[u32]) -> std::result::Result<(), EncodeError> {
         let covered: usize = ids.iter().map(|&id| self.bytes(id).len()).sum();
         if self.is_lossless && covered < text.len() {
             return Err(EncodeError::TooUniform);
         }
-        Ok(ids)
+        Ok(())
+    }
+
+    /// The tokens that are found in a text before it is split, by id.
+    pub fn added_tokens(&self) -> Vec<AddedToken> {
+        let added = self.inner.get_added_tokens_decoder();
+        let mut added: Vec<AddedToken> = added
+            .into_iter()
+            .map(|(id, token)| AddedToken {
+                id,
+                special: token.special,
+                text: token.content,
+            })
+            .filter(|token| !token.text.is_empty())
+            .collect();
+        added.sort_by_key(|token| token.id);
+        added
+    }
+
+    /// One more than the greatest id that has a token.
+    pub const fn vocab_size(&self) -> usize {
+        self.ends.len()
     }
 
     /// The bytes of a token: nothing for ids that have none. They need not be whole characters.
@@ -156,6 +247,28 @@ impl Tokenizer {
         };
         let start = if id == 0 { 0 } else { self.ends[id - 1] };
         &self.bytes[start as usize..end as usize]
+    }
+
+    /// The id of a token by its name, such as `<|fim_prefix|>`.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The constraint that `grammar` puts on the tokens of a model with `vocab_size` logits, whose texts end with one of
+    /// `eos_ids`; these are the same at every call. Call it where blocking is fine.
+    ///
+    /// # Errors
+    /// In words for whoever wrote the grammar.
+    pub fn constraint(
+        &self,
+        grammar: &Grammar,
+        eos_ids: &[u32],
+        vocab_size: usize,
+    ) -> std::result::Result<GrammarConstraint, String> {
+        let grammars = self
+            .grammars
+            .get_or_init(|| Grammars::new(self, eos_ids, vocab_size));
+        grammars.as_ref().map_err(Clone::clone)?.constraint(grammar)
     }
 
     /// Whether a token is control rather than text; such tokens are left out of answers.

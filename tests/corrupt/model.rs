@@ -86,8 +86,11 @@ impl Model {
                     granularity: Granularity::Group,
                     ..Scheme::default()
                 };
-                packed::write(&checkpoint, &scheme, 1, model.folder.path(), &mut |_, _| ())
-                    .unwrap();
+                let plan = packed::Plan {
+                    scheme,
+                    ..packed::Plan::default()
+                };
+                packed::write(&checkpoint, &plan, 1, model.folder.path(), &mut |_, _| ()).unwrap();
             }
         }
         model

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::fake::Fake;
-use crate::harness::{END_OF_TEXT, MODEL, Service, byte_tokens, tokenizer};
+use crate::harness::{END_OF_TEXT, MODEL, Service, byte_tokens, tokenizer, usage};
 
 #[tokio::test]
 async fn a_completion_has_the_shape_that_clients_expect() {
@@ -22,8 +22,8 @@ async fn a_completion_has_the_shape_that_clients_expect() {
             "created": answer["created"],
             "model": MODEL,
             "system_fingerprint": "test-fingerprint",
-            "choices": [{"index": 0, "text": "Paris", "logprobs": null, "finish_reason": "length"}],
-            "usage": {"prompt_tokens": 1, "completion_tokens": 5, "total_tokens": 6},
+            "choices": [{"index": 0, "text": "Paris", "logprobs": null, "finish_reason": "length", "stop_reason": null}],
+            "usage": usage(1, 5),
         })
     );
 }
@@ -66,10 +66,7 @@ async fn each_of_several_prompts_gets_the_answer_it_gets_alone() {
         );
         prompt_tokens += alone["usage"]["prompt_tokens"].as_u64().unwrap();
     }
-    assert_eq!(
-        together["usage"],
-        json!({"prompt_tokens": prompt_tokens, "completion_tokens": 48, "total_tokens": prompt_tokens + 48})
-    );
+    assert_eq!(together["usage"], usage(prompt_tokens, 48));
 }
 
 #[tokio::test]
@@ -121,25 +118,31 @@ async fn a_stop_string_ends_the_answer_before_it() {
         let answer = service.complete(body).await;
         assert_eq!(answer["choices"][0]["text"], text, "{stop}");
         assert_eq!(answer["choices"][0]["finish_reason"], reason, "{stop}");
+        let ended_by = answer["choices"][0]["stop_reason"].is_string();
+        assert_eq!(ended_by, reason == "stop", "{stop}");
     }
 }
 
 #[tokio::test]
-async fn neutral_values_of_unsupported_fields_are_accepted_and_unknown_ones_reported() {
+async fn values_that_change_nothing_are_accepted_and_unknown_fields_reported() {
     let service = Service::start(Fake::reciting(byte_tokens("ok")));
     let neutral = json!({
         "prompt": "x", "n": 1, "best_of": 1, "echo": false, "logprobs": null, "suffix": "",
         "presence_penalty": 0, "frequency_penalty": 0.0, "logit_bias": {}, "user": "u",
-        "temperature": null, "top_k": -1, "max_completion_tokens": 3, "stream_options": null,
+        "temperature": null, "top_k": -1, "repetition_penalty": 1, "min_tokens": 0, "priority": 0,
+        "response_format": {"type": "text"}, "use_beam_search": false, "bad_words": [], "ignore_eos": false, "max_completion_tokens": 3, "stream_options": null,
     });
     let response = service.completion(&neutral).send().await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(response.headers().get("x-ignored-params"), None);
 
-    let body = json!({"prompt": "x", "zeta": 1, "min_tokens": [2], "bad name\n": 3});
+    let body = json!({"prompt": "x", "zeta": 1, "best": [2], "bad name\n": 3, "priority": -1});
     let response = service.completion(&body).send().await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(response.headers()["x-ignored-params"], "min_tokens, zeta");
+    assert_eq!(
+        response.headers()["x-ignored-params"],
+        "priority, best, zeta"
+    );
 }
 
 #[tokio::test]
@@ -165,7 +168,12 @@ async fn the_model_is_listed_with_its_context() {
     let service = Service::start(Fake::babbling());
     let card = json!({
         "id": MODEL, "object": "model", "created": 1_700_000_000, "owned_by": "microgranite",
-        "root": "tests", "max_model_len": 4096,
+        "root": "tests", "parent": null, "max_model_len": 4096,
+        "capabilities": {"completions": true, "chat_completions": false, "tools": false, "embeddings": false},
+        "quantization": {
+            "scheme": null, "kernel": "", "parameters": 0, "weight_bytes": 0, "weight_bytes_f32": 0,
+            "kv_cache_bytes": 0, "accuracy": null,
+        },
     });
     let list: Value = service.get("/v1/models").await.json().await.unwrap();
     assert_eq!(list, json!({"object": "list", "data": [card]}));

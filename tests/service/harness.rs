@@ -8,11 +8,14 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use microgranite::engine::{self, Engine};
 use microgranite::http::auth::ApiKeys;
+use microgranite::http::limits::Limits;
+use microgranite::http::models::Facts;
 use microgranite::http::server::{self, Server};
 use microgranite::http::{App, ServedModel};
 use microgranite::model::Forward;
 use microgranite::telemetry::Metrics;
 use microgranite::text::Tokenizer;
+use microgranite::text::chat::ChatTemplate;
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -31,6 +34,9 @@ pub struct Options {
     pub engine: engine::Settings,
     pub server: server::Settings,
     pub keys: Option<ApiKeys>,
+    pub limits: Limits,
+    pub chat_template: Option<&'static str>,
+    pub tokenizer: Option<Tokenizer>,
 }
 
 /// A running service. Dropping it ends it, answers included.
@@ -59,7 +65,7 @@ impl Service {
 
     fn of(model: Option<Box<dyn Forward>>, options: Options) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let app = App::new(Arc::clone(&metrics), options.keys);
+        let app = App::new(Arc::clone(&metrics), options.keys, options.limits);
         if let Some(model) = model {
             app.serve_model(ServedModel {
                 name: MODEL.to_owned(),
@@ -67,7 +73,12 @@ impl Service {
                 fingerprint: "test-fingerprint".to_owned(),
                 created: 1_700_000_000,
                 stop_ids: vec![END_OF_TEXT],
-                tokenizer: Arc::new(tokenizer()),
+                chat: options.chat_template.map(|source| {
+                    let template = ChatTemplate::new(source, &tokenizer(), None, Some(END_OF_TEXT));
+                    Arc::new(template.unwrap())
+                }),
+                facts: Facts::default(),
+                tokenizer: Arc::new(options.tokenizer.unwrap_or_else(tokenizer)),
                 engine: Engine::start(model, options.engine, Arc::clone(&metrics)).unwrap(),
             });
         }
@@ -207,6 +218,16 @@ pub fn streamed_text(events: &[Value], index: usize) -> String {
         .filter(|choice| choice["index"] == index)
         .map(|choice| choice["text"].as_str().unwrap())
         .collect()
+}
+
+/// The token counts of an answer to prompts of which nothing was cached.
+pub fn usage(prompt_tokens: u64, completion_tokens: u64) -> Value {
+    json!({
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    })
 }
 
 /// The fixtures' tokenizer.

@@ -1,9 +1,11 @@
 //! The service as its clients see it: real connections, the real engine, and a model that is cheap to run.
 
+mod chat;
 mod completions;
 mod connections;
 mod eval;
 mod fake;
+mod fields;
 mod harness;
 mod metrics;
 mod pressure;

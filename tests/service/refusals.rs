@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use microgranite::http::auth::ApiKeys;
+use microgranite::http::limits::Limits;
 use serde_json::{Value, json};
 
 use crate::fake::Fake;
@@ -14,7 +15,7 @@ async fn error_of(response: reqwest::Response) -> (u16, String, Value) {
     let body: Value = response.json().await.expect("every error is JSON");
     let error = body["error"].as_object().expect("one key, `error`");
     let keys: Vec<&String> = error.keys().collect();
-    assert_eq!(keys, ["code", "message", "param", "type"]);
+    assert_eq!(keys, ["message", "type", "param", "code"]);
     assert!(!error["message"].as_str().unwrap().is_empty());
     let code = error["code"].as_str().expect("codes are strings");
     (status, code.to_owned(), error["param"].clone())
@@ -84,7 +85,7 @@ async fn bad_fields_are_refused_by_name() {
         (
             "max_completion_tokens",
             "invalid_value",
-            vec![json!(0), json!(-5)],
+            vec![json!(-5), json!("x")],
         ),
         (
             "temperature",
@@ -142,31 +143,115 @@ async fn bad_fields_are_refused_by_name() {
         ),
         (
             "n",
-            "unsupported_parameter",
-            vec![json!(2), json!(0), json!(1u64 << 60)],
+            "invalid_value",
+            vec![json!(0), json!(17), json!(-1), json!("2"), json!(1.5)],
         ),
-        ("best_of", "unsupported_parameter", vec![json!(2)]),
-        ("echo", "unsupported_parameter", vec![json!(true)]),
+        (
+            "best_of",
+            "invalid_value",
+            vec![json!(0), json!(17), json!([])],
+        ),
+        ("echo", "invalid_value", vec![json!(1), json!("true")]),
         (
             "logprobs",
-            "unsupported_parameter",
-            vec![json!(0), json!(5), json!(true)],
+            "invalid_value",
+            vec![json!(21), json!(-1), json!(true), json!(1.5)],
         ),
         ("suffix", "unsupported_parameter", vec![json!("end")]),
+        ("suffix", "invalid_value", vec![json!(1)]),
         (
             "presence_penalty",
-            "unsupported_parameter",
-            vec![json!(0.1)],
+            "invalid_value",
+            vec![json!(2.1), json!(-2.1), json!("x")],
         ),
         (
             "frequency_penalty",
-            "unsupported_parameter",
-            vec![json!(-2)],
+            "invalid_value",
+            vec![json!(1e300), json!([])],
+        ),
+        (
+            "repetition_penalty",
+            "invalid_value",
+            vec![json!(0), json!(-1), json!(1e-30), json!(101)],
         ),
         (
             "logit_bias",
+            "invalid_value",
+            vec![
+                json!({"50": 100.5}),
+                json!({"a": 1}),
+                json!({"-1": 1}),
+                json!({"320": 1}),
+                json!({"5": "x"}),
+                json!([5]),
+                json!(
+                    (0..1025)
+                        .map(|id| (id.to_string(), 1))
+                        .collect::<std::collections::BTreeMap<_, _>>()
+                ),
+            ],
+        ),
+        (
+            "allowed_token_ids",
+            "invalid_value",
+            vec![json!([]), json!([320]), json!([-1]), json!("5")],
+        ),
+        ("bad_words", "invalid_value", vec![json!([""]), json!([1])]),
+        (
+            "stop_token_ids",
+            "invalid_value",
+            vec![json!([320]), json!([1.5]), json!(5), json!(vec![1; 65])],
+        ),
+        (
+            "min_tokens",
+            "invalid_value",
+            vec![json!(17), json!(-1), json!("1")],
+        ),
+        ("ignore_eos", "invalid_value", vec![json!("yes")]),
+        (
+            "include_stop_str_in_output",
+            "invalid_value",
+            vec![json!(1)],
+        ),
+        (
+            "truncate_prompt_tokens",
+            "invalid_value",
+            vec![json!(0), json!(-2), json!("1")],
+        ),
+        ("return_token_ids", "invalid_value", vec![json!(1)]),
+        ("priority", "invalid_value", vec![json!("high"), json!(1.5)]),
+        (
+            "use_beam_search",
             "unsupported_parameter",
-            vec![json!({"50": 1})],
+            vec![json!(true)],
+        ),
+        (
+            "response_format",
+            "invalid_value",
+            vec![
+                json!("json"),
+                json!({}),
+                json!({"type": "xml"}),
+                json!({"type": "json_schema"}),
+                json!({"type": "json_schema", "json_schema": {"name": "x"}}),
+                json!({"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}),
+            ],
+        ),
+        (
+            "structured_outputs",
+            "invalid_value",
+            vec![
+                json!([]),
+                json!({}),
+                json!({"regex": "("}),
+                json!({"regex": 3}),
+                json!({"regex": "a", "choice": ["b"]}),
+                json!({"choice": []}),
+                json!({"choice": [""]}),
+                json!({"grammar": "start: nothing"}),
+                json!({"json": "{"}),
+                json!({"regex": "x".repeat(200_000)}),
+            ],
         ),
     ];
     let mut refused = 0;
@@ -197,15 +282,82 @@ async fn bad_fields_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn two_names_for_the_same_limit_must_agree() {
+async fn fields_that_contradict_each_other_are_refused() {
     let service = Service::start(Fake::babbling());
-    let body = json!({"prompt": "x", "max_tokens": 3, "max_completion_tokens": 4});
+    for (param, body) in [
+        (
+            "max_completion_tokens",
+            json!({"max_tokens": 3, "max_completion_tokens": 4}),
+        ),
+        ("best_of", json!({"n": 3, "best_of": 2})),
+        ("best_of", json!({"n": 1, "best_of": 2, "stream": true})),
+        ("min_tokens", json!({"min_tokens": 4, "max_tokens": 3})),
+        ("suffix", json!({"suffix": "x", "echo": true})),
+        (
+            "structured_outputs",
+            json!({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}),
+        ),
+    ] {
+        let mut body = body;
+        body["prompt"] = json!("x");
+        let response = service.completion(&body).send().await.unwrap();
+        let expected = (400, "invalid_value".into(), json!(param));
+        assert_eq!(error_of(response).await, expected, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn every_limit_can_be_set_and_a_strict_server_refuses_what_nobody_knows() {
+    let options = Options {
+        limits: Limits {
+            body_bytes: 500,
+            prompts: 2,
+            choices: 3,
+            tokens: 5,
+            stops: 1,
+            strict: true,
+        },
+        ..Options::default()
+    };
+    let service = Service::with(Fake::babbling(), options);
+    let most = json!({"prompt": ["x", "y"], "n": 3, "max_tokens": 5, "stop": "zz", "user": "u"});
+    service.complete(most).await;
+    for (param, code, body) in [
+        (
+            "prompt",
+            "invalid_value",
+            json!({"prompt": ["x", "y", "z"]}),
+        ),
+        ("n", "invalid_value", json!({"n": 4})),
+        ("best_of", "invalid_value", json!({"best_of": 4})),
+        ("max_tokens", "invalid_value", json!({"max_tokens": 6})),
+        (
+            "max_completion_tokens",
+            "invalid_value",
+            json!({"max_completion_tokens": 6}),
+        ),
+        ("stop", "invalid_value", json!({"stop": ["a", "b"]})),
+        ("zeta", "unknown_parameter", json!({"zeta": 1})),
+        ("priority", "unknown_parameter", json!({"priority": 3})),
+        (
+            "stream_options.more",
+            "unknown_parameter",
+            json!({"stream": true, "stream_options": {"more": true}}),
+        ),
+    ] {
+        let mut body = body;
+        body["max_tokens"] = body.get("max_tokens").cloned().unwrap_or(json!(5));
+        if body.get("max_completion_tokens").is_some() {
+            body["max_tokens"] = json!(null);
+        }
+        body["prompt"] = body.get("prompt").cloned().unwrap_or(json!("x"));
+        let response = service.completion(&body).send().await.unwrap();
+        let expected = (400, code.to_owned(), json!(param));
+        assert_eq!(error_of(response).await, expected, "{body}");
+    }
+    let body = json!({"prompt": "x".repeat(600)});
     let response = service.completion(&body).send().await.unwrap();
-    let param = json!("max_completion_tokens");
-    assert_eq!(
-        error_of(response).await,
-        (400, "invalid_value".into(), param)
-    );
+    assert_eq!(error_of(response).await.0, 413);
 }
 
 #[tokio::test]
@@ -230,7 +382,8 @@ async fn bodies_that_are_not_json_objects_are_refused() {
         "[".repeat(10_000),
         "]".repeat(10_000)
     );
-    let bodies: [(&[u8], &str); 9] = [
+    let bodies: [(&[u8], &str); 10] = [
+        (b"\xff\xfe{\0}\0", "json_parse_error"),
         (b"", "json_parse_error"),
         (b"{", "json_parse_error"),
         (b"[]", "json_parse_error"),
@@ -280,6 +433,13 @@ async fn bodies_of_other_types_and_sizes_are_refused() {
         ),
         (
             post()
+                .body(small)
+                .header("content-type", "application/json; charset=utf-16"),
+            415,
+            "unsupported_media_type",
+        ),
+        (
+            post()
                 .body(" ".repeat((1 << 20) + 1))
                 .header(json_type.0, json_type.1),
             413,
@@ -310,7 +470,7 @@ async fn unknown_paths_and_methods_have_the_same_kind_of_body() {
         "/",
         "/v1",
         "/v1/completions/",
-        "/v1/chat/completions",
+        "/v1/chat",
         "/v1/models/other",
         "/..%2f",
     ] {
@@ -325,6 +485,7 @@ async fn unknown_paths_and_methods_have_the_same_kind_of_body() {
     for (method, path, allow) in [
         (reqwest::Method::DELETE, "/v1/completions", "POST"),
         (reqwest::Method::GET, "/v1/completions", "POST"),
+        (reqwest::Method::GET, "/v1/chat/completions", "POST"),
         (reqwest::Method::POST, "/v1/models", "GET,HEAD"),
         (reqwest::Method::PUT, "/metrics", "GET,HEAD"),
     ] {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, Next};
-use crate::harness::{Service, byte_tokens, first_event, read_events, streamed_text};
+use crate::harness::{self, Service, byte_tokens, first_event, read_events, streamed_text};
 
 #[tokio::test]
 async fn a_stream_carries_the_text_then_the_reason_then_the_usage() {
@@ -22,10 +22,7 @@ async fn a_stream_carries_the_text_then_the_reason_then_the_usage() {
 
     let (usage, pieces) = events.split_last().unwrap();
     assert_eq!(usage["choices"], json!([]));
-    assert_eq!(
-        usage["usage"],
-        json!({"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8})
-    );
+    assert_eq!(usage["usage"], harness::usage(2, 6));
     for index in 0..2 {
         let reasons: Vec<&Value> = pieces
             .iter()

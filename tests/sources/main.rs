@@ -1,5 +1,6 @@
 //! Where models come from, tested on real files, on files that lie, and on a hub on loopback.
 
+mod chat_templates;
 mod folders;
 mod gguf_files;
 mod gguf_granite;

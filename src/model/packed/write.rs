@@ -8,15 +8,18 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{
-    FORMAT, LAYOUT, MatrixRecord, Quantization, SourceRecord, StoredTensor, tensor_of_norm,
-    tensors_of_matrix,
+    CalibrationRecord, FORMAT, LAYOUT, MatrixRecord, Quantization, SourceRecord, StoredTensor,
+    tensor_of_norm, tensors_of_matrix,
 };
 use crate::error::{Error, Result};
 use crate::int8::kernels;
 use crate::int8::kernels::pool::Pool;
 use crate::int8::scheme::{Granularity, Mapping, Scheme};
 use crate::model::ModelConfig;
+use crate::model::calibrate::{Compensation, Walk};
 use crate::model::parts::{self, MatrixPart, NormPart, Source};
+use crate::model::smooth::Smoothed;
+use crate::model::tensors::check_shapes;
 use crate::model::weights::{Quantizer, scheme_of};
 use crate::sources::hash::{sha256, sha256_of};
 use crate::sources::packed::{QUANTIZATION, WEIGHTS};
@@ -25,6 +28,21 @@ use crate::sources::{Checkpoint, Tensors};
 /// Data begins on a cache line: the header is padded with spaces, as the format allows, and tensors are multiples of it.
 const ALIGNMENT: usize = 64;
 
+/// How a model is to be packed.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// How weights are mapped to codes.
+    pub scheme: Scheme,
+    /// The exponent of SmoothQuant, if activations are to be smoothed.
+    pub smooth: Option<f32>,
+    /// Whether rounding errors are to be compensated.
+    pub compensate: bool,
+    /// Token ids of the calibration text in sequences; needed for the two choices before.
+    pub sequences: Vec<Vec<u32>>,
+    /// What the sequences are.
+    pub calibration: Option<CalibrationRecord>,
+}
+
 /// Quantizes a float checkpoint and writes both files of a packed model into `folder`, tensor by tensor, so that no more
 /// than one matrix is held in memory. `progress` hears of weights done and weights in all.
 ///
@@ -32,27 +50,42 @@ const ALIGNMENT: usize = 64;
 /// [`Error::BadModel`] for anything wrong with the checkpoint, [`Error::Io`] when a file cannot be written.
 pub fn write(
     checkpoint: &Checkpoint,
-    scheme: &Scheme,
+    plan: &Plan,
     threads: usize,
     folder: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Quantization> {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let tensors = checkpoint.tensors.as_ref();
-    let (kernel, mut pool) = (kernels::best(), Pool::new(threads));
-    let quantizer = Quantizer::new(&config, tensors, scheme, kernel, &mut pool, progress)?;
+    check_shapes(&config, tensors)?;
+    let (kernel, mut pool, scheme) = (kernels::best(), Pool::new(threads), &plan.scheme);
+    let walk = |tensors| Walk::new(&config, tensors, &plan.sequences);
+    let smoothed = match plan.smooth {
+        Some(alpha) => {
+            let walk = walk(tensors)?;
+            Some(Smoothed::new(&config, tensors, walk, alpha, progress)?)
+        }
+        None => None,
+    };
+    let floats = smoothed.as_ref().map_or(tensors, |smoothed| smoothed);
+    let compensation = match plan.compensate {
+        true => Some(Compensation::new(walk(floats)?, scheme.rotation)),
+        false => None,
+    };
+    let quantizer = Quantizer::new(&config, floats, scheme, kernel, &mut pool, progress)?;
 
     let path = folder.join(WEIGHTS);
-    let mut plan = Plan::new(scheme, tensors);
-    parts::read(&config, &mut plan)?;
+    let mut contents = Contents::new(scheme, tensors);
+    parts::read(&config, &mut contents)?;
     let mut output = Output {
         file: File::create_new(&path).map_err(|e| Error::io(&path, e))?,
         path,
         checksums: BTreeMap::new(),
     };
-    output.put(&plan.header()?)?;
+    output.put(&contents.header()?)?;
     let mut writer = Writer {
         quantizer,
+        compensation,
         output,
         matrices: BTreeMap::new(),
     };
@@ -67,15 +100,16 @@ pub fn write(
     let Writer {
         output, matrices, ..
     } = writer;
-    output
-        .file
-        .sync_all()
-        .map_err(|e| Error::io(&output.path, e))?;
+    let synced = output.file.sync_all();
+    synced.map_err(|e| Error::io(&output.path, e))?;
     let quantization = Quantization {
         format: FORMAT,
         layout: LAYOUT.into(),
         created_by: concat!("microgranite ", env!("CARGO_PKG_VERSION")).into(),
         scheme: *scheme,
+        smooth: plan.smooth,
+        compensated: plan.compensate,
+        calibration: plan.calibration.clone(),
         source: SourceRecord {
             name: checkpoint.name.clone(),
             files,
@@ -109,14 +143,14 @@ fn file_hashes(tensors: &dyn Tensors) -> Result<BTreeMap<String, String>> {
 }
 
 /// Lists the tensors that will be written, so that the header can come first.
-struct Plan<'a> {
+struct Contents<'a> {
     scheme: &'a Scheme,
     checkpoint: &'a dyn Tensors,
     tensors: Vec<(String, TensorInfo)>,
     end: usize,
 }
 
-impl<'a> Plan<'a> {
+impl<'a> Contents<'a> {
     const fn new(scheme: &'a Scheme, checkpoint: &'a dyn Tensors) -> Self {
         Self {
             scheme,
@@ -149,7 +183,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-impl Source for Plan<'_> {
+impl Source for Contents<'_> {
     type Matrix = ();
     type Norm = ();
 
@@ -200,6 +234,7 @@ impl Output {
 /// Quantizes each part and writes it at once.
 struct Writer<'a> {
     quantizer: Quantizer<'a>,
+    compensation: Option<Compensation<'a>>,
     output: Output,
     matrices: BTreeMap<String, MatrixRecord>,
 }
@@ -209,7 +244,13 @@ impl Source for Writer<'_> {
     type Norm = ();
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<()> {
-        let (matrix, loss) = self.quantizer.quantize(part)?;
+        let factors = match (&mut self.compensation, part.input) {
+            (Some(compensation), Some(input)) => {
+                compensation.factors(input, self.quantizer.compute())?
+            }
+            _ => Vec::new(),
+        };
+        let (matrix, loss) = self.quantizer.quantize(part, &factors)?;
         let [codes, column, group, zero_points] = tensors_of_matrix(part);
         let scales = matrix.all_scales();
         let output = &mut self.output;

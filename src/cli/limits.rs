@@ -1,0 +1,54 @@
+//! How much one request may ask for, as flags of `serve`.
+
+use crate::config::{self, ByteSize};
+use crate::http::limits::Limits;
+
+/// Limits on requests. What is beyond is refused by name, never cut down.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Limits on one request")]
+pub struct LimitArgs {
+    /// Longest body. Each connection can hold as much memory.
+    #[arg(
+        long,
+        env = "MICROGRANITE_MAX_BODY",
+        value_name = "SIZE",
+        default_value = "1MiB"
+    )]
+    max_body: ByteSize,
+
+    /// Prompts in one request. More lets one client fill the queue at the price of one request.
+    #[arg(long, env = "MICROGRANITE_MAX_PROMPTS", value_name = "N", value_parser = config::positive, default_value_t = Limits::default().prompts)]
+    max_prompts: usize,
+
+    /// Answers to each prompt (n, best_of). More lets one client fill the queue at the price of one request.
+    #[arg(long, env = "MICROGRANITE_MAX_CHOICES", value_name = "N", value_parser = config::positive, default_value_t = Limits::default().choices)]
+    max_choices: usize,
+
+    /// Tokens of each answer (max_tokens). Less keeps single answers from holding their place for long.
+    /// [default: what the context leaves]
+    #[arg(long, env = "MICROGRANITE_MAX_TOKENS", value_name = "N", value_parser = config::positive)]
+    max_tokens: Option<usize>,
+
+    /// Stop strings. Each takes a little time for every character.
+    #[arg(long, env = "MICROGRANITE_MAX_STOPS", value_name = "N", default_value_t = Limits::default().stops)]
+    max_stops: usize,
+
+    /// Refuse fields that nobody knows with 400, instead of naming them in X-Ignored-Params.
+    #[arg(long, env = "MICROGRANITE_STRICT")]
+    strict: bool,
+}
+
+impl LimitArgs {
+    /// The limits as the service takes them.
+    pub fn limits(&self) -> Limits {
+        let unlimited = Limits::default().tokens;
+        Limits {
+            body_bytes: usize::try_from(self.max_body.0).unwrap_or(usize::MAX),
+            prompts: self.max_prompts,
+            choices: self.max_choices,
+            tokens: self.max_tokens.unwrap_or(unlimited),
+            stops: self.max_stops,
+            strict: self.strict,
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Token events → text, piece by piece: what every route that generates has in common.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::{self, BoxStream, SelectAll};
+use serde::Serialize;
+
+use super::error_body::ApiError;
+use super::observe::Record;
+use crate::engine::{FinishReason, Score, TokenEvent, TokenStream};
+use crate::text::stop::Scan;
+use crate::text::{Decoder, StopStrings, Tokenizer};
+
+/// What holds for all answers of a request.
+#[derive(Default)]
+pub struct Rules {
+    /// Strings that end an answer.
+    pub stop: Vec<String>,
+    /// Ids that the request named to end an answer.
+    pub stop_token_ids: Vec<u32>,
+    /// Whether what ended the answer is part of it.
+    pub include_stop: bool,
+    /// Tokens before which no stop string counts.
+    pub min_tokens: usize,
+    /// Whether the answer begins with the prompt.
+    pub echo: bool,
+    /// A special token that is written out like text.
+    pub shown_token: Option<u32>,
+}
+
+/// One answer in the making.
+pub struct Answer {
+    events: TokenStream,
+    decoder: Decoder,
+    stops: StopStrings,
+    rules: Arc<Rules>,
+    /// The prompt, until the first piece has taken it.
+    prompt: Option<Arc<[u32]>>,
+    /// Scores of the prompt's tokens from the second on, as far as they have come.
+    prompt_scores: VecDeque<Score>,
+    /// Of the token that comes next.
+    score: Option<Score>,
+    generated: usize,
+    /// Characters decoded so far.
+    decoded: usize,
+}
+
+/// The answers' texts, piece by piece as the tokens come.
+pub struct Pieces {
+    answers: SelectAll<BoxStream<'static, Result<Piece, ApiError>>>,
+    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
+    record: Arc<Record>,
+}
+
+/// What one token adds to an answer. The text is often empty: half a character, or what may become a stop string.
+#[derive(Default)]
+pub struct Piece {
+    /// Which answer.
+    pub index: usize,
+    /// The next part of its text.
+    pub text: String,
+    /// The prompt's ids; only in the first piece.
+    pub prompt_ids: Option<Arc<[u32]>>,
+    /// The prompt's tokens, if they are part of the text; only in the first piece.
+    pub prompt: Vec<PlacedToken>,
+    /// The generated tokens. Their text may come in later pieces.
+    pub tokens: Vec<PlacedToken>,
+    /// How the answer ended, in its last piece.
+    pub finish: Option<Finish>,
+}
+
+/// A token of a text.
+pub struct PlacedToken {
+    /// The token.
+    pub id: u32,
+    /// Characters of the text before it.
+    pub offset: usize,
+    /// How likely it was, if that was asked for and is known: nothing comes before a prompt's first token.
+    pub score: Option<Score>,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Finish {
+    /// By itself, or by what the request asked to stop at.
+    Stop(Option<StopReason>),
+    /// At the most tokens.
+    Length,
+}
+
+/// What the request asked to stop at, and came.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum StopReason {
+    /// One of `stop_token_ids`.
+    Id(u32),
+    /// One of `stop`.
+    Text(String),
+}
+
+impl Finish {
+    /// OpenAI's word for it.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Stop(_) => "stop",
+            Self::Length => "length",
+        }
+    }
+
+    /// vLLM's addition.
+    pub fn stop_reason(&self) -> Option<StopReason> {
+        match self {
+            Self::Stop(reason) => reason.clone(),
+            Self::Length => None,
+        }
+    }
+}
+
+impl Answer {
+    /// The answer that `events` will make.
+    pub fn new(
+        events: TokenStream,
+        prompt: Arc<[u32]>,
+        tokenizer: Arc<Tokenizer>,
+        rules: Arc<Rules>,
+    ) -> Self {
+        Self {
+            events,
+            decoder: Decoder::new(tokenizer),
+            stops: StopStrings::new(&rules.stop),
+            rules,
+            prompt: Some(prompt),
+            prompt_scores: VecDeque::new(),
+            score: None,
+            generated: 0,
+            decoded: 0,
+        }
+    }
+
+    /// The next piece, and whatever can give the one after it.
+    async fn step(mut self, index: usize) -> (Result<Piece, ApiError>, Option<Self>) {
+        let event = loop {
+            match self.events.next().await {
+                Some(TokenEvent::Score(score)) => self.take_score(*score),
+                event => break event,
+            }
+        };
+        let mut piece = Piece {
+            index,
+            ..Piece::default()
+        };
+        if let Some(prompt) = self.prompt.take() {
+            if self.rules.echo {
+                self.echo(&prompt, &mut piece);
+            }
+            piece.prompt_ids = Some(prompt);
+        }
+        match event {
+            Some(TokenEvent::Token(id)) => {
+                self.generated += 1;
+                piece.tokens.push(PlacedToken {
+                    id,
+                    offset: self.decoded,
+                    score: self.score.take(),
+                });
+                let text = if self.rules.shown_token == Some(id) {
+                    self.decoder.push_literally(id)
+                } else {
+                    self.decoder.push(id)
+                };
+                self.decoded += text.chars().count();
+                self.watch(&text, &mut piece);
+            }
+            Some(TokenEvent::Finished(reason)) => self.finish(reason, &mut piece),
+            // No event at all means that the engine is gone, without even time to say so.
+            Some(TokenEvent::Failed | TokenEvent::Score(_)) | None => {
+                return (Err(ApiError::Internal), None);
+            }
+        }
+        // When the token stream is dropped, the engine stops.
+        let rest = piece.finish.is_none().then_some(self);
+        (Ok(piece), rest)
+    }
+
+    fn take_score(&mut self, score: Score) {
+        // Only before the first piece can it be one of the prompt, whose tokens all come before the generated ones.
+        let missing = self.prompt.as_ref().map_or(0, |prompt| prompt.len() - 1);
+        if self.rules.echo && self.prompt_scores.len() < missing {
+            self.prompt_scores.push_back(score);
+        } else {
+            self.score = Some(score);
+        }
+    }
+
+    /// Begins the text with the prompt. Special tokens are written out: they are what the client sent.
+    fn echo(&mut self, prompt: &[u32], piece: &mut Piece) {
+        for (at, &id) in prompt.iter().enumerate() {
+            let scores = &mut self.prompt_scores;
+            piece.prompt.push(PlacedToken {
+                id,
+                offset: self.decoded,
+                score: if at == 0 { None } else { scores.pop_front() },
+            });
+            let text = self.decoder.push_literally(id);
+            self.decoded += text.chars().count();
+            piece.text += &text;
+        }
+    }
+
+    /// Passes text on, unless it ends with a stop string or may become one.
+    fn watch(&mut self, text: &str, piece: &mut Piece) {
+        if self.generated <= self.rules.min_tokens {
+            piece.text += text;
+            return;
+        }
+        match self.stops.push(text) {
+            Scan::Continue(text) => piece.text += &text,
+            Scan::Stop(text, stop) => {
+                piece.text += &text;
+                if self.rules.include_stop {
+                    piece.text += &stop;
+                }
+                piece.finish = Some(Finish::Stop(Some(StopReason::Text(stop))));
+            }
+        }
+    }
+
+    fn finish(&mut self, reason: FinishReason, piece: &mut Piece) {
+        let mut text = String::new();
+        let finish = match reason {
+            FinishReason::Stop(id) if self.rules.stop_token_ids.contains(&id) => {
+                if self.rules.include_stop {
+                    text = self.decoder.push(id);
+                }
+                Finish::Stop(Some(StopReason::Id(id)))
+            }
+            FinishReason::Stop(_) | FinishReason::Complete => Finish::Stop(None),
+            FinishReason::Length => Finish::Length,
+        };
+        text += &self.decoder.finish();
+        self.watch(&text, piece);
+        if piece.finish.is_none() {
+            piece.text += &self.stops.finish();
+            piece.finish = Some(finish);
+        }
+    }
+}
+
+impl Piece {
+    /// Puts the piece that follows behind this one.
+    pub fn append(&mut self, next: Self) {
+        self.text += &next.text;
+        self.prompt_ids = self.prompt_ids.take().or(next.prompt_ids);
+        self.prompt.extend(next.prompt);
+        self.tokens.extend(next.tokens);
+        self.finish = next.finish;
+    }
+}
+
+impl Pieces {
+    /// Runs `answers` side by side; `cut` resolves when they must end.
+    pub fn new(
+        answers: Vec<Answer>,
+        cut: impl Future<Output = ()> + Send + 'static,
+        record: Arc<Record>,
+    ) -> Self {
+        let answers = answers.into_iter().enumerate().map(|(index, answer)| {
+            stream::unfold(Some(answer), move |answer| async move {
+                Some(answer?.step(index).await)
+            })
+            .boxed()
+        });
+        Self {
+            answers: stream::select_all(answers),
+            cut: Box::pin(cut),
+            record,
+        }
+    }
+
+    /// The next piece of any answer; `None` when all are complete. Nothing is lost when the future is dropped.
+    pub async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
+        let piece = tokio::select! {
+            biased;
+            piece = self.answers.next() => piece?,
+            () = &mut self.cut => Err(ApiError::Draining),
+        };
+        match &piece {
+            Ok(piece) => self.record.add_completion_tokens(piece.tokens.len()),
+            Err(error) => self.record.set_failed(error),
+        }
+        Some(piece)
+    }
+
+    /// All answers, each put together from its pieces.
+    ///
+    /// # Errors
+    /// When a generation fails or is cut off: half an answer is none.
+    pub async fn collect(mut self) -> Result<Vec<Piece>, ApiError> {
+        let mut answers = Vec::new();
+        answers.resize_with(self.answers.len(), Piece::default);
+        while let Some(piece) = self.next().await {
+            let piece = piece?;
+            let answer: &mut Piece = &mut answers[piece.index];
+            answer.index = piece.index;
+            answer.append(piece);
+        }
+        Ok(answers)
+    }
+}

@@ -1,0 +1,200 @@
+//! The fields of a request's JSON object: taken one by one, each checked, and what nobody takes reported.
+
+use std::collections::BTreeMap;
+
+use axum::http::HeaderValue;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::error_body::ApiError;
+
+/// Names listed in `X-Ignored-Params`; a header has to end somewhere.
+const MAX_NAMES_LISTED: usize = 16;
+/// Characters of a client's text that an answer or a header repeats.
+pub const MAX_REPEATED: usize = 64;
+
+/// The fields of a JSON object that have not been looked at; each is parsed as what it should be, when it is taken,
+/// so that an error can name it. `null` is the same as absent.
+pub struct Fields<'a> {
+    fields: BTreeMap<String, &'a RawValue>,
+    /// Fields that were taken and change nothing.
+    ignored: Vec<String>,
+}
+
+impl<'a> Fields<'a> {
+    /// Reads the outermost level of a body. Raw values are only delimited here, not built: a deep or long body costs no
+    /// more memory than itself.
+    ///
+    /// # Errors
+    /// [`ApiError::InvalidJson`].
+    pub fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
+        let fields = serde_json::from_slice(body)
+            .map_err(|problem| ApiError::InvalidJson(problem.to_string()))?;
+        Ok(Self {
+            fields,
+            ignored: Vec::new(),
+        })
+    }
+
+    /// Takes a field, `None` if it is absent.
+    ///
+    /// # Errors
+    /// [`ApiError::InvalidValue`] saying that it must be `expected`.
+    pub fn take<T: Deserialize<'a>>(
+        &mut self,
+        param: &'static str,
+        expected: &str,
+    ) -> Result<Option<T>, ApiError> {
+        match self.fields.remove(param) {
+            None => Ok(None),
+            Some(raw) => {
+                serde_json::from_str(raw.get()).map_err(|_problem| invalid(param, expected))
+            }
+        }
+    }
+
+    /// Takes a number that `is_valid`.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn number(
+        &mut self,
+        param: &'static str,
+        default: f64,
+        expected: &str,
+        is_valid: impl Fn(f64) -> bool,
+    ) -> Result<f32, ApiError> {
+        let value: f64 = self.take(param, expected)?.unwrap_or(default);
+        if is_valid(value) {
+            Ok(value as f32)
+        } else {
+            Err(invalid(param, expected))
+        }
+    }
+
+    /// Takes a whole number within `range`.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn count(
+        &mut self,
+        param: &'static str,
+        range: std::ops::RangeInclusive<usize>,
+    ) -> Result<Option<usize>, ApiError> {
+        let expected = match *range.end() {
+            usize::MAX => format!("an integer of at least {}", range.start()),
+            end => format!("an integer from {} to {end}", range.start()),
+        };
+        match self.take::<u64>(param, &expected)? {
+            None => Ok(None),
+            // On a 32-bit machine a larger number means "no limit" just as well.
+            Some(value) => match usize::try_from(value).unwrap_or(usize::MAX) {
+                value if range.contains(&value) => Ok(Some(value)),
+                _ => Err(invalid(param, expected)),
+            },
+        }
+    }
+
+    /// Takes a switch, off if absent.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn flag(&mut self, param: &'static str) -> Result<bool, ApiError> {
+        Ok(self.take(param, "true or false")?.unwrap_or(false))
+    }
+
+    /// Takes a field of OpenAI's API that is not supported, and refuses any value but the ones that change nothing.
+    ///
+    /// # Errors
+    /// [`ApiError::Unsupported`].
+    pub fn only<T: Deserialize<'a>>(
+        &mut self,
+        param: &'static str,
+        neutral: &'static str,
+        is_neutral: impl Fn(&T) -> bool,
+    ) -> Result<(), ApiError> {
+        match self.take::<T>(param, neutral) {
+            Ok(None) => Ok(()),
+            Ok(Some(value)) if is_neutral(&value) => Ok(()),
+            _ => Err(ApiError::Unsupported { param, neutral }),
+        }
+    }
+
+    /// Takes an object and returns its fields.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn object(
+        &mut self,
+        param: &'static str,
+        expected: &str,
+    ) -> Result<Option<Self>, ApiError> {
+        let fields = self.take(param, expected)?;
+        Ok(fields.map(|fields| Self {
+            fields,
+            ignored: Vec::new(),
+        }))
+    }
+
+    /// Whether a field is there that has not been taken.
+    pub fn has(&self, param: &str) -> bool {
+        self.fields.contains_key(param)
+    }
+
+    /// Notes that a field that was taken changes nothing.
+    pub fn ignore(&mut self, name: impl Into<String>) {
+        self.ignored.push(name.into());
+    }
+
+    /// Notes what is left in an object that was the field `param`.
+    pub fn ignore_rest(&mut self, param: &str, rest: Self) {
+        let names = rest.fields.into_keys().chain(rest.ignored);
+        self.ignored
+            .extend(names.map(|name| format!("{param}.{name}")));
+    }
+
+    /// The names of all fields that change nothing.
+    ///
+    /// # Errors
+    /// [`ApiError::UnknownParameter`] for the first of them, if `strict`.
+    pub fn finish(self, strict: bool) -> Result<Vec<String>, ApiError> {
+        let mut ignored = self.ignored;
+        ignored.extend(self.fields.into_keys());
+        match ignored.first() {
+            Some(name) if strict => Err(ApiError::UnknownParameter {
+                param: name.chars().take(MAX_REPEATED).collect(),
+            }),
+            _ => Ok(ignored),
+        }
+    }
+}
+
+/// The refusal of a field that is not what it must be.
+pub fn invalid(param: &'static str, expected: impl Into<String>) -> ApiError {
+    ApiError::InvalidValue {
+        param,
+        expected: expected.into(),
+    }
+}
+
+/// The value of `X-Ignored-Params`: the field names, as far as they can stand in a header.
+pub fn ignored_header(names: &[String]) -> Option<HeaderValue> {
+    let is_plain = |name: &&String| {
+        name.len() <= MAX_REPEATED
+            && name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+    };
+    let plain: Vec<&str> = names
+        .iter()
+        .filter(is_plain)
+        .take(MAX_NAMES_LISTED)
+        .map(String::as_str)
+        .collect();
+    let list = match (names.is_empty(), plain.is_empty()) {
+        (true, _) => return None,
+        (false, true) => "?".to_owned(),
+        (false, false) => plain.join(", "),
+    };
+    HeaderValue::try_from(list).ok()
+}

@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# Tries clients that people use against the demo model: tests/clients/run.sh BINARY
+# Needs the demo model (`microgranite pull demo`) and a package index for the clients; the tests themselves are offline.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+binary=$(realpath "$1")
+work=$(mktemp -d)
+pids=()
+trap 'kill "${pids[@]}" 2>/dev/null || true; rm -rf "$work"' EXIT
+
+venv=${CLIENTS_VENV:-../../target/clients-venv}
+[ -x "$venv/bin/python" ] || python3 -m venv "$venv"
+"$venv/bin/pip" install -q --disable-pip-version-check -r requirements.txt
+
+serve() { # serve NAME FLAG…: starts a server on a free port and sets `url`
+    local name=$1
+    shift
+    HF_HUB_OFFLINE=1 "$binary" serve --listen 127.0.0.1:0 "$@" >"$work/$name.out" 2>"$work/$name.log" &
+    pids+=($!)
+    for _ in $(seq 600); do
+        url=$(sed -n 's/.* is ready on \(http:[^ ]*\)$/\1/p' "$work/$name.out")
+        [ -z "$url" ] || return 0
+        kill -0 "${pids[-1]}" || break
+        sleep 0.1
+    done
+    cat "$work/$name.log"
+    return 1
+}
+
+serve small --max-batch 1 --max-queue 1 --kv-cache 64MiB
+small=$url
+serve plain --kv-cache 256MiB
+export MICROGRANITE_URL=$url MICROGRANITE_SMALL_URL=$small
+serve tools --kv-cache 256MiB --chat-template chatml-tools.jinja
+export MICROGRANITE_TOOLS_URL=$url
+export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/hf
+export OPENAI_API_KEY=none LANGSMITH_TRACING=false
+
+for test in openai_completions langchain_completions lm_eval_completions structured_completions openai_chat; do
+    echo "--- $test"
+    "$venv/bin/python" "$test.py"
+done
+
+# A model of two layers answers in milliseconds, so a hundred cases per route take two minutes.
+serve tiny --model ../fixtures/granite-3-tiny --chat-template chatml-tools.jinja --max-tokens 16
+echo "--- fuzz"
+CLIENTS_VENV=$venv ./fuzz.sh "$url" "${FUZZ_CASES:-100}"

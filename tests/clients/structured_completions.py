@@ -1,0 +1,82 @@
+"""A thousand answers at temperature 1, each of which must be what its JSON schema says.
+
+`structured_completions.py --cost` measures instead what the constraint costs: tokens per second with and without it,
+one after the other so that both see the same machine.
+"""
+
+import json
+import os
+import sys
+import time
+import urllib.request
+
+URL = os.environ["MICROGRANITE_URL"] + "/v1/completions"
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "tags": {"type": "array", "items": {"enum": ["new", "old", "né\n"]}, "maxItems": 2},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA}}
+
+
+def post(**body):
+    request = urllib.request.Request(URL, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)
+
+
+def check(text):
+    value = json.loads(text)
+    assert sorted(value) == ["age", "name", "tags"], text
+    assert isinstance(value["name"], str) and len(value["name"]) <= 12, text
+    assert isinstance(value["age"], int) and 0 <= value["age"] <= 120, text
+    assert len(value["tags"]) <= 2 and set(value["tags"]) <= {"new", "old", "né\n"}, text
+
+
+def thousand():
+    texts = []
+    for seed in range(0, 1000, 16):
+        n = min(16, 1000 - seed)
+        answer = post(prompt="A person as JSON:", n=n, seed=seed, max_tokens=128, response_format=FORMAT)
+        for choice in answer["choices"]:
+            assert choice["finish_reason"] == "stop", choice
+            check(choice["text"])
+            texts.append(choice["text"])
+    assert len(texts) == 1000 and len(set(texts)) > 900
+    print("1000 of 1000 answers are what the schema says")
+
+
+def cost():
+    # A string without end, so that both generate all of their tokens.
+    endless = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    constraint = {"type": "json_schema", "json_schema": {"schema": endless}}
+    ban = {"logit_bias": {str(id): -100 for id in quotes()}}
+
+    def rate(n, **more):
+        began = time.perf_counter()
+        answer = post(prompt="A text as JSON:", n=n, seed=1, max_tokens=128, ignore_eos=True, **more)
+        return answer["usage"]["completion_tokens"] / (time.perf_counter() - began)
+
+    for n in [1, 16]:
+        rounds = [(rate(n), rate(n, response_format=constraint, **ban)) for _ in range(5)]
+        plain, constrained = (sorted(rates)[2] for rates in zip(*rounds))
+        print(f"{n:2} streams: {plain:.1f} tokens/s, with a schema {constrained:.1f}: {100 * (1 - constrained / plain):.1f} % less")
+
+
+def quotes():
+    """Ids of tokens that would end the string: those a short answer ends with."""
+    schema = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 0}}, "required": ["text"]}
+    found = set()
+    for seed in range(20):
+        format = {"type": "json_schema", "json_schema": {"schema": schema}}
+        answer = post(prompt="x", seed=seed, max_tokens=20, response_format=format, return_token_ids=True)
+        found.update(answer["choices"][0]["token_ids"][-2:])
+    return found
+
+
+cost() if "--cost" in sys.argv else thousand()

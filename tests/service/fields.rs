@@ -1,0 +1,401 @@
+//! What each field of `POST /v1/completions` does, as a client sees it.
+
+use microgranite::text::Tokenizer;
+use serde_json::{Value, json};
+
+use crate::fake::{Fake, Next};
+use crate::harness::{
+    END_OF_TEXT, Options, Service, byte_tokens, fixture, streamed_text, tokenizer,
+};
+
+/// A choice put together from a stream's events.
+fn put_together(events: &[Value], index: u64) -> Value {
+    let mut whole = json!({"index": index, "text": "", "logprobs": null});
+    for event in events {
+        for choice in event["choices"].as_array().unwrap() {
+            if choice["index"] != index {
+                continue;
+            }
+            let text = whole["text"].as_str().unwrap().to_owned();
+            whole["text"] = json!(text + choice["text"].as_str().unwrap());
+            for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+                extend(&mut whole["logprobs"][list], &choice["logprobs"][list]);
+            }
+            extend(&mut whole["token_ids"], &choice["token_ids"]);
+            for last in ["finish_reason", "stop_reason"] {
+                whole[last] = choice[last].clone();
+            }
+            if let Some(ids) = choice.get("prompt_token_ids") {
+                whole["prompt_token_ids"] = ids.clone();
+            }
+        }
+    }
+    for field in ["logprobs", "token_ids"] {
+        let is_empty = match &whole[field] {
+            Value::Object(lists) => lists.values().all(Value::is_null),
+            other => other.is_null(),
+        };
+        if is_empty {
+            whole[field] = Value::Null;
+        }
+    }
+    whole
+}
+
+fn extend(list: &mut Value, more: &Value) {
+    if let Some(more) = more.as_array() {
+        if list.is_null() {
+            *list = json!([]);
+        }
+        list.as_array_mut().unwrap().extend(more.iter().cloned());
+    }
+}
+
+#[tokio::test]
+async fn a_stream_put_together_is_the_whole_whatever_the_options() {
+    let service = Service::start(Fake::babbling());
+    let options = [
+        json!({}),
+        json!({"logprobs": 3}),
+        json!({"logprobs": 0, "echo": true}),
+        json!({"echo": true, "prompt": ["é 字", "second"], "logprobs": 2}),
+        json!({"echo": true, "max_tokens": 0, "logprobs": 1}),
+        json!({"echo": true, "max_tokens": 0}),
+        json!({"n": 3, "return_token_ids": true}),
+        json!({"n": 2, "prompt": ["a", "b"], "logprobs": 1, "return_token_ids": true, "echo": true}),
+        json!({"stop": ["a", "e"], "logprobs": 1, "include_stop_str_in_output": true}),
+        json!({"stop": ["a", "e"], "min_tokens": 12}),
+        json!({"stop_token_ids": (100..200).collect::<Vec<_>>().split_at(60).0, "include_stop_str_in_output": true}),
+        json!({"presence_penalty": 1.5, "frequency_penalty": -1, "repetition_penalty": 1.2, "top_k": 40}),
+        json!({"logit_bias": {"60": 5, "61": -100}, "top_p": 0.9, "min_p": 0.01}),
+        json!({"structured_outputs": {"regex": "[a-z]{3,9}[0-9]"}, "logprobs": 1}),
+        json!({"response_format": {"type": "json_object"}, "max_tokens": 30}),
+        json!({"truncate_prompt_tokens": 2, "echo": true}),
+        json!({"ignore_eos": true, "bad_words": ["the", "a"], "allowed_token_ids": [40, 50, 60, 70]}),
+    ];
+    for option in options {
+        let mut body = json!({"prompt": "the cat", "seed": 5, "max_tokens": 20});
+        for (field, value) in option.as_object().unwrap() {
+            body[field] = value.clone();
+        }
+        let whole = service.complete(body.clone()).await;
+        let choices = whole["choices"].as_array().unwrap();
+        let events = service.events(body).await;
+        for (index, choice) in (0..).zip(choices) {
+            let mut choice = choice.clone();
+            if choice.get("token_ids").is_none() {
+                choice["token_ids"] = Value::Null;
+            }
+            assert_eq!(put_together(&events, index), choice, "{option}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_that_is_echoed_is_scored_token_by_token() {
+    let service = Service::start(Fake::babbling());
+    let ids = tokenizer().encode("é the", 100).unwrap();
+    let body =
+        json!({"prompt": ids, "echo": true, "logprobs": 2, "max_tokens": 2, "temperature": 0});
+    let choice = service.complete(body).await["choices"][0].clone();
+    let text: Vec<char> = choice["text"].as_str().unwrap().chars().collect();
+    let logprobs = &choice["logprobs"];
+    let list = |name: &str| logprobs[name].as_array().unwrap().clone();
+    let count = ids.len() + 2;
+    assert_eq!(list("tokens").len(), count);
+    assert_eq!(
+        list("tokens")[..2],
+        [json!("bytes:\\xc3"), json!("bytes:\\xa9")]
+    );
+    assert_eq!(list("text_offset")[..3], [json!(0), json!(0), json!(1)]);
+    assert!(text.starts_with(&['é', ' ', 't', 'h', 'e']));
+    assert_eq!(list("token_logprobs")[0], Value::Null);
+    assert_eq!(list("top_logprobs")[0], Value::Null);
+    for at in 1..count {
+        let token = list("tokens")[at].as_str().unwrap().to_owned();
+        let top = list("top_logprobs")[at].as_object().unwrap().clone();
+        let logprob = &list("token_logprobs")[at];
+        assert!(logprob.as_f64().unwrap() < 0.0);
+        assert_eq!(
+            &top[&token], logprob,
+            "the token itself is among them, to the bit"
+        );
+        assert!((2..=3).contains(&top.len()), "{top:?}");
+        if at >= ids.len() {
+            let best = top.values().map(|value| value.as_f64().unwrap());
+            assert_eq!(
+                best.fold(f64::MIN, f64::max),
+                logprob.as_f64().unwrap(),
+                "greedy"
+            );
+        }
+        let offset = list("text_offset")[at].as_u64().unwrap() as usize;
+        if !token.starts_with("bytes:") && !token.starts_with("<|") {
+            let there: String = text[offset..].iter().take(token.chars().count()).collect();
+            assert_eq!(there, token);
+        }
+    }
+}
+
+#[tokio::test]
+async fn scores_do_not_depend_on_what_shares_the_request() {
+    let service = Service::start(Fake::babbling());
+    let body = |prompt: Value| json!({"prompt": prompt, "echo": true, "logprobs": 1, "max_tokens": 1, "temperature": 0});
+    let prompts = [
+        "a prompt",
+        "another, longer prompt",
+        "x",
+        "the fourth of them",
+    ];
+    let together = service.complete(body(json!(prompts))).await;
+    for (index, prompt) in prompts.iter().enumerate() {
+        let mut alone = service.complete(body(json!(prompt))).await["choices"][0].clone();
+        alone["index"] = json!(index);
+        assert_eq!(together["choices"][index], alone);
+    }
+}
+
+#[tokio::test]
+async fn an_unlikely_token_has_a_finite_log_probability_and_an_echo_alone_generates_nothing() {
+    let service = Service::start(Fake::new(|_| Next::Token(50)));
+    let body = json!({"prompt": [60, 60, 50], "echo": true, "logprobs": 0, "max_tokens": 0});
+    let answer = service.complete(body).await;
+    let logprobs = answer["choices"][0]["logprobs"]["token_logprobs"].clone();
+    assert_eq!(logprobs[1], -100.0);
+    assert_eq!(logprobs[2], 0.0);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+    assert_eq!(answer["usage"]["prompt_tokens"], 3);
+}
+
+#[tokio::test]
+async fn several_answers_have_seeds_that_count_up_and_places_in_order() {
+    let service = Service::start(Fake::babbling());
+    let body = json!({"prompt": ["a", "b"], "n": 3, "seed": 40, "max_tokens": 12});
+    let answer = service.complete(body).await;
+    let choices = answer["choices"].as_array().unwrap();
+    assert_eq!(choices.len(), 6);
+    assert_eq!(
+        answer["usage"]["prompt_tokens"], 2,
+        "each prompt counts once"
+    );
+    assert_eq!(answer["usage"]["completion_tokens"], 72);
+    for (index, choice) in choices.iter().enumerate() {
+        assert_eq!(choice["index"], index);
+        let body =
+            json!({"prompt": (["a", "b"][index / 3]), "seed": 40 + index % 3, "max_tokens": 12});
+        assert_eq!(choice["text"], service.text(body).await, "{index}");
+    }
+    assert_ne!(choices[0]["text"], choices[1]["text"]);
+}
+
+#[tokio::test]
+async fn best_of_gives_the_likeliest_and_counts_all() {
+    let service = Service::start(Fake::babbling());
+    let of_all = json!({"prompt": "a", "n": 5, "seed": 1, "max_tokens": 8, "logprobs": 0});
+    let all = service.complete(of_all).await;
+    let mut ranked: Vec<(f64, Value)> = all["choices"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|choice| {
+            let logprobs = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+            let sum: f64 = logprobs.iter().map(|value| value.as_f64().unwrap()).sum();
+            (sum, choice["text"].clone())
+        })
+        .collect();
+    ranked.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let body = json!({"prompt": "a", "n": 2, "best_of": 5, "seed": 1, "max_tokens": 8});
+    let best = service.complete(body).await;
+    assert_eq!(best["choices"].as_array().unwrap().len(), 2);
+    for (index, (_, text)) in ranked.iter().take(2).enumerate() {
+        assert_eq!(best["choices"][index]["text"], *text);
+        assert_eq!(best["choices"][index]["index"], index);
+        assert_eq!(best["choices"][index]["logprobs"], Value::Null);
+    }
+    assert_eq!(best["usage"]["completion_tokens"], 40);
+}
+
+#[tokio::test]
+async fn what_ended_an_answer_is_told_and_kept_if_asked() {
+    let service = Service::start(Fake::reciting(byte_tokens("one two three ")));
+    let t = byte_tokens("t")[0];
+    for (options, text, stop_reason) in [
+        (json!({"stop": ["wo t"]}), "one t", json!("wo t")),
+        (
+            json!({"stop": ["wo t"], "include_stop_str_in_output": true}),
+            "one two t",
+            json!("wo t"),
+        ),
+        (json!({"stop_token_ids": [t]}), "one ", json!(t)),
+        (
+            json!({"stop_token_ids": [t], "include_stop_str_in_output": true}),
+            "one t",
+            json!(t),
+        ),
+        (
+            json!({"stop": ["o"], "min_tokens": 5}),
+            "one tw",
+            json!("o"),
+        ),
+    ] {
+        let mut body = json!({"prompt": "x", "temperature": 0, "max_tokens": 12});
+        for (field, value) in options.as_object().unwrap() {
+            body[field] = value.clone();
+        }
+        let choice = service.complete(body).await["choices"][0].clone();
+        assert_eq!(choice["text"], text, "{options}");
+        assert_eq!(choice["stop_reason"], stop_reason, "{options}");
+        assert_eq!(choice["finish_reason"], "stop");
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_text_can_be_put_off_or_ignored() {
+    let mut tokens = byte_tokens("ab");
+    tokens.push(END_OF_TEXT);
+    let service = Service::start(Fake::reciting(tokens));
+    let length = async |options: Value| {
+        let mut body = json!({"prompt": "x", "temperature": 0, "max_tokens": 6});
+        for (field, value) in options.as_object().unwrap() {
+            body[field] = value.clone();
+        }
+        let answer = service.complete(body).await;
+        answer["usage"]["completion_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(length(json!({})).await, 2);
+    assert_eq!(
+        length(json!({"min_tokens": 3})).await,
+        5,
+        "the third is another, the sixth the end"
+    );
+    assert_eq!(length(json!({"ignore_eos": true})).await, 6);
+}
+
+#[tokio::test]
+async fn biases_and_penalties_change_what_comes() {
+    let service = Service::start(Fake::reciting(byte_tokens("a")));
+    let [a, b] = ["a", "b"].map(|letter| byte_tokens(letter)[0].to_string());
+    let body = |options: Value| {
+        let mut body = json!({"prompt": "x", "temperature": 0, "max_tokens": 4});
+        for (field, value) in options.as_object().unwrap() {
+            body[field] = value.clone();
+        }
+        body
+    };
+    let biased = body(json!({"logit_bias": {(&*a): -100, (&*b): 0.5}}));
+    assert_eq!(service.text(biased).await, "bbbb");
+    let allowed = body(json!({"allowed_token_ids": [byte_tokens("b")[0]]}));
+    assert_eq!(service.text(allowed).await, "bbbb");
+    let banned = body(json!({"bad_words": ["a"], "logit_bias": {(&*b): 1}}));
+    assert_eq!(service.text(banned).await, "bbbb");
+    // One in a hundred is all that is left of the logit of a token that has come up.
+    let repeated = body(json!({"repetition_penalty": 100, "logit_bias": {(&*b): 2}}));
+    assert_eq!(service.text(repeated).await, "abaa");
+}
+
+#[tokio::test]
+async fn structured_outputs_match_their_grammar_at_any_temperature() {
+    let service = Service::start(Fake::babbling());
+    let schema = json!({
+        "type": "object", "required": ["ok", "kind"], "additionalProperties": false,
+        "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["x", "yy"]}},
+    });
+    for seed in 0..10 {
+        let ask = async |field: &str, value: Value| {
+            let body = json!({"prompt": "x", "seed": seed, "max_tokens": 60, field: value});
+            let choice = service.complete(body).await["choices"][0].clone();
+            assert_eq!(choice["finish_reason"], "stop", "{choice}");
+            choice["text"].as_str().unwrap().to_owned()
+        };
+        let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+        for text in [
+            ask("response_format", format).await,
+            ask("structured_outputs", json!({"json": schema})).await,
+            ask("structured_outputs", json!({"json": schema.to_string()})).await,
+        ] {
+            let value: Value = serde_json::from_str(&text).unwrap();
+            assert!(
+                value["ok"].is_boolean() && value.as_object().unwrap().len() == 2,
+                "{text}"
+            );
+        }
+        let choice = ask("structured_outputs", json!({"choice": ["left", "right"]})).await;
+        assert!(choice == "left" || choice == "right");
+        let regex = ask("structured_outputs", json!({"regex": "[0-9]{3}-[a-f]"})).await;
+        assert!(regex.len() == 5 && regex.as_bytes()[3] == b'-', "{regex}");
+        let lark = ask(
+            "structured_outputs",
+            json!({"grammar": "start: \"(\" start \")\" | \"x\""}),
+        )
+        .await;
+        assert!(lark.contains('x'));
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_can_be_truncated_to_its_end() {
+    let service = Service::start(Fake::babbling());
+    let long = vec![60; 5000];
+    let body = json!({"prompt": long, "truncate_prompt_tokens": -1, "max_tokens": 2});
+    assert_eq!(service.complete(body).await["usage"]["prompt_tokens"], 4094);
+    let body =
+        json!({"prompt": "abcdef", "truncate_prompt_tokens": 2, "echo": true, "max_tokens": 0});
+    let answer = service.complete(body).await;
+    assert_eq!(answer["choices"][0]["text"], "ef");
+}
+
+#[tokio::test]
+async fn token_ids_are_given_beside_the_text() {
+    let service = Service::start(Fake::reciting(byte_tokens("ab")));
+    let body = json!({"prompt": [60], "max_tokens": 3, "temperature": 0, "return_token_ids": true});
+    let choice = service.complete(body).await["choices"][0].clone();
+    assert_eq!(choice["prompt_token_ids"], json!([60]));
+    assert_eq!(choice["token_ids"], json!(byte_tokens("aba")));
+}
+
+#[tokio::test]
+async fn usage_can_come_with_every_event() {
+    let service = Service::start(Fake::reciting(byte_tokens("ab")));
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let body = json!({"prompt": "x", "max_tokens": 3, "temperature": 0, "stream_options": options});
+    let events = service.events(body).await;
+    let counts: Vec<&Value> = events
+        .iter()
+        .map(|event| &event["usage"]["completion_tokens"])
+        .collect();
+    assert_eq!(counts.last(), Some(&&json!(3)));
+    assert!(
+        counts
+            .windows(2)
+            .all(|pair| pair[0].as_u64() <= pair[1].as_u64())
+    );
+    assert_eq!(counts[0], 1);
+    assert_eq!(streamed_text(&events, 0), "aba");
+}
+
+#[tokio::test]
+async fn a_suffix_is_put_behind_the_gap() {
+    let file = fixture("granite-3-tiny").join("tokenizer.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    // As Granite 4 and Granite 3 spell them.
+    for [prefix, suffix, middle] in [
+        ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
+        ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
+    ] {
+        let text = text
+            .replace("<|unused_1|>", prefix)
+            .replace("<|unused_2|>", suffix)
+            .replace("<|unused_3|>", middle);
+        let inner = text.parse().unwrap();
+        let options = Options {
+            tokenizer: Some(Tokenizer::new(inner, &file).unwrap()),
+            ..Options::default()
+        };
+        let service = Service::with(Fake::babbling(), options);
+        let body = json!({"prompt": "a", "suffix": "z", "return_token_ids": true});
+        let ids = service.complete(body).await["choices"][0]["prompt_token_ids"].clone();
+        let [a, z] = ["a", "z"].map(|letter| byte_tokens(letter)[0]);
+        assert_eq!(ids, json!([317, a, 318, z, 319]));
+    }
+}
