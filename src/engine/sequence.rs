@@ -1,28 +1,38 @@
 //! All that is known about one generation, but for its place in the batch, which is the scheduler's.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use rand_pcg::Pcg64;
 use tokio::sync::mpsc;
+use tracing::error;
 
 use super::request::{FinishReason, Generation, Sampling, TokenEvent};
-use super::sampler;
+use super::sampler::{self, Sampler};
+use super::scheduler::Job;
+use super::speculation::{self, Acceptance, Bet};
 use crate::telemetry::Metrics;
 
 /// One generation on the engine's side of the thread boundary.
 #[derive(Debug)]
 pub(super) struct Sequence {
-    /// The prompt's tokens and those generated so far.
+    /// The prompt's tokens, those generated so far, and drafts. It has room for all that may come.
     tokens: Vec<u32>,
+    /// How many at the end of `tokens` are drafts that have not been checked.
+    drafts: usize,
+    acceptance: Acceptance,
     prompt_len: usize,
     max_tokens: usize,
     stop_ids: Vec<u32>,
     /// How the next token is chosen.
-    pub sampling: Sampling,
+    sampling: Sampling,
     /// What the choice draws from.
-    pub generator: Pcg64,
+    generator: Pcg64,
     /// Where events go. It has room for all of them, so sending never waits.
     events: mpsc::Sender<TokenEvent>,
+    /// What [`TokenStream::cached_tokens`] says.
+    cached_tokens: Arc<AtomicUsize>,
     arrived: Instant,
     last_token: Option<Instant>,
     /// The last event, once it is known.
@@ -34,6 +44,7 @@ pub(super) struct Sequence {
 #[derive(Debug)]
 pub struct TokenStream {
     events: mpsc::Receiver<TokenEvent>,
+    cached_tokens: Arc<AtomicUsize>,
     ended: bool,
 }
 
@@ -42,28 +53,32 @@ impl Sequence {
     pub fn new(generation: Generation, arrived: Instant) -> (Self, TokenStream) {
         // Every token and the end.
         let (events, receiver) = mpsc::channel(generation.max_tokens + 1);
+        let cached_tokens = Arc::new(AtomicUsize::new(0));
+        let mut tokens = generation.prompt;
+        let prompt_len = tokens.len();
+        // Here, so that no step has to. It is no more than the context, and untouched until it is needed.
+        tokens.reserve_exact(generation.max_tokens);
         let sequence = Self {
-            prompt_len: generation.prompt.len(),
-            tokens: generation.prompt,
+            prompt_len,
+            tokens,
+            drafts: 0,
+            acceptance: Acceptance::default(),
             max_tokens: generation.max_tokens,
             stop_ids: generation.stop_ids,
             generator: sampler::generator(generation.sampling.seed),
             sampling: generation.sampling,
             events,
+            cached_tokens: Arc::clone(&cached_tokens),
             arrived,
             last_token: None,
             end: None,
         };
         let stream = TokenStream {
             events: receiver,
+            cached_tokens,
             ended: false,
         };
         (sequence, stream)
-    }
-
-    /// The tokens at `start..start + rows`.
-    pub fn tokens(&self, start: usize, rows: usize) -> &[u32] {
-        &self.tokens[start..start + rows]
     }
 
     pub const fn prompt_len(&self) -> usize {
@@ -80,8 +95,49 @@ impl Sequence {
     }
 
     /// How many tokens it has generated.
-    pub fn generated(&self) -> usize {
-        self.tokens.len() - self.prompt_len
+    pub const fn generated(&self) -> usize {
+        self.tokens.len() - self.drafts - self.prompt_len
+    }
+
+    /// Notes how many tokens of the prompt need not be computed.
+    pub fn set_cached_tokens(&self, count: usize) {
+        self.cached_tokens.store(count, Ordering::Relaxed);
+    }
+
+    /// Guesses at the next tokens, `most` of them at most and as far as `bet` says that it pays.
+    pub fn speculate(&mut self, bet: &mut Bet<'_>, most: usize) {
+        // The last token allowed is never run, so there is nothing to gain by guessing it.
+        let useful = (self.max_tokens - self.generated()).saturating_sub(1);
+        let drafts = bet.drafts(&self.acceptance, most.min(useful));
+        if drafts > 0
+            && let Some(from) = speculation::lookup(&self.tokens)
+        {
+            // One by one: a text that repeats itself goes on into its own drafts.
+            for index in from..from + drafts {
+                self.tokens.push(self.tokens[index]);
+            }
+            self.drafts = drafts;
+            bet.add(&self.acceptance, drafts);
+        } else {
+            self.acceptance.drift();
+        }
+    }
+
+    /// Ends the guessing for this step: of `drafted` drafts that were run the first `accepted` were right.
+    pub fn end_drafts(&mut self, drafted: usize, accepted: usize, metrics: &Metrics) {
+        self.drop_drafts();
+        if drafted > 0 {
+            self.acceptance.observe(drafted, accepted);
+            let total = &metrics.speculation_drafted_tokens_total;
+            total.inc_by(drafted as u64);
+            let total = &metrics.speculation_accepted_tokens_total;
+            total.inc_by(accepted as u64);
+        }
+    }
+
+    fn drop_drafts(&mut self) {
+        self.tokens.truncate(self.tokens.len() - self.drafts);
+        self.drafts = 0;
     }
 
     /// Whether the other side dropped its stream.
@@ -94,14 +150,40 @@ impl Sequence {
         self.end.is_some()
     }
 
+    /// Takes the logits of the row at `position`, which say what comes after it, and chooses the next token by them.
+    ///
+    /// Returns whether the row behind it holds, if there is one in this step: it does if it ran on the very token that
+    /// has been chosen.
+    pub fn advance(
+        &mut self,
+        position: usize,
+        logits: &[f32],
+        sampler: &mut Sampler,
+        now: Instant,
+        metrics: &Metrics,
+    ) -> bool {
+        if position + 1 < self.prompt_len {
+            return true;
+        }
+        let token = sampler.sample(logits, &self.sampling, &mut self.generator);
+        let Some(token) = token else {
+            error!(position, "logits are not finite; this generation fails");
+            self.end = Some(TokenEvent::Failed);
+            return false;
+        };
+        self.accept(token, now, metrics) && !self.has_ended()
+    }
+
     /// Appends a generated token and reports it, or ends the generation if it is a stop id or the last one allowed.
-    pub fn accept(&mut self, token: u32, now: Instant, metrics: &Metrics) {
+    /// Returns whether it is what was drafted.
+    fn accept(&mut self, token: u32, now: Instant, metrics: &Metrics) -> bool {
         if self.stop_ids.contains(&token) {
             self.end = Some(TokenEvent::Finished(FinishReason::Stop));
-            return;
+            return false;
         }
+        let mut was_drafted = false;
         if self.generated() < self.max_tokens {
-            self.tokens.push(token);
+            was_drafted = self.append(token);
             self.report(TokenEvent::Token(token));
             metrics.generation_tokens_total.inc();
             let (histogram, since) = match self.last_token.replace(now) {
@@ -113,11 +195,19 @@ impl Sequence {
         if self.generated() == self.max_tokens {
             self.end = Some(TokenEvent::Finished(FinishReason::Length));
         }
+        was_drafted
     }
 
-    /// Ends the generation without success.
-    pub fn fail(&mut self) {
-        self.end = Some(TokenEvent::Failed);
+    /// Makes the next draft a token if it is `token`, or else puts `token` in the place of all drafts.
+    fn append(&mut self, token: u32) -> bool {
+        let next = self.tokens.len() - self.drafts;
+        if self.drafts > 0 && self.tokens[next] == token {
+            self.drafts -= 1;
+            return true;
+        }
+        self.drop_drafts();
+        self.tokens.push(token);
+        false
     }
 
     /// Reports the end. A sequence that is dropped without this has failed; its stream says so.
@@ -133,7 +223,22 @@ impl Sequence {
     }
 }
 
+impl Job for Sequence {
+    fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    fn drafts(&self) -> usize {
+        self.drafts
+    }
+}
+
 impl TokenStream {
+    /// How many tokens of the prompt were found in the prefix cache. Known once the first event has come; zero before.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached_tokens.load(Ordering::Relaxed)
+    }
+
     /// The next event. The last one is `Finished` or `Failed`, then there are none.
     ///
     /// Cancel safe: if the future is dropped before it is ready, no event is lost.

@@ -5,6 +5,7 @@ mod connections;
 mod fake;
 mod harness;
 mod metrics;
+mod mixed;
 mod pressure;
 mod process;
 mod refusals;
