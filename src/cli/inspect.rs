@@ -7,8 +7,13 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::progress::Progress;
+use crate::config;
 use crate::error::{Error, Result};
-use crate::model::ModelConfig;
+use crate::int8::kernels::pool::Pool;
+use crate::int8::scheme::Scheme;
+use crate::model::packed::{self, Quantization, SourceRecord};
+use crate::model::{self, ModelConfig};
 use crate::sources::{self, Checkpoint, Reference, Settings};
 
 /// Show what a model is and what it would take at eight bits.
@@ -17,6 +22,9 @@ pub struct Args {
     /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION], or demo.
     #[arg(value_name = "REF")]
     reference: Reference,
+    /// Compare every weight of a packed model with its checksum: reads the whole file.
+    #[arg(long)]
+    verify: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -25,9 +33,13 @@ pub struct Args {
 /// Opens the model, fetching it if needed, and prints the report on standard output.
 ///
 /// # Errors
-/// As [`sources::open`], and [`Error::BadModel`] for a configuration that we do not run.
+/// As [`sources::open`], and [`Error::BadModel`] for a configuration that we do not run or weights that are damaged.
 pub fn run(args: Args, settings: &Settings) -> Result<()> {
-    let report = Report::of(&sources::open(&args.reference, settings)?)?;
+    let checkpoint = sources::open(&args.reference, settings)?;
+    let report = Report::of(&checkpoint)?;
+    if args.verify {
+        verify(&checkpoint, settings.progress_bar)?;
+    }
     let text = if args.json {
         let json = serde_json::to_string_pretty(&report);
         json.map_err(|e| Error::Internal(e.to_string()))?
@@ -36,6 +48,21 @@ pub fn run(args: Args, settings: &Settings) -> Result<()> {
     };
     let written = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
     written.map_err(|e| Error::io(Path::new("standard output"), e))
+}
+
+/// Compares the weights with their checksums.
+fn verify(checkpoint: &Checkpoint, progress_bar: bool) -> Result<()> {
+    let Some(packed) = &checkpoint.packed else {
+        let problem = "--verify: only a packed model has checksums";
+        return Err(Error::Usage(problem.into()));
+    };
+    let mut progress = Progress::new("verifying", progress_bar);
+    let mut pool = Pool::new(config::available_threads());
+    packed::verify(packed, &mut pool, &mut |done, total| {
+        progress.show(done, total);
+    })?;
+    progress.finish();
+    Ok(())
 }
 
 /// Everything that is printed.
@@ -49,7 +76,19 @@ pub struct Report {
     /// By the type they are stored as.
     tensors: BTreeMap<&'static str, Stored>,
     bytes: Bytes,
+    /// How a packed model was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantization: Option<Made>,
     tokenizer: Tokenizer,
+}
+
+/// How a packed model was made.
+#[derive(Debug, Serialize)]
+struct Made {
+    scheme: Scheme,
+    source: SourceRecord,
+    created_by: String,
+    evaluations: Vec<serde_json::Value>,
 }
 
 /// The configuration, in the words of `config.json`.
@@ -122,6 +161,15 @@ impl Report {
             stored.tensors += 1;
             stored.values += values;
         }
+        let quantization = match &checkpoint.packed {
+            Some(packed) => Some(Quantization::of(packed)?),
+            None => None,
+        };
+        let stored = checkpoint.tensors.stored_bytes();
+        if quantization.is_some() {
+            // What is stored is codes and scales, padding included.
+            (parameters, int8) = (model::elements(&config), stored);
+        }
         let added = checkpoint.tokenizer.get_added_tokens_decoder();
         let architecture = checkpoint.config["architectures"][0].as_str();
         Ok(Self {
@@ -131,11 +179,17 @@ impl Report {
             parameters,
             tensors,
             bytes: Bytes {
-                stored: checkpoint.tensors.stored_bytes(),
+                stored,
                 f32: 4 * parameters,
                 bf16: 2 * parameters,
                 int8,
             },
+            quantization: quantization.map(|made| Made {
+                scheme: made.scheme,
+                source: made.source,
+                created_by: made.created_by,
+                evaluations: made.evaluations,
+            }),
             tokenizer: Tokenizer {
                 tokens: checkpoint.tokenizer.get_vocab_size(true),
                 special_tokens: added.values().filter(|token| token.special).count(),
@@ -235,6 +289,13 @@ impl fmt::Display for Report {
                 megabytes(bytes.int8)
             ),
         )?;
+        if let Some(made) = &self.quantization {
+            row("scheme", made.scheme.to_string())?;
+            let Made {
+                source, created_by, ..
+            } = made;
+            row("made from", format!("{} by {created_by}", source.name))?;
+        }
         let ids: Vec<String> = tokenizer.eos_token_ids.iter().map(u32::to_string).collect();
         row(
             "tokenizer",

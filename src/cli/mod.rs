@@ -3,10 +3,12 @@
 //! Logs go to standard error, results to standard output. Only this folder reads the environment.
 
 pub mod bench;
+pub mod eval;
 pub mod inspect;
 mod plan;
 mod progress;
 pub mod pull;
+pub mod quantize;
 pub mod serve;
 
 use std::io::IsTerminal;
@@ -48,6 +50,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(serve::Args),
+    Quantize(quantize::Args),
+    Eval(eval::Args),
     Bench(bench::Args),
     Pull(pull::Args),
     Inspect(inspect::Args),
@@ -67,6 +71,8 @@ pub fn run(cli: Cli) -> Result<()> {
     let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
     match cli.command {
         Command::Serve(args) => serve::run(args, sources),
+        Command::Quantize(args) => quantize::run(args, &sources),
+        Command::Eval(args) => eval::run(&args, &sources),
         Command::Bench(args) => bench::run(&args, &sources),
         Command::Pull(args) => pull::run(args, &sources),
         Command::Inspect(args) => inspect::run(args, &sources),

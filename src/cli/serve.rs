@@ -19,7 +19,7 @@ use crate::http::auth::ApiKeys;
 use crate::http::server::{self, Server};
 use crate::http::{self, App, ServedModel};
 use crate::memory;
-use crate::model::{self, ModelConfig};
+use crate::model::{self, ModelConfig, Placement};
 use crate::sources::{self, Checkpoint, Reference};
 use crate::telemetry::Metrics;
 use crate::text::Tokenizer;
@@ -67,6 +67,17 @@ pub struct Args {
     /// [default: 4096 tokens per place in the batch, at most half of the memory left]
     #[arg(long, env = "MICROGRANITE_KV_CACHE", value_name = "SIZE")]
     kv_cache: Option<ByteSize>,
+
+    /// Where a packed model's weights lie while it runs. mmap starts at once and shares memory with other servers of the
+    /// same file; copy takes memory of its own and a moment to fill it, on huge pages that some machines read faster.
+    #[arg(
+        long,
+        env = "MICROGRANITE_WEIGHTS",
+        value_enum,
+        value_name = "WHERE",
+        default_value_t
+    )]
+    weights: Placement,
 
     /// Requests that may wait; more are refused with 429. A longer queue refuses fewer and makes them wait longer.
     #[arg(long, env = "MICROGRANITE_MAX_QUEUE", value_name = "N", default_value_t = engine::Settings::default().max_queue)]
@@ -200,7 +211,11 @@ fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Resu
     let file = tokenizer_file(&checkpoint.config_file);
     let tokenizer = Tokenizer::new(checkpoint.tokenizer.clone(), &file)?;
 
-    let mut progress = Progress::new("quantizing", sources.progress_bar);
+    let work = match checkpoint.packed {
+        Some(_) => "loading",
+        None => "quantizing",
+    };
+    let mut progress = Progress::new(work, sources.progress_bar);
     let granite = model::load(&checkpoint, &settings, &mut |done, total| {
         progress.show(done, total);
     })?;
@@ -257,7 +272,7 @@ fn model_settings(args: &Args, checkpoint: &Checkpoint) -> Result<model::Setting
     }
     let kv_bytes = plan::kv_bytes(
         args.kv_cache,
-        model::footprint(&config),
+        model::footprint_of(checkpoint, &config),
         context,
         args.max_batch,
         memory::limit(),
@@ -266,6 +281,7 @@ fn model_settings(args: &Args, checkpoint: &Checkpoint) -> Result<model::Setting
         threads: args.threads.unwrap_or_else(config::available_threads),
         kv_bytes,
         context: Some(context),
+        weights: args.weights,
     })
 }
 

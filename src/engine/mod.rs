@@ -13,13 +13,15 @@
 //! | `sequence` | one generation's tokens, events and times |
 //! | `step_times` | what steps cost by their rows, measured |
 //! | `speculation` | guesses at the next tokens, and whether they pay |
-//! | [`sampler`] | logits → token |
+//! | `adjust` | penalties, biases, bans and constraints: what changes the logits before |
+//! | [`sampler`] | logits → token, and how likely it was |
 //!
 //! What callers may rely on: the same generation gives the same tokens whatever else runs, whatever was cached and
 //! whatever was guessed; [`Engine::submit`] never
 //! waits; dropping a [`TokenStream`] frees what it held; an accepted generation is never preempted, because all its
 //! pages are reserved when it is admitted.
 
+mod adjust;
 pub mod pages;
 pub mod prefix_cache;
 mod queue;
@@ -34,7 +36,7 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-pub use request::{FinishReason, Generation, Sampling, TokenEvent};
+pub use request::{Constraint, FinishReason, Generation, Sampling, Score, TokenEvent};
 pub use sequence::TokenStream;
 
 use crate::error::{Error, Result};

@@ -12,7 +12,11 @@ use std::cmp::Ordering;
 use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
-use super::request::Sampling;
+use super::request::{Sampling, Score};
+
+/// The logit of a token that may not be chosen. Finite, so that nothing below needs a case for it: next to any logit of
+/// a model its probability is zero.
+pub const EXCLUDED: f32 = f32::MIN;
 
 /// Logits looked at together: long enough for vector registers, short enough that searching one costs nothing.
 const BLOCK: usize = 64;
@@ -30,6 +34,8 @@ pub struct Sampler {
     block_sums: Vec<f64>,
     /// The most likely tokens, best first, as logit and id.
     best: Vec<(f32, u32)>,
+    /// A row of logits that is changed before a token is chosen.
+    adjusted: Vec<f32>,
 }
 
 /// The generator from which a generation draws, once per token.
@@ -78,6 +84,54 @@ impl Sampler {
         } else {
             let total = self.weigh_all(logits, weight);
             self.draw_from_all(uniform * total).unwrap_or(greedy)
+        })
+    }
+
+    /// As [`Self::sample`], after `adjust` has changed a copy of the logits. `Ok(None)` if it has [`EXCLUDED`] every
+    /// token.
+    ///
+    /// # Errors
+    /// Those of `adjust`, and `not_finite` if any logit was infinite or not a number before.
+    pub fn sample_adjusted<E>(
+        &mut self,
+        logits: &[f32],
+        sampling: &Sampling,
+        generator: &mut Pcg64,
+        not_finite: E,
+        adjust: impl FnOnce(&mut [f32]) -> Result<(), E>,
+    ) -> Result<Option<u32>, E> {
+        if argmax(logits).is_none() {
+            return Err(not_finite);
+        }
+        let mut adjusted = std::mem::take(&mut self.adjusted);
+        adjusted.clear();
+        adjusted.extend_from_slice(logits);
+        let token = adjust(&mut adjusted).map(|()| {
+            self.sample(&adjusted, sampling, generator)
+                .filter(|&token| adjusted[token as usize] != EXCLUDED)
+        });
+        self.adjusted = adjusted;
+        token
+    }
+
+    /// The log-probabilities of `token` and of the `top` most likely ones, or `None` if any logit is infinite or not a
+    /// number.
+    ///
+    /// Depends on the logits alone: the sum is added in the order of ids, so the same row gives the same bits.
+    pub fn score(&mut self, logits: &[f32], token: u32, top: usize) -> Option<Score> {
+        let (_, max) = argmax(logits)?;
+        let log_total = self.weigh_all(logits, |logit| exp(logit - max)).ln();
+        let log_probability = |logit: f32| (f64::from(logit - max) - log_total) as f32;
+        self.best.clear();
+        if top > 0 {
+            self.keep_best(logits, top.min(logits.len()));
+        }
+        let best = self.best.iter();
+        Some(Score {
+            token: (token, log_probability(*logits.get(token as usize)?)),
+            top: best
+                .map(|&(logit, id)| (id, log_probability(logit)))
+                .collect(),
         })
     }
 
@@ -279,6 +333,79 @@ mod tests {
                 let mut logits = vec![0.5; 130];
                 logits[at] = bad;
                 assert_eq!(argmax(&logits), None, "{bad} at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn scores_are_the_logarithm_of_the_softmax() {
+        let mut source = generator(5);
+        let mut logits: Vec<f32> = (0..1000)
+            .map(|_| (source.next_u64() % 1000) as f32 / 50.0)
+            .collect();
+        logits[7] = -300.0;
+        let exact = |id: usize| {
+            let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+            f64::from(logits[id]) - total.ln()
+        };
+        let mut sampler = Sampler::default();
+        for token in [0, 7, 999] {
+            let score = sampler.score(&logits, token, 3).unwrap();
+            assert_eq!((score.token.0, score.top.len()), (token, 3));
+            assert_eq!(score.top[0].0, argmax(&logits).unwrap().0);
+            for (id, log_probability) in score.top.iter().chain([&score.token]) {
+                let error = f64::from(*log_probability) - exact(*id as usize);
+                assert!(
+                    error.abs() < 1e-6 * exact(*id as usize).abs(),
+                    "{id}: {error}"
+                );
+            }
+        }
+        assert_eq!(sampler.score(&[0.0], 0, 5).unwrap().top, [(0, 0.0)]);
+        assert!(sampler.score(&[0.0, f32::NAN], 0, 0).is_none());
+    }
+
+    #[test]
+    fn what_is_excluded_is_never_chosen_however_one_samples() {
+        let mut sampler = Sampler::default();
+        let greedy = Sampling::default();
+        let warm = Sampling {
+            temperature: 2.0,
+            ..greedy.clone()
+        };
+        let cold = Sampling {
+            temperature: 1e-3,
+            ..greedy.clone()
+        };
+        let top_k = Sampling {
+            top_k: 3,
+            ..warm.clone()
+        };
+        let nucleus = Sampling {
+            top_p: 0.999,
+            ..warm.clone()
+        };
+        for sampling in [greedy, warm, cold, top_k, nucleus] {
+            let mut source = generator(1);
+            for _ in 0..200 {
+                let mut choose = |kept: Option<usize>| {
+                    sampler.sample_adjusted(
+                        &[1.0, -80.0, 3.0, 3.5],
+                        &sampling,
+                        &mut source,
+                        (),
+                        |logits| {
+                            for (id, logit) in logits.iter_mut().enumerate() {
+                                if Some(id) != kept {
+                                    *logit = EXCLUDED;
+                                }
+                            }
+                            Ok(())
+                        },
+                    )
+                };
+                assert_eq!(choose(Some(1)), Ok(Some(1)), "{sampling:?}");
+                assert_eq!(choose(None), Ok(None), "{sampling:?}");
             }
         }
     }

@@ -8,7 +8,8 @@ use rand_pcg::Pcg64;
 use tokio::sync::mpsc;
 use tracing::error;
 
-use super::request::{FinishReason, Generation, Sampling, TokenEvent};
+use super::adjust::{Adjustments, Undecided};
+use super::request::{FinishReason, Generation, Sampling, Score, TokenEvent};
 use super::sampler::{self, Sampler};
 use super::scheduler::Job;
 use super::speculation::{self, Acceptance, Bet};
@@ -29,6 +30,10 @@ pub(super) struct Sequence {
     sampling: Sampling,
     /// What the choice draws from.
     generator: Pcg64,
+    /// What changes the logits before.
+    adjustments: Option<Adjustments>,
+    scores: Option<usize>,
+    scores_prompt: bool,
     /// Where events go. It has room for all of them, so sending never waits.
     events: mpsc::Sender<TokenEvent>,
     /// What [`TokenStream::cached_tokens`] says.
@@ -50,15 +55,26 @@ pub struct TokenStream {
 
 impl Sequence {
     /// The two ends of a generation.
-    pub fn new(generation: Generation, arrived: Instant) -> (Self, TokenStream) {
-        // Every token and the end.
-        let (events, receiver) = mpsc::channel(generation.max_tokens + 1);
+    pub fn new(mut generation: Generation, arrived: Instant) -> (Self, TokenStream) {
+        // Every token and the end, and perhaps a score for each.
+        let mut room = generation.max_tokens + 1;
+        if generation.scores.is_some() {
+            room += generation.max_tokens;
+        }
+        if generation.score_prompt {
+            room += generation.prompt.len();
+        }
+        let (events, receiver) = mpsc::channel(room);
         let cached_tokens = Arc::new(AtomicUsize::new(0));
+        let adjustments = Adjustments::new(&mut generation);
         let mut tokens = generation.prompt;
         let prompt_len = tokens.len();
         // Here, so that no step has to. It is no more than the context, and untouched until it is needed.
         tokens.reserve_exact(generation.max_tokens);
         let sequence = Self {
+            adjustments,
+            scores: generation.scores,
+            scores_prompt: generation.score_prompt,
             prompt_len,
             tokens,
             drafts: 0,
@@ -150,10 +166,11 @@ impl Sequence {
         self.end.is_some()
     }
 
-    /// Takes the logits of the row at `position`, which say what comes after it, and chooses the next token by them.
+    /// Takes the logits of the row at `position`, which say what comes after it: the next token of the prompt is scored,
+    /// and after the last token of all a new one is chosen and accepted.
     ///
     /// Returns whether the row behind it holds, if there is one in this step: it does if it ran on the very token that
-    /// has been chosen.
+    /// stands there now.
     pub fn advance(
         &mut self,
         position: usize,
@@ -163,36 +180,91 @@ impl Sequence {
         metrics: &Metrics,
     ) -> bool {
         if position + 1 < self.prompt_len {
-            return true;
+            let next = self.tokens[position + 1];
+            match sampler.score(logits, next, self.scores.unwrap_or(0)) {
+                Some(score) => self.report(TokenEvent::Score(Box::new(score))),
+                None => self.fail("logits are not finite"),
+            }
+            return !self.has_ended();
         }
-        let token = sampler.sample(logits, &self.sampling, &mut self.generator);
-        let Some(token) = token else {
-            error!(position, "logits are not finite; this generation fails");
-            self.end = Some(TokenEvent::Failed);
+        if self.max_tokens == 0 {
+            self.end = Some(TokenEvent::Finished(FinishReason::Length));
             return false;
+        }
+        match self.choose(logits, sampler) {
+            Ok(Some((token, score))) => {
+                let was_drafted = self.accept(token, score, now, metrics);
+                return was_drafted && !self.has_ended();
+            }
+            // Whatever the settings left, the text so far is as long as they let it become.
+            Ok(None) => self.end = Some(TokenEvent::Finished(FinishReason::Complete)),
+            Err(problem) => self.fail(problem),
+        }
+        false
+    }
+
+    /// The next token and its score, if scores are wanted. `None` if nothing may come next.
+    ///
+    /// Depends on the logits, on the tokens accepted so far and on how many they are; draws once if it draws at all.
+    fn choose(
+        &mut self,
+        logits: &[f32],
+        sampler: &mut Sampler,
+    ) -> Result<Option<(u32, Option<Score>)>, &'static str> {
+        const NOT_FINITE: &str = "logits are not finite";
+        let (sampling, generator) = (&self.sampling, &mut self.generator);
+        let token = match &mut self.adjustments {
+            None => Some(
+                sampler
+                    .sample(logits, sampling, generator)
+                    .ok_or(NOT_FINITE)?,
+            ),
+            Some(adjustments) => {
+                let accepted = self.tokens.len() - self.drafts;
+                let (tokens, stop_ids) = (&self.tokens[..accepted], &self.stop_ids);
+                sampler.sample_adjusted(logits, sampling, generator, NOT_FINITE, |logits| {
+                    adjustments
+                        .apply(logits, sampling, stop_ids, tokens, self.prompt_len)
+                        .map_err(|Undecided| "the constraint could not be worked out")
+                })?
+            }
         };
-        self.accept(token, now, metrics) && !self.has_ended()
+        let Some(token) = token else { return Ok(None) };
+        let score = match self.scores {
+            None => None,
+            Some(top) => Some(sampler.score(logits, token, top).ok_or(NOT_FINITE)?),
+        };
+        Ok(Some((token, score)))
     }
 
     /// Appends a generated token and reports it, or ends the generation if it is a stop id or the last one allowed.
     /// Returns whether it is what was drafted.
-    fn accept(&mut self, token: u32, now: Instant, metrics: &Metrics) -> bool {
+    fn accept(
+        &mut self,
+        token: u32,
+        score: Option<Score>,
+        now: Instant,
+        metrics: &Metrics,
+    ) -> bool {
         if self.stop_ids.contains(&token) {
-            self.end = Some(TokenEvent::Finished(FinishReason::Stop));
+            self.end = Some(TokenEvent::Finished(FinishReason::Stop(token)));
             return false;
         }
-        let mut was_drafted = false;
-        if self.generated() < self.max_tokens {
-            was_drafted = self.append(token);
-            self.report(TokenEvent::Token(token));
-            metrics.generation_tokens_total.inc();
-            let (histogram, since) = match self.last_token.replace(now) {
-                None => (&metrics.time_to_first_token_seconds, self.arrived),
-                Some(last) => (&metrics.inter_token_latency_seconds, last),
-            };
-            histogram.observe((now - since).as_secs_f64());
+        let was_drafted = self.append(token);
+        if let Some(score) = score {
+            self.report(TokenEvent::Score(Box::new(score)));
         }
-        if self.generated() == self.max_tokens {
+        self.report(TokenEvent::Token(token));
+        metrics.generation_tokens_total.inc();
+        let (histogram, since) = match self.last_token.replace(now) {
+            None => (&metrics.time_to_first_token_seconds, self.arrived),
+            Some(last) => (&metrics.inter_token_latency_seconds, last),
+        };
+        histogram.observe((now - since).as_secs_f64());
+        let adjustments = self.adjustments.as_mut();
+        if adjustments.is_some_and(|all| all.accept(token, &self.sampling)) {
+            self.end = Some(TokenEvent::Finished(FinishReason::Complete));
+        } else if self.generated() == self.max_tokens {
             self.end = Some(TokenEvent::Finished(FinishReason::Length));
         }
         was_drafted
@@ -210,9 +282,15 @@ impl Sequence {
         false
     }
 
+    /// Ends the generation without success.
+    fn fail(&mut self, problem: &str) {
+        error!(problem, generated = self.generated(), "a generation fails");
+        self.end = Some(TokenEvent::Failed);
+    }
+
     /// Reports the end. A sequence that is dropped without this has failed; its stream says so.
-    pub fn finish(self) {
-        if let Some(end) = self.end {
+    pub fn finish(mut self) {
+        if let Some(end) = self.end.take() {
             self.report(end);
         }
     }
@@ -231,6 +309,10 @@ impl Job for Sequence {
     fn drafts(&self) -> usize {
         self.drafts
     }
+
+    fn scores_prompt(&self) -> bool {
+        self.scores_prompt
+    }
 }
 
 impl TokenStream {
@@ -248,7 +330,7 @@ impl TokenStream {
         }
         // The engine ends every generation, or else has died.
         let event = self.events.recv().await.unwrap_or(TokenEvent::Failed);
-        self.ended = !matches!(event, TokenEvent::Token(_));
+        self.ended = matches!(event, TokenEvent::Finished(_) | TokenEvent::Failed);
         Some(event)
     }
 }

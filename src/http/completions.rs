@@ -173,8 +173,10 @@ fn generation(model: &ServedModel, request: &CompletionRequest, prompt: Vec<u32>
             min_p: request.min_p,
             // A given seed holds for each prompt, so that every answer is the one its prompt gets alone.
             seed: request.seed.unwrap_or_else(rand::random),
+            ..Sampling::default()
         },
         stop_ids: model.stop_ids.clone(),
+        ..Generation::default()
     }
 }
 

@@ -83,16 +83,17 @@ impl Answer {
                 match self.stops.push(&text) {
                     Scan::Continue(text) => (piece(text, 1, None), Some(self)),
                     // Dropping the token stream tells the engine to stop.
-                    Scan::Stop(text) => (piece(text, 1, Some(FinishReason::Stop)), None),
+                    Scan::Stop(text) => (piece(text, 1, Some(FinishReason::Complete)), None),
                 }
             }
             Some(TokenEvent::Finished(reason)) => {
                 let (text, reason) = match self.stops.push(&self.decoder.finish()) {
                     Scan::Continue(text) => (text + &self.stops.finish(), reason),
-                    Scan::Stop(text) => (text, FinishReason::Stop),
+                    Scan::Stop(text) => (text, FinishReason::Complete),
                 };
                 (piece(text, 0, Some(reason)), None)
             }
+            Some(TokenEvent::Score(_)) => (piece(String::new(), 0, None), Some(self)),
             // No event at all means that the engine is gone, without even time to say so.
             Some(TokenEvent::Failed) | None => (Err(ApiError::Internal), None),
         }
@@ -300,7 +301,7 @@ fn done(mut last: Vec<u8>) -> Bytes {
 
 const fn reason(finish: FinishReason) -> &'static str {
     match finish {
-        FinishReason::Stop => "stop",
+        FinishReason::Stop(_) | FinishReason::Complete => "stop",
         FinishReason::Length => "length",
     }
 }

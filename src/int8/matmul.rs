@@ -11,13 +11,8 @@ use super::{GROUP, PANEL};
 
 /// The sums of one panel before the column scales: `out` is `[rows][64]`.
 fn panel_sums(kernel: Kernel, matrix: &Matrix, panel: usize, input: &Activations, out: &mut [f32]) {
-    for group in 0..matrix.groups() {
-        kernel.tile(
-            matrix.block(panel, group),
-            input.group(group),
-            out,
-            group > 0,
-        );
+    for (group, block) in matrix.blocks(panel).enumerate() {
+        kernel.tile(block, input.group(group), out, group > 0);
     }
 }
 

@@ -5,8 +5,10 @@ use rand::{Rng, SeedableRng};
 use super::kernels::pool::{PerThread, PerUnit, Pool};
 use super::kernels::{Block, Kernel};
 use super::memory::Memory;
+use super::quantize::{self, Loss, PanelMut};
 use super::rotation::Rotation;
-use super::{BLOCK_BYTES, CODE_MAX, GROUP, PANEL, ZERO_POINT};
+use super::scheme::{Granularity, Mapping, Scheme};
+use super::{BLOCK_BYTES, GROUP, PANEL, ZERO_POINT};
 use crate::error::Result;
 
 /// An int8 matrix of `columns` outputs and `depth` inputs in the kernels' own order.
@@ -36,58 +38,81 @@ pub struct Scales {
 impl Matrix {
     /// Packs a matrix whose rows (one per output column) are produced panel by panel: `fill(panel, out)` writes the rows
     /// `64 · panel ..` of the float matrix to `out` (`[64][depth]`, zeroed before) and may run on any thread of the pool.
+    /// Returns what rounding lost, measured in the rotated weights; it does not depend on the number of threads.
     ///
     /// # Errors
     /// The first error of `fill`, in no particular order.
     pub fn pack(
         columns: usize,
         depth: usize,
+        scheme: &Scheme,
         kernel: Kernel,
         pool: &mut Pool,
         fill: impl Fn(usize, &mut [f32]) -> Result<()> + Sync,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Loss)> {
         let panels = columns.div_ceil(PANEL);
-        let panel_bytes = panel_bytes(depth);
-        let mut codes = Memory::zeroed(panels * panel_bytes);
-        let mut scales = vec![0.0; panels * PANEL];
-        let mut outcomes: Vec<(Vec<f32>, Result<()>)> = (0..pool.threads())
-            .map(|_| (vec![0.0; PANEL * depth], Ok(())))
-            .collect();
-        let parts = (
-            PerUnit::new(codes.bytes_mut(), panel_bytes),
-            PerUnit::new(&mut scales, PANEL),
-            PerThread::new(&mut outcomes),
-        );
-        pool.run(
-            panels,
-            parts,
-            |_, range, (codes, scales, (rows, outcome))| {
-                let targets = codes
-                    .chunks_exact_mut(panel_bytes)
-                    .zip(scales.chunks_exact_mut(PANEL));
-                for (panel, (codes, scales)) in range.zip(targets) {
-                    rows.fill(0.0);
-                    *outcome = fill(panel, rows);
-                    if outcome.is_err() {
-                        return;
-                    }
-                    pack_panel(kernel, rows, codes, scales);
-                }
-            },
-        );
-        outcomes.into_iter().try_for_each(|(_, outcome)| outcome)?;
-        let scales = Scales {
-            column: scales,
-            group: None,
-            zero_points: None,
+        let rotated = |panel: usize, rows: &mut Vec<f32>| {
+            rows.clear();
+            rows.resize(PANEL * depth, 0.0);
+            fill(panel, rows)?;
+            quantize::rotate(kernel, scheme, rows, depth);
+            Ok(())
         };
-        Ok(Self::from_parts(
-            columns,
-            depth,
-            Rotation::Full,
-            codes,
-            scales,
-        ))
+        let whole = match scheme.granularity {
+            Granularity::Tensor => {
+                let mut reaches = vec![(0.0f32, 0.0f32); panels];
+                each_panel(pool, &mut reaches, |panel, rows, reach| {
+                    rotated(panel, rows)?;
+                    *reach = quantize::reach(scheme, rows, depth);
+                    Ok(())
+                })?;
+                let widest = |a: (f32, f32), b: &(f32, f32)| (a.0.min(b.0), a.1.max(b.1));
+                let reach = reaches.iter().fold((0.0, 0.0), widest);
+                Some(quantize::map(scheme.mapping, reach))
+            }
+            Granularity::Channel | Granularity::Group => None,
+        };
+        let (panel_bytes, grouped) = (panel_bytes(depth), depth.div_ceil(GROUP) * PANEL);
+        let has_groups = scheme.granularity == Granularity::Group;
+        let has_zero_points = scheme.mapping == Mapping::Affine;
+        let mut codes = Memory::zeroed(panels * panel_bytes);
+        let mut column = vec![0.0; panels * PANEL];
+        let mut group = has_groups.then(|| vec![0.0; panels * grouped]);
+        let mut zero_points = has_zero_points.then(|| vec![0; panels * grouped]);
+        let mut losses = vec![Loss::default(); panels];
+        let mut outputs: Vec<(PanelMut<'_>, &mut Loss)> = {
+            let mut group = parts(group.as_deref_mut(), grouped);
+            let mut zero_points = parts(zero_points.as_deref_mut(), grouped);
+            codes
+                .bytes_mut()
+                .chunks_exact_mut(panel_bytes)
+                .zip(column.chunks_exact_mut(PANEL))
+                .zip(&mut losses)
+                .map(|((codes, column_scales), loss)| {
+                    let out = PanelMut {
+                        codes,
+                        column_scales,
+                        group_scales: group.next().unwrap_or_default(),
+                        zero_points: zero_points.next().unwrap_or_default(),
+                    };
+                    (out, loss)
+                })
+                .collect()
+        };
+        each_panel(pool, &mut outputs, |panel, rows, (out, loss)| {
+            rotated(panel, rows)?;
+            **loss = quantize::quantize_panel(scheme, whole, rows, out);
+            Ok(())
+        })?;
+        drop(outputs);
+        let scales = Scales {
+            column,
+            group,
+            zero_points,
+        };
+        let matrix = Self::from_parts(columns, depth, scheme.rotation, codes, scales);
+        let loss = losses.into_iter().fold(Loss::default(), Loss::and);
+        Ok((matrix, loss))
     }
 
     /// A matrix of codes and scales that were made before.
@@ -166,22 +191,32 @@ impl Matrix {
         self.rotation
     }
 
-    /// One group of one panel: 64 steps but in the last group.
+    /// The groups of one panel in order: 64 steps each but the last.
     #[inline]
-    pub fn block(&self, panel: usize, group: usize) -> Block<'_> {
+    pub fn blocks(&self, panel: usize) -> impl Iterator<Item = Block<'_>> {
         let len = panel_bytes(self.depth);
-        let codes = &self.codes.bytes()[panel * len..][..len];
-        let at = (panel * self.groups() + group) * PANEL;
+        let codes = self.codes.bytes()[panel * len..][..len].chunks(BLOCK_BYTES);
+        let first = panel * self.groups();
         let Scales {
             group: scales,
             zero_points,
             ..
         } = &self.scales;
-        Block {
-            codes: &codes[group * BLOCK_BYTES..][..BLOCK_BYTES.min(len - group * BLOCK_BYTES)],
-            zero_points: zero_points.as_deref().map(|all| columns_at(all, at)),
-            scales: scales.as_deref().map(|all| columns_at(all, at)),
-        }
+        codes.zip(first..).map(|(codes, block)| Block {
+            codes,
+            zero_points: (zero_points.as_deref()).map(|all| columns_at(all, block * PANEL)),
+            scales: (scales.as_deref()).map(|all| columns_at(all, block * PANEL)),
+        })
+    }
+
+    /// All codes, `[panels][k/4][64][4]`.
+    pub fn codes(&self) -> &[u8] {
+        self.codes.bytes()
+    }
+
+    /// Everything that turns codes into weights.
+    pub const fn all_scales(&self) -> &Scales {
+        &self.scales
     }
 
     /// The scales of a panel's columns.
@@ -200,7 +235,7 @@ impl Matrix {
     pub fn dequantize_group(&self, kernel: Kernel, column: usize, group: usize, out: &mut [f32]) {
         assert!(column < self.columns && out.len() == GROUP.min(self.depth - group * GROUP));
         let (panel, lane) = (column / PANEL, column % PANEL);
-        let block = self.block(panel, group);
+        let block = self.blocks(panel).nth(group).expect("a group of the depth");
         let scale = self.scales.column[column] * block.scales.map_or(1.0, |scales| scales[lane]);
         let zero_point = block
             .zero_points
@@ -235,40 +270,30 @@ fn columns_at<T>(all: &[T], at: usize) -> &[T; PANEL] {
 }
 
 /// Bytes of one panel: a step is 64 columns by 4 of K, so panels begin on cache lines.
-const fn panel_bytes(depth: usize) -> usize {
+pub const fn panel_bytes(depth: usize) -> usize {
     depth.div_ceil(4) * PANEL * 4
 }
 
-/// Rotates and quantizes 64 rows of floats (`[64][depth]`) into one panel.
-fn pack_panel(kernel: Kernel, rows: &mut [f32], codes: &mut [u8], scales: &mut [f32]) {
-    let depth = rows.len() / PANEL;
-    for (row, scale) in rows.chunks_exact_mut(depth).zip(&mut *scales) {
-        row.chunks_mut(GROUP)
-            .for_each(|group| kernel.rotate(Rotation::Full, group));
-        let largest = row.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-        *scale = if largest < 1e-36 {
-            0.0
-        } else {
-            largest / CODE_MAX
-        };
-    }
-    let inverse: Vec<f32> = scales
-        .iter()
-        .map(|&scale| if scale == 0.0 { 0.0 } else { 1.0 / scale })
-        .collect();
-    for (step, line) in codes.chunks_exact_mut(PANEL * 4).enumerate() {
-        let width = (depth - step * 4).min(4);
-        for (column, four) in line.chunks_exact_mut(4).enumerate() {
-            let values = &rows[column * depth + step * 4..][..width];
-            four.fill(ZERO_POINT as u8);
-            for (code, value) in four.iter_mut().zip(values) {
-                let rounded = (value * inverse[column])
-                    .round_ties_even()
-                    .clamp(-CODE_MAX, CODE_MAX);
-                *code = (rounded as i32 + ZERO_POINT) as u8;
-            }
-        }
-    }
+/// Runs `body(panel, rows, its part of out)` for every panel, with a buffer for each thread.
+fn each_panel<T: Send>(
+    pool: &mut Pool,
+    out: &mut [T],
+    body: impl Fn(usize, &mut Vec<f32>, &mut T) -> Result<()> + Sync,
+) -> Result<()> {
+    let mut threads: Vec<(Vec<f32>, Result<()>)> =
+        (0..pool.threads()).map(|_| (Vec::new(), Ok(()))).collect();
+    let panels = out.len();
+    let parts = (PerUnit::new(out, 1), PerThread::new(&mut threads));
+    pool.run(panels, parts, |_, range, (out, (rows, outcome))| {
+        *outcome = (range.zip(out)).try_for_each(|(panel, out)| body(panel, rows, out));
+    });
+    threads.into_iter().try_for_each(|(_, outcome)| outcome)
+}
+
+/// Parts of `len` values, if there are values.
+fn parts<T>(all: Option<&mut [T]>, len: usize) -> impl Iterator<Item = &mut [T]> {
+    all.into_iter()
+        .flat_map(move |all| all.chunks_exact_mut(len))
 }
 
 impl std::fmt::Debug for Matrix {

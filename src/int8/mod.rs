@@ -25,6 +25,7 @@
 //! | [`activations`] | [`activations::Activations`]: quantized rows |
 //! | [`matmul`] | one panel of outputs from all groups |
 //! | [`memory`] | where the weights lie |
+//! | [`scheme`], [`quantize`] | the choices of the mapping, and floats to codes |
 //! | [`rotation`] | what spreads outliers over a group |
 //! | [`kernels`] | the instruction sets, the vector functions and the compute threads |
 
@@ -33,7 +34,9 @@ pub mod kernels;
 pub mod matmul;
 pub mod matrix;
 pub mod memory;
+pub mod quantize;
 pub mod rotation;
+pub mod scheme;
 
 /// Width of a group of K: an activation scale covers this many values. The int32 sum of a group stays below 2²⁴, so its
 /// conversion to f32 is exact, and rescaling once per 256 costs about 3 % of the arithmetic.

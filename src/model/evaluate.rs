@@ -55,16 +55,12 @@ pub fn compare(
     for window in ids.chunks(WINDOW_TOKENS).filter(|window| window.len() > 1) {
         comparison.add_window(window, &reference(window)?, &other(window)?)?;
     }
-    if comparison.kl.count == 0 {
-        let problem = "the text is too short to evaluate on: it needs at least two tokens";
-        return Err(Error::Usage(problem.into()));
-    }
-    Ok(comparison.finish())
+    comparison.finish()
 }
 
-/// Sums over the tokens seen so far.
+/// A comparison under way: sums over the tokens seen so far.
 #[derive(Debug, Default)]
-struct Comparison {
+pub struct Comparison {
     kl: Sample,
     kl_max: f64,
     same_top: Sample,
@@ -76,7 +72,12 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn add_window(&mut self, ids: &[u32], reference: &[f32], other: &[f32]) -> Result<()> {
+    /// Takes in one window: `ids` and both arithmetics' logits, `[ids.len()][vocab]`, one row after each id. The last
+    /// row is not used.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if the logits do not have the promised shape.
+    pub fn add_window(&mut self, ids: &[u32], reference: &[f32], other: &[f32]) -> Result<()> {
         let vocab = reference.len() / ids.len();
         let shapes_agree = reference.len() == vocab * ids.len() && other.len() == reference.len();
         if !shapes_agree || ids.iter().any(|&id| id as usize >= vocab) {
@@ -112,12 +113,20 @@ impl Comparison {
             .add((other[next].exp() - reference[next].exp()).powi(2));
     }
 
-    fn finish(self) -> Evaluation {
+    /// The figures over all windows.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] if no window had two tokens.
+    pub fn finish(self) -> Result<Evaluation> {
+        if self.kl.count == 0 {
+            let problem = "the text is too short to evaluate on: it needs at least two tokens";
+            return Err(Error::Usage(problem.into()));
+        }
         // The error of a function of a mean is the error of the mean times the function's slope there.
         let perplexity = self.nll_other.mean().exp();
         let perplexity_reference = self.nll_reference.mean().exp();
         let rms_dp = self.dp_squared.mean().sqrt();
-        Evaluation {
+        Ok(Evaluation {
             tokens: self.kl.count,
             perplexity,
             perplexity_se: perplexity * self.nll_other.standard_error(),
@@ -134,7 +143,7 @@ impl Comparison {
             } else {
                 self.dp_squared.standard_error() / (2.0 * rms_dp)
             },
-        }
+        })
     }
 }
 

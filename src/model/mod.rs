@@ -5,19 +5,24 @@ pub mod config;
 pub mod evaluate;
 pub mod granite;
 mod kv_cache;
+pub mod packed;
+mod parts;
 mod quantized;
 pub mod reference;
 mod rotary;
 pub mod shapes;
 mod tensors;
+pub mod weight_error;
 pub mod weights;
 
 pub use config::ModelConfig;
 pub use granite::Granite;
+pub use tensors::elements;
 
 use crate::error::{Error, Result};
 use crate::int8::kernels;
-use crate::sources::Checkpoint;
+use crate::int8::scheme::Scheme;
+use crate::sources::{Checkpoint, Tensors};
 
 /// Tokens per KV page. One attention tile is one page, so paging costs nothing (64 keys fill four vectors of 16).
 pub const PAGE_TOKENS: usize = 64;
@@ -85,6 +90,18 @@ pub struct Settings {
     pub kv_bytes: u64,
     /// The longest sequence, if shorter than the model's own limit.
     pub context: Option<usize>,
+    /// Where the weights of a packed model lie.
+    pub weights: Placement,
+}
+
+/// Where the weights of a packed model lie while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Placement {
+    /// In the file, mapped: ready at once, and shared with every process that serves the same file.
+    #[default]
+    Mmap,
+    /// In memory of this process, on huge pages where the system has them.
+    Copy,
 }
 
 /// What a model takes, known from its configuration before anything is loaded.
@@ -104,7 +121,20 @@ pub fn footprint(config: &ModelConfig) -> Footprint {
     }
 }
 
-/// Reads, quantizes and packs a checkpoint. `progress` hears of weights done and weights in all.
+/// What `checkpoint`, whose configuration is `config`, will take.
+pub fn footprint_of(checkpoint: &Checkpoint, config: &ModelConfig) -> Footprint {
+    let footprint = footprint(config);
+    match &checkpoint.packed {
+        // It may hold more scales than the default scheme has.
+        Some(packed) => Footprint {
+            weights: packed.stored_bytes(),
+            ..footprint
+        },
+        None => footprint,
+    }
+}
+
+/// Reads, quantizes and packs a checkpoint, or takes in a packed one. `progress` hears of weights done and weights in all.
 ///
 /// # Errors
 /// [`Error::BadModel`] for anything wrong with the checkpoint, [`Error::Config`] if the KV cache cannot hold a page.
@@ -116,13 +146,17 @@ pub fn load(
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let (context, page_count) = limits(&config, settings)?;
     let (kernel, mut pool) = (kernels::best(), kernels::pool::Pool::new(settings.threads));
-    let weights = weights::load(
-        &config,
-        checkpoint.tensors.as_ref(),
-        kernel,
-        &mut pool,
-        progress,
-    )?;
+    let weights = match &checkpoint.packed {
+        Some(packed) => packed::load(&config, packed, settings.weights, &mut pool, progress)?,
+        None => weights::load(
+            &config,
+            checkpoint.tensors.as_ref(),
+            &Scheme::default(),
+            kernel,
+            &mut pool,
+            progress,
+        )?,
+    };
     Ok(Granite::new(
         config, weights, page_count, context, kernel, pool,
     ))

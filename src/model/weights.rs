@@ -1,42 +1,43 @@
 //! All weights of a model as packed int8 matrices.
 
-use super::tensors::{
-    Columns, EMBEDDING, FINAL_NORM, HEAD, Rows, check_shapes, elements, feed_forward_rows,
-};
-use super::{ModelConfig, WeightMemory};
+use super::parts::{MatrixPart, NormPart, Source};
+use super::tensors::{check_shapes, elements};
+use super::{ModelConfig, WeightMemory, parts};
 use crate::error::Result;
 use crate::int8::PANEL;
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::Pool;
 use crate::int8::matrix::Matrix;
+use crate::int8::quantize::Loss;
+use crate::int8::scheme::Scheme;
 use crate::sources::Tensors;
 
-/// All weights of a model.
-pub struct Weights {
+/// All weights of a model, or what stands for them: `M` for a matrix, `N` for a norm.
+pub struct Weights<M = Matrix, N = Vec<f32>> {
     /// The embedding, which is also the head when tied: `[vocab][hidden]`.
-    pub embedding: Matrix,
+    pub embedding: M,
     /// The head, when it is a matrix of its own.
-    pub head: Option<Matrix>,
+    pub head: Option<M>,
     /// The blocks in order.
-    pub layers: Vec<Layer>,
+    pub layers: Vec<Layer<M, N>>,
     /// The last norm, with the division by `logits_scaling` folded in.
-    pub final_norm: Vec<f32>,
+    pub final_norm: N,
 }
 
 /// One block.
-pub struct Layer {
+pub struct Layer<M = Matrix, N = Vec<f32>> {
     /// Norm before attention: `[hidden]`.
-    pub attention_norm: Vec<f32>,
+    pub attention_norm: N,
     /// Queries, keys and values stacked: `[(heads + 2·kv_heads)·head_dim][hidden]`.
-    pub qkv: Matrix,
+    pub qkv: M,
     /// Attention output, `residual_multiplier` folded in: `[hidden][heads·head_dim]`.
-    pub output: Matrix,
+    pub output: M,
     /// Norm before the feed-forward layer: `[hidden]`.
-    pub feed_forward_norm: Vec<f32>,
+    pub feed_forward_norm: N,
     /// Gate and up, 32 columns of each to a panel: `[2·intermediate][hidden]`.
-    pub gate_up: Matrix,
+    pub gate_up: M,
     /// Down, `residual_multiplier` folded in: `[hidden][intermediate]`.
-    pub down: Matrix,
+    pub down: M,
 }
 
 /// Reads, rotates and quantizes every tensor, one panel at a time on each thread, so the float model is never whole in
@@ -47,74 +48,73 @@ pub struct Layer {
 pub fn load(
     config: &ModelConfig,
     tensors: &dyn Tensors,
+    scheme: &Scheme,
     kernel: Kernel,
     pool: &mut Pool,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Weights> {
-    check_shapes(config, tensors)?;
-    let total = elements(config);
-    let mut done = 0;
-    let mut matrix = |columns: Columns, depth: usize, pool: &mut Pool| -> Result<Matrix> {
-        let count = columns.padded_count();
-        let matrix = Matrix::pack(count, depth, kernel, pool, |panel, out| {
-            columns.read(tensors, depth, panel, out)
-        })?;
-        done += (columns.count() * depth) as u64;
-        progress(done, total);
-        Ok(matrix)
-    };
-    let vector = |name: &str, len: usize| -> Result<Vec<f32>> {
-        let mut out = vec![0.0; len];
-        tensors.read_rows(name, 0..1, &mut out)?;
-        Ok(out)
-    };
-    let (hidden, attention) = (config.hidden_size, config.num_heads * config.head_dim);
-    let kv = config.num_kv_heads * config.head_dim;
+    let mut quantizer = Quantizer::new(config, tensors, scheme, kernel, pool, progress)?;
+    Ok(parts::read(config, &mut quantizer)?.folded(config))
+}
 
-    let embedding = matrix(Columns::whole(EMBEDDING, config.vocab_size), hidden, pool)?;
-    let head = match config.tie_word_embeddings {
-        true => None,
-        false => Some(matrix(
-            Columns::whole(HEAD, config.vocab_size),
-            hidden,
+/// Makes the parts of a model from a float checkpoint.
+pub struct Quantizer<'a> {
+    tensors: &'a dyn Tensors,
+    scheme: &'a Scheme,
+    kernel: Kernel,
+    pool: &'a mut Pool,
+    progress: &'a mut dyn FnMut(u64, u64),
+    done: u64,
+    total: u64,
+}
+
+impl<'a> Quantizer<'a> {
+    /// Checks that the checkpoint holds exactly what `config` asks for.
+    pub fn new(
+        config: &ModelConfig,
+        tensors: &'a dyn Tensors,
+        scheme: &'a Scheme,
+        kernel: Kernel,
+        pool: &'a mut Pool,
+        progress: &'a mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        check_shapes(config, tensors)?;
+        Ok(Self {
+            tensors,
+            scheme,
+            kernel,
             pool,
-        )?),
-    };
-    let mut layers = Vec::with_capacity(config.num_layers);
-    for layer in 0..config.num_layers {
-        let name = |suffix: &str| format!("model.layers.{layer}.{suffix}.weight");
-        let qkv = Columns::Stacked(vec![
-            Rows::all(name("self_attn.q_proj"), attention),
-            Rows::all(name("self_attn.k_proj"), kv),
-            Rows::all(name("self_attn.v_proj"), kv),
-        ]);
-        let (gate_up, down) = feed_forward_rows(config, &name);
-        let mut layer = Layer {
-            attention_norm: vector(&name("input_layernorm"), hidden)?,
-            qkv: matrix(qkv, hidden, pool)?,
-            output: matrix(
-                Columns::whole(&name("self_attn.o_proj"), hidden),
-                attention,
-                pool,
-            )?,
-            feed_forward_norm: vector(&name("post_attention_layernorm"), hidden)?,
-            gate_up: matrix(gate_up, hidden, pool)?,
-            down: matrix(Columns::Stacked(vec![down]), config.intermediate_size, pool)?,
-        };
-        layer.output.fold(config.residual_multiplier);
-        layer.down.fold(config.residual_multiplier);
-        layers.push(layer);
+            progress,
+            done: 0,
+            total: elements(config),
+        })
     }
-    let mut final_norm = vector(FINAL_NORM, hidden)?;
-    final_norm
-        .iter_mut()
-        .for_each(|weight| *weight /= config.logits_scaling);
-    Ok(Weights {
-        embedding,
-        head,
-        layers,
-        final_norm,
-    })
+
+    /// The matrix and what rounding lost.
+    pub fn quantize(&mut self, part: &MatrixPart) -> Result<(Matrix, Loss)> {
+        let MatrixPart { columns, depth, .. } = part;
+        let (tensors, count) = (self.tensors, columns.padded_count());
+        let fill = |panel, out: &mut [f32]| columns.read(tensors, *depth, panel, out);
+        let packed = Matrix::pack(count, *depth, self.scheme, self.kernel, self.pool, fill)?;
+        self.done += (columns.count() * depth) as u64;
+        (self.progress)(self.done, self.total);
+        Ok(packed)
+    }
+}
+
+impl Source for Quantizer<'_> {
+    type Matrix = Matrix;
+    type Norm = Vec<f32>;
+
+    fn matrix(&mut self, part: &MatrixPart) -> Result<Matrix> {
+        Ok(self.quantize(part)?.0)
+    }
+
+    fn norm(&mut self, part: &NormPart) -> Result<Vec<f32>> {
+        let mut out = vec![0.0; part.len];
+        self.tensors.read_rows(&part.name, 0..1, &mut out)?;
+        Ok(out)
+    }
 }
 
 /// Weights of the right shapes with random codes and unit norms.
@@ -146,6 +146,17 @@ pub fn random(config: &ModelConfig, pool: &mut Pool) -> Weights {
 }
 
 impl Weights {
+    /// Folds the constants of the model into scales and the last norm, where they cost nothing.
+    pub fn folded(mut self, config: &ModelConfig) -> Self {
+        for layer in &mut self.layers {
+            layer.output.fold(config.residual_multiplier);
+            layer.down.fold(config.residual_multiplier);
+        }
+        let norm = self.final_norm.iter_mut();
+        norm.for_each(|weight| *weight /= config.logits_scaling);
+        self
+    }
+
     /// Bytes that one decoding step reads: every matrix once, the embedding only as the head.
     pub fn bytes_per_step(&self) -> u64 {
         self.layers

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper, Tokenizer};
 
+use super::packed::{self, Packed};
 use super::safetensors::Shards;
 use super::{Checkpoint, Tensors, read_json};
 use crate::error::{Error, Result};
@@ -27,13 +28,24 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     if !config.is_object() {
         return Err(Error::bad_model(&config_file, "JSON", "is not an object"));
     }
-    refuse_quantized(&config_file, &config)?;
+    let packed = match packed::is_packed(path) {
+        true => Some(Packed::open(path)?),
+        false => {
+            refuse_quantized(&config_file, &config)?;
+            None
+        }
+    };
+    let tensors: Box<dyn Tensors> = match &packed {
+        Some(packed) => Box::new(packed.clone()),
+        None => Box::new(weights(path)?),
+    };
     Ok(Checkpoint {
         name: name(path),
         eos_token_ids: eos_token_ids(path, &config_file, &config)?,
         tokenizer: tokenizer(&path.join("tokenizer.json"))?,
         chat_template: chat_template(path)?,
-        tensors: Box::new(weights(path)?) as Box<dyn Tensors>,
+        tensors,
+        packed,
         config_file,
         config,
     })

@@ -11,6 +11,11 @@ pub fn sha256(from: impl Read, limit: u64) -> io::Result<String> {
     copy_hashed(from, &mut io::sink(), limit)
 }
 
+/// The SHA-256 of bytes in memory, in lower-case hexadecimal.
+pub fn sha256_of(bytes: &[u8]) -> String {
+    hexadecimal(&Sha256::digest(bytes))
+}
+
 /// As [`sha256`], and copies what it hashes to `to`.
 pub fn copy_hashed(from: impl Read, to: &mut impl Write, limit: u64) -> io::Result<String> {
     let mut both = Hashing {
@@ -18,8 +23,11 @@ pub fn copy_hashed(from: impl Read, to: &mut impl Write, limit: u64) -> io::Resu
         to,
     };
     io::copy(&mut from.take(limit + 1), &mut both)?;
-    let digest = both.hasher.finalize();
-    Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&both.hasher.finalize()))
+}
+
+fn hexadecimal(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 struct Hashing<'a, W> {

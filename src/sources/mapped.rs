@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "mapping a file is unsafe; see `Mapped::open`")]
 
 use std::fs::File;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
 use memmap2::{Advice, Mmap};
@@ -47,6 +47,19 @@ impl Mapped {
     /// The file that is mapped.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Brings the bytes `range` into memory and maps them, so that no later access waits for the disk or faults.
+    pub fn populate(&self, range: Range<usize>) {
+        // Kernels before 5.14 refuse, and then a page is mapped when it is first read.
+        #[cfg(target_os = "linux")]
+        let _ = self
+            .map
+            .advise_range(Advice::PopulateRead, range.start, range.len());
+        #[cfg(not(target_os = "linux"))]
+        let _ = self
+            .map
+            .advise_range(Advice::WillNeed, range.start, range.len());
     }
 
     /// Tells the system that the file will be read from front to back, so that it reads ahead generously.

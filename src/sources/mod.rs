@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `reference.rs`, `settings.rs` | what the user may name, and how it is fetched |
 //! | `folder.rs`, `safetensors.rs` | a Hugging Face folder and its weights |
+//! | `packed.rs`, `staging.rs` | a folder of weights that were quantized before, and how it is written whole |
 //! | `gguf/` | a single GGUF file: header, configuration, tokenizer, tensors |
 //! | `hub.rs`, `demo.rs`, `wheel.rs` | what is fetched first: a Hugging Face repository, the demo model |
 //! | `mapped.rs`, `floats.rs` | a read-only memory map, and numbers widened to f32 |
@@ -14,13 +15,15 @@ mod demo;
 mod floats;
 mod folder;
 pub mod gguf;
-mod hash;
+pub mod hash;
 mod hub;
 mod mapped;
+pub mod packed;
 mod progress;
 mod reference;
 mod safetensors;
 mod settings;
+pub mod staging;
 pub mod wheel;
 
 use std::ops::Range;
@@ -46,8 +49,10 @@ pub struct Checkpoint {
     pub tokenizer: tokenizers::Tokenizer,
     /// The model's own chat template, where the source has one.
     pub chat_template: Option<String>,
-    /// The weights.
+    /// The weights; of a packed model their names, types and sizes only.
     pub tensors: Box<dyn Tensors>,
+    /// The weights of a packed model.
+    pub packed: Option<packed::Packed>,
 }
 
 /// Tensors by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`), whatever the file calls them.

@@ -164,7 +164,7 @@ impl Tensors for Shards {
 ///
 /// The `safetensors` crate guarantees that the tensors cover the data exactly, without holes or overlaps, and that each
 /// takes the bytes its shape and type need.
-fn read_header(file: &Mapped) -> Result<(usize, Vec<(String, TensorInfo)>)> {
+pub fn read_header(file: &Mapped) -> Result<(usize, Vec<(String, TensorInfo)>)> {
     let bad = |field: &str, problem: String| Error::bad_model(file.path(), field, problem);
     let Some(length) = file.first_chunk::<8>().map(|b| u64::from_le_bytes(*b)) else {
         return Err(bad("header", "the file is too short to have one".into()));

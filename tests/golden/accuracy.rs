@@ -4,13 +4,13 @@ use microgranite::model::evaluate::{self, Evaluation};
 use microgranite::model::reference::{Arithmetic, Reference};
 use microgranite::model::{self, Forward, Granite, PAGE_TOKENS, Span};
 use microgranite::sources::{self, Checkpoint};
+use microgranite::text::samples;
 
-use crate::{checkpoint, reference, test_file};
+use crate::{checkpoint, reference};
 
-/// The demo's ids for the text that the tests carry.
+/// The demo's ids for the built-in text.
 pub fn text_ids(checkpoint: &Checkpoint) -> Vec<u32> {
-    let text = std::fs::read_to_string(test_file("data/alice.txt")).unwrap();
-    let encoded = checkpoint.tokenizer.encode(text, false).unwrap();
+    let encoded = checkpoint.tokenizer.encode(samples::ALICE, false).unwrap();
     // Seven whole windows: enough for the standard error of the mean KL to be a few percent of it.
     encoded.get_ids()[..7 * evaluate::WINDOW_TOKENS].to_vec()
 }
@@ -50,6 +50,7 @@ fn int8_costs_no_more_than_q8_0_and_a_fifth() {
         threads: 2,
         kv_bytes: 64 << 20,
         context: None,
+        weights: model::Placement::default(),
     };
     let mut int8 = model::load(&checkpoint, &settings, &mut |_, _| ()).expect("the demo loads");
     let ids = text_ids(&checkpoint);

@@ -18,6 +18,7 @@ fn load(threads: usize, pages: usize) -> Granite {
         threads,
         kv_bytes: pages as u64 * PAGE_BYTES,
         context: None,
+        weights: model::Placement::default(),
     };
     model::load(&checkpoint("granite-3-tiny"), &settings, &mut |_, _| ())
         .expect("the fixture loads")
@@ -48,6 +49,7 @@ fn crowd(seed: u32) -> Vec<Generation> {
                 max_tokens: 1 + (seed + 13 * index) as usize % 40,
                 sampling,
                 stop_ids: vec![0],
+                ..Generation::default()
             }
         })
         .collect()

@@ -24,6 +24,7 @@ fn load(name: &str, threads: usize) -> Granite {
         threads,
         kv_bytes: 8 << 20,
         context: None,
+        weights: model::Placement::default(),
     };
     model::load(&checkpoint(name), &settings, &mut |_, _| ()).expect("the fixture loads")
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use microgranite::engine::pages::Pages;
 use microgranite::engine::scheduler::{Budget, Scheduler};
-use microgranite::engine::{Engine, Generation, PromptRows, Sampling, Settings, TokenEvent};
+use microgranite::engine::{Engine, Generation, PromptRows, Settings, TokenEvent};
 use microgranite::model::PAGE_TOKENS;
 use microgranite::telemetry::Metrics;
 use proptest::prelude::*;
@@ -234,8 +234,7 @@ fn generations() -> impl Strategy<Value = Vec<(Generation, Option<usize>)>> {
         let generation = Generation {
             prompt,
             max_tokens,
-            sampling: Sampling::default(),
-            stop_ids: Vec::new(),
+            ..Generation::default()
         };
         (generation, leaves)
     });

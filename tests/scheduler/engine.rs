@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use microgranite::engine::{
-    Engine, Generation, Health, PromptRows, Refusal, Sampling, Settings, TokenEvent,
+    Engine, FinishReason, Generation, Health, PromptRows, Refusal, Sampling, Settings, TokenEvent,
+    TokenStream,
 };
 use microgranite::error::Error;
 use microgranite::telemetry::Metrics;
 
-use crate::checked_model::{CheckedModel, NAN_TOKEN, PAGE_BYTES, PANIC_TOKEN, VOCAB, greedy};
+use crate::checked_model::{
+    CheckedModel, NAN_TOKEN, PAGE_BYTES, PANIC_TOKEN, VOCAB, greedy, logits_after,
+};
 use crate::harness::{
-    LENGTH, STOP, collect, eventually, generation, kv_bytes, small, start, start_gated, submit,
-    within,
+    LENGTH, collect, eventually, generation, kv_bytes, small, start, start_gated, submit, within,
 };
 
 /// Prompt lengths around page and chunk edges, half of them sampled, from 1 to 60 tokens.
@@ -29,6 +31,7 @@ fn crowd() -> Vec<Generation> {
                     top_p: 0.95,
                     min_p: 0.01,
                     seed: u64::from(seed),
+                    ..Sampling::default()
                 };
             }
             generation
@@ -90,7 +93,8 @@ async fn a_stop_id_ends_the_generation_and_is_not_reported() {
         ..plain
     };
     let answer = collect(submit(&engine, stopped)).await;
-    assert_eq!(answer, (tokens[..first].to_vec(), STOP));
+    let end = TokenEvent::Finished(FinishReason::Stop(stop));
+    assert_eq!(answer, (tokens[..first].to_vec(), end));
 }
 
 #[tokio::test]
@@ -440,4 +444,99 @@ fn settings_that_cannot_work_are_refused() {
         );
     }
     refused(small(), 0);
+}
+
+/// All events of a stream, in order.
+async fn events(mut stream: TokenStream) -> Vec<TokenEvent> {
+    let mut events = Vec::new();
+    while let Some(event) = within(stream.next()).await {
+        events.push(event);
+    }
+    events
+}
+
+/// The log-probability of `token` after `history`, worked out without an engine.
+fn log_probability(history: &[u32], token: u32) -> f64 {
+    let logits = logits_after(history);
+    let total: f64 = logits.iter().map(|&logit| f64::from(logit).exp()).sum();
+    f64::from(logits[token as usize]) - total.ln()
+}
+
+#[tokio::test]
+async fn prompts_and_outputs_are_scored_the_same_however_the_steps_are_cut() {
+    for max_tokens in [0, 5] {
+        let scored = |seed| Generation {
+            scores: Some(2),
+            score_prompt: true,
+            ..generation(seed, 100, max_tokens)
+        };
+        let roomy = Settings {
+            step_tokens: 512,
+            ..small()
+        };
+        let alone = events(submit(&start(roomy, 20).0, scored(1))).await;
+
+        let (engine, _) = start(small(), 20);
+        let others = [2, 3].map(|seed| submit(&engine, generation(seed, 70, 30)));
+        assert_eq!(events(submit(&engine, scored(1))).await, alone);
+        for other in others {
+            collect(other).await;
+        }
+
+        let prompt = scored(1).prompt;
+        let mut sequence = prompt.clone();
+        sequence.extend(greedy(&prompt, max_tokens));
+        let mut expected = sequence.iter().enumerate().skip(1);
+        let mut events = alone.into_iter();
+        for (at, &token) in expected.by_ref() {
+            let Some(TokenEvent::Score(score)) = events.next() else {
+                panic!("a score for the token at {at}");
+            };
+            let exact = log_probability(&sequence[..at], token);
+            assert_eq!(score.token.0, token);
+            assert!((f64::from(score.token.1) - exact).abs() < 1e-5);
+            assert_eq!(score.top.len(), 2);
+            assert!(score.top[0].1 >= score.top[1].1 && score.top[0].1 >= score.token.1);
+            if at >= prompt.len() {
+                assert_eq!(score.top[0], score.token, "greedy, to the bit");
+                assert_eq!(events.next(), Some(TokenEvent::Token(token)));
+            }
+        }
+        assert_eq!(events.next(), Some(LENGTH));
+        assert_eq!(events.next(), None);
+    }
+}
+
+#[tokio::test]
+async fn penalties_bans_and_least_lengths_depend_on_the_own_sequence_alone() {
+    let plain = generation(1, 40, 30);
+    let first = greedy(&plain.prompt, 1)[0];
+    let adjusted = Generation {
+        sampling: Sampling {
+            temperature: 0.7,
+            seed: 3,
+            repetition_penalty: 1.3,
+            frequency_penalty: 0.4,
+            presence_penalty: -0.2,
+            logit_bias: vec![(5, 3.0), (9, -100.0)],
+            banned_sequences: vec![vec![first]],
+            ..Sampling::default()
+        },
+        stop_ids: (0..8).collect(),
+        min_tokens: 20,
+        ..plain
+    };
+    let alone = collect(submit(&start(small(), 20).0, adjusted.clone())).await;
+    assert!(alone.0.len() >= 20 && !alone.0.contains(&first) && !alone.0.contains(&9));
+    assert!(
+        alone.0.iter().take(20).all(|&token| token >= 8),
+        "no stop id early"
+    );
+
+    let (engine, _) = start(small(), 20);
+    let others = [4, 5, 6].map(|seed| submit(&engine, generation(seed, 70, 30)));
+    assert_eq!(collect(submit(&engine, adjusted)).await, alone);
+    for other in others {
+        collect(other).await;
+    }
 }

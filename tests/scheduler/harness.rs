@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use microgranite::engine::{
-    Engine, FinishReason, Generation, PromptRows, Sampling, Settings, TokenEvent, TokenStream,
+    Engine, FinishReason, Generation, PromptRows, Settings, TokenEvent, TokenStream,
 };
 use microgranite::telemetry::Metrics;
 
 use crate::checked_model::{CheckedModel, NAN_TOKEN, Stepper};
 
 pub const LENGTH: TokenEvent = TokenEvent::Finished(FinishReason::Length);
-pub const STOP: TokenEvent = TokenEvent::Finished(FinishReason::Stop);
 
 pub fn small() -> Settings {
     Settings {
@@ -32,8 +31,7 @@ pub fn generation(seed: u32, prompt_len: usize, max_tokens: usize) -> Generation
             .map(|i| (seed.wrapping_mul(7919) + i * (seed + 3)) % NAN_TOKEN)
             .collect(),
         max_tokens,
-        sampling: Sampling::default(),
-        stop_ids: Vec::new(),
+        ..Generation::default()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod completions;
 mod connections;
+mod eval;
 mod fake;
 mod harness;
 mod metrics;

@@ -21,6 +21,7 @@ fn tiny(threads: usize) -> Granite {
         // Some 230 pages: enough for those that run, not for all that has been said.
         kv_bytes: 4 << 20,
         context: None,
+        weights: model::Placement::default(),
     };
     model::load(&checkpoint, &settings, &mut |_, _| ()).unwrap()
 }
@@ -52,7 +53,7 @@ fn request(n: usize) -> Value {
     let mut body = json!({
         "prompt": prompt,
         "max_tokens": 1 + n * 3 % 16,
-        "temperature": [0.0, 0.7, 1.3][n % 3],
+        "temperature": ([0.0, 0.7, 1.3][n % 3]),
         "seed": n,
     });
     if n.is_multiple_of(4) {

@@ -98,6 +98,7 @@ async fn clients_of_the_int8_model_do_not_touch_each_other() {
         threads: 2,
         kv_bytes: 256 * model::footprint(&config).kv_page,
         context: None,
+        weights: model::Placement::default(),
     };
     let granite = model::load(&checkpoint, &settings, &mut |_, _| {}).unwrap();
     clients_do_not_touch_each_other(granite).await;

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::harness::fixture;
 
-fn microgranite(arguments: &[&str]) -> Command {
+pub fn microgranite(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_microgranite"));
     command.args(arguments);
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MICROGRANITE_")) {
@@ -23,7 +23,7 @@ fn serve(arguments: &[&str]) -> Command {
     command
 }
 
-fn tiny() -> String {
+pub fn tiny() -> String {
     fixture("granite-3-tiny").display().to_string()
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use microgranite::engine::{Engine, Generation, Sampling, Settings};
+use microgranite::engine::{Engine, Generation, Settings};
 use microgranite::telemetry::Metrics;
 
 use crate::steps::{alone, tiny};
@@ -38,8 +38,7 @@ async fn an_engine_without_work_takes_no_processor_time() {
     let generation = Generation {
         prompt: vec![1; 200],
         max_tokens: 100,
-        sampling: Sampling::default(),
-        stop_ids: Vec::new(),
+        ..Generation::default()
     };
     let started = run_time().0;
     let mut stream = engine.submit(vec![generation]).expect("room").remove(0);

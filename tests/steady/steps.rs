@@ -24,6 +24,7 @@ pub fn tiny(threads: usize) -> Granite {
         threads,
         kv_bytes: 4 << 20,
         context: None,
+        weights: model::Placement::default(),
     };
     model::load(&checkpoint, &settings, &mut |_, _| ()).expect("the fixture loads")
 }
@@ -109,7 +110,7 @@ fn the_engine_allocates_nothing_between_two_decoding_steps() {
             seed: u64::from(seed),
             ..Sampling::default()
         },
-        stop_ids: Vec::new(),
+        ..Generation::default()
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()

@@ -42,6 +42,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         tokenizer,
         chat_template,
         tensors: Box::new(GgufTensors { map, tensors }),
+        packed: None,
     })
 }
 

@@ -1,0 +1,214 @@
+//! `microgranite eval`: what eight bits cost in accuracy.
+
+mod plot;
+mod report;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::config;
+use crate::error::{Error, Result};
+use crate::model::evaluate::{Comparison, WINDOW_TOKENS};
+use crate::model::reference::{Arithmetic, Reference as FloatModel};
+use crate::model::{self, Forward, Granite, ModelConfig, PAGE_TOKENS, Span, weight_error};
+use crate::sources::{self, Checkpoint, Reference};
+use crate::text::samples;
+
+use super::progress::Progress;
+use report::Report;
+
+/// Measure what int8 costs in accuracy: perplexity, divergence from the float model, and the error of every tensor.
+///
+/// The float model is held in memory whole, four bytes for each weight, and runs at the speed of f32 arithmetic.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model to evaluate: a folder, a .gguf file, hf:OWNER/NAME[@REVISION], or demo
+    #[arg(value_name = "REF")]
+    reference: Reference,
+    /// The model whose weights, in f32, are the truth; the default is REF itself
+    #[arg(long, value_name = "REF")]
+    against: Option<Reference>,
+    /// A text, or a .jsonl file of texts (strings, or objects with a "text"); the default is the beginning of Alice in Wonderland
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Stop after this many tokens of the text: fewer are sooner done, and have larger standard errors
+    #[arg(long, value_name = "N", value_parser = config::positive)]
+    tokens: Option<usize>,
+    /// Evaluate the weights in llama.cpp's Q8_0 as well, on the same text: takes the memory of a second float model
+    #[arg(long)]
+    q8_0: bool,
+    /// Draw the error of each layer's weights
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    /// Compute threads; the default is what the CPU quota and affinity allow
+    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::positive)]
+    threads: Option<usize>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Evaluates the model and prints the report on standard output.
+///
+/// # Errors
+/// Whatever reading the text and loading the models give, and [`Error::Usage`] for two models that cannot be compared.
+pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
+    let is_svg = |file: &PathBuf| {
+        file.extension()
+            .is_some_and(|e| e.eq_ignore_ascii_case("svg"))
+    };
+    if args.plot.as_ref().is_some_and(|file| !is_svg(file)) {
+        let problem = "--plot draws SVG: name a file that ends in .svg";
+        return Err(Error::Usage(problem.into()));
+    }
+    let (text, documents) = match &args.text {
+        Some(file) => (file.display().to_string(), samples::read(file)?),
+        None => (
+            "the beginning of Alice in Wonderland".into(),
+            vec![samples::ALICE.into()],
+        ),
+    };
+    let report = evaluate(args, sources, text, &documents)?;
+    if let Some(file) = &args.plot {
+        let drawing = plot::draw(&report.model, &report.tensors)?;
+        std::fs::write(file, drawing).map_err(|e| Error::io(file, e))?;
+    }
+    let text = if args.json {
+        let json = serde_json::to_string_pretty(&report);
+        json.map_err(|e| Error::Internal(e.to_string()))?
+    } else {
+        report.to_string()
+    };
+    let written = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+    written.map_err(|e| Error::io(Path::new("standard output"), e))
+}
+
+fn evaluate(
+    args: &Args,
+    sources: &sources::Settings,
+    text: String,
+    documents: &[String],
+) -> Result<Report> {
+    let checkpoint = sources::open(&args.reference, sources)?;
+    let against = args.against.as_ref();
+    let against = against
+        .map(|against| sources::open(against, sources))
+        .transpose()?;
+    if checkpoint.packed.is_some() && against.is_none() {
+        let problem = "a packed model has no float weights to compare with: name the checkpoint it was made from with --against";
+        return Err(Error::Usage(problem.into()));
+    }
+    let truth = against.as_ref().unwrap_or(&checkpoint);
+    // What rounding did is seen against the weights that were rounded.
+    let floats = if checkpoint.packed.is_some() {
+        truth
+    } else {
+        &checkpoint
+    };
+    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+    let ids = token_ids(&checkpoint, documents, args.tokens)?;
+    if token_ids(truth, documents, args.tokens)? != ids {
+        let problem = "--against: that model's tokenizer cuts the text into other tokens";
+        return Err(Error::Usage(problem.into()));
+    }
+    let window = WINDOW_TOKENS.min(config.max_positions);
+    let windows: Vec<&[u32]> = (ids.iter().flat_map(|ids| ids.chunks(window)))
+        .filter(|ids| ids.len() > 1)
+        .collect();
+
+    if windows.is_empty() {
+        let problem = "the text is too short to evaluate on: it needs at least two tokens";
+        return Err(Error::Usage(problem.into()));
+    }
+    let mut progress = Progress::new("quantizing", sources.progress_bar);
+    let settings = model::Settings {
+        threads: args.threads.unwrap_or_else(config::available_threads),
+        kv_bytes: window.div_ceil(PAGE_TOKENS) as u64 * model::footprint(&config).kv_page,
+        context: None,
+        weights: model::Placement::default(),
+    };
+    let mut int8 = model::load(&checkpoint, &settings, &mut |done, total| {
+        progress.show(done, total);
+    })?;
+    progress.finish();
+    let mut progress = Progress::new("comparing weights", sources.progress_bar);
+    let tensors = weight_error::measure(&mut int8, floats.tensors.as_ref(), &mut |done, total| {
+        progress.show(done, total)
+    })?;
+    progress.finish();
+    let float = float_model(truth, &config, Arithmetic::F32)?;
+    let q8_0 = args
+        .q8_0
+        .then(|| float_model(truth, &config, Arithmetic::Q8_0));
+    let q8_0 = q8_0.transpose()?;
+
+    let mut progress = Progress::new("evaluating", sources.progress_bar);
+    let (mut of_int8, mut of_q8_0) = (Comparison::default(), Comparison::default());
+    for (done, ids) in (1..).zip(&windows) {
+        let expected = float.logits(ids)?;
+        of_int8.add_window(ids, &expected, every_logit(&mut int8, ids))?;
+        if let Some(q8_0) = &q8_0 {
+            of_q8_0.add_window(ids, &expected, &q8_0.logits(ids)?)?;
+        }
+        progress.show(done, windows.len() as u64);
+    }
+    progress.finish();
+    Ok(Report {
+        model: checkpoint.name.clone(),
+        reference: truth.name.clone(),
+        kernel: int8.kernel().name(),
+        text,
+        window,
+        int8: of_int8.finish()?,
+        q8_0: q8_0.map(|_| of_q8_0.finish()).transpose()?,
+        tensors,
+    })
+}
+
+/// The ids of each document, `most` of them in all.
+fn token_ids(
+    checkpoint: &Checkpoint,
+    documents: &[String],
+    most: Option<usize>,
+) -> Result<Vec<Vec<u32>>> {
+    let mut left = most.unwrap_or(usize::MAX);
+    let mut all = Vec::new();
+    for document in documents {
+        let encoding = checkpoint.tokenizer.encode(document.as_str(), false);
+        let encoding =
+            encoding.map_err(|e| Error::bad_model(&checkpoint.config_file, "tokenizer", e))?;
+        let ids = encoding.get_ids();
+        let ids = &ids[..ids.len().min(left)];
+        left -= ids.len();
+        all.push(ids.to_vec());
+    }
+    Ok(all)
+}
+
+/// The float model of `checkpoint`, which must give logits over the same vocabulary as `config`.
+fn float_model(
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    arithmetic: Arithmetic,
+) -> Result<FloatModel> {
+    let own = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+    if own.vocab_size != config.vocab_size
+        || own.max_positions < config.max_positions.min(WINDOW_TOKENS)
+    {
+        let problem = "--against: that model has another vocabulary or a shorter context";
+        return Err(Error::Usage(problem.into()));
+    }
+    FloatModel::load(&own, checkpoint.tensors.as_ref(), arithmetic)
+}
+
+/// The logits after every id of a window, from one step.
+fn every_logit<'a>(model: &'a mut Granite, ids: &[u32]) -> &'a [f32] {
+    let pages: Vec<u32> = (0..ids.len().div_ceil(PAGE_TOKENS) as u32).collect();
+    let span = Span {
+        tokens: ids,
+        start: 0,
+        pages: &pages,
+        logit_rows: ids.len(),
+    };
+    model.forward(&[span])
+}

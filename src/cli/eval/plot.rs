@@ -1,0 +1,174 @@
+//! The error of each layer's weights as a picture.
+
+use std::collections::BTreeMap;
+
+use plotters::prelude::*;
+
+use crate::error::{Error, Result};
+use crate::model::weight_error::TensorError;
+
+/// Wide enough for 40 layers, and readable when it is shrunk to half a page.
+const SIZE: (u32, u32) = (960, 540);
+
+/// Colours that stay apart for colour-blind readers and on paper (Okabe and Ito's, without yellow).
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(230, 159, 0),
+    RGBColor(60, 60, 60),
+];
+
+/// Draws the relative error of each matrix against its layer, a line for each kind of matrix; returns SVG.
+///
+/// # Errors
+/// [`Error::Internal`] if the drawing fails, which writing to memory does not.
+pub fn draw(model: &str, tensors: &[TensorError]) -> Result<String> {
+    let mut svg = String::new();
+    draw_on(&mut svg, model, tensors).map_err(|e| Error::Internal(e.to_string()))?;
+    Ok(svg)
+}
+
+/// `(layer, error in percent)` of each kind of matrix in a block, and `(name, error in percent)` of those outside.
+type Errors<'a> = (BTreeMap<&'a str, Vec<(usize, f64)>>, Vec<(&'a str, f64)>);
+
+fn by_kind(tensors: &[TensorError]) -> Errors<'_> {
+    let (mut blocks, mut others): Errors<'_> = Default::default();
+    for error in tensors {
+        let percent = 100.0 * error.relative_error;
+        let name = error.tensor.trim_end_matches(".weight");
+        let in_block = name.strip_prefix("model.layers.").and_then(|rest| {
+            let (layer, part) = rest.split_once('.')?;
+            Some((part.rsplit('.').next()?, layer.parse().ok()?))
+        });
+        match in_block {
+            Some((kind, layer)) => blocks.entry(kind).or_default().push((layer, percent)),
+            None => others.push((name.rsplit('.').next().unwrap_or(name), percent)),
+        }
+    }
+    blocks
+        .values_mut()
+        .for_each(|line| line.sort_by_key(|point| point.0));
+    (blocks, others)
+}
+
+fn draw_on(
+    svg: &mut String,
+    model: &str,
+    tensors: &[TensorError],
+) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let (blocks, others) = by_kind(tensors);
+    let points = || blocks.values().flatten();
+    let layers = points().map(|point| point.0).max().unwrap_or(0);
+    let most = points().map(|point| point.1).fold(0.0, f64::max);
+    // Room above the highest point; a model whose codes were kept has no error to scale by.
+    let top = if most > 0.0 { 1.15 * most } else { 1.0 };
+    // One layer is a point, and needs an axis around it.
+    let right = layers.max(1) as f64;
+
+    let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
+    root.fill(&WHITE)?;
+    let text = |size: i32| {
+        ("sans-serif", size)
+            .into_font()
+            .color(&RGBColor(40, 40, 40))
+    };
+    root.draw_text(
+        &format!("{model}: what int8 changed in the weights"),
+        &text(22),
+        (24, 16),
+    )?;
+    let others: Vec<String> = (others
+        .iter()
+        .map(|(name, percent)| format!("{name} {percent:.2} %")))
+    .collect();
+    let note = format!(
+        "root mean square of the error over that of the weights; outside the layers: {}",
+        others.join(", ")
+    );
+    root.draw_text(&note, &text(14), (24, 46))?;
+    let (plot, legend) = root.margin(76, 8, 12, 12).split_horizontally(SIZE.0 - 170);
+
+    let mut chart = ChartBuilder::on(&plot)
+        .x_label_area_size(44)
+        .y_label_area_size(64)
+        .build_cartesian_2d(-0.02 * right..1.02 * right, 0.0..top)?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .bold_line_style(RGBColor(225, 225, 225))
+        .light_line_style(TRANSPARENT)
+        .axis_style(RGBColor(150, 150, 150))
+        .x_labels((layers + 1).clamp(2, 11))
+        .x_label_formatter(&|layer| {
+            if layer.fract() == 0.0 {
+                format!("{layer:.0}")
+            } else {
+                String::new()
+            }
+        })
+        .y_labels(6)
+        .y_label_formatter(&|percent| format!("{percent:.2} %"))
+        .x_desc("layer")
+        .label_style(text(14))
+        .axis_desc_style(text(15))
+        .draw()?;
+    for ((row, (kind, line)), colour) in (0..).zip(&blocks).zip(COLOURS.iter().cycle()) {
+        let at = || line.iter().map(|&(layer, percent)| (layer as f64, percent));
+        chart.draw_series(LineSeries::new(at(), colour.stroke_width(2)))?;
+        chart.draw_series(at().map(|point| Circle::new(point, 3, colour.filled())))?;
+        let y = 12 + 26 * row;
+        legend.draw(&PathElement::new([(8, y), (34, y)], colour.stroke_width(2)))?;
+        legend.draw(&Circle::new((21, y), 3, colour.filled()))?;
+        legend.draw_text(kind, &text(15), (44, y - 6))?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(tensor: &str, relative_error: f64) -> TensorError {
+        TensorError {
+            tensor: tensor.into(),
+            relative_error,
+            sqnr_db: None,
+            largest_error: 0.0,
+        }
+    }
+
+    #[test]
+    fn a_line_has_the_layers_of_one_kind_in_order() {
+        let tensors = [
+            error("model.layers.1.mlp.up_proj.weight", 0.02),
+            error("model.embed_tokens.weight", 0.03),
+            error("model.layers.0.mlp.up_proj.weight", 0.01),
+            error("model.layers.0.self_attn.q_proj.weight", 0.04),
+        ];
+        let (blocks, others) = by_kind(&tensors);
+        assert_eq!(blocks["up_proj"], [(0, 1.0), (1, 2.0)]);
+        assert_eq!(blocks["q_proj"], [(0, 4.0)]);
+        assert_eq!(others, [("embed_tokens", 3.0)]);
+
+        let svg = draw("tiny", &tensors).unwrap();
+        for part in [
+            "<svg",
+            "</svg>",
+            "up_proj",
+            "q_proj",
+            "embed_tokens 3.00 %",
+            "tiny",
+        ] {
+            assert!(svg.contains(part), "{part}");
+        }
+    }
+
+    #[test]
+    fn weights_without_error_are_drawn_too() {
+        assert!(draw("m", &[error("model.layers.0.mlp.up_proj.weight", 0.0)]).is_ok());
+    }
+}

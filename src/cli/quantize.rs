@@ -1,0 +1,180 @@
+//! `microgranite quantize`: a checkpoint of floats to a packed folder.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::progress::Progress;
+use crate::config::{self, ByteSize};
+use crate::error::{Error, Result};
+use crate::int8::rotation::Rotation;
+use crate::int8::scheme::{Granularity, Mapping, Range, Scheme};
+use crate::model::packed::{self, Quantization};
+use crate::sources::packed::WEIGHTS;
+use crate::sources::staging::Staging;
+use crate::sources::{self, Checkpoint, Reference};
+
+/// Pack a model at eight bits into a folder that serve maps and starts from at once.
+///
+/// The folder appears when it is whole: a run that is killed leaves nothing that looks like a model.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION], or demo.
+    #[arg(value_name = "REF")]
+    reference: Reference,
+
+    /// The folder to make.
+    #[arg(short, long, value_name = "DIR")]
+    output: PathBuf,
+
+    /// Replace a packed model that is there already.
+    #[arg(long)]
+    force: bool,
+
+    /// Codes around zero, or with a zero point for each range, which uses all of them and costs an addition per group.
+    #[arg(long, value_enum, default_value_t)]
+    scheme: Mapping,
+
+    /// What shares a scale: the smaller, the more exact. group costs 1.6 % more memory and a multiplication per group.
+    #[arg(long, value_enum, default_value_t)]
+    granularity: Granularity,
+
+    /// Which weights the codes cover: absmax (all), percentile:P (P percent), or mse (those with the least error).
+    #[arg(long, value_name = "RANGE", default_value_t)]
+    range: Range,
+
+    /// What spreads outliers before they are quantized. full is the most exact; none the cheapest, and far less exact.
+    #[arg(long, value_enum, default_value_t)]
+    rotation: Rotation,
+
+    /// Threads to work with. [default: the cores, or the cgroup's quota]
+    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::positive)]
+    threads: Option<usize>,
+}
+
+/// Files that a Hugging Face folder may have beside its weights; they are copied as they are.
+const COMPANIONS: [&str; 6] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+/// Packs the model and prints what it cost.
+///
+/// # Errors
+/// As [`sources::open`]; [`Error::Config`] when the folder is there already; [`Error::Io`] when it cannot be written.
+pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
+    let started = Instant::now();
+    let checkpoint = sources::open(&args.reference, sources)?;
+    if checkpoint.packed.is_some() {
+        let problem = format!(
+            "{} is packed already; name the checkpoint it was made from",
+            args.reference
+        );
+        return Err(Error::Usage(problem));
+    }
+    let scheme = Scheme {
+        mapping: args.scheme,
+        granularity: args.granularity,
+        range: args.range,
+        rotation: args.rotation,
+    };
+    let staging = Staging::new(&args.output, args.force)?;
+    write_companions(&checkpoint, staging.path())?;
+    let threads = args.threads.unwrap_or_else(config::available_threads);
+    let mut progress = Progress::new("quantizing", sources.progress_bar);
+    let mut show = |done, total| progress.show(done, total);
+    let quantization = packed::write(&checkpoint, &scheme, threads, staging.path(), &mut show)?;
+    progress.finish();
+    staging.publish()?;
+    let summary = Summary {
+        folder: &args.output,
+        stored: checkpoint.tensors.stored_bytes(),
+        quantization: &quantization,
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    let written = write!(std::io::stdout().lock(), "{summary}");
+    written.map_err(|e| Error::io(Path::new("standard output"), e))
+}
+
+/// Writes configuration and tokenizer: those of a folder as they are, those of a GGUF file as they were translated.
+fn write_companions(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
+    let source = &checkpoint.config_file;
+    if source.file_name().is_some_and(|name| name == COMPANIONS[0]) {
+        for name in COMPANIONS {
+            let from = source.with_file_name(name);
+            if from.exists() {
+                let copied = File::open(&from).and_then(|mut file| {
+                    std::io::copy(&mut file, &mut File::create(to.join(name))?)
+                });
+                copied.map_err(|e| Error::io(&from, e))?;
+            }
+        }
+        return Ok(());
+    }
+    let put = |name: &str, text: &str| {
+        let path = to.join(name);
+        fs::write(&path, text).map_err(|e| Error::io(&path, e))
+    };
+    let config = format!("{:#}", checkpoint.config);
+    put("config.json", &config)?;
+    let tokenizer = checkpoint.tokenizer.to_string(false);
+    put(
+        "tokenizer.json",
+        &tokenizer.map_err(|e| Error::Internal(e.to_string()))?,
+    )?;
+    let generation = serde_json::json!({ "eos_token_id": checkpoint.eos_token_ids });
+    put("generation_config.json", &format!("{generation:#}"))?;
+    match &checkpoint.chat_template {
+        Some(template) => put("chat_template.jinja", template),
+        None => Ok(()),
+    }
+}
+
+/// What standard output says.
+struct Summary<'a> {
+    folder: &'a Path,
+    stored: u64,
+    quantization: &'a Quantization,
+    seconds: f64,
+}
+
+/// Matrices that are listed: enough to see where it hurts.
+const LISTED: usize = 5;
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Quantization {
+            scheme, matrices, ..
+        } = self.quantization;
+        let weights = self.folder.join(WEIGHTS);
+        let bytes = fs::metadata(&weights).map_or(0, |metadata| metadata.len());
+        writeln!(f, "wrote         {}", self.folder.display())?;
+        writeln!(f, "scheme        {scheme}")?;
+        let (after, before) = (ByteSize(bytes), ByteSize(self.stored));
+        writeln!(
+            f,
+            "weights       {after}, from {before}, in {:.1} s",
+            self.seconds
+        )?;
+        let mut losses: Vec<(f64, &str)> = matrices
+            .iter()
+            .filter_map(|(name, record)| Some((record.sqnr_db?, name.as_str())))
+            .collect();
+        losses.sort_by(|a, b| a.0.total_cmp(&b.0));
+        writeln!(
+            f,
+            "\nsignal to quantization noise, the lowest of {} matrices",
+            matrices.len()
+        )?;
+        for (ratio, name) in losses.iter().take(LISTED) {
+            writeln!(f, "{ratio:9.1} dB  {name}")?;
+        }
+        Ok(())
+    }
+}

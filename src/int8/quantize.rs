@@ -1,0 +1,237 @@
+//! Float rows to the codes, scales and zero points of one panel.
+
+use super::kernels::Kernel;
+use super::scheme::{Granularity, Mapping, Range, Scheme};
+use super::{CODE_MAX, GROUP, PANEL, ZERO_POINT};
+
+/// A scale below this is zero: its inverse would not be finite.
+const SMALLEST_SCALE: f32 = 1e-38;
+
+/// The shares of the whole range that [`Range::Mse`] tries. With eight bits the best one is seldom below 0.8: what
+/// clipping saves in rounding it soon loses at the ends.
+const SHARES: std::ops::RangeInclusive<u8> = 80..=100;
+
+/// The codes and their meaning for a panel's columns: `w = scale · (q − zero_point)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Map {
+    /// Weight per step; 0 where all weights are 0.
+    pub scale: f32,
+    /// The code of weight 0.
+    pub zero_point: u8,
+}
+
+/// What rounding did to weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Loss {
+    /// Sum of the squared weights.
+    pub signal: f64,
+    /// Sum of the squared errors.
+    pub noise: f64,
+    /// The largest error.
+    pub largest: f32,
+}
+
+/// Where a panel's results go.
+pub struct PanelMut<'a> {
+    /// `[k/4][64][4]`.
+    pub codes: &'a mut [u8],
+    /// `[64]`.
+    pub column_scales: &'a mut [f32],
+    /// `[groups][64]`, empty unless groups have scales of their own.
+    pub group_scales: &'a mut [f32],
+    /// `[groups][64]`, empty unless they are not all 128.
+    pub zero_points: &'a mut [u8],
+}
+
+impl Loss {
+    /// Signal-to-quantization-noise ratio in decibels; infinite where nothing was lost.
+    pub fn sqnr_db(&self) -> f64 {
+        10.0 * (self.signal / self.noise).log10()
+    }
+
+    /// The loss of both.
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            signal: self.signal + other.signal,
+            noise: self.noise + other.noise,
+            largest: self.largest.max(other.largest),
+        }
+    }
+}
+
+/// Rotates rows of `depth` values in place, group by group.
+pub fn rotate(kernel: Kernel, scheme: &Scheme, rows: &mut [f32], depth: usize) {
+    for row in rows.chunks_exact_mut(depth) {
+        row.chunks_mut(GROUP)
+            .for_each(|group| kernel.rotate(scheme.rotation, group));
+    }
+}
+
+/// The smallest and the largest weight that codes are to reach, over rows that have been rotated. Symmetric ranges are
+/// as wide below zero as above, and every range holds zero.
+pub fn reach(scheme: &Scheme, rows: &[f32], depth: usize) -> (f32, f32) {
+    let widest = |a: (f32, f32), b: (f32, f32)| (a.0.min(b.0), a.1.max(b.1));
+    rows.chunks_exact(depth)
+        .map(|row| reach_of(scheme, row))
+        .fold((0.0, 0.0), widest)
+}
+
+/// The map whose codes reach from `low` to `high`.
+pub fn map(mapping: Mapping, (low, high): (f32, f32)) -> Map {
+    let steps = match mapping {
+        Mapping::Symmetric => 2.0 * CODE_MAX,
+        Mapping::Affine => 255.0,
+    };
+    // Divided before they are subtracted, so that the largest floats do not overflow.
+    let scale = high / steps - low / steps;
+    if scale < SMALLEST_SCALE {
+        return Map {
+            scale: 0.0,
+            zero_point: ZERO_POINT as u8,
+        };
+    }
+    let zero_point = match mapping {
+        Mapping::Symmetric => ZERO_POINT as u8,
+        // Zero lies in the range, so this is in 0…255 but for rounding, and `as` saturates.
+        Mapping::Affine => (-low / scale).round_ties_even() as u8,
+    };
+    Map { scale, zero_point }
+}
+
+/// Quantizes 64 rows of rotated floats (`[64][depth]`) into one panel. `whole` is the map of all weights where the
+/// granularity is the tensor.
+pub fn quantize_panel(
+    scheme: &Scheme,
+    whole: Option<Map>,
+    rows: &[f32],
+    out: &mut PanelMut<'_>,
+) -> Loss {
+    let depth = rows.len() / PANEL;
+    let groups = depth.div_ceil(GROUP);
+    let mut loss = Loss::default();
+    for (column, row) in rows.chunks_exact(depth).enumerate() {
+        let of_channel = match scheme.granularity {
+            Granularity::Tensor => whole,
+            Granularity::Channel => Some(map(scheme.mapping, reach_of(scheme, row))),
+            Granularity::Group => None,
+        };
+        // A column of zeros is padding, or might as well be.
+        let is_zero = row.iter().all(|&value| value == 0.0);
+        out.column_scales[column] = match of_channel {
+            _ if is_zero => 0.0,
+            Some(map) => map.scale,
+            None => 1.0,
+        };
+        for (group, values) in row.chunks(GROUP).enumerate() {
+            let map = of_channel.unwrap_or_else(|| map(scheme.mapping, reach_of(scheme, values)));
+            let place = group * PANEL + column;
+            if let Some(scale) = out.group_scales.get_mut(place) {
+                *scale = map.scale;
+            }
+            if let Some(zero_point) = out.zero_points.get_mut(place) {
+                *zero_point = map.zero_point;
+            }
+            loss = loss.and(round(scheme.mapping, map, values, |index, code| {
+                let k = group * GROUP + index;
+                out.codes[(k / 4 * PANEL + column) * 4 + k % 4] = code;
+            }));
+        }
+        // What the last step of four lacks meets activations that are 0; the code says so too.
+        for k in depth..depth.next_multiple_of(4) {
+            out.codes[(k / 4 * PANEL + column) * 4 + k % 4] = ZERO_POINT as u8;
+        }
+    }
+    debug_assert!(out.group_scales.is_empty() || out.group_scales.len() == groups * PANEL);
+    loss
+}
+
+/// The lowest and highest code of a mapping.
+const fn codes(mapping: Mapping) -> (f32, f32) {
+    match mapping {
+        Mapping::Symmetric => (ZERO_POINT as f32 - CODE_MAX, ZERO_POINT as f32 + CODE_MAX),
+        Mapping::Affine => (0.0, 255.0),
+    }
+}
+
+/// Gives every value the nearest code.
+fn round(mapping: Mapping, map: Map, values: &[f32], mut put: impl FnMut(usize, u8)) -> Loss {
+    let (lowest, highest) = codes(mapping);
+    let inverse = if map.scale == 0.0 {
+        0.0
+    } else {
+        1.0 / map.scale
+    };
+    let zero = f32::from(map.zero_point);
+    let (mut signal, mut noise, mut largest) = (0.0, 0.0, 0.0f32);
+    for (index, &value) in values.iter().enumerate() {
+        let code = ((value * inverse).round_ties_even() + zero).clamp(lowest, highest);
+        put(index, code as u8);
+        let error = value - (code - zero) * map.scale;
+        signal += value * value;
+        noise += error * error;
+        largest = largest.max(error.abs());
+    }
+    Loss {
+        signal: f64::from(signal),
+        noise: f64::from(noise),
+        largest,
+    }
+}
+
+/// [`reach`] of values that share a map.
+fn reach_of(scheme: &Scheme, values: &[f32]) -> (f32, f32) {
+    let whole = match scheme.range {
+        Range::Absmax | Range::Mse => values.iter().fold((0.0f32, 0.0f32), |(low, high), &v| {
+            (low.min(v), high.max(v))
+        }),
+        Range::Percentile(share) => percentile(scheme.mapping, share, values),
+    };
+    let whole = match scheme.mapping {
+        Mapping::Symmetric => {
+            let widest = whole.1.max(-whole.0);
+            (-widest, widest)
+        }
+        Mapping::Affine => whole,
+    };
+    if scheme.range != Range::Mse {
+        return whole;
+    }
+    let part = |share: u8| {
+        let share = f32::from(share) / 100.0;
+        (whole.0 * share, whole.1 * share)
+    };
+    let noise = |share: &u8| {
+        round(
+            scheme.mapping,
+            map(scheme.mapping, part(*share)),
+            values,
+            |_, _| (),
+        )
+        .noise
+    };
+    // Of equal ones the widest: it clips least.
+    let best = SHARES.rev().min_by(|a, b| noise(a).total_cmp(&noise(b)));
+    part(best.unwrap_or(100))
+}
+
+/// The range that holds `share` percent of the values: of their sizes where it is symmetric, and as many outside on
+/// either side where it is not.
+fn percentile(mapping: Mapping, share: f32, values: &[f32]) -> (f32, f32) {
+    let mut sorted = values.to_vec();
+    let at = |sorted: &mut [f32], share: f32| {
+        let index = (share / 100.0 * (sorted.len() - 1) as f32).round() as usize;
+        *sorted.select_nth_unstable_by(index, f32::total_cmp).1
+    };
+    match mapping {
+        Mapping::Symmetric => {
+            sorted.iter_mut().for_each(|value| *value = value.abs());
+            let most = at(&mut sorted, share);
+            (-most, most)
+        }
+        Mapping::Affine => {
+            let outside = (100.0 - share) / 2.0;
+            let low = at(&mut sorted, outside).min(0.0);
+            (low, at(&mut sorted, 100.0 - outside).max(0.0))
+        }
+    }
+}

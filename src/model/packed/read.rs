@@ -1,0 +1,204 @@
+//! Taking in a packed model.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::{Quantization, StoredTensor, tensor_of_norm, tensors_of_matrix};
+use crate::error::{Error, Result};
+use crate::int8::kernels::pool::{PerUnit, Pool};
+use crate::int8::matrix::{Matrix, Scales};
+use crate::int8::memory::Memory;
+use crate::model::parts::{self, MatrixPart, NormPart, Source};
+use crate::model::tensors::elements;
+use crate::model::weights::Weights;
+use crate::model::{ModelConfig, Placement};
+use crate::sources::hash::sha256_of;
+use crate::sources::packed::Packed;
+
+/// Bytes that a thread copies at a time: small enough to share a matrix evenly, large enough to be one call.
+const COPY_BYTES: usize = 1 << 20;
+
+/// Takes in the weights: codes where `placement` says, scales and norms as copies. Scales and norms are compared with
+/// their checksums; codes cannot do worse than give wrong text, and [`verify`] compares them.
+///
+/// # Errors
+/// [`Error::BadModel`] for a tensor that is missing, of another shape than `config` asks for, not what was written, not
+/// finite, or does not belong.
+pub fn load(
+    config: &ModelConfig,
+    packed: &Packed,
+    placement: Placement,
+    pool: &mut Pool,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Weights> {
+    let mut reader = Reader {
+        packed,
+        quantization: Quantization::of(packed)?,
+        placement,
+        pool,
+        progress,
+        used: BTreeSet::new(),
+        done: 0,
+        total: elements(config),
+    };
+    let weights = parts::read(config, &mut reader)?;
+    if let Some(name) = packed.names().find(|name| !reader.used.contains(*name)) {
+        let problem = "is not part of the model that config.json describes";
+        return Err(Error::bad_model(packed.file().path(), name, problem));
+    }
+    Ok(weights.folded(config))
+}
+
+/// Compares every tensor with its checksum, on all threads of `pool`. `progress` hears of bytes done and bytes in all.
+///
+/// # Errors
+/// [`Error::BadModel`] naming the first tensor that is not what was written.
+pub fn verify(packed: &Packed, pool: &mut Pool, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
+    let quantization = Quantization::of(packed)?;
+    let names: Vec<&str> = packed.names().collect();
+    let size = |name: &str| packed.bytes(name).map_or(0, <[u8]>::len) as u64;
+    let (mut done, total) = (0, names.iter().map(|name| size(name)).sum());
+    for names in names.chunks(pool.threads()) {
+        let mut outcomes: Vec<Result<()>> = names.iter().map(|_| Ok(())).collect();
+        let parts = PerUnit::new(&mut outcomes, 1);
+        pool.run(names.len(), parts, |_, range, outcomes| {
+            for (index, outcome) in range.zip(outcomes) {
+                let bytes = packed.bytes(names[index]).unwrap_or_default();
+                *outcome = compare(packed, &quantization, names[index], bytes);
+            }
+        });
+        outcomes.into_iter().collect::<Result<()>>()?;
+        done += names.iter().map(|name| size(name)).sum::<u64>();
+        progress(done, total);
+    }
+    Ok(())
+}
+
+/// Refuses bytes that are not what was written.
+fn compare(packed: &Packed, quantization: &Quantization, name: &str, bytes: &[u8]) -> Result<()> {
+    let Some(written) = quantization.checksums.get(name) else {
+        let problem = format!("has no checksum for {name}");
+        return Err(Error::bad_model(
+            &packed.quantization_file,
+            "checksums",
+            problem,
+        ));
+    };
+    let found = sha256_of(bytes);
+    if found != *written {
+        let problem = format!(
+            "is damaged: its SHA-256 is {found}, but {written} was written; copy or pack the model again"
+        );
+        return Err(Error::bad_model(packed.file().path(), name, problem));
+    }
+    Ok(())
+}
+
+struct Reader<'a> {
+    packed: &'a Packed,
+    quantization: Quantization,
+    placement: Placement,
+    pool: &'a mut Pool,
+    progress: &'a mut dyn FnMut(u64, u64),
+    /// The tensors that were asked for.
+    used: BTreeSet<String>,
+    done: u64,
+    total: u64,
+}
+
+impl Reader<'_> {
+    /// The bytes of a small tensor, compared with their checksum, if there is one.
+    fn find(&mut self, tensor: &StoredTensor) -> Result<Option<&[u8]>> {
+        let StoredTensor { name, dtype, shape } = tensor;
+        let Some(range) = self.packed.find(name, *dtype, shape)? else {
+            return Ok(None);
+        };
+        self.used.insert(name.clone());
+        let bytes = &self.packed.file()[range];
+        compare(self.packed, &self.quantization, name, bytes)?;
+        Ok(Some(bytes))
+    }
+
+    /// The values of a small tensor, if there is one.
+    fn find_floats(&mut self, tensor: &StoredTensor) -> Result<Option<Vec<f32>>> {
+        let Some(bytes) = self.find(tensor)? else {
+            return Ok(None);
+        };
+        let four = bytes.chunks_exact(4);
+        let values: Vec<f32> = four
+            .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+            .collect();
+        if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+            let problem = format!("value {at} is {}, not a finite number", values[at]);
+            return Err(Error::bad_model(
+                self.packed.file().path(),
+                &tensor.name,
+                problem,
+            ));
+        }
+        Ok(Some(values))
+    }
+
+    fn floats(&mut self, tensor: &StoredTensor) -> Result<Vec<f32>> {
+        let StoredTensor { name, dtype, shape } = tensor;
+        self.packed.get(name, *dtype, shape)?;
+        Ok(self.find_floats(tensor)?.unwrap_or_default())
+    }
+
+    fn codes(&mut self, tensor: &StoredTensor) -> Result<Memory> {
+        let StoredTensor { name, dtype, shape } = tensor;
+        let range = self.packed.get(name, *dtype, shape)?;
+        self.used.insert(name.clone());
+        let file = self.packed.file();
+        if self.placement == Placement::Mmap {
+            file.populate(range.clone());
+            return Ok(Memory::of_file(Arc::clone(file), range));
+        }
+        let bytes = &file[range];
+        let mut copy = Memory::zeroed(bytes.len());
+        let chunks = copy.bytes_mut().chunks_mut(COPY_BYTES);
+        let mut pairs: Vec<_> = chunks.zip(bytes.chunks(COPY_BYTES)).collect();
+        let count = pairs.len();
+        let parts = PerUnit::new(&mut pairs, 1);
+        self.pool.run(count, parts, |_, _, pairs| {
+            pairs
+                .iter_mut()
+                .for_each(|(to, from)| to.copy_from_slice(from));
+        });
+        drop(pairs);
+        Ok(copy)
+    }
+}
+
+impl Source for Reader<'_> {
+    type Matrix = Matrix;
+    type Norm = Vec<f32>;
+
+    fn matrix(&mut self, part: &MatrixPart) -> Result<Matrix> {
+        let Some(record) = self.quantization.matrices.get(&part.name) else {
+            let problem = format!("{} is missing", part.name);
+            let file = &self.packed.quantization_file;
+            return Err(Error::bad_model(file, "matrices", problem));
+        };
+        let rotation = record.rotation;
+        let [codes, column, group, zero_points] = tensors_of_matrix(part);
+        let codes = self.codes(&codes)?;
+        let scales = Scales {
+            column: self.floats(&column)?,
+            group: self.find_floats(&group)?,
+            zero_points: self.find(&zero_points)?.map(<[u8]>::to_vec),
+        };
+        self.done += (part.columns.count() * part.depth) as u64;
+        (self.progress)(self.done, self.total);
+        let columns = part.columns.padded_count();
+        Ok(Matrix::from_parts(
+            columns, part.depth, rotation, codes, scales,
+        ))
+    }
+
+    fn norm(&mut self, part: &NormPart) -> Result<Vec<f32>> {
+        let mut values = self.floats(&tensor_of_norm(part))?;
+        values.truncate(part.len);
+        Ok(values)
+    }
+}

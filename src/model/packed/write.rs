@@ -1,0 +1,245 @@
+//! Writing a packed model.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::{
+    FORMAT, LAYOUT, MatrixRecord, Quantization, SourceRecord, StoredTensor, tensor_of_norm,
+    tensors_of_matrix,
+};
+use crate::error::{Error, Result};
+use crate::int8::kernels;
+use crate::int8::kernels::pool::Pool;
+use crate::int8::scheme::{Granularity, Mapping, Scheme};
+use crate::model::ModelConfig;
+use crate::model::parts::{self, MatrixPart, NormPart, Source};
+use crate::model::weights::Quantizer;
+use crate::sources::hash::{sha256, sha256_of};
+use crate::sources::packed::{QUANTIZATION, WEIGHTS};
+use crate::sources::{Checkpoint, Tensors};
+
+/// Data begins on a cache line: the header is padded with spaces, as the format allows, and tensors are multiples of it.
+const ALIGNMENT: usize = 64;
+
+/// Quantizes a float checkpoint and writes both files of a packed model into `folder`, tensor by tensor, so that no more
+/// than one matrix is held in memory. `progress` hears of weights done and weights in all.
+///
+/// # Errors
+/// [`Error::BadModel`] for anything wrong with the checkpoint, [`Error::Io`] when a file cannot be written.
+pub fn write(
+    checkpoint: &Checkpoint,
+    scheme: &Scheme,
+    threads: usize,
+    folder: &Path,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<Quantization> {
+    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+    let tensors = checkpoint.tensors.as_ref();
+    let (kernel, mut pool) = (kernels::best(), Pool::new(threads));
+    let quantizer = Quantizer::new(&config, tensors, scheme, kernel, &mut pool, progress)?;
+
+    let path = folder.join(WEIGHTS);
+    let mut plan = Plan::new(scheme);
+    parts::read(&config, &mut plan)?;
+    let mut output = Output {
+        file: File::create_new(&path).map_err(|e| Error::io(&path, e))?,
+        path,
+        checksums: BTreeMap::new(),
+    };
+    output.put(&plan.header()?)?;
+    let mut writer = Writer {
+        quantizer,
+        scheme,
+        output,
+        matrices: BTreeMap::new(),
+    };
+    // The files of the checkpoint are hashed beside the work, which reads them anyway.
+    let files = std::thread::scope(|scope| {
+        let files = scope.spawn(|| file_hashes(tensors));
+        parts::read(&config, &mut writer)?;
+        files
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let Writer {
+        output, matrices, ..
+    } = writer;
+    output
+        .file
+        .sync_all()
+        .map_err(|e| Error::io(&output.path, e))?;
+    let quantization = Quantization {
+        format: FORMAT,
+        layout: LAYOUT.into(),
+        created_by: concat!("microgranite ", env!("CARGO_PKG_VERSION")).into(),
+        scheme: *scheme,
+        source: SourceRecord {
+            name: checkpoint.name.clone(),
+            files,
+        },
+        matrices,
+        checksums: output.checksums,
+        evaluations: Vec::new(),
+    };
+    let json = serde_json::to_vec_pretty(&quantization);
+    let json = json.map_err(|e| Error::Internal(format!("{QUANTIZATION}: {e}")))?;
+    let path = folder.join(QUANTIZATION);
+    let written = File::create_new(&path).and_then(|mut file| {
+        file.write_all(&json)?;
+        file.sync_all()
+    });
+    written.map_err(|e| Error::io(&path, e))?;
+    Ok(quantization)
+}
+
+/// The SHA-256 of every file that holds a tensor.
+fn file_hashes(tensors: &dyn Tensors) -> Result<BTreeMap<String, String>> {
+    let names = tensors.names();
+    let paths: BTreeSet<PathBuf> = names.iter().map(|name| tensors.file(name)).collect();
+    let hash = |path: PathBuf| {
+        let name = path.file_name().unwrap_or_default();
+        let hash = File::open(&path).and_then(|file| sha256(file, u64::MAX - 1));
+        let hash = hash.map_err(|e| Error::io(&path, e))?;
+        Ok((name.to_string_lossy().into_owned(), hash))
+    };
+    paths.into_iter().map(hash).collect()
+}
+
+/// Lists the tensors that will be written, so that the header can come first.
+struct Plan<'a> {
+    scheme: &'a Scheme,
+    tensors: Vec<(String, TensorInfo)>,
+    end: usize,
+}
+
+impl<'a> Plan<'a> {
+    const fn new(scheme: &'a Scheme) -> Self {
+        Self {
+            scheme,
+            tensors: Vec::new(),
+            end: 0,
+        }
+    }
+
+    fn add(&mut self, tensor: StoredTensor) {
+        let start = self.end;
+        self.end += tensor.bytes();
+        let info = TensorInfo {
+            dtype: tensor.dtype,
+            shape: tensor.shape,
+            data_offsets: (start, self.end),
+        };
+        self.tensors.push((tensor.name, info));
+    }
+
+    /// The length of the header and the header.
+    fn header(self) -> Result<Vec<u8>> {
+        let internal = |problem: String| Error::Internal(format!("{WEIGHTS}: {problem}"));
+        let metadata = Metadata::new(None, self.tensors).map_err(|e| internal(e.to_string()))?;
+        let mut json = serde_json::to_vec(&metadata).map_err(|e| internal(e.to_string()))?;
+        json.resize((8 + json.len()).next_multiple_of(ALIGNMENT) - 8, b' ');
+        let mut header = (json.len() as u64).to_le_bytes().to_vec();
+        header.append(&mut json);
+        Ok(header)
+    }
+}
+
+impl Source for Plan<'_> {
+    type Matrix = ();
+    type Norm = ();
+
+    fn matrix(&mut self, part: &MatrixPart) -> Result<()> {
+        let [codes, scales, group_scales, zero_points] = tensors_of_matrix(part);
+        self.add(codes);
+        self.add(scales);
+        if self.scheme.granularity == Granularity::Group {
+            self.add(group_scales);
+        }
+        if self.scheme.mapping == Mapping::Affine {
+            self.add(zero_points);
+        }
+        Ok(())
+    }
+
+    fn norm(&mut self, part: &NormPart) -> Result<()> {
+        self.add(tensor_of_norm(part));
+        Ok(())
+    }
+}
+
+/// The weights file and the checksums of what went into it.
+struct Output {
+    file: File,
+    path: PathBuf,
+    checksums: BTreeMap<String, String>,
+}
+
+impl Output {
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        let written = self.file.write_all(bytes);
+        written.map_err(|e| Error::io(&self.path, e))
+    }
+
+    fn put_tensor(&mut self, tensor: StoredTensor, bytes: &[u8]) -> Result<()> {
+        if bytes.len() != tensor.bytes() {
+            let problem = format!("{} has {} bytes", tensor.name, bytes.len());
+            return Err(Error::Internal(problem));
+        }
+        self.put(bytes)?;
+        self.checksums.insert(tensor.name, sha256_of(bytes));
+        Ok(())
+    }
+}
+
+/// Quantizes each part and writes it at once.
+struct Writer<'a> {
+    quantizer: Quantizer<'a>,
+    scheme: &'a Scheme,
+    output: Output,
+    matrices: BTreeMap<String, MatrixRecord>,
+}
+
+impl Source for Writer<'_> {
+    type Matrix = ();
+    type Norm = ();
+
+    fn matrix(&mut self, part: &MatrixPart) -> Result<()> {
+        let (matrix, loss) = self.quantizer.quantize(part)?;
+        let [codes, column, group, zero_points] = tensors_of_matrix(part);
+        let scales = matrix.all_scales();
+        let output = &mut self.output;
+        output.put_tensor(codes, matrix.codes())?;
+        output.put_tensor(column, &little_endian(&scales.column))?;
+        if let Some(scales) = &scales.group {
+            output.put_tensor(group, &little_endian(scales))?;
+        }
+        if let Some(points) = &scales.zero_points {
+            output.put_tensor(zero_points, points)?;
+        }
+        let record = MatrixRecord {
+            rotation: self.scheme.rotation,
+            sqnr_db: Some(loss.sqnr_db()).filter(|ratio| ratio.is_finite()),
+            largest_error: loss.largest,
+        };
+        self.matrices.insert(part.name.clone(), record);
+        Ok(())
+    }
+
+    fn norm(&mut self, part: &NormPart) -> Result<()> {
+        let tensor = tensor_of_norm(part);
+        let mut weights = self.quantizer.norm(part)?;
+        weights.resize(tensor.shape[0], 0.0);
+        self.output.put_tensor(tensor, &little_endian(&weights))
+    }
+}
+
+fn little_endian(values: &[f32]) -> Vec<u8> {
+    values
+        .iter()
+        .flat_map(|value| value.to_le_bytes())
+        .collect()
+}

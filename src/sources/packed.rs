@@ -1,0 +1,158 @@
+//! A packed folder: a model that was quantized before, its weights in the order in which the kernels read them.
+//!
+//! It looks like a Hugging Face folder, with [`WEIGHTS`] in place of `model.safetensors`, and [`QUANTIZATION`], which
+//! says how it was made. The weights are served from the map; nothing is parsed but the header.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use safetensors::tensor::Dtype;
+use serde_json::Value;
+
+use super::mapped::Mapped;
+use super::safetensors::read_header;
+use super::{Tensors, read_json};
+use crate::error::{Error, Result};
+
+/// The file with the weights. Only a packed folder has one.
+pub const WEIGHTS: &str = "model.int8.safetensors";
+
+/// The file that says how the weights were made.
+pub const QUANTIZATION: &str = "quantization.json";
+
+/// The weights of a packed folder and how they were made.
+#[derive(Clone)]
+pub struct Packed {
+    file: Arc<Mapped>,
+    tensors: Arc<BTreeMap<String, Stored>>,
+    /// Where `quantization` was read from.
+    pub quantization_file: PathBuf,
+    /// `quantization.json` as it is.
+    pub quantization: Value,
+}
+
+/// Where one tensor lies.
+struct Stored {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    /// In the file; as long as the shape asks for.
+    bytes: Range<usize>,
+}
+
+/// Whether the folder at `path` is a packed one.
+pub fn is_packed(path: &Path) -> bool {
+    path.join(WEIGHTS).exists() || path.join(QUANTIZATION).exists()
+}
+
+impl Packed {
+    /// Opens the folder at `path`; checks the header of the weights and that they end where the file ends.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when one of the two files is missing, [`Error::BadModel`] for a header that does not add up.
+    pub fn open(path: &Path) -> Result<Self> {
+        let quantization_file = path.join(QUANTIZATION);
+        let quantization = read_json(&quantization_file)?;
+        let weights = path.join(WEIGHTS);
+        let file = Mapped::open(&weights)?;
+        let (data_start, infos) = read_header(&file)?;
+        let mut tensors = BTreeMap::new();
+        for (name, info) in infos {
+            if !matches!(info.dtype, Dtype::U8 | Dtype::F32) {
+                let problem = format!("is {:?}; packed weights are U8 and F32", info.dtype);
+                return Err(Error::bad_model(&weights, name, problem));
+            }
+            let stored = Stored {
+                dtype: info.dtype,
+                shape: info.shape,
+                bytes: data_start + info.data_offsets.0..data_start + info.data_offsets.1,
+            };
+            tensors.insert(name, stored);
+        }
+        Ok(Self {
+            file: Arc::new(file),
+            tensors: Arc::new(tensors),
+            quantization_file,
+            quantization,
+        })
+    }
+
+    /// The mapped file.
+    pub const fn file(&self) -> &Arc<Mapped> {
+        &self.file
+    }
+
+    /// Where in the file the tensor `name` lies, if there is one. It must be of this type and shape.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`] if it is not.
+    pub fn find(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Option<Range<usize>>> {
+        match self.tensors.get(name) {
+            None => Ok(None),
+            Some(found) if found.dtype == dtype && found.shape == shape => {
+                Ok(Some(found.bytes.clone()))
+            }
+            Some(found) => {
+                let problem = format!(
+                    "is {:?} {:?}, but the configuration asks for {dtype:?} {shape:?}",
+                    found.dtype, found.shape
+                );
+                Err(Error::bad_model(self.file.path(), name, problem))
+            }
+        }
+    }
+
+    /// As [`Packed::find`], of a tensor that must be there.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`] if it is not.
+    pub fn get(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Range<usize>> {
+        let problem =
+            || format!("is missing; the configuration asks for a tensor of {dtype:?} {shape:?}");
+        self.find(name, dtype, shape)?
+            .ok_or_else(|| Error::bad_model(self.file.path(), name, problem()))
+    }
+
+    /// The bytes of the tensor `name`, if there is one.
+    pub fn bytes(&self, name: &str) -> Option<&[u8]> {
+        let stored = self.tensors.get(name)?;
+        Some(&self.file[stored.bytes.clone()])
+    }
+
+    /// Every tensor's name, in order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+}
+
+/// As a list of tensors, for `inspect`; the float weights they were made of are gone.
+impl Tensors for Packed {
+    fn file(&self, _name: &str) -> PathBuf {
+        self.file.path().into()
+    }
+
+    fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        Some(self.tensors.get(name)?.shape.clone())
+    }
+
+    fn dtype(&self, name: &str) -> Option<&'static str> {
+        Some(match self.tensors.get(name)?.dtype {
+            Dtype::U8 => "u8",
+            _ => "f32",
+        })
+    }
+
+    fn read_rows(&self, name: &str, _rows: Range<usize>, _out: &mut [f32]) -> Result<()> {
+        let problem = "this model is packed at eight bits; where float weights are needed, name the checkpoint it was made from";
+        Err(Error::bad_model(self.file.path(), name, problem))
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.tensors.keys().cloned().collect()
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.tensors.values().map(|t| t.bytes.len() as u64).sum()
+    }
+}

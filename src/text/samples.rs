@@ -1,0 +1,80 @@
+//! Texts to evaluate or calibrate a model on.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// The first chapter and most of the second of *Alice's Adventures in Wonderland* by Lewis Carroll (1865, public domain):
+/// 4,000 to 5,000 tokens of ordinary English prose.
+///
+/// Cut from `tests/testdata/alice29.txt` (the Canterbury corpus's copy) in the source distribution of PyPI's `brotli`
+/// 1.2.1: paragraphs joined to one line each; doubled spaces, chapter headings and rows of asterisks removed.
+pub const ALICE: &str = include_str!("alice.txt");
+
+/// Reads the texts of a file: each line of a `.jsonl` file is one, a string or an object with a `text`; any other file
+/// is one text.
+///
+/// # Errors
+/// [`Error::NotFound`] if the file cannot be read, [`Error::Usage`] naming the line if it is not what it should be.
+pub fn read(file: &Path) -> Result<Vec<String>> {
+    let bytes = std::fs::read(file).map_err(|e| Error::not_found(file, e))?;
+    let bad = |problem: String| Error::Usage(format!("{}: {problem}", file.display()));
+    let whole = String::from_utf8(bytes).map_err(|e| bad(format!("not a text: {e}")))?;
+    let is_lines = file.extension().is_some_and(|extension| {
+        extension.eq_ignore_ascii_case("jsonl") || extension.eq_ignore_ascii_case("ndjson")
+    });
+    if !is_lines {
+        return Ok(vec![whole]);
+    }
+    let lines = (1..).zip(whole.lines());
+    let filled = lines.filter(|(_, line)| !line.trim().is_empty());
+    filled
+        .map(|(number, line)| {
+            let value: Value =
+                serde_json::from_str(line).map_err(|e| bad(format!("line {number}: {e}")))?;
+            let text = value.as_str().or_else(|| value.get("text")?.as_str());
+            let wanted = "must be a JSON string, or an object with a string called text";
+            text.map(str::to_owned)
+                .ok_or_else(|| bad(format!("line {number}: {wanted}")))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_as(name: &str, content: &[u8]) -> Result<Vec<String>> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(name);
+        std::fs::write(&file, content).unwrap();
+        read(&file)
+    }
+
+    #[test]
+    fn json_lines_hold_a_text_each_and_other_files_are_one() {
+        let lines = b"\"one\"\n\n{\"text\": \"two\", \"id\": 2}\n";
+        assert_eq!(read_as("a.jsonl", lines).unwrap(), ["one", "two"]);
+        assert_eq!(read_as("a.txt", b"one\ntwo\n").unwrap(), ["one\ntwo\n"]);
+    }
+
+    #[test]
+    fn what_is_not_text_is_refused_with_its_line() {
+        for (name, content, part) in [
+            ("a.jsonl", &b"\"one\"\n{"[..], "a.jsonl: line 2: "),
+            (
+                "a.jsonl",
+                b"\"one\"\n{\"content\": \"x\"}",
+                "line 2: must be",
+            ),
+            ("a.txt", b"\xff\xfe", "a.txt: not a text"),
+        ] {
+            let error = read_as(name, content).unwrap_err();
+            assert_eq!(error.exit_code(), 64);
+            assert!(error.to_string().contains(part), "{error}");
+        }
+        assert_eq!(read("nowhere.txt".as_ref()).unwrap_err().exit_code(), 66);
+    }
+}

@@ -1,0 +1,66 @@
+//! Packed models: the same bits as quantizing in memory, every scheme served, damage refused, written whole or not at all.
+
+mod files;
+mod killed;
+mod schemes;
+
+use std::path::{Path, PathBuf};
+
+use microgranite::int8::scheme::Scheme;
+use microgranite::model::{self, Forward, Granite, PAGE_TOKENS, Placement, Span, packed};
+use microgranite::sources::{self, Checkpoint, Reference};
+use tempfile::TempDir;
+
+const FIXTURES: [&str; 2] = ["granite-3-tiny", "granite-4-dense-tiny"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
+}
+
+fn try_open(path: &Path) -> microgranite::error::Result<Checkpoint> {
+    let settings = sources::Settings::from_variables(|_| None, false);
+    sources::open(&Reference::Folder(path.into()), &settings)
+}
+
+fn open(path: &Path) -> Checkpoint {
+    try_open(path).expect("the model opens")
+}
+
+fn try_load(checkpoint: &Checkpoint, weights: Placement) -> microgranite::error::Result<Granite> {
+    let settings = model::Settings {
+        threads: 2,
+        kv_bytes: 8 << 20,
+        context: None,
+        weights,
+    };
+    model::load(checkpoint, &settings, &mut |_, _| ())
+}
+
+fn load(checkpoint: &Checkpoint, weights: Placement) -> Granite {
+    try_load(checkpoint, weights).expect("the model loads")
+}
+
+/// A fixture packed into a folder of its own, with its configuration and tokenizer.
+fn pack(name: &str, scheme: &Scheme) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(fixture(name).join(file), folder.path().join(file)).unwrap();
+    }
+    let checkpoint = open(&fixture(name));
+    packed::write(&checkpoint, scheme, 2, folder.path(), &mut |_, _| ()).unwrap();
+    folder
+}
+
+/// The logits after each of `ids`, from one step.
+fn logits(model: &mut Granite, ids: &[u32]) -> Vec<f32> {
+    let pages: Vec<u32> = (0..ids.len().div_ceil(PAGE_TOKENS) as u32).collect();
+    let span = Span {
+        tokens: ids,
+        start: 0,
+        pages: &pages,
+        logit_rows: ids.len(),
+    };
+    model.forward(&[span]).to_vec()
+}

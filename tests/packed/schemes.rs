@@ -1,0 +1,99 @@
+//! What the weights become: the same bits as in memory, and no scheme far from the floats.
+
+use microgranite::int8::rotation::Rotation;
+use microgranite::int8::scheme::{Granularity, Mapping, Range, Scheme};
+use microgranite::model::evaluate::log_softmax;
+use microgranite::model::reference::{Arithmetic, Reference};
+use microgranite::model::{Forward, ModelConfig, Placement};
+
+use crate::{FIXTURES, fixture, load, logits, open, pack};
+
+const IDS: [u32; 70] = {
+    let mut ids = [0; 70];
+    let mut i = 0;
+    while i < ids.len() {
+        ids[i] = (i as u32 * i as u32 * 7 + 3) % 320;
+        i += 1;
+    }
+    ids
+};
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn a_packed_model_answers_with_the_bits_of_one_that_was_quantized_in_memory() {
+    for name in FIXTURES {
+        let in_memory = logits(&mut load(&open(&fixture(name)), Placement::Mmap), &IDS);
+        let folder = pack(name, &Scheme::default());
+        for placement in [Placement::Mmap, Placement::Copy] {
+            let mut model = load(&open(folder.path()), placement);
+            let packed = logits(&mut model, &IDS);
+            assert_eq!(bits(&packed), bits(&in_memory), "{name}, {placement:?}");
+        }
+    }
+}
+
+/// The float reference's logits.
+fn reference(name: &str) -> Vec<f32> {
+    let float = open(&fixture(name));
+    let config = ModelConfig::from_json(&float.config_file, &float.config).unwrap();
+    let reference = Reference::load(&config, float.tensors.as_ref(), Arithmetic::F32).unwrap();
+    reference.logits(&IDS).unwrap()
+}
+
+/// Mean divergence of the packed model's distributions from the reference's.
+fn divergence(name: &str, scheme: &Scheme, expected: &[f32]) -> f64 {
+    let folder = pack(name, scheme);
+    let mut model = load(&open(folder.path()), Placement::Mmap);
+    let found = logits(&mut model, &IDS);
+    let vocab = model.vocab_size();
+    let rows = expected.chunks_exact(vocab).zip(found.chunks_exact(vocab));
+    let kl = rows.map(|(expected, found)| {
+        let (p, q) = (log_softmax(expected), log_softmax(found));
+        let terms = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q));
+        terms.sum::<f64>()
+    });
+    kl.sum::<f64>() / IDS.len() as f64
+}
+
+#[test]
+fn every_scheme_is_served_and_stays_close_to_the_floats() {
+    let name = FIXTURES[0];
+    let expected = reference(name);
+    let mappings = [Mapping::Symmetric, Mapping::Affine];
+    let granularities = [
+        Granularity::Tensor,
+        Granularity::Channel,
+        Granularity::Group,
+    ];
+    let forms = [
+        (Range::Absmax, Rotation::None),
+        (Range::Absmax, Rotation::Blocks64),
+        (Range::Percentile(99.99), Rotation::Strided),
+        (Range::Mse, Rotation::Full),
+    ];
+    for mapping in mappings {
+        for granularity in granularities {
+            for (range, rotation) in forms {
+                let scheme = Scheme {
+                    mapping,
+                    granularity,
+                    range,
+                    rotation,
+                };
+                let kl = divergence(name, &scheme, &expected);
+                println!("{kl:.1e} {name} {scheme}");
+                // Rotated 4e-7 to 3e-6. Without a rotation the outlier channel of `down_proj` costs some twenty times
+                // that, which is why there is one.
+                let most = if rotation == Rotation::None {
+                    2e-4
+                } else {
+                    2e-5
+                };
+                assert!(kl < most, "{name}, {scheme}: {kl}");
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! `microgranite eval` on the small checkpoints.
+
+use serde_json::{Value, json};
+
+use crate::harness::fixture;
+use crate::process::{microgranite, tiny};
+
+/// Runs `eval` to its end: exit code, standard output, and the last line of standard error.
+fn eval(arguments: &[&str]) -> (i32, String, String) {
+    let output = microgranite(&["eval"]).args(arguments).output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    let last = text(output.stderr)
+        .lines()
+        .last()
+        .unwrap_or_default()
+        .to_owned();
+    (output.status.code().unwrap(), text(output.stdout), last)
+}
+
+#[test]
+fn json_has_the_promised_fields_and_every_matrix() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let lines = [
+        "The cat sat on the mat.",
+        "A second text of its own, a little longer.",
+    ];
+    let lines = lines
+        .map(|text| json!({"text": text}).to_string())
+        .join("\n");
+    std::fs::write(path("texts.jsonl"), lines).unwrap();
+    let arguments = [
+        &tiny(),
+        "--text",
+        &path("texts.jsonl"),
+        "--json",
+        "--q8-0",
+        "--plot",
+        &path("layers.svg"),
+    ];
+    let (code, out, err) = eval(&arguments);
+    assert_eq!(code, 0, "{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    // Each text loses its first token, which nothing predicts.
+    assert!(report["tokens"].as_u64().unwrap() > 20);
+    for of in [&report, &report["q8_0"]] {
+        for name in [
+            "perplexity",
+            "perplexity_reference",
+            "kl_mean",
+            "same_top_token",
+            "rms_dp",
+        ] {
+            assert!(of[name].is_number(), "{name}");
+            assert!(of[format!("{name}_se")].is_number(), "{name}_se");
+        }
+        let kl = of["kl_mean"].as_f64().unwrap();
+        assert!((0.0..1e-4).contains(&kl) && kl > 0.0, "{kl}");
+        assert!(of["kl_max"].as_f64().unwrap() >= kl);
+    }
+    let tensors = report["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), 1 + 2 * 7);
+    let errors: Vec<f64> = (tensors.iter())
+        .map(|t| t["relative_error"].as_f64().unwrap())
+        .collect();
+    assert!(
+        errors.is_sorted_by(|a, b| a >= b),
+        "worst first: {errors:?}"
+    );
+    // Eight bits over a row of 256 normal values, rotated: 127 steps for about three standard deviations.
+    assert!(
+        errors.iter().all(|error| (0.002..0.02).contains(error)),
+        "{errors:?}"
+    );
+    assert!(
+        tensors
+            .iter()
+            .all(|t| t["sqnr_db"].as_f64().unwrap() > 33.0)
+    );
+    let svg = std::fs::read_to_string(path("layers.svg")).unwrap();
+    assert!(svg.contains("down_proj") && svg.contains("</svg>"));
+}
+
+#[test]
+fn the_hybrid_architecture_has_every_matrix_too() {
+    let hybrid = fixture("granite-4-dense-tiny").display().to_string();
+    let (code, out, err) = eval(&[&hybrid, "--tokens", "40", "--json"]);
+    assert_eq!(code, 0, "{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["tokens"], 39);
+    let tensors = report["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), 1 + 2 * 6);
+    assert!(
+        tensors
+            .iter()
+            .all(|t| t["sqnr_db"].as_f64().unwrap() > 33.0),
+        "{tensors:?}"
+    );
+}
+
+#[test]
+fn the_table_shows_the_float_model_beside_int8_and_the_worst_matrices() {
+    let (code, out, err) = eval(&[&tiny(), "--tokens", "40"]);
+    assert_eq!(code, 0, "{err}");
+    for part in [
+        "granite-3-tiny in f32",
+        "39 predicted tokens",
+        "\nf32 ",
+        "\nint8 ",
+        "the worst 10 of 15",
+    ] {
+        assert!(out.contains(part), "{part:?} is not in\n{out}");
+    }
+}
+
+#[test]
+fn another_model_can_be_the_truth_if_it_speaks_the_same_tokens() {
+    let other = fixture("granite-4-dense-tiny").display().to_string();
+    let (code, out, err) = eval(&[&tiny(), "--against", &other, "--tokens", "40", "--json"]);
+    assert_eq!(code, 0, "{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(report["reference"], "granite-4-dense-tiny");
+    // Two models with nothing in common but their shape.
+    assert!(report["kl_mean"].as_f64().unwrap() > 1e-3, "{report}");
+}
+
+#[test]
+fn what_cannot_be_evaluated_is_refused_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("empty.txt"), "").unwrap();
+    std::fs::write(path("bad.jsonl"), "{}").unwrap();
+    for (arguments, expected, part) in [
+        (vec!["--text", &path("nowhere.txt")], 66, "nowhere.txt"),
+        (vec!["--text", &path("empty.txt")], 64, "too short"),
+        (vec!["--text", &path("bad.jsonl")], 64, "line 1"),
+        (vec!["--plot", "layers.bmp"], 64, "--plot"),
+        (
+            vec!["--plot", &path("no/layers.svg"), "--tokens", "9"],
+            74,
+            "layers.svg",
+        ),
+        (vec!["--against", &path("nowhere")], 66, "nowhere"),
+    ] {
+        let (code, _, err) = eval(&[&[tiny().as_str()], arguments.as_slice()].concat());
+        assert_eq!(code, expected, "{arguments:?}: {err}");
+        assert!(err.starts_with("error: ") && err.contains(part), "{err}");
+    }
+}
