@@ -129,7 +129,7 @@ impl Sequence {
             let next = self.tokens[position + 1];
             match sampler.score(logits, next, self.scores.unwrap_or(0)) {
                 Some(score) => self.report(TokenEvent::Score(Box::new(score))),
-                None => self.fail("logits are not finite"),
+                None => self.fail(TokenEvent::Failed),
             }
         } else if self.max_tokens == 0 {
             self.end = Some(TokenEvent::Finished(FinishReason::Length));
@@ -138,7 +138,7 @@ impl Sequence {
                 Ok(Some((token, score))) => self.accept(token, score, now, metrics),
                 // Whatever the settings left, the text so far is as long as they let it become.
                 Ok(None) => self.end = Some(TokenEvent::Finished(FinishReason::Complete)),
-                Err(problem) => self.fail(problem),
+                Err(end) => self.fail(end),
             }
         }
     }
@@ -150,8 +150,8 @@ impl Sequence {
         &mut self,
         logits: &[f32],
         sampler: &mut Sampler,
-    ) -> Result<Option<(u32, Option<Score>)>, &'static str> {
-        const NOT_FINITE: &str = "logits are not finite";
+    ) -> Result<Option<(u32, Option<Score>)>, TokenEvent> {
+        const NOT_FINITE: TokenEvent = TokenEvent::Failed;
         let (sampling, generator) = (&self.sampling, &mut self.generator);
         let token = match &mut self.adjustments {
             None => Some(
@@ -164,7 +164,7 @@ impl Sequence {
                 sampler.sample_adjusted(logits, sampling, generator, NOT_FINITE, |logits| {
                     adjustments
                         .apply(logits, sampling, stop_ids, tokens, self.prompt_len)
-                        .map_err(|Undecided| "the constraint could not be worked out")
+                        .map_err(|Undecided| TokenEvent::Undecided)
                 })?
             }
         };
@@ -178,14 +178,14 @@ impl Sequence {
 
     /// Appends a generated token and reports it, or ends the generation if it is a stop id or the last one allowed.
     fn accept(&mut self, token: u32, score: Option<Score>, now: Instant, metrics: &Metrics) {
+        if let Some(score) = score {
+            self.report(TokenEvent::Score(Box::new(score)));
+        }
         if self.stop_ids.contains(&token) {
             self.end = Some(TokenEvent::Finished(FinishReason::Stop(token)));
             return;
         }
         self.tokens.push(token);
-        if let Some(score) = score {
-            self.report(TokenEvent::Score(Box::new(score)));
-        }
         self.report(TokenEvent::Token(token));
         metrics.generation_tokens_total.inc();
         let (histogram, since) = match self.last_token.replace(now) {
@@ -202,9 +202,12 @@ impl Sequence {
     }
 
     /// Ends the generation without success.
-    fn fail(&mut self, problem: &str) {
-        error!(problem, generated = self.generated(), "a generation fails");
-        self.end = Some(TokenEvent::Failed);
+    fn fail(&mut self, end: TokenEvent) {
+        if end == TokenEvent::Failed {
+            let generated = self.generated();
+            error!(generated, "logits are not finite; this generation fails");
+        }
+        self.end = Some(end);
     }
 
     /// Reports the end. A sequence that is dropped without this has failed; its stream says so.
@@ -230,7 +233,7 @@ impl TokenStream {
         }
         // The engine ends every generation, or else has died.
         let event = self.events.recv().await.unwrap_or(TokenEvent::Failed);
-        self.ended = matches!(event, TokenEvent::Finished(_) | TokenEvent::Failed);
+        self.ended = !matches!(event, TokenEvent::Token(_) | TokenEvent::Score(_));
         Some(event)
     }
 }

@@ -9,6 +9,7 @@ use futures_util::stream::{self, BoxStream, SelectAll};
 use serde::Serialize;
 
 use super::error_body::ApiError;
+use super::fields::invalid;
 use super::observe::Record;
 use crate::engine::{FinishReason, Score, TokenEvent, TokenStream};
 use crate::text::stop::Scan;
@@ -27,6 +28,8 @@ pub struct Rules {
     pub min_tokens: usize,
     /// Whether the answer begins with the prompt.
     pub echo: bool,
+    /// The field that has the grammar, if there is one.
+    pub grammar: Option<&'static str>,
 }
 
 /// One answer in the making.
@@ -66,6 +69,8 @@ pub struct Piece {
     pub prompt: Vec<PlacedToken>,
     /// The generated tokens. Their text may come in later pieces.
     pub tokens: Vec<PlacedToken>,
+    /// The stop id that ended the answer. It is no part of the text and is not counted.
+    pub end: Option<PlacedToken>,
     /// How the answer ended, in its last piece.
     pub finish: Option<Finish>,
 }
@@ -169,6 +174,11 @@ impl Answer {
                 self.watch(&text, &mut piece);
             }
             Some(TokenEvent::Finished(reason)) => self.finish(reason, &mut piece),
+            Some(TokenEvent::Undecided) => {
+                let expected = "a grammar of which each token takes less work";
+                let error = invalid(self.rules.grammar.unwrap_or("grammar"), expected);
+                return (Err(error), None);
+            }
             // No event at all means that the engine is gone, without even time to say so.
             Some(TokenEvent::Failed | TokenEvent::Score(_)) | None => {
                 return (Err(ApiError::Internal), None);
@@ -224,6 +234,13 @@ impl Answer {
 
     fn finish(&mut self, reason: FinishReason, piece: &mut Piece) {
         let mut text = String::new();
+        if let FinishReason::Stop(id) = reason {
+            piece.end = Some(PlacedToken {
+                id,
+                offset: self.decoded,
+                score: self.score.take(),
+            });
+        }
         let finish = match reason {
             FinishReason::Stop(id) if self.rules.stop_token_ids.contains(&id) => {
                 if self.rules.include_stop {
@@ -250,6 +267,7 @@ impl Piece {
         self.prompt_ids = self.prompt_ids.take().or(next.prompt_ids);
         self.prompt.extend(next.prompt);
         self.tokens.extend(next.tokens);
+        self.end = next.end;
         self.finish = next.finish;
     }
 }

@@ -56,6 +56,7 @@ pub async fn complete(
         include_stop: sampling.include_stop,
         min_tokens: sampling.min_tokens,
         echo: request.echo,
+        grammar: sampling.grammar.as_ref().map(|grammar| grammar.0),
     });
     let answers = streams
         .into_iter()
@@ -320,7 +321,7 @@ impl Shape {
     }
 
     fn choice<'a>(&self, index: usize, piece: &'a Piece) -> Choice<'a> {
-        let tokens = piece.prompt.iter().chain(&piece.tokens);
+        let generated = || piece.tokens.iter().chain(&piece.end);
         let has_logprobs = self.request.sampling.logprobs.is_some()
             && !(piece.prompt.is_empty() && piece.tokens.is_empty() && piece.finish.is_none());
         let finish = piece.finish.as_ref();
@@ -329,11 +330,12 @@ impl Shape {
         Choice {
             index,
             text: &piece.text,
-            logprobs: has_logprobs.then(|| Logprobs::of(&self.tokenizer, tokens)),
+            logprobs: has_logprobs
+                .then(|| Logprobs::of(&self.tokenizer, piece.prompt.iter().chain(generated()))),
             finish_reason: finish.map(super::answer::Finish::reason),
             stop_reason: finish.and_then(super::answer::Finish::stop_reason),
             prompt_token_ids: prompt_ids.filter(|_| returns_ids),
-            token_ids: returns_ids.then(|| piece.tokens.iter().map(|token| token.id).collect()),
+            token_ids: returns_ids.then(|| generated().map(|token| token.id).collect()),
         }
     }
 

@@ -33,7 +33,7 @@ small=$url
 serve plain --kv-cache 256MiB
 export MICROGRANITE_URL=$url MICROGRANITE_SMALL_URL=$small
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/hf
-export OPENAI_API_KEY=none LANGSMITH_TRACING=false
+export OPENAI_API_KEY=none LANGSMITH_TRACING=false TQDM_DISABLE=1
 
 for test in openai_completions langchain_completions lm_eval_completions structured_completions; do
     echo "--- $test"

@@ -169,6 +169,28 @@ async fn an_unlikely_token_has_a_finite_log_probability_and_an_echo_alone_genera
 }
 
 #[tokio::test]
+async fn the_end_of_text_is_scored_though_it_is_no_text() {
+    let service = Service::start(Fake::reciting(vec![END_OF_TEXT]));
+    let body = json!({
+        "prompt": [60, 61], "echo": true, "logprobs": 1, "max_tokens": 1, "temperature": 0, "return_token_ids": true,
+    });
+    let answer = service.complete(body).await;
+    let choice = &answer["choices"][0];
+    // Evaluations leave out the last entry, as the one that was generated.
+    assert_eq!(
+        choice["logprobs"]["token_logprobs"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
+    assert_eq!(choice["logprobs"]["tokens"][2], "<|end_of_text|>");
+    assert_eq!(choice["token_ids"], json!([END_OF_TEXT]));
+    assert_eq!(choice["finish_reason"], "stop");
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
 async fn several_answers_have_seeds_that_count_up_and_places_in_order() {
     let service = Service::start(Fake::babbling());
     let body = json!({"prompt": ["a", "b"], "n": 3, "seed": 40, "max_tokens": 12});

@@ -10,4 +10,5 @@ mod metrics;
 mod pressure;
 mod process;
 mod refusals;
+mod scores;
 mod streaming;
