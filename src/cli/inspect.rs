@@ -75,6 +75,9 @@ pub struct Report {
     parameters: u64,
     /// By the type they are stored as.
     tensors: BTreeMap<&'static str, Stored>,
+    /// What made codes that are kept as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantized_by: Option<&'static str>,
     bytes: Bytes,
     /// How a packed model was made.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -178,6 +181,7 @@ impl Report {
             config: Shape::of(&config),
             parameters,
             tensors,
+            quantized_by: checkpoint.tensors.quantization(),
             bytes: Bytes {
                 stored,
                 f32: 4 * parameters,
@@ -277,6 +281,12 @@ impl fmt::Display for Report {
             row(
                 &format!("as {dtype}"),
                 format!("{} tensors, {millions:.1} million values", stored.tensors),
+            )?;
+        }
+        if let Some(method) = self.quantized_by {
+            row(
+                "quantized by",
+                format!("{method}; codes are kept, without rotation"),
             )?;
         }
         row("stored", megabytes(bytes.stored))?;

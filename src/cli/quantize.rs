@@ -11,10 +11,13 @@ use crate::config::{self, ByteSize};
 use crate::error::{Error, Result};
 use crate::int8::rotation::Rotation;
 use crate::int8::scheme::{Granularity, Mapping, Range, Scheme};
-use crate::model::packed::{self, Quantization};
+use crate::model::calibrate::SEQUENCE_TOKENS;
+use crate::model::packed::{self, CalibrationRecord, Plan, Quantization};
+use crate::sources::hash::sha256_of;
 use crate::sources::packed::WEIGHTS;
 use crate::sources::staging::Staging;
 use crate::sources::{self, Checkpoint, Reference};
+use crate::text::samples;
 
 /// Pack a model at eight bits into a folder that serve maps and starts from at once.
 ///
@@ -48,6 +51,25 @@ pub struct Args {
     /// What spreads outliers before they are quantized. full is the most exact; none the cheapest, and far less exact.
     #[arg(long, value_enum, default_value_t)]
     rotation: Rotation,
+
+    /// Move outliers of activations into the weights (SmoothQuant), as far as ALPHA says, from 0 to 1. With the rotation
+    /// there is little left to move.
+    #[arg(long, value_name = "ALPHA", value_parser = share)]
+    smooth: Option<f32>,
+
+    /// Round so that errors make up for each other on a calibration text (GPTQ's idea): more exact at the same speed, and
+    /// quantizing takes the time of running that text in f32.
+    #[arg(long)]
+    compensate: bool,
+
+    /// The text that --smooth and --compensate are based on: plain, or a .jsonl file of strings or objects with a "text".
+    /// [default: the beginning of As You Like It]
+    #[arg(long, value_name = "FILE")]
+    calibrate: Option<PathBuf>,
+
+    /// Tokens of the calibration text to run. More are more exact, and take longer.
+    #[arg(long, value_name = "N", value_parser = config::positive, default_value_t = 4096)]
+    calibration_tokens: usize,
 
     /// Threads to work with. [default: the cores, or the cgroup's quota]
     #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::positive)]
@@ -84,12 +106,26 @@ pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
         range: args.range,
         rotation: args.rotation,
     };
+    if args.calibrate.is_some() && args.smooth.is_none() && !args.compensate {
+        let problem = "--calibrate: only --smooth and --compensate need a text";
+        return Err(Error::Usage(problem.into()));
+    }
+    let mut plan = Plan {
+        scheme,
+        smooth: args.smooth,
+        compensate: args.compensate,
+        ..Plan::default()
+    };
+    if plan.smooth.is_some() || plan.compensate {
+        let (sequences, calibration) = calibration(&args, &checkpoint)?;
+        (plan.sequences, plan.calibration) = (sequences, Some(calibration));
+    }
     let staging = Staging::new(&args.output, args.force)?;
     write_companions(&checkpoint, staging.path())?;
     let threads = args.threads.unwrap_or_else(config::available_threads);
     let mut progress = Progress::new("quantizing", sources.progress_bar);
     let mut show = |done, total| progress.show(done, total);
-    let quantization = packed::write(&checkpoint, &scheme, threads, staging.path(), &mut show)?;
+    let quantization = packed::write(&checkpoint, &plan, threads, staging.path(), &mut show)?;
     progress.finish();
     staging.publish()?;
     let summary = Summary {
@@ -100,6 +136,50 @@ pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
     };
     let written = write!(std::io::stdout().lock(), "{summary}");
     written.map_err(|e| Error::io(Path::new("standard output"), e))
+}
+
+/// The ids of the calibration text, in sequences, and what to record of it.
+fn calibration(args: &Args, checkpoint: &Checkpoint) -> Result<(Vec<Vec<u32>>, CalibrationRecord)> {
+    let (name, documents) = match &args.calibrate {
+        Some(file) => {
+            let name = file.file_name().unwrap_or_default();
+            (name.to_string_lossy().into_owned(), samples::read(file)?)
+        }
+        None => (
+            "the beginning of As You Like It".into(),
+            vec![samples::AS_YOU_LIKE_IT.into()],
+        ),
+    };
+    let mut left = args.calibration_tokens;
+    let mut sequences: Vec<Vec<u32>> = Vec::new();
+    for document in &documents {
+        let encoding = checkpoint.tokenizer.encode(document.as_str(), false);
+        let encoding =
+            encoding.map_err(|e| Error::bad_model(&checkpoint.config_file, "tokenizer", e))?;
+        let ids = encoding.get_ids();
+        let ids = &ids[..ids.len().min(left)];
+        left -= ids.len();
+        sequences.extend(ids.chunks(SEQUENCE_TOKENS).map(<[u32]>::to_vec));
+    }
+    let tokens = args.calibration_tokens - left;
+    if tokens == 0 {
+        return Err(Error::Usage("--calibrate: the text is empty".into()));
+    }
+    let record = CalibrationRecord {
+        text: name,
+        sha256: sha256_of(documents.concat().as_bytes()),
+        tokens,
+    };
+    Ok((sequences, record))
+}
+
+/// Reads a number from 0 to 1.
+fn share(text: &str) -> std::result::Result<f32, String> {
+    let number = text
+        .parse()
+        .ok()
+        .filter(|share| (0.0..=1.0).contains(share));
+    number.ok_or_else(|| "write a number from 0 to 1".to_owned())
 }
 
 /// Writes configuration and tokenizer: those of a folder as they are, those of a GGUF file as they were translated.
@@ -155,7 +235,12 @@ impl fmt::Display for Summary<'_> {
         let weights = self.folder.join(WEIGHTS);
         let bytes = fs::metadata(&weights).map_or(0, |metadata| metadata.len());
         writeln!(f, "wrote         {}", self.folder.display())?;
-        writeln!(f, "scheme        {scheme}")?;
+        write!(f, "scheme        {scheme}")?;
+        if let Some(alpha) = self.quantization.smooth {
+            write!(f, ", smoothed by {alpha}")?;
+        }
+        let compensated = self.quantization.compensated;
+        writeln!(f, "{}", if compensated { ", compensated" } else { "" })?;
         let (after, before) = (ByteSize(bytes), ByteSize(self.stored));
         writeln!(
             f,

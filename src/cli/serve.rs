@@ -17,6 +17,7 @@ use crate::config::{self, ByteSize};
 use crate::engine::{self, Engine, Health};
 use crate::error::{Error, Result};
 use crate::http::auth::ApiKeys;
+use crate::http::models::Facts;
 use crate::http::server::{self, Server};
 use crate::http::{self, App, ServedModel};
 use crate::memory;
@@ -24,8 +25,9 @@ use crate::model::{self, ModelConfig, Placement};
 use crate::sources::{self, Checkpoint, Reference};
 use crate::telemetry::Metrics;
 use crate::text::Tokenizer;
+use crate::text::chat::ChatTemplate;
 
-/// Serve a model over POST /v1/completions.
+/// Serve a model over POST /v1/completions and /v1/chat/completions.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION], or demo (a small one, fetched once).
@@ -84,6 +86,21 @@ pub struct Args {
     #[arg(long, env = "MICROGRANITE_MAX_QUEUE", value_name = "N", default_value_t = engine::Settings::default().max_queue)]
     max_queue: usize,
 
+    /// How many times longer than else the next token of a running answer may take while a prompt comes in. Less keeps
+    /// running answers even; more gives newcomers their first token sooner.
+    #[arg(long, env = "MICROGRANITE_MAX_SLOWDOWN", value_name = "FACTOR", value_parser = config::factor, default_value = "3")]
+    max_slowdown: f64,
+
+    /// Keep what was computed of a prompt for others that begin alike, as long as the KV cache has room: on or off. The
+    /// answers are the same; off hides from clients, by the time an answer takes, what others have asked.
+    #[arg(long, env = "MICROGRANITE_PREFIX_CACHE", value_name = "ON|OFF", value_parser = config::on_off, action = clap::ArgAction::Set, default_value = "on")]
+    prefix_cache: bool,
+
+    /// Tokens of an answer to guess in a step, from what the prompt and the answer already say, where that is likely to
+    /// save time; 0 guesses none. The answers are the same; more makes quotes faster, and wrong guesses dearer.
+    #[arg(long, env = "MICROGRANITE_SPECULATION", value_name = "N", default_value_t = engine::Settings::default().speculation)]
+    speculation: usize,
+
     /// Connections at once; more are refused. Each can hold up to a megabyte of request.
     #[arg(long, env = "MICROGRANITE_MAX_CONNECTIONS", value_name = "N", value_parser = config::positive, default_value_t = server::Settings::default().max_connections)]
     max_connections: usize,
@@ -94,6 +111,10 @@ pub struct Args {
     /// The name clients use for the model. [default: the name in REF]
     #[arg(long, env = "MICROGRANITE_SERVED_MODEL_NAME", value_name = "NAME")]
     served_model_name: Option<String>,
+
+    /// A Jinja file with a chat template, in place of the model's own.
+    #[arg(long, env = "MICROGRANITE_CHAT_TEMPLATE", value_name = "FILE")]
+    chat_template: Option<PathBuf>,
 
     /// A file with one API key per line; requests need one of them. Without it everyone who reaches the port is served.
     #[arg(long, env = "MICROGRANITE_API_KEY_FILE", value_name = "FILE")]
@@ -200,6 +221,7 @@ fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Resu
     let settings = model_settings(args, &checkpoint)?;
     let file = tokenizer_file(&checkpoint.config_file);
     let tokenizer = Tokenizer::new(checkpoint.tokenizer.clone(), &file)?;
+    let chat = chat_template(args.chat_template.as_deref(), &checkpoint, &tokenizer)?;
 
     let work = match checkpoint.packed {
         Some(_) => "loading",
@@ -213,6 +235,14 @@ fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Resu
 
     let name = args.served_model_name.clone();
     let name = name.unwrap_or_else(|| served_name(&args.model, &checkpoint.name));
+    let quantization = checkpoint
+        .packed
+        .as_ref()
+        .map(|packed| &packed.quantization);
+    // The newest is the last.
+    let accuracy = quantization
+        .and_then(|quantization| quantization["evaluations"].as_array()?.last())
+        .cloned();
     let (memory, kernel) = (granite.memory().clone(), granite.kernel().name());
     let (threads, architecture) = (granite.threads(), granite.config().architecture);
     let defaults = engine::Settings::default();
@@ -220,7 +250,9 @@ fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Resu
         max_batch: args.max_batch,
         max_queue: args.max_queue,
         step_tokens: defaults.step_tokens.max(args.max_batch),
-        ..defaults
+        prompt_rows: engine::PromptRows::Slowdown(args.max_slowdown),
+        prefix_cache: args.prefix_cache,
+        speculation: args.speculation,
     };
     let engine = Engine::start(Box::new(granite), engine_settings, Arc::clone(&metrics))?;
     let context = engine.limits().context_length;
@@ -248,9 +280,50 @@ fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Resu
         created: http::unix_seconds(),
         stop_ids: checkpoint.eos_token_ids,
         tokenizer: Arc::new(tokenizer),
+        chat: chat.map(Arc::new),
+        facts: Facts {
+            scheme: quantization
+                .map_or("int8".into(), |quantization| quantization["scheme"].clone()),
+            kernel: kernel.to_owned(),
+            parameters: memory.elements,
+            weight_bytes: memory.total(),
+            weight_bytes_f32: 4 * memory.elements,
+            kv_cache_bytes: settings.kv_bytes,
+            accuracy,
+        },
         engine,
     };
     Ok(Loaded { model, facts })
+}
+
+/// The template of `file`, or else the model's own. One of the model's that cannot be read costs chat only.
+fn chat_template(
+    file: Option<&Path>,
+    checkpoint: &Checkpoint,
+    tokenizer: &Tokenizer,
+) -> Result<Option<ChatTemplate>> {
+    let bos = checkpoint.config.get("bos_token_id");
+    let bos = bos.and_then(|id| u32::try_from(id.as_u64()?).ok());
+    let eos = checkpoint.eos_token_ids.first().copied();
+    let compile = |source: &str| ChatTemplate::new(source, tokenizer, bos, eos);
+    if let Some(file) = file {
+        let source =
+            std::fs::read_to_string(file).map_err(|problem| Error::not_found(file, problem))?;
+        let compiled = compile(&source);
+        return compiled
+            .map(Some)
+            .map_err(|problem| Error::bad_model(file, "template", problem));
+    }
+    let Some(source) = &checkpoint.chat_template else {
+        return Ok(None);
+    };
+    match compile(source) {
+        Ok(template) => Ok(Some(template)),
+        Err(problem) => {
+            tracing::warn!(%problem, "the model's chat template cannot be used; --chat-template gives another");
+            Ok(None)
+        }
+    }
 }
 
 /// Threads, cache and context, checked against the model and this machine.

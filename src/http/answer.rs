@@ -30,6 +30,8 @@ pub struct Rules {
     pub echo: bool,
     /// The field that has the grammar, if there is one.
     pub grammar: Option<&'static str>,
+    /// A special token that is written out like text.
+    pub shown_token: Option<u32>,
 }
 
 /// One answer in the making.
@@ -63,6 +65,8 @@ pub struct Piece {
     pub index: usize,
     /// The next part of its text.
     pub text: String,
+    /// How many of the prompt's tokens came from the cache; only in the first piece.
+    pub cached_tokens: usize,
     /// The prompt's ids; only in the first piece.
     pub prompt_ids: Option<Arc<[u32]>>,
     /// The prompt's tokens, if they are part of the text; only in the first piece.
@@ -160,6 +164,7 @@ impl Answer {
                 self.echo(&prompt, &mut piece);
             }
             piece.prompt_ids = Some(prompt);
+            piece.cached_tokens = self.events.cached_tokens();
         }
         match event {
             Some(TokenEvent::Token(id)) => {
@@ -169,7 +174,11 @@ impl Answer {
                     offset: self.decoded,
                     score: self.score.take(),
                 });
-                let text = self.decoder.push(id);
+                let text = if self.rules.shown_token == Some(id) {
+                    self.decoder.push_literally(id)
+                } else {
+                    self.decoder.push(id)
+                };
                 self.decoded += text.chars().count();
                 self.watch(&text, &mut piece);
             }
@@ -264,6 +273,7 @@ impl Piece {
     /// Puts the piece that follows behind this one.
     pub fn append(&mut self, next: Self) {
         self.text += &next.text;
+        self.cached_tokens += next.cached_tokens;
         self.prompt_ids = self.prompt_ids.take().or(next.prompt_ids);
         self.prompt.extend(next.prompt);
         self.tokens.extend(next.tokens);

@@ -57,6 +57,7 @@ pub async fn complete(
         min_tokens: sampling.min_tokens,
         echo: request.echo,
         grammar: sampling.grammar.as_ref().map(|grammar| grammar.0),
+        shown_token: None,
     });
     let answers = streams
         .into_iter()
@@ -190,19 +191,26 @@ pub fn encode(
     match tokenizer.encode(text, context) {
         Ok(ids) if ids.is_empty() => Err(invalid(param, "a text of at least one token")),
         Ok(ids) => Ok(ids),
-        Err(EncodeError::TooLong { bytes, .. }) => Err(ApiError::ContextLength {
+        Err(problem) => Err(encode_error(param, problem, context)),
+    }
+}
+
+/// What it is to a client that the text of the field `param` has no ids.
+pub fn encode_error(param: &'static str, problem: EncodeError, context: usize) -> ApiError {
+    match problem {
+        EncodeError::TooLong { bytes, .. } => ApiError::ContextLength {
             param,
             message: format!(
                 "this model's context is {context} tokens; a {param} of {bytes} bytes is more"
             ),
-        }),
-        Err(EncodeError::TooUniform) => {
+        },
+        EncodeError::TooUniform => {
             let expected = "text without such long runs of one kind of character";
-            Err(invalid(param, expected))
+            invalid(param, expected)
         }
-        Err(error @ EncodeError::Failed(_)) => {
+        error @ EncodeError::Failed(_) => {
             tracing::error!(%error, "tokenizing failed");
-            Err(ApiError::Internal)
+            ApiError::Internal
         }
     }
 }
@@ -310,6 +318,10 @@ impl Shape {
 
     fn count(&mut self, piece: &Piece) {
         self.completion_tokens += piece.tokens.len();
+        // A prompt counts once, however many answers it has.
+        if piece.index.is_multiple_of(self.request.best_of) {
+            self.cached_tokens += piece.cached_tokens;
+        }
     }
 
     const fn usage(&self) -> Usage {

@@ -43,6 +43,17 @@ pub enum ApiError {
         /// The field, shortened.
         param: String,
     },
+    /// The model has no chat template.
+    #[error(
+        "this model has no chat template: send a prompt to /v1/completions, or start the server with --chat-template FILE"
+    )]
+    NoChatTemplate,
+    /// The chat template does not take the conversation.
+    #[error("the model's chat template does not take these messages: {0}")]
+    ChatTemplate(String),
+    /// The model makes text only.
+    #[error("this model makes text, not embeddings: use /v1/completions or /v1/chat/completions")]
+    NoEmbeddings,
     /// Prompt and answer do not fit the context together.
     #[error("{message}")]
     ContextLength {
@@ -135,6 +146,9 @@ impl ApiError {
             Self::InvalidValue { .. } => (StatusCode::BAD_REQUEST, "invalid_value"),
             Self::Unsupported { .. } => (StatusCode::BAD_REQUEST, "unsupported_parameter"),
             Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, "unknown_parameter"),
+            Self::NoChatTemplate => (StatusCode::BAD_REQUEST, "no_chat_template"),
+            Self::ChatTemplate(_) => (StatusCode::BAD_REQUEST, "chat_template_error"),
+            Self::NoEmbeddings => (StatusCode::BAD_REQUEST, "unsupported_endpoint"),
             Self::ContextLength { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
             Self::PathNotFound => (StatusCode::NOT_FOUND, "not_found"),
@@ -166,6 +180,7 @@ impl ApiError {
             | Self::InvalidValue { param, .. }
             | Self::Unsupported { param, .. }
             | Self::ContextLength { param, .. } => Some(param),
+            Self::ChatTemplate(_) => Some("messages"),
             Self::ModelNotFound { .. } => Some("model"),
             _ => None,
         }

@@ -136,6 +136,11 @@ impl<'a> Fields<'a> {
         }))
     }
 
+    /// Whether a field is there that has not been taken.
+    pub fn has(&self, param: &str) -> bool {
+        self.fields.contains_key(param)
+    }
+
     /// Notes that a field that was taken changes nothing.
     pub fn ignore(&mut self, name: impl Into<String>) {
         self.ignored.push(name.into());

@@ -6,7 +6,7 @@ use super::answer::PlacedToken;
 use crate::text::Tokenizer;
 
 /// The least that is written: JSON has no infinity, and what is less likely has not happened yet.
-const LEAST: f32 = -9999.0;
+pub const LEAST: f32 = -9999.0;
 
 /// One entry per token in each list.
 #[derive(Serialize)]

@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod auth;
 pub mod body;
+pub mod chat;
 pub mod completions;
 pub mod error_body;
 pub mod fields;
@@ -15,11 +16,13 @@ pub mod limits;
 pub mod logprobs;
 pub mod models;
 pub mod observe;
+pub mod openapi;
 pub mod sampling;
 pub mod server;
 pub mod stall;
 pub mod streaming;
 pub mod structured;
+pub mod tokenize;
 pub mod wire;
 
 use std::sync::{Arc, OnceLock};
@@ -34,9 +37,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::engine::Engine;
 use crate::telemetry::Metrics;
 use crate::text::Tokenizer;
+use crate::text::chat::ChatTemplate;
 use auth::ApiKeys;
 use error_body::ApiError;
 use limits::Limits;
+use models::Facts;
 
 /// What the handlers share. It exists before the model does, so that the port answers while the model loads.
 #[derive(Clone)]
@@ -64,6 +69,10 @@ pub struct ServedModel {
     pub stop_ids: Vec<u32>,
     /// Text ↔ ids.
     pub tokenizer: Arc<Tokenizer>,
+    /// Makes prompts of conversations, if the model is made for them.
+    pub chat: Option<Arc<ChatTemplate>>,
+    /// What is known about the weights.
+    pub facts: Facts,
     /// Runs it.
     pub engine: Engine,
 }
@@ -137,16 +146,32 @@ impl App {
     }
 }
 
-/// Paths that need no key: what probes and Prometheus read. All others, unknown ones included, do.
-const PUBLIC: [&str; 5] = ["/health", "/livez", "/readyz", "/version", "/metrics"];
+/// Paths that need no key: what probes and Prometheus read, and the description of the API. All others, unknown ones
+/// included, do.
+const PUBLIC: [&str; 7] = [
+    "/health",
+    "/livez",
+    "/readyz",
+    "/version",
+    "/metrics",
+    "/openapi.json",
+    "/docs",
+];
 
 /// Everything the service answers.
 pub fn router(app: App) -> Router {
     let routes = Router::new()
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/chat/completions", post(chat::complete))
+        .route("/v1/embeddings", post(models::embeddings))
         .route("/v1/models", get(models::list))
         // Names may contain slashes.
         .route("/v1/models/{*name}", get(models::show))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/tokenizer_info", get(tokenize::info))
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::page))
         .merge(operations());
     with_middleware(routes, app)
 }

@@ -1,33 +1,74 @@
-//! `GET /v1/models` and `/v1/models/{name}`.
+//! `GET /v1/models` and `/v1/models/{name}`, and the refusal of what the model cannot do.
 
 use axum::Json;
 use axum::extract::{Path, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::body::JsonBytes;
 use super::error_body::ApiError;
 use super::{App, ServedModel};
 
-/// A model as OpenAI lists it, with the two fields that vLLM adds and tools read.
+/// A model as OpenAI lists it, with the two fields that vLLM adds and tools read, and what eight bits cost and save.
 #[derive(Serialize)]
-pub struct Card {
-    id: String,
+pub struct Card<'a> {
+    id: &'a str,
     object: &'static str,
     created: u64,
     owned_by: &'static str,
-    root: String,
+    root: &'a str,
+    parent: (),
     max_model_len: usize,
+    /// Whether there is a chat template, and one with tools.
+    capabilities: Capabilities,
+    quantization: &'a Facts,
 }
 
-impl Card {
-    fn of(model: &ServedModel) -> Self {
+#[derive(Serialize)]
+struct Capabilities {
+    completions: bool,
+    chat_completions: bool,
+    tools: bool,
+    embeddings: bool,
+}
+
+/// What is known about the weights that are served.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Facts {
+    /// How numbers are stored: `int8`, or what a packed model says of itself.
+    pub scheme: Value,
+    /// The instruction set in use.
+    pub kernel: String,
+    /// Numbers in the checkpoint.
+    pub parameters: u64,
+    /// Bytes of the weights as they are in memory.
+    pub weight_bytes: u64,
+    /// Bytes that the same weights take as f32.
+    pub weight_bytes_f32: u64,
+    /// Bytes of the KV cache.
+    pub kv_cache_bytes: u64,
+    /// What quantizing cost, as measured when the model was packed; `null` if it was quantized while loading.
+    pub accuracy: Option<Value>,
+}
+
+impl<'a> Card<'a> {
+    fn of(model: &'a ServedModel) -> Self {
+        let chat = model.chat.as_ref();
         Self {
-            id: model.name.clone(),
+            id: &model.name,
             object: "model",
             created: model.created,
             owned_by: "microgranite",
-            root: model.root.clone(),
+            root: &model.root,
+            parent: (),
             max_model_len: model.engine.limits().context_length,
+            capabilities: Capabilities {
+                completions: true,
+                chat_completions: chat.is_some(),
+                tools: chat.is_some_and(|chat| chat.calls().is_some()),
+                embeddings: false,
+            },
+            quantization: &model.facts,
         }
     }
 }
@@ -42,8 +83,13 @@ pub async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
 pub async fn show(
     State(app): State<App>,
     Path(name): Path<String>,
-) -> Result<Json<Card>, ApiError> {
+) -> Result<Json<Value>, ApiError> {
     let model = app.model()?;
     model.check_name(&name)?;
-    Ok(Json(Card::of(model)))
+    Ok(Json(json!(Card::of(model))))
+}
+
+/// `POST /v1/embeddings`: said plainly, because clients try.
+pub async fn embeddings(JsonBytes(_): JsonBytes) -> ApiError {
+    ApiError::NoEmbeddings
 }

@@ -19,8 +19,8 @@ use super::App;
 use super::error_body::{ApiError, ErrorCode};
 use crate::telemetry::Metrics;
 
-/// The one route that counts in `requests_total` and `request_duration_seconds`: probes would drown it.
-const COUNTED: &str = "/v1/completions";
+/// The routes that count in `requests_total` and `request_duration_seconds`: probes would drown them.
+const COUNTED: [&str; 2] = ["/v1/completions", "/v1/chat/completions"];
 
 /// All that is known about one request. It ends when the last byte of the answer has been handed to the connection,
 /// or earlier when the client has left; then the line is written and the counters move, once.
@@ -74,7 +74,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         let outcome = self.outcome();
         let elapsed = self.started.elapsed();
-        if self.route == COUNTED {
+        if COUNTED.contains(&self.route.as_str()) {
             let metrics = &self.metrics;
             metrics.requests_total.with_label_values(&[outcome]).inc();
             metrics

@@ -13,7 +13,7 @@ use crate::engine::{Constraint, Generation, Sampling};
 use crate::text::{Grammar, Tokenizer};
 
 /// Entries of `logit_bias`, `allowed_token_ids` and `bad_words`: each costs a little time for every token.
-const MAX_ENTRIES: usize = 1024;
+pub const MAX_ENTRIES: usize = 1024;
 /// Log-probabilities of alternatives per token: vLLM's limit; OpenAI's are 5 and 20.
 pub const MAX_LOGPROBS: usize = 20;
 

@@ -2,6 +2,7 @@
 
 use rand::{Rng, SeedableRng};
 
+use super::compensate::Factor;
 use super::kernels::pool::{PerThread, PerUnit, Pool};
 use super::kernels::{Block, Kernel};
 use super::memory::Memory;
@@ -10,6 +11,7 @@ use super::rotation::Rotation;
 use super::scheme::{Granularity, Mapping, Scheme};
 use super::{BLOCK_BYTES, GROUP, PANEL, ZERO_POINT};
 use crate::error::Result;
+use crate::sources::CodeRows;
 
 /// An int8 matrix of `columns` outputs and `depth` inputs in the kernels' own order.
 ///
@@ -38,7 +40,8 @@ pub struct Scales {
 impl Matrix {
     /// Packs a matrix whose rows (one per output column) are produced panel by panel: `fill(panel, out)` writes the rows
     /// `64 · panel ..` of the float matrix to `out` (`[64][depth]`, zeroed before) and may run on any thread of the pool.
-    /// Returns what rounding lost, measured in the rotated weights; it does not depend on the number of threads.
+    /// Where there are `factors`, one for each group, they say how rounding errors are compensated. Returns what rounding
+    /// lost, measured in the rotated weights; it does not depend on the number of threads.
     ///
     /// # Errors
     /// The first error of `fill`, in no particular order.
@@ -46,6 +49,7 @@ impl Matrix {
         columns: usize,
         depth: usize,
         scheme: &Scheme,
+        factors: &[Factor],
         kernel: Kernel,
         pool: &mut Pool,
         fill: impl Fn(usize, &mut [f32]) -> Result<()> + Sync,
@@ -101,7 +105,7 @@ impl Matrix {
         };
         each_panel(pool, &mut outputs, |panel, rows, (out, loss)| {
             rotated(panel, rows)?;
-            **loss = quantize::quantize_panel(scheme, whole, rows, out);
+            **loss = quantize::quantize_panel(scheme, factors, whole, rows, out);
             Ok(())
         })?;
         drop(outputs);
@@ -113,6 +117,76 @@ impl Matrix {
         let matrix = Self::from_parts(columns, depth, scheme.rotation, codes, scales);
         let loss = losses.into_iter().fold(Loss::default(), Loss::and);
         Ok((matrix, loss))
+    }
+
+    /// Packs codes that were made elsewhere, without rotation: `fill(panel, out)` writes the rows `64 · panel ..` to `out`
+    /// (`[64][depth]` codes; rows that it leaves alone are zero) and may run on any thread of the pool. Without
+    /// `zero_points` those that are written must all be 128.
+    ///
+    /// # Errors
+    /// The first error of `fill`, in no particular order.
+    pub fn from_codes(
+        columns: usize,
+        depth: usize,
+        zero_points: bool,
+        pool: &mut Pool,
+        fill: impl Fn(usize, CodeRows<'_>) -> Result<()> + Sync,
+    ) -> Result<Self> {
+        let (panels, panel_bytes) = (columns.div_ceil(PANEL), panel_bytes(depth));
+        let groups = depth.div_ceil(GROUP);
+        let mut codes = Memory::zeroed(panels * panel_bytes);
+        let mut scales = vec![0.0; panels * PANEL];
+        let mut points = vec![ZERO_POINT as u8; panels * groups * PANEL];
+        let mut threads: Vec<(Vec<u8>, Result<()>)> = (0..pool.threads())
+            .map(|_| (vec![0; PANEL * depth], Ok(())))
+            .collect();
+        let parts = (
+            PerUnit::new(codes.bytes_mut(), panel_bytes),
+            PerUnit::new(&mut scales, PANEL),
+            PerUnit::new(&mut points, groups * PANEL),
+            PerThread::new(&mut threads),
+        );
+        pool.run(
+            panels,
+            parts,
+            |_, range, (codes, scales, points, (rows, outcome))| {
+                let targets = codes
+                    .chunks_exact_mut(panel_bytes)
+                    .zip(scales.chunks_exact_mut(PANEL))
+                    .zip(points.chunks_exact_mut(groups * PANEL));
+                *outcome = range
+                    .zip(targets)
+                    .try_for_each(|(panel, ((codes, scales), points))| {
+                        rows.fill(ZERO_POINT as u8);
+                        let (of_rows, of_groups) = points.split_at_mut(PANEL);
+                        let out = CodeRows {
+                            codes: rows.as_mut_slice(),
+                            scales,
+                            zero_points: &mut *of_rows,
+                        };
+                        fill(panel, out)?;
+                        // A row's zero point is that of each of its groups.
+                        for group in of_groups.chunks_exact_mut(PANEL) {
+                            group.copy_from_slice(of_rows);
+                        }
+                        interleave(rows, depth, codes);
+                        Ok(())
+                    });
+            },
+        );
+        threads.into_iter().try_for_each(|(_, outcome)| outcome)?;
+        let scales = Scales {
+            column: scales,
+            group: None,
+            zero_points: zero_points.then_some(points),
+        };
+        Ok(Self::from_parts(
+            columns,
+            depth,
+            Rotation::None,
+            codes,
+            scales,
+        ))
     }
 
     /// A matrix of codes and scales that were made before.
@@ -294,6 +368,17 @@ fn each_panel<T: Send>(
 fn parts<T>(all: Option<&mut [T]>, len: usize) -> impl Iterator<Item = &mut [T]> {
     all.into_iter()
         .flat_map(move |all| all.chunks_exact_mut(len))
+}
+
+/// Puts 64 rows of codes (`[64][depth]`) into a panel's order, `[depth / 4][64][4]`.
+fn interleave(rows: &[u8], depth: usize, panel: &mut [u8]) {
+    for (step, line) in panel.chunks_exact_mut(PANEL * 4).enumerate() {
+        let width = (depth - step * 4).min(4);
+        for (column, four) in line.chunks_exact_mut(4).enumerate() {
+            four.fill(ZERO_POINT as u8);
+            four[..width].copy_from_slice(&rows[column * depth + step * 4..][..width]);
+        }
+    }
 }
 
 impl std::fmt::Debug for Matrix {

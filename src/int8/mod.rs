@@ -26,10 +26,12 @@
 //! | [`matmul`] | one panel of outputs from all groups |
 //! | [`memory`] | where the weights lie |
 //! | [`scheme`], [`quantize`] | the choices of the mapping, and floats to codes |
+//! | [`compensate`] | rounding that makes up for its own errors |
 //! | [`rotation`] | what spreads outliers over a group |
 //! | [`kernels`] | the instruction sets, the vector functions and the compute threads |
 
 pub mod activations;
+pub mod compensate;
 pub mod kernels;
 pub mod matmul;
 pub mod matrix;

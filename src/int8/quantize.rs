@@ -1,8 +1,9 @@
 //! Float rows to the codes, scales and zero points of one panel.
 
+use super::compensate::Factor;
 use super::kernels::Kernel;
 use super::scheme::{Granularity, Mapping, Range, Scheme};
-use super::{CODE_MAX, GROUP, PANEL, ZERO_POINT};
+use super::{BLOCK_BYTES, CODE_MAX, GROUP, PANEL, ZERO_POINT};
 
 /// A scale below this is zero: its inverse would not be finite.
 const SMALLEST_SCALE: f32 = 1e-38;
@@ -47,6 +48,18 @@ impl Loss {
     /// Signal-to-quantization-noise ratio in decibels; infinite where nothing was lost.
     pub fn sqnr_db(&self) -> f64 {
         10.0 * (self.signal / self.noise).log10()
+    }
+
+    /// What was lost between `values` and what they were rounded to.
+    fn between(values: &[f32], rounded: &[f32]) -> Self {
+        let mut loss = Self::default();
+        for (value, rounded) in values.iter().zip(rounded) {
+            let error = value - rounded;
+            loss.signal += f64::from(value * value);
+            loss.noise += f64::from(error * error);
+            loss.largest = loss.largest.max(error.abs());
+        }
+        loss
     }
 
     /// The loss of both.
@@ -99,16 +112,16 @@ pub fn map(mapping: Mapping, (low, high): (f32, f32)) -> Map {
 }
 
 /// Quantizes 64 rows of rotated floats (`[64][depth]`) into one panel. `whole` is the map of all weights where the
-/// granularity is the tensor.
+/// granularity is the tensor; `factors` compensate errors, one for each group, if there are any.
 pub fn quantize_panel(
     scheme: &Scheme,
+    factors: &[Factor],
     whole: Option<Map>,
     rows: &[f32],
     out: &mut PanelMut<'_>,
 ) -> Loss {
     let depth = rows.len() / PANEL;
-    let groups = depth.div_ceil(GROUP);
-    let mut loss = Loss::default();
+    let mut of_channels = [None; PANEL];
     for (column, row) in rows.chunks_exact(depth).enumerate() {
         let of_channel = match scheme.granularity {
             Granularity::Tensor => whole,
@@ -122,7 +135,15 @@ pub fn quantize_panel(
             Some(map) => map.scale,
             None => 1.0,
         };
-        for (group, values) in row.chunks(GROUP).enumerate() {
+        of_channels[column] = of_channel;
+    }
+    let mut loss = Loss::default();
+    let mut codes = [ZERO_POINT as u8; GROUP];
+    // Group by group, so that the codes of a block stay in the first-level cache while its columns are filled in.
+    for (group, block) in out.codes.chunks_mut(BLOCK_BYTES).enumerate() {
+        let len = GROUP.min(depth - group * GROUP);
+        for (column, of_channel) in of_channels.iter().enumerate() {
+            let values = &rows[column * depth + group * GROUP..][..len];
             let map = of_channel.unwrap_or_else(|| map(scheme.mapping, reach_of(scheme, values)));
             let place = group * PANEL + column;
             if let Some(scale) = out.group_scales.get_mut(place) {
@@ -131,17 +152,27 @@ pub fn quantize_panel(
             if let Some(zero_point) = out.zero_points.get_mut(place) {
                 *zero_point = map.zero_point;
             }
-            loss = loss.and(round(scheme.mapping, map, values, |index, code| {
-                let k = group * GROUP + index;
-                out.codes[(k / 4 * PANEL + column) * 4 + k % 4] = code;
-            }));
-        }
-        // What the last step of four lacks meets activations that are 0; the code says so too.
-        for k in depth..depth.next_multiple_of(4) {
-            out.codes[(k / 4 * PANEL + column) * 4 + k % 4] = ZERO_POINT as u8;
+            loss = loss.and(match factors.get(group) {
+                None => round(scheme.mapping, map, values, &mut codes),
+                Some(factor) => {
+                    let mut rounded = [0.0; GROUP];
+                    let rounded = &mut rounded[..len];
+                    rounded.copy_from_slice(values);
+                    factor.round(rounded, |index, value| {
+                        let (code, rounded) = nearest(scheme.mapping, map, value);
+                        codes[index] = code;
+                        rounded
+                    });
+                    Loss::between(values, rounded)
+                }
+            });
+            // What the last step of four lacks meets activations that are 0; the codes say so too.
+            codes[len..].fill(ZERO_POINT as u8);
+            for (step, four) in block.chunks_exact_mut(PANEL * 4).zip(codes.chunks_exact(4)) {
+                step[column * 4..][..4].copy_from_slice(four);
+            }
         }
     }
-    debug_assert!(out.group_scales.is_empty() || out.group_scales.len() == groups * PANEL);
     loss
 }
 
@@ -153,8 +184,9 @@ const fn codes(mapping: Mapping) -> (f32, f32) {
     }
 }
 
-/// Gives every value the nearest code.
-fn round(mapping: Mapping, map: Map, values: &[f32], mut put: impl FnMut(usize, u8)) -> Loss {
+/// The nearest code and what it stands for.
+#[inline]
+fn nearest(mapping: Mapping, map: Map, value: f32) -> (u8, f32) {
     let (lowest, highest) = codes(mapping);
     let inverse = if map.scale == 0.0 {
         0.0
@@ -162,20 +194,33 @@ fn round(mapping: Mapping, map: Map, values: &[f32], mut put: impl FnMut(usize, 
         1.0 / map.scale
     };
     let zero = f32::from(map.zero_point);
-    let (mut signal, mut noise, mut largest) = (0.0, 0.0, 0.0f32);
-    for (index, &value) in values.iter().enumerate() {
-        let code = ((value * inverse).round_ties_even() + zero).clamp(lowest, highest);
-        put(index, code as u8);
-        let error = value - (code - zero) * map.scale;
+    let code = ((value * inverse).round_ties_even() + zero).clamp(lowest, highest);
+    (code as u8, (code - zero) * map.scale)
+}
+
+/// Gives every value the nearest code.
+fn round(mapping: Mapping, map: Map, values: &[f32], out: &mut [u8; GROUP]) -> Loss {
+    let mut loss = Loss::default();
+    // Sums of a group in f32 lose nothing that counts, and vectorize.
+    let (mut signal, mut noise) = (0.0, 0.0);
+    for (&value, out) in values.iter().zip(out) {
+        let (code, rounded) = nearest(mapping, map, value);
+        *out = code;
+        let error = value - rounded;
         signal += value * value;
         noise += error * error;
-        largest = largest.max(error.abs());
+        loss.largest = loss.largest.max(error.abs());
     }
-    Loss {
-        signal: f64::from(signal),
-        noise: f64::from(noise),
-        largest,
-    }
+    (loss.signal, loss.noise) = (f64::from(signal), f64::from(noise));
+    loss
+}
+
+/// The squared error that [`round`] makes.
+fn noise(mapping: Mapping, map: Map, values: &[f32]) -> f64 {
+    let errors = values
+        .iter()
+        .map(|&value| value - nearest(mapping, map, value).1);
+    errors.map(|error| f64::from(error * error)).sum()
 }
 
 /// [`reach`] of values that share a map.
@@ -200,15 +245,7 @@ fn reach_of(scheme: &Scheme, values: &[f32]) -> (f32, f32) {
         let share = f32::from(share) / 100.0;
         (whole.0 * share, whole.1 * share)
     };
-    let noise = |share: &u8| {
-        round(
-            scheme.mapping,
-            map(scheme.mapping, part(*share)),
-            values,
-            |_, _| (),
-        )
-        .noise
-    };
+    let noise = |share: &u8| noise(scheme.mapping, map(scheme.mapping, part(*share)), values);
     // Of equal ones the widest: it clips least.
     let best = SHARES.rev().min_by(|a, b| noise(a).total_cmp(&noise(b)));
     part(best.unwrap_or(100))
@@ -233,5 +270,78 @@ fn percentile(mapping: Mapping, share: f32, values: &[f32]) -> (f32, f32) {
             let low = at(&mut sorted, outside).min(0.0);
             (low, at(&mut sorted, 100.0 - outside).max(0.0))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MAPPINGS: [Mapping; 2] = [Mapping::Symmetric, Mapping::Affine];
+
+    fn values() -> impl Strategy<Value = Vec<f32>> {
+        let value = prop_oneof![
+            4 => -1.0f32..1.0, 1 => Just(0.0), 1 => -100.0f32..100.0, 1 => 0.0f32..1e-30, 1 => -1e37f32..3e38
+        ];
+        prop::collection::vec(value, 1..GROUP)
+    }
+
+    fn scheme(mapping: Mapping, range: Range) -> Scheme {
+        Scheme {
+            mapping,
+            range,
+            ..Scheme::default()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_value_is_further_from_its_code_than_half_a_step(values in values()) {
+            for mapping in MAPPINGS {
+                let reach = reach_of(&scheme(mapping, Range::Absmax), &values);
+                let map = map(mapping, reach);
+                prop_assert!(map.scale.is_finite());
+                // An affine zero point is rounded too, which can push the last code inside the range by half a step.
+                let most = if mapping == Mapping::Affine { 1.0 } else { 0.5 };
+                for &value in &values {
+                    let (_, rounded) = nearest(mapping, map, value);
+                    let limit = most * map.scale * (1.0 + 1e-4) + SMALLEST_SCALE * CODE_MAX;
+                    prop_assert!((value - rounded).abs() <= limit, "{} {} {:?}", value, rounded, map);
+                }
+                prop_assert_eq!(nearest(mapping, map, 0.0).1, 0.0);
+            }
+        }
+
+        #[test]
+        fn the_mse_range_is_never_noisier_than_the_whole(values in prop::collection::vec(-2.0f32..3.0, 1..GROUP)) {
+            for mapping in MAPPINGS {
+                let noise_of = |range| {
+                    let reach = reach_of(&scheme(mapping, range), &values);
+                    noise(mapping, map(mapping, reach), &values)
+                };
+                prop_assert!(noise_of(Range::Mse) <= noise_of(Range::Absmax));
+            }
+        }
+    }
+
+    #[test]
+    fn a_percentile_leaves_outliers_outside() {
+        let mut values: Vec<f32> = (0..=200).map(|i| i as f32 / 100.0 - 1.0).collect();
+        values.push(50.0);
+        let reach = |mapping| reach_of(&scheme(mapping, Range::Percentile(99.0)), &values);
+        assert_eq!(reach(Mapping::Symmetric), (-1.0, 1.0));
+        let (low, high) = reach(Mapping::Affine);
+        assert!((-1.0..-0.98).contains(&low) && high <= 1.0, "{low} {high}");
+    }
+
+    #[test]
+    fn affine_codes_use_the_whole_range_of_a_lopsided_column() {
+        let values = [0.0, 0.5, 1.0];
+        let step = |mapping| map(mapping, reach_of(&scheme(mapping, Range::Absmax), &values));
+        let (affine, symmetric) = (step(Mapping::Affine), step(Mapping::Symmetric));
+        assert_eq!((affine.zero_point, symmetric.zero_point), (0, 128));
+        assert!(affine.scale < 0.51 * symmetric.scale);
     }
 }

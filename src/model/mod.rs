@@ -1,16 +1,19 @@
 //! Granite in the words of its `config.json`: configuration, weights, forward pass, KV cache and the f32 reference.
 
 mod attention;
+pub mod calibrate;
 pub mod config;
 pub mod evaluate;
 pub mod granite;
 mod kv_cache;
+pub mod linear;
 pub mod packed;
 mod parts;
 mod quantized;
 pub mod reference;
 mod rotary;
 pub mod shapes;
+pub mod smooth;
 mod tensors;
 pub mod weight_error;
 pub mod weights;

@@ -1,6 +1,7 @@
 //! The parts that a model is put together from, in the order in which they are made and stored.
 
 use super::ModelConfig;
+use super::reference::Input;
 use super::tensors::{Columns, EMBEDDING, FINAL_NORM, HEAD, Rows, feed_forward_rows};
 use super::weights::{Layer, Weights};
 use crate::error::Result;
@@ -13,6 +14,8 @@ pub struct MatrixPart {
     pub columns: Columns,
     /// Number of inputs.
     pub depth: usize,
+    /// What it multiplies; `None` for an embedding that is looked up only.
+    pub input: Option<Input>,
 }
 
 /// The weights of a norm.
@@ -50,16 +53,6 @@ pub fn read<S: Source>(
 ) -> Result<Weights<S::Matrix, S::Norm>> {
     let (hidden, attention) = (config.hidden_size, config.num_heads * config.head_dim);
     let kv = config.num_kv_heads * config.head_dim;
-    let vocabulary = |name: &str| MatrixPart {
-        name: name.trim_end_matches(".weight").into(),
-        columns: Columns::whole(name, config.vocab_size),
-        depth: hidden,
-    };
-    let embedding = source.matrix(&vocabulary(EMBEDDING))?;
-    let head = match config.tie_word_embeddings {
-        true => None,
-        false => Some(source.matrix(&vocabulary(HEAD))?),
-    };
     let mut layers = Vec::with_capacity(config.num_layers);
     for layer in 0..config.num_layers {
         let short = |part: &str| format!("model.layers.{layer}.{part}");
@@ -68,10 +61,11 @@ pub fn read<S: Source>(
             name: name(part),
             len: hidden,
         };
-        let matrix = |part: &str, columns: Columns, depth| MatrixPart {
+        let matrix = |part: &str, columns: Columns, depth, input| MatrixPart {
             name: short(part),
             columns,
             depth,
+            input: Some(input),
         };
         let qkv = Columns::Stacked(vec![
             Rows::all(name("self_attn.q_proj"), attention),
@@ -84,17 +78,44 @@ pub fn read<S: Source>(
         let width = config.intermediate_size;
         layers.push(Layer {
             attention_norm: source.norm(&norm("input_layernorm"))?,
-            qkv: source.matrix(&matrix("self_attn.qkv_proj", qkv, hidden))?,
-            output: source.matrix(&matrix("self_attn.o_proj", output, attention))?,
+            qkv: source.matrix(&matrix("self_attn.qkv_proj", qkv, hidden, Input::Attention))?,
+            output: source.matrix(&matrix(
+                "self_attn.o_proj",
+                output,
+                attention,
+                Input::Output,
+            ))?,
             feed_forward_norm: source.norm(&norm("post_attention_layernorm"))?,
-            gate_up: source.matrix(&matrix("mlp.gate_up_proj", gate_up, hidden))?,
-            down: source.matrix(&matrix("mlp.down_proj", down, width))?,
+            gate_up: source.matrix(&matrix(
+                "mlp.gate_up_proj",
+                gate_up,
+                hidden,
+                Input::FeedForward,
+            ))?,
+            down: source.matrix(&matrix("mlp.down_proj", down, width, Input::Down))?,
         });
     }
     let final_norm = source.norm(&NormPart {
         name: FINAL_NORM.into(),
         len: hidden,
     })?;
+    // The vocabulary comes last: what the head multiplies is known when all blocks have been run.
+    let vocabulary = |name: &str, input| MatrixPart {
+        name: name.trim_end_matches(".weight").into(),
+        columns: Columns::whole(name, config.vocab_size),
+        depth: hidden,
+        input,
+    };
+    let (embedding, head) = match config.tie_word_embeddings {
+        true => (
+            source.matrix(&vocabulary(EMBEDDING, Some(Input::Head)))?,
+            None,
+        ),
+        false => (
+            source.matrix(&vocabulary(EMBEDDING, None))?,
+            Some(source.matrix(&vocabulary(HEAD, Some(Input::Head)))?),
+        ),
+    };
     Ok(Weights {
         embedding,
         head,

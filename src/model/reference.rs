@@ -5,20 +5,13 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::tensors::check_shape;
+use super::linear::{Linear, Weights, internal};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::config::Architecture;
 use crate::sources::Tensors;
 
-/// How a linear layer computes `x·Wᵀ`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Arithmetic {
-    /// Weights and activations as they are.
-    F32,
-    /// Weights, embedding and activations rounded to llama.cpp's Q8_0, whose product of two rows quantizes both.
-    Q8_0,
-}
+pub use super::linear::Arithmetic;
 
 /// A dense Granite in f32, on the CPU, with all its weights in memory.
 pub struct Reference {
@@ -32,7 +25,26 @@ pub struct Reference {
     head: Linear,
 }
 
-struct Layer {
+/// What the linear layers of a block multiply, and the head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// The normed residual that queries, keys and values are made from.
+    Attention,
+    /// What attention gives to its output layer.
+    Output,
+    /// The normed residual that gate and up are made from.
+    FeedForward,
+    /// The gated values.
+    Down,
+    /// The last normed residual.
+    Head,
+}
+
+/// Looks at what a linear layer multiplies, `[len, in]`.
+pub type Look<'a> = dyn FnMut(Input, &Tensor) -> candle_core::Result<()> + 'a;
+
+/// One block.
+pub struct Layer {
     /// `[hidden]`.
     input_norm: Tensor,
     q: Linear,
@@ -113,7 +125,6 @@ impl Reference {
     /// The whole model: token ids to the logits after positions `first..`, flat.
     fn forward(&self, ids: &[u32], first: usize) -> candle_core::Result<Vec<f32>> {
         let config = &self.config;
-        let residual = f64::from(config.residual_multiplier);
         let ids = Tensor::new(ids, &Device::Cpu)?;
         let len = ids.elem_count();
         let rotary = Rotary::new(len, config.head_dim, config.rope_theta)?;
@@ -121,26 +132,27 @@ impl Reference {
         let embedded = self.embedding.index_select(&ids, 0)?;
         let mut x = (embedded * f64::from(config.embedding_multiplier))?;
         for layer in &self.layers {
-            let h = self.rms_norm(&x, &layer.input_norm)?;
-            x = (x + (layer.attention(config, &rotary, &h)? * residual)?)?;
-            let h = self.rms_norm(&x, &layer.post_attention_norm)?;
-            x = (x + (layer.feed_forward(&h)? * residual)?)?;
+            x = layer.forward(config, &rotary, x, &mut |_, _| Ok(()))?;
         }
-        let h = self.rms_norm(&x.narrow(0, first, len - first)?, &self.norm)?;
+        let h = rms_norm(config, &x.narrow(0, first, len - first)?, &self.norm)?;
         let logits = (self.head.forward(&h)? / f64::from(config.logits_scaling))?;
         logits.flatten_all()?.to_vec1()
     }
+}
 
-    /// `x / √(mean(x²) + ε) · weight`, row by row.
-    fn rms_norm(&self, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-        let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
-        let rms = (mean_square + f64::from(self.config.rms_norm_eps))?.sqrt()?;
-        x.broadcast_div(&rms)?.broadcast_mul(weight)
-    }
+/// `x / √(mean(x²) + ε) · weight`, row by row.
+pub fn rms_norm(config: &ModelConfig, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
+    let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
+    let rms = (mean_square + f64::from(config.rms_norm_eps))?.sqrt()?;
+    x.broadcast_div(&rms)?.broadcast_mul(weight)
 }
 
 impl Layer {
-    fn load(config: &ModelConfig, weights: &Weights<'_>, index: usize) -> Result<Self> {
+    /// Reads the weights of block `index`.
+    ///
+    /// # Errors
+    /// As [`Reference::load`].
+    pub fn load(config: &ModelConfig, weights: &Weights<'_>, index: usize) -> Result<Self> {
         let hidden = config.hidden_size;
         let queries = config.num_heads * config.head_dim;
         let keys = config.num_kv_heads * config.head_dim;
@@ -178,13 +190,33 @@ impl Layer {
         })
     }
 
+    /// The block on the residual stream `x` `[len, hidden]`.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn forward(
+        &self,
+        config: &ModelConfig,
+        rotary: &Rotary,
+        x: Tensor,
+        look: &mut Look<'_>,
+    ) -> candle_core::Result<Tensor> {
+        let residual = f64::from(config.residual_multiplier);
+        let h = rms_norm(config, &x, &self.input_norm)?;
+        let x = (x + (self.attention(config, rotary, &h, look)? * residual)?)?;
+        let h = rms_norm(config, &x, &self.post_attention_norm)?;
+        x + (self.feed_forward(&h, look)? * residual)?
+    }
+
     /// Causal attention of `h` `[len, hidden]` over itself.
     fn attention(
         &self,
         config: &ModelConfig,
         rotary: &Rotary,
         h: &Tensor,
+        look: &mut Look<'_>,
     ) -> candle_core::Result<Tensor> {
+        look(Input::Attention, h)?;
         let len = h.dim(0)?;
         let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
         let split = |x: Tensor, heads| {
@@ -206,25 +238,32 @@ impl Layer {
         let scores = (q.matmul(&k.t()?)? * f64::from(config.attention_multiplier))?;
         let weights = softmax(&scores.broadcast_add(&causal_mask(len)?)?)?;
         let mixed = weights.matmul(&v)?.transpose(0, 1)?;
-        self.o
-            .forward(&mixed.reshape((len, heads * config.head_dim))?)
+        let mixed = mixed.reshape((len, heads * config.head_dim))?;
+        look(Input::Output, &mixed)?;
+        self.o.forward(&mixed)
     }
 
     /// SwiGLU of `h` `[len, hidden]`.
-    fn feed_forward(&self, h: &Tensor) -> candle_core::Result<Tensor> {
+    fn feed_forward(&self, h: &Tensor, look: &mut Look<'_>) -> candle_core::Result<Tensor> {
+        look(Input::FeedForward, h)?;
         let gated = (self.gate.forward(h)?.silu()? * self.up.forward(h)?)?;
+        look(Input::Down, &gated)?;
         self.down.forward(&gated)
     }
 }
 
 /// Cosines and sines of every position's angles, `[len, head_dim / 2]` each.
-struct Rotary {
+pub struct Rotary {
     cos: Tensor,
     sin: Tensor,
 }
 
 impl Rotary {
-    fn new(len: usize, head_dim: usize, theta: f64) -> candle_core::Result<Self> {
+    /// The angles of positions `0 .. len`.
+    ///
+    /// # Errors
+    /// Those of the tensor operations.
+    pub fn new(len: usize, head_dim: usize, theta: f64) -> candle_core::Result<Self> {
         let half = head_dim / 2;
         let frequency = |pair: usize| theta.powf(-2.0 * pair as f64 / head_dim as f64) as f32;
         let angles: Vec<f32> = (0..len)
@@ -265,99 +304,12 @@ fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
     exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
 }
 
-/// A matrix `[out, in]` and how to multiply by it.
-struct Linear {
-    weight: Tensor,
-    arithmetic: Arithmetic,
-}
-
-impl Linear {
-    /// `weight` has been rounded as `arithmetic` says.
-    fn new(weight: Tensor, arithmetic: Arithmetic) -> Self {
-        Self { weight, arithmetic }
-    }
-
-    /// `x` `[len, in]` to `[len, out]`.
-    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let transposed = self.weight.t()?;
-        match self.arithmetic {
-            Arithmetic::F32 => x.matmul(&transposed),
-            Arithmetic::Q8_0 => {
-                let mut values = x.flatten_all()?.to_vec1()?;
-                round_to_q8_0(&mut values, x.dim(D::Minus1)?);
-                Tensor::from_vec(values, x.shape(), x.device())?.matmul(&transposed)
-            }
-        }
-    }
-}
-
-/// The checkpoint's tensors, checked against the configuration as they are read.
-struct Weights<'a> {
-    tensors: &'a dyn Tensors,
-    arithmetic: Arithmetic,
-}
-
-impl Weights<'_> {
-    fn linear(&self, name: &str, out: usize, input: usize) -> Result<Linear> {
-        let weight = self.matrix(name, out, input)?;
-        Ok(Linear::new(weight, self.arithmetic))
-    }
-
-    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
-        let mut values = self.read(name, &[rows, columns])?;
-        if self.arithmetic == Arithmetic::Q8_0 {
-            round_to_q8_0(&mut values, columns);
-        }
-        Tensor::from_vec(values, (rows, columns), &Device::Cpu).map_err(internal)
-    }
-
-    fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
-        let values = self.read(name, &[len])?;
-        Tensor::from_vec(values, len, &Device::Cpu).map_err(internal)
-    }
-
-    /// Allocates only once the file is known to hold a tensor of this shape.
-    fn read(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
-        check_shape(self.tensors, name, expected)?;
-        let rows = if expected.len() == 1 { 1 } else { expected[0] };
-        let mut values = vec![0.0; expected.iter().product()];
-        self.tensors.read_rows(name, 0..rows, &mut values)?;
-        Ok(values)
-    }
-}
-
-/// Replaces each value of rows of `columns` values by what is left of it in Q8_0: blocks of 32 with one f16 scale.
-///
-/// As llama.cpp's reference quantizer does it, codes come from the scale before it is rounded to f16, and halves round
-/// away from zero. A row's tail shorter than 32 is a block of its own.
-fn round_to_q8_0(values: &mut [f32], columns: usize) {
-    for block in values
-        .chunks_mut(columns)
-        .flat_map(|row| row.chunks_mut(32))
-    {
-        let largest = block
-            .iter()
-            .fold(0.0f32, |most, value| most.max(value.abs()));
-        let scale = largest / 127.0;
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        let stored = half::f16::from_f32(scale).to_f32();
-        for value in block {
-            *value = (*value * inverse).round() * stored;
-        }
-    }
-}
-
 /// The lowest id among those with the largest logit.
 fn most_likely(logits: &[f32]) -> u32 {
     let best = (0..logits.len())
         .rev()
         .max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
     best.unwrap_or(0) as u32
-}
-
-/// Shapes are checked before a tensor operation sees them and callers check ids, so its failure is a defect.
-fn internal(error: candle_core::Error) -> Error {
-    Error::Internal(error.to_string())
 }
 
 #[cfg(test)]
@@ -439,38 +391,5 @@ mod tests {
                 assert!(message.contains(expected), "{message}");
             }
         }
-    }
-
-    #[test]
-    fn q8_0_rounds_as_the_reference_quantizer_does() {
-        // A block of its own for each row, scaled by its largest value: 127 steps of 1/64 are exact in f16.
-        let mut values = [[127.0 / 64.0, 0.5 / 64.0, -0.5 / 64.0, 0.49 / 64.0]; 2].concat();
-        round_to_q8_0(&mut values, 4);
-        // Halves go away from zero.
-        let row = [127.0 / 64.0, 1.0 / 64.0, -1.0 / 64.0, 0.0];
-        assert_eq!(values, [row, row].concat());
-
-        // The code comes from the scale as computed, the value from the scale as stored.
-        let scale = 1.0f32 / 127.0;
-        let stored = half::f16::from_f32(scale).to_f32();
-        assert_ne!(scale, stored);
-        let mut values = [1.0, -64.4 / 127.0];
-        round_to_q8_0(&mut values, 2);
-        assert_eq!(values, [127.0 * stored, -64.0 * stored]);
-    }
-
-    #[test]
-    fn q8_0_scales_each_block_of_32_of_a_row_by_itself() {
-        let mut values = vec![1e-3; 80];
-        (values[0], values[40]) = (100.0, 0.0);
-        round_to_q8_0(&mut values, 40);
-        assert!(values[1..32].iter().all(|&value| value == 0.0));
-        // The row's last eight values are a block, and the next row starts another.
-        assert!((values[32..40].iter()).all(|value| (value - 1e-3).abs() < 1e-6));
-        assert!((values[41..80].iter()).all(|value| (value - 1e-3).abs() < 1e-6));
-
-        let mut zeros = [0.0; 32];
-        round_to_q8_0(&mut zeros, 32);
-        assert_eq!(zeros, [0.0; 32]);
     }
 }

@@ -1,10 +1,12 @@
 //! The checkpoint's tensor names and shapes in one table, and which of their rows make which packed columns.
 
+use std::ops::Range;
+
 use super::ModelConfig;
 use super::config::Architecture;
 use crate::error::{Error, Result};
 use crate::int8::PANEL;
-use crate::sources::Tensors;
+use crate::sources::{CodeRows, Tensors};
 
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 pub const HEAD: &str = "lm_head.weight";
@@ -16,6 +18,14 @@ pub struct Rows {
     name: String,
     first: usize,
     count: usize,
+}
+
+/// Rows of a tensor that are neighbouring columns of a panel.
+struct Piece<'a> {
+    tensor: &'a str,
+    rows: Range<usize>,
+    /// The first of those columns.
+    at: usize,
 }
 
 /// Which tensor rows make the columns of a packed matrix.
@@ -160,18 +170,15 @@ impl Rows {
         }
     }
 
-    /// Reads rows `from .. from + count` of these, as many as there are, to the front of `out`.
-    fn read(
-        &self,
-        tensors: &dyn Tensors,
-        depth: usize,
-        from: usize,
-        count: usize,
-        out: &mut [f32],
-    ) -> Result<()> {
+    /// Rows `from .. from + count` of these, as many as there are, for the columns of a panel from `at` on.
+    fn piece(&self, from: usize, count: usize, at: usize) -> Piece<'_> {
         let count = count.min(self.count - from);
         let first = self.first + from;
-        tensors.read_rows(&self.name, first..first + count, &mut out[..count * depth])
+        Piece {
+            tensor: &self.name,
+            rows: first..first + count,
+            at,
+        }
     }
 }
 
@@ -204,31 +211,78 @@ impl Columns {
         panel: usize,
         out: &mut [f32],
     ) -> Result<()> {
-        match self {
-            Self::Interleaved(gate, up) => {
-                const HALF: usize = PANEL / 2;
-                let (left, right) = out.split_at_mut(HALF * depth);
-                gate.read(tensors, depth, panel * HALF, HALF, left)?;
-                up.read(tensors, depth, panel * HALF, HALF, right)
+        self.pieces(panel).into_iter().try_for_each(|piece| {
+            let Piece { tensor, rows, at } = piece;
+            let out = &mut out[at * depth..][..rows.len() * depth];
+            tensors.read_rows(tensor, rows, out)
+        })
+    }
+
+    /// Reads the codes of panel `panel` to `out`, 64 rows of `depth`.
+    pub fn read_codes(
+        &self,
+        tensors: &dyn Tensors,
+        depth: usize,
+        panel: usize,
+        out: CodeRows<'_>,
+    ) -> Result<()> {
+        self.pieces(panel).into_iter().try_for_each(|piece| {
+            let Piece { tensor, rows, at } = piece;
+            let count = rows.len();
+            let out = CodeRows {
+                codes: &mut out.codes[at * depth..][..count * depth],
+                scales: &mut out.scales[at..][..count],
+                zero_points: &mut out.zero_points[at..][..count],
+            };
+            tensors.read_codes(tensor, rows, out)
+        })
+    }
+
+    /// Whether these rows are stored as codes.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`] if some tensors are and others are not: one matrix has one arithmetic.
+    pub fn have_codes(&self, tensors: &dyn Tensors) -> Result<bool> {
+        let (coded, plain): (Vec<&str>, Vec<&str>) =
+            self.tensors().partition(|name| tensors.has_codes(name));
+        match (coded.first(), plain.first()) {
+            (Some(coded), Some(plain)) => {
+                let problem = format!("must be int8, as {coded} is, which it is multiplied with");
+                Err(Error::bad_model(tensors.file(plain), plain, problem))
             }
+            (coded, _) => Ok(coded.is_some()),
+        }
+    }
+
+    /// The tensors that the columns are rows of.
+    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+        let rows = match self {
+            Self::Stacked(list) => list.iter().collect(),
+            Self::Interleaved(gate, up) => vec![gate, up],
+        };
+        rows.into_iter().map(|rows: &Rows| rows.name.as_str())
+    }
+
+    /// Which rows make the columns of panel `panel`.
+    fn pieces(&self, panel: usize) -> Vec<Piece<'_>> {
+        const HALF: usize = PANEL / 2;
+        match self {
+            Self::Interleaved(gate, up) => vec![
+                gate.piece(panel * HALF, HALF, 0),
+                up.piece(panel * HALF, HALF, HALF),
+            ],
             Self::Stacked(list) => {
-                let (mut before, mut filled) = (0, 0);
+                let (mut pieces, mut before, mut filled) = (Vec::new(), 0, 0);
                 for rows in list {
                     let next = panel * PANEL + filled;
                     if filled < PANEL && next < before + rows.count {
-                        let wanted = (before + rows.count - next).min(PANEL - filled);
-                        rows.read(
-                            tensors,
-                            depth,
-                            next - before,
-                            wanted,
-                            &mut out[filled * depth..],
-                        )?;
-                        filled += wanted;
+                        let piece = rows.piece(next - before, PANEL - filled, filled);
+                        filled += piece.rows.len();
+                        pieces.push(piece);
                     }
                     before += rows.count;
                 }
-                Ok(())
+                pieces
             }
         }
     }

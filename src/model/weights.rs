@@ -5,12 +5,14 @@ use super::tensors::{check_shapes, elements};
 use super::{ModelConfig, WeightMemory, parts};
 use crate::error::Result;
 use crate::int8::PANEL;
+use crate::int8::compensate::Factor;
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::Pool;
 use crate::int8::matrix::Matrix;
 use crate::int8::quantize::Loss;
-use crate::int8::scheme::Scheme;
-use crate::sources::Tensors;
+use crate::int8::rotation::Rotation;
+use crate::int8::scheme::{Mapping, Scheme};
+use crate::sources::{CodeRows, Tensors};
 
 /// All weights of a model, or what stands for them: `M` for a matrix, `N` for a norm.
 pub struct Weights<M = Matrix, N = Vec<f32>> {
@@ -41,7 +43,7 @@ pub struct Layer<M = Matrix, N = Vec<f32>> {
 }
 
 /// Reads, rotates and quantizes every tensor, one panel at a time on each thread, so the float model is never whole in
-/// memory. `progress` hears of values done and values in all.
+/// memory; codes that a checkpoint has already are kept as they are. `progress` hears of values done and values in all.
 ///
 /// # Errors
 /// [`crate::error::Error::BadModel`] for a tensor that is missing, has the wrong shape, is not finite or does not belong.
@@ -90,16 +92,53 @@ impl<'a> Quantizer<'a> {
         })
     }
 
-    /// The matrix and what rounding lost.
-    pub fn quantize(&mut self, part: &MatrixPart) -> Result<(Matrix, Loss)> {
+    /// The compute threads and their kernel.
+    pub const fn compute(&mut self) -> (Kernel, &mut Pool) {
+        (self.kernel, self.pool)
+    }
+
+    /// The matrix and what rounding lost: nothing where the checkpoint has codes already. `factors` say how errors are
+    /// compensated, if there are any.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::BadModel`] if a weight is not finite.
+    pub fn quantize(&mut self, part: &MatrixPart, factors: &[Factor]) -> Result<(Matrix, Loss)> {
         let MatrixPart { columns, depth, .. } = part;
         let (tensors, count) = (self.tensors, columns.padded_count());
-        let fill = |panel, out: &mut [f32]| columns.read(tensors, *depth, panel, out);
-        let packed = Matrix::pack(count, *depth, self.scheme, self.kernel, self.pool, fill)?;
+        let scheme = scheme_of(part, tensors, self.scheme)?;
+        let packed = if columns.have_codes(tensors)? {
+            let zero_points = scheme.mapping == Mapping::Affine;
+            let fill = |panel, out: CodeRows<'_>| columns.read_codes(tensors, *depth, panel, out);
+            let matrix = Matrix::from_codes(count, *depth, zero_points, self.pool, fill)?;
+            (matrix, Loss::default())
+        } else {
+            let fill = |panel, out: &mut [f32]| columns.read(tensors, *depth, panel, out);
+            let (kernel, pool) = (self.kernel, &mut *self.pool);
+            Matrix::pack(count, *depth, &scheme, factors, kernel, pool, fill)?
+        };
         self.done += (columns.count() * depth) as u64;
         (self.progress)(self.done, self.total);
         Ok(packed)
     }
+}
+
+/// How a part is mapped: as asked, or as its codes were made if the checkpoint has codes already.
+///
+/// # Errors
+/// [`crate::error::Error::BadModel`] if only some of the part's tensors are codes.
+pub fn scheme_of(part: &MatrixPart, tensors: &dyn Tensors, asked: &Scheme) -> Result<Scheme> {
+    if !part.columns.have_codes(tensors)? {
+        return Ok(*asked);
+    }
+    let mut names = part.columns.tensors();
+    Ok(Scheme {
+        mapping: match names.any(|name| tensors.has_zero_points(name)) {
+            true => Mapping::Affine,
+            false => Mapping::Symmetric,
+        },
+        rotation: Rotation::None,
+        ..Scheme::default()
+    })
 }
 
 impl Source for Quantizer<'_> {
@@ -107,7 +146,7 @@ impl Source for Quantizer<'_> {
     type Norm = Vec<f32>;
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<Matrix> {
-        Ok(self.quantize(part)?.0)
+        Ok(self.quantize(part, &[])?.0)
     }
 
     fn norm(&mut self, part: &NormPart) -> Result<Vec<f32>> {

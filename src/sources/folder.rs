@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper, Tokenizer};
 
 use super::packed::{self, Packed};
+use super::quantized::{Method, Quantized};
 use super::safetensors::Shards;
 use super::{Checkpoint, Tensors, read_json};
 use crate::error::{Error, Result};
@@ -24,21 +25,25 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     if !config_file.exists() {
         return Err(Error::not_found(&config_file, missing_config(path)));
     }
-    let config = read_json(&config_file)?;
+    let mut config = read_json(&config_file)?;
     if !config.is_object() {
         return Err(Error::bad_model(&config_file, "JSON", "is not an object"));
     }
     let packed = match packed::is_packed(path) {
         true => Some(Packed::open(path)?),
-        false => {
-            refuse_quantized(&config_file, &config)?;
-            None
-        }
+        false => None,
     };
     let tensors: Box<dyn Tensors> = match &packed {
         Some(packed) => Box::new(packed.clone()),
-        None => Box::new(weights(path)?),
+        None => match Method::read(&config_file, &config)? {
+            Some(method) => Box::new(Quantized::new(weights(path, true)?, method)?),
+            None => Box::new(weights(path, false)?),
+        },
     };
+    // It says how weights are stored, which is understood by now, and nothing about the model.
+    if let Some(fields) = config.as_object_mut() {
+        fields.remove("quantization_config");
+    }
     Ok(Checkpoint {
         name: name(path),
         eos_token_ids: eos_token_ids(path, &config_file, &config)?,
@@ -70,27 +75,15 @@ fn missing_config(folder: &Path) -> String {
     }
 }
 
-fn refuse_quantized(file: &Path, config: &Value) -> Result<()> {
-    let Some(quantization) = config.get("quantization_config").filter(|q| !q.is_null()) else {
-        return Ok(());
-    };
-    let method = quantization.get("quant_method").and_then(Value::as_str);
-    let method = method.unwrap_or("an unnamed method");
-    let problem = format!(
-        "the weights are quantized already ({method}), which cannot be read; use the bf16, f16 or f32 checkpoint"
-    );
-    Err(Error::bad_model(file, "quantization_config", problem))
-}
-
 /// The single file if there is one, as Hugging Face prefers it, else what the index lists.
-fn weights(folder: &Path) -> Result<Shards> {
+fn weights(folder: &Path, integers: bool) -> Result<Shards> {
     let single = folder.join("model.safetensors");
     if single.exists() {
-        return Shards::open(&single);
+        return Shards::open(&single, integers);
     }
     let index = folder.join("model.safetensors.index.json");
     if index.exists() {
-        return Shards::open_index(&index);
+        return Shards::open_index(&index, integers);
     }
     let problem = match first_with_extension(folder, &["bin", "pt", "pth", "ckpt"]) {
         Some(other) => format!(

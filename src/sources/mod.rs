@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `reference.rs`, `settings.rs` | what the user may name, and how it is fetched |
 //! | `folder.rs`, `safetensors.rs` | a Hugging Face folder and its weights |
+//! | `quantized/` | folders whose matrices are int8 already: compressed-tensors and LLM.int8 |
 //! | `packed.rs`, `staging.rs` | a folder of weights that were quantized before, and how it is written whole |
 //! | `gguf/` | a single GGUF file: header, configuration, tokenizer, tensors |
 //! | `hub.rs`, `demo.rs`, `wheel.rs` | what is fetched first: a Hugging Face repository, the demo model |
@@ -20,6 +21,7 @@ mod hub;
 mod mapped;
 pub mod packed;
 mod progress;
+mod quantized;
 mod reference;
 mod safetensors;
 mod settings;
@@ -97,11 +99,49 @@ pub trait Tensors: Send + Sync {
     /// [`crate::error::Error::BadModel`] when the tensor is absent or a value is not finite.
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
 
+    /// Whether `name` is stored as int8 codes, which are served as they are.
+    fn has_codes(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
+    /// Whether the codes of `name` have zero points.
+    fn has_zero_points(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
+    /// Reads rows `rows` of a tensor that [`Tensors::has_codes`], as they are stored.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Internal`] when it has no codes, or not these rows.
+    fn read_codes(&self, name: &str, rows: Range<usize>, out: CodeRows<'_>) -> Result<()> {
+        let _ = (rows, out);
+        Err(Error::Internal(format!("{name} is not stored as codes")))
+    }
+
+    /// What made the codes, in a few words for people; `None` if all tensors are floats or blocks of GGUF.
+    fn quantization(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Every tensor name, in a stable order.
     fn names(&self) -> Vec<String>;
 
     /// Bytes the tensors take in the file.
     fn stored_bytes(&self) -> u64;
+}
+
+/// Rows of int8 codes, to be filled: `weight = scale · (code − zero point)`, with one scale and zero point to a row.
+///
+/// Files hold signed codes; both numbers have 128 added to them here.
+pub struct CodeRows<'a> {
+    /// `[rows][k]`.
+    pub codes: &'a mut [u8],
+    /// One for each row: finite, not negative, and 255 times it is finite.
+    pub scales: &'a mut [f32],
+    /// One for each row; 128 where the mapping is symmetric.
+    pub zero_points: &'a mut [u8],
 }
 
 /// A model on this machine.

@@ -22,25 +22,46 @@ pub struct Shards {
     index: PathBuf,
     files: Vec<Mapped>,
     tensors: BTreeMap<String, Stored>,
+    /// Whether tensors of integers are taken in: someone knows what they mean.
+    integers: bool,
+}
+
+/// What a tensor's values are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ValueType {
+    /// Weights as they are.
+    Float(FloatType),
+    /// Codes of weights.
+    I8,
+    /// Notes about them.
+    U8,
+}
+
+/// A tensor as it lies in its file.
+pub struct Raw<'a> {
+    pub values: ValueType,
+    pub shape: &'a [usize],
+    /// Exactly the values of `shape`, little-endian.
+    pub bytes: &'a [u8],
 }
 
 /// Where one tensor lies.
 struct Stored {
     /// Position in `Shards::files`.
     file: usize,
-    dtype: FloatType,
+    values: ValueType,
     shape: Vec<usize>,
     /// Byte range in the file; holds exactly the values of `shape`.
     bytes: Range<usize>,
 }
 
 impl Shards {
-    /// Opens the single file `path`.
+    /// Opens the single file `path`, in which tensors of `integers` are allowed or not.
     ///
     /// # Errors
     /// [`Error::BadModel`] naming the file and tensor for anything that does not add up.
-    pub fn open(path: &Path) -> Result<Self> {
-        let mut shards = Self::empty(path);
+    pub fn open(path: &Path, integers: bool) -> Result<Self> {
+        let mut shards = Self::empty(path, integers);
         shards.add(path)?;
         Ok(shards)
     }
@@ -49,12 +70,12 @@ impl Shards {
     ///
     /// # Errors
     /// [`Error::BadModel`] or [`Error::NotFound`], also when the index and its files disagree.
-    pub fn open_index(path: &Path) -> Result<Self> {
+    pub fn open_index(path: &Path, integers: bool) -> Result<Self> {
         let weight_map = read_index(path)?;
         let folder = path.parent().unwrap_or(Path::new("."));
         let names = distinct(&weight_map);
 
-        let mut shards = Self::empty(path);
+        let mut shards = Self::empty(path, integers);
         for name in &names {
             let file = folder.join(name);
             if !file.exists() {
@@ -76,11 +97,12 @@ impl Shards {
         Ok(shards)
     }
 
-    fn empty(index: &Path) -> Self {
+    fn empty(index: &Path, integers: bool) -> Self {
         Self {
             index: index.into(),
             files: Vec::new(),
             tensors: BTreeMap::new(),
+            integers,
         }
     }
 
@@ -89,10 +111,12 @@ impl Shards {
         let file = Mapped::open(path)?;
         let (data_start, infos) = read_header(&file)?;
         for (name, info) in infos {
-            let dtype = match info.dtype {
-                Dtype::BF16 => FloatType::BF16,
-                Dtype::F16 => FloatType::F16,
-                Dtype::F32 => FloatType::F32,
+            let values = match info.dtype {
+                Dtype::BF16 => ValueType::Float(FloatType::BF16),
+                Dtype::F16 => ValueType::Float(FloatType::F16),
+                Dtype::F32 => ValueType::Float(FloatType::F32),
+                Dtype::I8 if self.integers => ValueType::I8,
+                Dtype::U8 if self.integers => ValueType::U8,
                 other => {
                     let problem = format!("is {other:?}; weights must be BF16, F16 or F32");
                     return Err(Error::bad_model(path, name, problem));
@@ -102,7 +126,7 @@ impl Shards {
             let bytes = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
             let stored = Stored {
                 file: self.files.len(),
-                dtype,
+                values,
                 shape: info.shape,
                 bytes,
             };
@@ -120,6 +144,16 @@ impl Shards {
         let missing = || Error::bad_model(&self.index, name, "there is no such tensor");
         self.tensors.get(name).ok_or_else(missing)
     }
+
+    /// The tensor `name` as it lies in its file, or `None` if there is no such tensor.
+    pub fn raw(&self, name: &str) -> Option<Raw<'_>> {
+        let stored = self.tensors.get(name)?;
+        Some(Raw {
+            values: stored.values,
+            shape: &stored.shape,
+            bytes: &self.files[stored.file][stored.bytes.clone()],
+        })
+    }
 }
 
 impl Tensors for Shards {
@@ -135,16 +169,24 @@ impl Tensors for Shards {
     }
 
     fn dtype(&self, name: &str) -> Option<&'static str> {
-        Some(self.tensors.get(name)?.dtype.name())
+        Some(match self.tensors.get(name)?.values {
+            ValueType::Float(float) => float.name(),
+            ValueType::I8 => "int8",
+            ValueType::U8 => "u8",
+        })
     }
 
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         let stored = self.get(name)?;
         let file = &self.files[stored.file];
         let k = super::check_rows(file.path(), name, &stored.shape, &rows, out.len())?;
-        let row_bytes = k * stored.dtype.bytes();
+        let ValueType::Float(float) = stored.values else {
+            let problem = format!("{name} was read as numbers, but holds codes");
+            return Err(Error::Internal(problem));
+        };
+        let row_bytes = k * float.bytes();
         let bytes = &file[stored.bytes.clone()][rows.start * row_bytes..rows.end * row_bytes];
-        stored.dtype.widen(bytes, out);
+        float.widen(bytes, out);
         if !all_finite(out) {
             return Err(super::not_finite(file.path(), name, rows.start, k, out));
         }

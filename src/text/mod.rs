@@ -5,7 +5,9 @@
 //! - [`grammar`]: what a text must be, as a constraint on its tokens.
 //! - [`samples`]: texts to evaluate and calibrate on.
 //! - [`stop`]: stop strings, wherever the token boundaries fall.
+//! - [`chat`]: conversations → ids through the model's template, and tool calls in answers.
 
+pub mod chat;
 pub mod decoder;
 pub mod grammar;
 pub mod samples;

@@ -13,6 +13,13 @@ use crate::error::{Error, Result};
 /// 1.2.1: paragraphs joined to one line each; doubled spaces, chapter headings and rows of asterisks removed.
 pub const ALICE: &str = include_str!("alice.txt");
 
+/// The first act and some of the second of *As You Like It* by William Shakespeare (1623, public domain): 8,000 to 9,000
+/// tokens to calibrate on, of another author and form than the text to evaluate on.
+///
+/// Cut from `tests/testdata/asyoulik.txt` (the Canterbury corpus's copy) in the source distribution of PyPI's `brotli`
+/// 1.2.0: each speech joined to one line behind its speaker's name; headings and empty lines removed.
+pub const AS_YOU_LIKE_IT: &str = include_str!("as_you_like_it.txt");
+
 /// Reads the texts of a file: each line of a `.jsonl` file is one, a string or an object with a `text`; any other file
 /// is one text.
 ///

@@ -4,6 +4,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::{
+    Model, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+};
 
 use super::grammar::{Grammar, GrammarConstraint, Grammars};
 use crate::error::{Error, Result};
@@ -22,6 +25,17 @@ pub struct Tokenizer {
     is_lossless: bool,
     /// Made for the first grammar.
     grammars: OnceLock<std::result::Result<Grammars, String>>,
+}
+
+/// A token with a meaning of its own, such as the end of a turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddedToken {
+    /// Its id.
+    pub id: u32,
+    /// Its text.
+    pub text: String,
+    /// Whether it is control rather than text; such tokens are left out of answers.
+    pub special: bool,
 }
 
 /// Why a text has no ids.
@@ -132,25 +146,97 @@ impl Tokenizer {
         text: &str,
         max_tokens: usize,
     ) -> std::result::Result<Vec<u32>, EncodeError> {
-        let limit = max_tokens.saturating_mul(self.longest);
-        if text.len() > limit {
-            return Err(EncodeError::TooLong {
-                bytes: text.len(),
-                limit,
-            });
-        }
+        self.check_length(text, max_tokens)?;
         // `encode_fast` skips the character offsets, which nobody asks for.
         let encoding = self
             .inner
             .encode_fast(text, false)
             .map_err(|problem| EncodeError::Failed(problem.to_string()))?;
-        let ids = encoding.get_ids().to_vec();
-        // The regular expression that splits the text has a budget; past it the rest of the text is silently left out.
+        self.check_cover(text, encoding.get_ids())?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of `text`, in which nothing is special: `<|end_of_text|>` is thirteen characters.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], except for the length.
+    pub fn encode_text(&self, text: &str) -> std::result::Result<Vec<u32>, EncodeError> {
+        if text.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ids = self
+            .steps_after_added_tokens(text)
+            .map_err(|problem| EncodeError::Failed(problem.to_string()))?;
+        self.check_cover(text, &ids)?;
+        Ok(ids)
+    }
+
+    /// What the crate does with text between added tokens.
+    fn steps_after_added_tokens(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
+        let mut pieces = PreTokenizedString::from(text);
+        if let Some(normalizer) = self.inner.get_normalizer() {
+            pieces.normalize(|piece| normalizer.normalize(piece))?;
+        }
+        if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+            pre_tokenizer.pre_tokenize(&mut pieces)?;
+        }
+        pieces.tokenize(|piece| self.inner.get_model().tokenize(piece.get()))?;
+        let pieces = pieces.get_splits(OffsetReferential::Original, OffsetType::None);
+        let tokens = pieces
+            .into_iter()
+            .filter_map(|(_, _, tokens)| tokens.as_ref());
+        Ok(tokens.flatten().map(|token| token.id).collect())
+    }
+
+    /// The most bytes that `tokens` tokens can hold.
+    pub const fn most_bytes(&self, tokens: usize) -> usize {
+        tokens.saturating_mul(self.longest)
+    }
+
+    /// Refuses a text that cannot fit `max_tokens`, before any work.
+    ///
+    /// # Errors
+    /// [`EncodeError::TooLong`].
+    pub const fn check_length(
+        &self,
+        text: &str,
+        max_tokens: usize,
+    ) -> std::result::Result<(), EncodeError> {
+        let (bytes, limit) = (text.len(), self.most_bytes(max_tokens));
+        if bytes > limit {
+            return Err(EncodeError::TooLong { bytes, limit });
+        }
+        Ok(())
+    }
+
+    /// The regular expression that splits the text has a budget; past it the rest of the text is silently left out.
+    fn check_cover(&self, text: &str, ids: &[u32]) -> std::result::Result<(), EncodeError> {
         let covered: usize = ids.iter().map(|&id| self.bytes(id).len()).sum();
         if self.is_lossless && covered < text.len() {
             return Err(EncodeError::TooUniform);
         }
-        Ok(ids)
+        Ok(())
+    }
+
+    /// The tokens that are found in a text before it is split, by id.
+    pub fn added_tokens(&self) -> Vec<AddedToken> {
+        let added = self.inner.get_added_tokens_decoder();
+        let mut added: Vec<AddedToken> = added
+            .into_iter()
+            .map(|(id, token)| AddedToken {
+                id,
+                special: token.special,
+                text: token.content,
+            })
+            .filter(|token| !token.text.is_empty())
+            .collect();
+        added.sort_by_key(|token| token.id);
+        added
+    }
+
+    /// One more than the greatest id that has a token.
+    pub const fn vocab_size(&self) -> usize {
+        self.ends.len()
     }
 
     /// The bytes of a token: nothing for ids that have none. They need not be whole characters.

@@ -32,10 +32,17 @@ serve small --max-batch 1 --max-queue 1 --kv-cache 64MiB
 small=$url
 serve plain --kv-cache 256MiB
 export MICROGRANITE_URL=$url MICROGRANITE_SMALL_URL=$small
+serve tools --kv-cache 256MiB --chat-template chatml-tools.jinja
+export MICROGRANITE_TOOLS_URL=$url
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/hf
 export OPENAI_API_KEY=none LANGSMITH_TRACING=false TQDM_DISABLE=1
 
-for test in openai_completions langchain_completions lm_eval_completions structured_completions; do
+for test in openai_completions langchain_completions lm_eval_completions structured_completions openai_chat; do
     echo "--- $test"
     "$venv/bin/python" "$test.py"
 done
+
+# A model of two layers answers in milliseconds, so a hundred cases per route take two minutes.
+serve tiny --model ../fixtures/granite-3-tiny --chat-template chatml-tools.jinja --max-tokens 16
+echo "--- fuzz"
+CLIENTS_VENV=$venv ./fuzz.sh "$url" "${FUZZ_CASES:-100}"

@@ -1,5 +1,6 @@
 //! Packed models: the same bits as quantizing in memory, every scheme served, damage refused, written whole or not at all.
 
+mod calibrated;
 mod files;
 mod killed;
 mod schemes;
@@ -7,6 +8,7 @@ mod schemes;
 use std::path::{Path, PathBuf};
 
 use microgranite::int8::scheme::Scheme;
+use microgranite::model::packed::Plan;
 use microgranite::model::{self, Forward, Granite, PAGE_TOKENS, Placement, Span, packed};
 use microgranite::sources::{self, Checkpoint, Reference};
 use tempfile::TempDir;
@@ -49,7 +51,11 @@ fn pack(name: &str, scheme: &Scheme) -> TempDir {
         std::fs::copy(fixture(name).join(file), folder.path().join(file)).unwrap();
     }
     let checkpoint = open(&fixture(name));
-    packed::write(&checkpoint, scheme, 2, folder.path(), &mut |_, _| ()).unwrap();
+    let plan = Plan {
+        scheme: *scheme,
+        ..Plan::default()
+    };
+    packed::write(&checkpoint, &plan, 2, folder.path(), &mut |_, _| ()).unwrap();
     folder
 }
 

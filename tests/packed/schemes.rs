@@ -4,7 +4,7 @@ use microgranite::int8::rotation::Rotation;
 use microgranite::int8::scheme::{Granularity, Mapping, Range, Scheme};
 use microgranite::model::evaluate::log_softmax;
 use microgranite::model::reference::{Arithmetic, Reference};
-use microgranite::model::{Forward, ModelConfig, Placement};
+use microgranite::model::{Forward, ModelConfig, Placement, packed};
 
 use crate::{FIXTURES, fixture, load, logits, open, pack};
 
@@ -95,5 +95,35 @@ fn every_scheme_is_served_and_stays_close_to_the_floats() {
                 assert!(kl < most, "{name}, {scheme}: {kl}");
             }
         }
+    }
+}
+
+#[test]
+fn codes_that_a_checkpoint_has_already_are_packed_as_they_are() {
+    for name in [
+        "granite-3-tiny-w8a8",
+        "granite-4-dense-tiny-w8a8-zp",
+        "granite-3-tiny-llm-int8",
+    ] {
+        // The scheme that was asked for is that of the embedding.
+        let scheme = Scheme {
+            granularity: Granularity::Group,
+            ..Scheme::default()
+        };
+        let folder = pack(name, &scheme);
+        let record =
+            packed::Quantization::of(open(folder.path()).packed.as_ref().unwrap()).unwrap();
+        let down = &record.matrices["model.layers.1.mlp.down_proj"];
+        assert_eq!((down.rotation, down.sqnr_db), (Rotation::None, None));
+        assert_eq!(
+            record.matrices["model.embed_tokens"].rotation,
+            Rotation::Full
+        );
+
+        let default = pack(name, &Scheme::default());
+        let mut packed = load(&open(default.path()), Placement::Mmap);
+        let mut direct = load(&open(&fixture(name)), Placement::Mmap);
+        let (packed, direct) = (logits(&mut packed, &IDS), logits(&mut direct, &IDS));
+        assert_eq!(bits(&packed), bits(&direct), "{name}");
     }
 }

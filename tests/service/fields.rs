@@ -421,3 +421,26 @@ async fn a_suffix_is_put_behind_the_gap() {
         assert_eq!(ids, json!([317, a, 318, z, 319]));
     }
 }
+
+#[tokio::test]
+async fn usage_tells_how_much_of_the_prompts_came_from_the_cache() {
+    let service = Service::start(Fake::babbling());
+    let prompt: Vec<u32> = (0..200).map(|at| 20 + at % 250).collect();
+    let cached = async |more: Value| {
+        let mut body = json!({"prompt": prompt, "max_tokens": 2, "seed": 1});
+        for (field, value) in more.as_object().unwrap() {
+            body[field] = value.clone();
+        }
+        let whole = service.complete(body.clone()).await["usage"]["prompt_tokens_details"].clone();
+        whole["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached(json!({})).await, 0);
+    assert_eq!(cached(json!({})).await, 192, "three pages of 64");
+    assert_eq!(
+        cached(json!({"n": 3})).await,
+        192,
+        "each prompt counts once"
+    );
+    let scored = json!({"echo": true, "logprobs": 0});
+    assert_eq!(cached(scored).await, 0, "a scored prompt is computed");
+}

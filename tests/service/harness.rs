@@ -9,11 +9,13 @@ use futures_util::StreamExt;
 use microgranite::engine::{self, Engine};
 use microgranite::http::auth::ApiKeys;
 use microgranite::http::limits::Limits;
+use microgranite::http::models::Facts;
 use microgranite::http::server::{self, Server};
 use microgranite::http::{App, ServedModel};
 use microgranite::model::Forward;
 use microgranite::telemetry::Metrics;
 use microgranite::text::Tokenizer;
+use microgranite::text::chat::ChatTemplate;
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -33,6 +35,7 @@ pub struct Options {
     pub server: server::Settings,
     pub keys: Option<ApiKeys>,
     pub limits: Limits,
+    pub chat_template: Option<&'static str>,
     pub tokenizer: Option<Tokenizer>,
 }
 
@@ -70,6 +73,11 @@ impl Service {
                 fingerprint: "test-fingerprint".to_owned(),
                 created: 1_700_000_000,
                 stop_ids: vec![END_OF_TEXT],
+                chat: options.chat_template.map(|source| {
+                    let template = ChatTemplate::new(source, &tokenizer(), None, Some(END_OF_TEXT));
+                    Arc::new(template.unwrap())
+                }),
+                facts: Facts::default(),
                 tokenizer: Arc::new(options.tokenizer.unwrap_or_else(tokenizer)),
                 engine: Engine::start(model, options.engine, Arc::clone(&metrics)).unwrap(),
             });

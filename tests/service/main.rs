@@ -1,5 +1,6 @@
 //! The service as its clients see it: real connections, the real engine, and a model that is cheap to run.
 
+mod chat;
 mod completions;
 mod connections;
 mod eval;
@@ -7,6 +8,7 @@ mod fake;
 mod fields;
 mod harness;
 mod metrics;
+mod mixed;
 mod pressure;
 mod process;
 mod refusals;

@@ -470,7 +470,7 @@ async fn unknown_paths_and_methods_have_the_same_kind_of_body() {
         "/",
         "/v1",
         "/v1/completions/",
-        "/v1/chat/completions",
+        "/v1/chat",
         "/v1/models/other",
         "/..%2f",
     ] {
@@ -485,6 +485,7 @@ async fn unknown_paths_and_methods_have_the_same_kind_of_body() {
     for (method, path, allow) in [
         (reqwest::Method::DELETE, "/v1/completions", "POST"),
         (reqwest::Method::GET, "/v1/completions", "POST"),
+        (reqwest::Method::GET, "/v1/chat/completions", "POST"),
         (reqwest::Method::POST, "/v1/models", "GET,HEAD"),
         (reqwest::Method::PUT, "/metrics", "GET,HEAD"),
     ] {

@@ -3,7 +3,8 @@
 use candle_core::quantized::GgmlDType;
 
 use crate::assert_refused;
-use crate::gguf_files::{granite, metadata, open};
+use crate::gguf_files::open;
+use crate::gguf_granite::{granite, metadata};
 use crate::gguf_writer::{ARRAY, BOOL, Gguf, I32, TEXT, U8, U32, array, text};
 
 const BAD_MODEL: u8 = 65;

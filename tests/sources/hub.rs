@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use microgranite::error::Error;
 use microgranite::sources::{self, Checkpoint, Freshness, Local, Reference};
 
-use crate::gguf_files::granite;
+use crate::gguf_granite::granite;
 use crate::hub_server::{COMMIT, Fault, Hub};
 use crate::{assert_refused, fixture};
 

@@ -1,11 +1,14 @@
 //! Where models come from, tested on real files, on files that lie, and on a hub on loopback.
 
+mod chat_templates;
 mod folders;
 mod gguf_files;
+mod gguf_granite;
 mod gguf_refusals;
 mod gguf_writer;
 mod hub;
 mod hub_server;
+mod quantized;
 mod refusals;
 mod tokenizers;
 mod wheels;

@@ -29,7 +29,7 @@ use crate::int8::{GROUP, PANEL};
 use crate::sources::packed::Packed;
 
 pub use read::{load, verify};
-pub use write::write;
+pub use write::{Plan, write};
 
 #[cfg(doc)]
 use crate::sources::packed::{QUANTIZATION, WEIGHTS};
@@ -52,6 +52,15 @@ pub struct Quantization {
     pub created_by: String,
     /// How weights were mapped to codes.
     pub scheme: Scheme,
+    /// The exponent of SmoothQuant, where activations were smoothed.
+    #[serde(default)]
+    pub smooth: Option<f32>,
+    /// Whether rounding errors were compensated.
+    #[serde(default)]
+    pub compensated: bool,
+    /// The text that smoothing and compensation were based on.
+    #[serde(default)]
+    pub calibration: Option<CalibrationRecord>,
     /// What the weights were made from.
     pub source: SourceRecord,
     /// Every matrix by name.
@@ -70,6 +79,17 @@ pub struct SourceRecord {
     pub name: String,
     /// The SHA-256 of every file that held weights, by file name.
     pub files: BTreeMap<String, String>,
+}
+
+/// A text that a model was calibrated on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CalibrationRecord {
+    /// What it is called.
+    pub text: String,
+    /// The SHA-256 of its documents, one after the other.
+    pub sha256: String,
+    /// How many of its tokens were run.
+    pub tokens: usize,
 }
 
 /// One matrix.

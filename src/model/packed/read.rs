@@ -15,8 +15,8 @@ use crate::model::{ModelConfig, Placement};
 use crate::sources::hash::sha256_of;
 use crate::sources::packed::Packed;
 
-/// Bytes that a thread copies at a time: small enough to share a matrix evenly, large enough to be one call.
-const COPY_BYTES: usize = 1 << 20;
+/// Bytes of the smallest share of a thread: small enough to share a matrix evenly, large enough to be worth a call.
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// Takes in the weights: codes where `placement` says, scales and norms as copies. Scales and norms are compared with
 /// their checksums; codes cannot do worse than give wrong text, and [`verify`] compares them.
@@ -151,13 +151,18 @@ impl Reader<'_> {
         self.used.insert(name.clone());
         let file = self.packed.file();
         if self.placement == Placement::Mmap {
-            file.populate(range.clone());
+            let chunks = range.len().div_ceil(CHUNK_BYTES);
+            self.pool.run(chunks, (), |_, share, ()| {
+                let start = range.start + share.start * CHUNK_BYTES;
+                let end = range.start + share.end * CHUNK_BYTES;
+                file.populate(start..end.min(range.end));
+            });
             return Ok(Memory::of_file(Arc::clone(file), range));
         }
         let bytes = &file[range];
         let mut copy = Memory::zeroed(bytes.len());
-        let chunks = copy.bytes_mut().chunks_mut(COPY_BYTES);
-        let mut pairs: Vec<_> = chunks.zip(bytes.chunks(COPY_BYTES)).collect();
+        let chunks = copy.bytes_mut().chunks_mut(CHUNK_BYTES);
+        let mut pairs: Vec<_> = chunks.zip(bytes.chunks(CHUNK_BYTES)).collect();
         let count = pairs.len();
         let parts = PerUnit::new(&mut pairs, 1);
         self.pool.run(count, parts, |_, _, pairs| {

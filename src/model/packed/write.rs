@@ -8,22 +8,40 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Metadata, TensorInfo};
 
 use super::{
-    FORMAT, LAYOUT, MatrixRecord, Quantization, SourceRecord, StoredTensor, tensor_of_norm,
-    tensors_of_matrix,
+    CalibrationRecord, FORMAT, LAYOUT, MatrixRecord, Quantization, SourceRecord, StoredTensor,
+    tensor_of_norm, tensors_of_matrix,
 };
 use crate::error::{Error, Result};
 use crate::int8::kernels;
 use crate::int8::kernels::pool::Pool;
 use crate::int8::scheme::{Granularity, Mapping, Scheme};
 use crate::model::ModelConfig;
+use crate::model::calibrate::{Compensation, Walk};
 use crate::model::parts::{self, MatrixPart, NormPart, Source};
-use crate::model::weights::Quantizer;
+use crate::model::smooth::Smoothed;
+use crate::model::tensors::check_shapes;
+use crate::model::weights::{Quantizer, scheme_of};
 use crate::sources::hash::{sha256, sha256_of};
 use crate::sources::packed::{QUANTIZATION, WEIGHTS};
 use crate::sources::{Checkpoint, Tensors};
 
 /// Data begins on a cache line: the header is padded with spaces, as the format allows, and tensors are multiples of it.
 const ALIGNMENT: usize = 64;
+
+/// How a model is to be packed.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// How weights are mapped to codes.
+    pub scheme: Scheme,
+    /// The exponent of SmoothQuant, if activations are to be smoothed.
+    pub smooth: Option<f32>,
+    /// Whether rounding errors are to be compensated.
+    pub compensate: bool,
+    /// Token ids of the calibration text in sequences; needed for the two choices before.
+    pub sequences: Vec<Vec<u32>>,
+    /// What the sequences are.
+    pub calibration: Option<CalibrationRecord>,
+}
 
 /// Quantizes a float checkpoint and writes both files of a packed model into `folder`, tensor by tensor, so that no more
 /// than one matrix is held in memory. `progress` hears of weights done and weights in all.
@@ -32,28 +50,42 @@ const ALIGNMENT: usize = 64;
 /// [`Error::BadModel`] for anything wrong with the checkpoint, [`Error::Io`] when a file cannot be written.
 pub fn write(
     checkpoint: &Checkpoint,
-    scheme: &Scheme,
+    plan: &Plan,
     threads: usize,
     folder: &Path,
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Quantization> {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let tensors = checkpoint.tensors.as_ref();
-    let (kernel, mut pool) = (kernels::best(), Pool::new(threads));
-    let quantizer = Quantizer::new(&config, tensors, scheme, kernel, &mut pool, progress)?;
+    check_shapes(&config, tensors)?;
+    let (kernel, mut pool, scheme) = (kernels::best(), Pool::new(threads), &plan.scheme);
+    let walk = |tensors| Walk::new(&config, tensors, &plan.sequences);
+    let smoothed = match plan.smooth {
+        Some(alpha) => {
+            let walk = walk(tensors)?;
+            Some(Smoothed::new(&config, tensors, walk, alpha, progress)?)
+        }
+        None => None,
+    };
+    let floats = smoothed.as_ref().map_or(tensors, |smoothed| smoothed);
+    let compensation = match plan.compensate {
+        true => Some(Compensation::new(walk(floats)?, scheme.rotation)),
+        false => None,
+    };
+    let quantizer = Quantizer::new(&config, floats, scheme, kernel, &mut pool, progress)?;
 
     let path = folder.join(WEIGHTS);
-    let mut plan = Plan::new(scheme);
-    parts::read(&config, &mut plan)?;
+    let mut contents = Contents::new(scheme, tensors);
+    parts::read(&config, &mut contents)?;
     let mut output = Output {
         file: File::create_new(&path).map_err(|e| Error::io(&path, e))?,
         path,
         checksums: BTreeMap::new(),
     };
-    output.put(&plan.header()?)?;
+    output.put(&contents.header()?)?;
     let mut writer = Writer {
         quantizer,
-        scheme,
+        compensation,
         output,
         matrices: BTreeMap::new(),
     };
@@ -68,15 +100,16 @@ pub fn write(
     let Writer {
         output, matrices, ..
     } = writer;
-    output
-        .file
-        .sync_all()
-        .map_err(|e| Error::io(&output.path, e))?;
+    let synced = output.file.sync_all();
+    synced.map_err(|e| Error::io(&output.path, e))?;
     let quantization = Quantization {
         format: FORMAT,
         layout: LAYOUT.into(),
         created_by: concat!("microgranite ", env!("CARGO_PKG_VERSION")).into(),
         scheme: *scheme,
+        smooth: plan.smooth,
+        compensated: plan.compensate,
+        calibration: plan.calibration.clone(),
         source: SourceRecord {
             name: checkpoint.name.clone(),
             files,
@@ -110,16 +143,18 @@ fn file_hashes(tensors: &dyn Tensors) -> Result<BTreeMap<String, String>> {
 }
 
 /// Lists the tensors that will be written, so that the header can come first.
-struct Plan<'a> {
+struct Contents<'a> {
     scheme: &'a Scheme,
+    checkpoint: &'a dyn Tensors,
     tensors: Vec<(String, TensorInfo)>,
     end: usize,
 }
 
-impl<'a> Plan<'a> {
-    const fn new(scheme: &'a Scheme) -> Self {
+impl<'a> Contents<'a> {
+    const fn new(scheme: &'a Scheme, checkpoint: &'a dyn Tensors) -> Self {
         Self {
             scheme,
+            checkpoint,
             tensors: Vec::new(),
             end: 0,
         }
@@ -148,7 +183,7 @@ impl<'a> Plan<'a> {
     }
 }
 
-impl Source for Plan<'_> {
+impl Source for Contents<'_> {
     type Matrix = ();
     type Norm = ();
 
@@ -156,10 +191,11 @@ impl Source for Plan<'_> {
         let [codes, scales, group_scales, zero_points] = tensors_of_matrix(part);
         self.add(codes);
         self.add(scales);
-        if self.scheme.granularity == Granularity::Group {
+        let scheme = scheme_of(part, self.checkpoint, self.scheme)?;
+        if scheme.granularity == Granularity::Group {
             self.add(group_scales);
         }
-        if self.scheme.mapping == Mapping::Affine {
+        if scheme.mapping == Mapping::Affine {
             self.add(zero_points);
         }
         Ok(())
@@ -198,7 +234,7 @@ impl Output {
 /// Quantizes each part and writes it at once.
 struct Writer<'a> {
     quantizer: Quantizer<'a>,
-    scheme: &'a Scheme,
+    compensation: Option<Compensation<'a>>,
     output: Output,
     matrices: BTreeMap<String, MatrixRecord>,
 }
@@ -208,7 +244,13 @@ impl Source for Writer<'_> {
     type Norm = ();
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<()> {
-        let (matrix, loss) = self.quantizer.quantize(part)?;
+        let factors = match (&mut self.compensation, part.input) {
+            (Some(compensation), Some(input)) => {
+                compensation.factors(input, self.quantizer.compute())?
+            }
+            _ => Vec::new(),
+        };
+        let (matrix, loss) = self.quantizer.quantize(part, &factors)?;
         let [codes, column, group, zero_points] = tensors_of_matrix(part);
         let scales = matrix.all_scales();
         let output = &mut self.output;
@@ -221,7 +263,7 @@ impl Source for Writer<'_> {
             output.put_tensor(zero_points, points)?;
         }
         let record = MatrixRecord {
-            rotation: self.scheme.rotation,
+            rotation: matrix.rotation(),
             sqnr_db: Some(loss.sqnr_db()).filter(|ratio| ratio.is_finite()),
             largest_error: loss.largest,
         };

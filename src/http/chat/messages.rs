@@ -1,0 +1,251 @@
+//! The conversation in a request: messages, tools and documents, checked, as the template wants them.
+
+use std::collections::BTreeMap;
+
+use minijinja::Value;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::http::error_body::ApiError;
+use crate::http::fields::{Fields, invalid};
+use crate::text::chat::{Conversation, Message, RESERVED, Role, ToolCall};
+
+/// Tools in one request. OpenAI's limit.
+pub const MAX_TOOLS: usize = 128;
+/// Documents in one request: more than any context holds.
+pub const MAX_DOCUMENTS: usize = 128;
+/// Characters of a tool's name. OpenAI's limit.
+pub const MAX_TOOL_NAME: usize = 64;
+
+/// A tool that the model may call.
+#[derive(Debug, Clone)]
+pub struct Tool {
+    /// Letters, digits, `_`, `-` and `.`, as many as [`MAX_TOOL_NAME`].
+    pub name: String,
+    /// JSON schema of the arguments.
+    pub parameters: Option<serde_json::Value>,
+}
+
+/// What chat completions and `/tokenize` have in common: takes the conversation out of a request's fields.
+///
+/// # Errors
+/// The first field that is absent or not as it should be.
+pub fn take(fields: &mut Fields<'_>) -> Result<(Conversation, Vec<Tool>), ApiError> {
+    let messages = messages(fields)?;
+    let (tools, definitions) = tools(fields)?;
+    let conversation = Conversation {
+        messages,
+        tools: definitions,
+        documents: documents(fields)?,
+        variables: variables(fields)?,
+        ..Conversation::default()
+    };
+    Ok((conversation, tools))
+}
+
+fn messages(fields: &mut Fields<'_>) -> Result<Vec<Message>, ApiError> {
+    const PARAM: &str = "messages";
+    const EXPECTED: &str = "a list of at least one message, each an object";
+    let messages: Vec<BTreeMap<String, &RawValue>> = fields
+        .take(PARAM, EXPECTED)?
+        .ok_or(ApiError::Missing { param: PARAM })?;
+    if messages.is_empty() {
+        return Err(invalid(PARAM, EXPECTED));
+    }
+    let mut checked = Vec::with_capacity(messages.len());
+    for (at, message) in messages.into_iter().enumerate() {
+        let problem = |(field, expected)| {
+            invalid(
+                PARAM,
+                format!("well-formed: '{field}' of message {at} must be {expected}"),
+            )
+        };
+        checked.push(self::message(&message).map_err(problem)?);
+    }
+    Ok(checked)
+}
+
+/// A field of a message and what it should have been.
+type Problem = (&'static str, &'static str);
+
+fn message(fields: &BTreeMap<String, &RawValue>) -> Result<Message, Problem> {
+    let role = match field::<String>(fields, "role", ROLES)?.as_deref() {
+        Some("system" | "developer") => Role::System,
+        Some("user") => Role::User,
+        Some("assistant") => Role::Assistant,
+        Some("tool") => Role::Tool,
+        _ => return Err(("role", ROLES)),
+    };
+    let calls = match role {
+        Role::Assistant => calls(fields)?,
+        _ => Vec::new(),
+    };
+    let content = match field::<&RawValue>(fields, "content", CONTENT)? {
+        Some(content) => content_text(content.get())?,
+        // An assistant that only calls tools says nothing.
+        None if role == Role::Assistant => String::new(),
+        None => return Err(("content", CONTENT)),
+    };
+    Ok(Message {
+        role,
+        content,
+        calls,
+        name: field(fields, "name", "a text")?,
+        call_id: field(fields, "tool_call_id", "a text")?,
+    })
+}
+
+const ROLES: &str = "system, developer, user, assistant or tool";
+const CONTENT: &str =
+    "a text or a list of {\"type\": \"text\", \"text\": …}; this model reads nothing else";
+
+fn content_text(json: &str) -> Result<String, Problem> {
+    #[derive(Deserialize)]
+    struct Part {
+        r#type: String,
+        text: String,
+    }
+    if let Ok(text) = serde_json::from_str(json) {
+        return Ok(text);
+    }
+    let parts: Vec<Part> = serde_json::from_str(json).map_err(|_problem| ("content", CONTENT))?;
+    if parts.iter().any(|part| part.r#type != "text") {
+        return Err(("content", CONTENT));
+    }
+    let texts: Vec<String> = parts.into_iter().map(|part| part.text).collect();
+    // As Granite 4's template joins them.
+    Ok(texts.join("\n"))
+}
+
+fn calls(fields: &BTreeMap<String, &RawValue>) -> Result<Vec<ToolCall>, Problem> {
+    const EXPECTED: &str = "a list of {\"id\", \"type\": \"function\", \"function\": {\"name\", \"arguments\"}}, the arguments a text";
+    #[derive(Deserialize)]
+    struct Call {
+        id: String,
+        #[serde(default)]
+        r#type: Option<String>,
+        function: Function,
+    }
+    #[derive(Deserialize)]
+    struct Function {
+        name: String,
+        arguments: String,
+    }
+    let calls: Option<Vec<Call>> = field(fields, "tool_calls", EXPECTED)?;
+    let calls = calls.unwrap_or_default();
+    let is_other = |call: &Call| {
+        call.r#type
+            .as_deref()
+            .is_some_and(|kind| kind != "function")
+    };
+    if calls.iter().any(is_other) {
+        return Err(("tool_calls", EXPECTED));
+    }
+    let call = |call: Call| ToolCall {
+        id: call.id,
+        name: call.function.name,
+        arguments: call.function.arguments,
+    };
+    Ok(calls.into_iter().map(call).collect())
+}
+
+fn field<'a, T: Deserialize<'a>>(
+    fields: &BTreeMap<String, &'a RawValue>,
+    name: &'static str,
+    expected: &'static str,
+) -> Result<Option<T>, Problem> {
+    match fields.get(name) {
+        None => Ok(None),
+        Some(raw) => serde_json::from_str(raw.get()).map_err(|_problem| (name, expected)),
+    }
+}
+
+/// The tools' names and schemas, and their definitions as they were sent, which is what templates print.
+fn tools(fields: &mut Fields<'_>) -> Result<(Vec<Tool>, Option<Value>), ApiError> {
+    #[derive(Deserialize)]
+    struct Definition {
+        r#type: String,
+        function: Function,
+    }
+    #[derive(Deserialize)]
+    struct Function {
+        name: String,
+        #[serde(default)]
+        parameters: Option<serde_json::Value>,
+    }
+    let expected = format!(
+        "a list of at most {MAX_TOOLS} of {{\"type\": \"function\", \"function\": {{\"name\", \"description\", \"parameters\"}}}}, \
+         each with a name of its own of 1 to {MAX_TOOL_NAME} letters, digits, '_', '-' or '.'"
+    );
+    let refused = || invalid("tools", &*expected);
+    let Some(raw) = fields.take::<&RawValue>("tools", &expected)? else {
+        return Ok((Vec::new(), None));
+    };
+    let tools: Vec<Definition> = serde_json::from_str(raw.get()).map_err(|_problem| refused())?;
+    if tools.is_empty() {
+        return Ok((Vec::new(), None));
+    }
+    let is_plain = |name: &str| {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+        (1..=MAX_TOOL_NAME).contains(&name.len()) && name.bytes().all(plain)
+    };
+    let is_schema = |schema: &Option<serde_json::Value>| {
+        schema.as_ref().is_none_or(serde_json::Value::is_object)
+    };
+    let mut names: Vec<&str> = tools.iter().map(|tool| &*tool.function.name).collect();
+    names.sort_unstable();
+    let is_valid = tools.len() <= MAX_TOOLS
+        && names.windows(2).all(|two| two[0] != two[1])
+        && tools.iter().all(|tool| {
+            tool.r#type == "function"
+                && is_plain(&tool.function.name)
+                && is_schema(&tool.function.parameters)
+        });
+    if !is_valid {
+        return Err(refused());
+    }
+    let definitions = serde_json::from_str(raw.get()).map_err(|_problem| refused())?;
+    let tool = |tool: Definition| Tool {
+        name: tool.function.name,
+        parameters: tool.function.parameters,
+    };
+    Ok((tools.into_iter().map(tool).collect(), Some(definitions)))
+}
+
+fn documents(fields: &mut Fields<'_>) -> Result<Option<Value>, ApiError> {
+    let expected = format!(
+        "a list of at most {MAX_DOCUMENTS} objects, such as {{\"doc_id\": \"1\", \"text\": …}}"
+    );
+    let refused = || invalid("documents", &*expected);
+    let Some(raw) = fields.take::<&RawValue>("documents", &expected)? else {
+        return Ok(None);
+    };
+    let documents: Vec<BTreeMap<String, Value>> =
+        serde_json::from_str(raw.get()).map_err(|_problem| refused())?;
+    match documents.len() {
+        0 => Ok(None),
+        1..=MAX_DOCUMENTS => {
+            let in_order = serde_json::from_str(raw.get()).map_err(|_problem| refused())?;
+            Ok(Some(in_order))
+        }
+        _ => Err(refused()),
+    }
+}
+
+/// `chat_template_kwargs`: variables that only the template understands.
+fn variables(fields: &mut Fields<'_>) -> Result<Vec<(String, Value)>, ApiError> {
+    let expected = format!(
+        "an object without {}",
+        RESERVED.map(|name| format!("'{name}'")).join(", ")
+    );
+    let variables: Option<BTreeMap<String, Value>> =
+        fields.take("chat_template_kwargs", &expected)?;
+    let variables: Vec<(String, Value)> = variables.unwrap_or_default().into_iter().collect();
+    if variables
+        .iter()
+        .any(|(name, _)| RESERVED.contains(&name.as_str()))
+    {
+        return Err(invalid("chat_template_kwargs", expected));
+    }
+    Ok(variables)
+}

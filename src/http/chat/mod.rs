@@ -1,0 +1,209 @@
+//! `POST /v1/chat/completions`: a conversation in, the assistant's next turn out.
+//!
+//! [`messages`] reads the conversation, [`request`] the rest of the request, and [`response`] makes messages, tool calls
+//! and events of the answers. Between them the model's own template turns the conversation into ids.
+
+pub mod messages;
+pub mod request;
+pub mod response;
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::response::Response;
+use jiff::Timestamp;
+use tokio::task::spawn_blocking;
+
+use super::answer::{Answer, Pieces, Rules};
+use super::body::JsonBytes;
+use super::completions::{encode_error, refused};
+use super::error_body::ApiError;
+use super::fields::ignored_header;
+use super::observe::Record;
+use super::{App, ServedModel, streaming, unix_seconds};
+use crate::engine::Generation;
+use crate::text::chat::calls::CallSyntax;
+use crate::text::chat::{ChatError, ChatTemplate, Conversation, Ending};
+use request::ChatRequest;
+use response::{Chunks, Head};
+
+/// Checks the request, renders its conversation, and answers with what the model says next.
+pub async fn complete(
+    State(app): State<App>,
+    Extension(record): Extension<Arc<Record>>,
+    JsonBytes(body): JsonBytes,
+) -> Result<Response, ApiError> {
+    let model = app.model()?;
+    let mut request = ChatRequest::parse(&body, app.limits())?;
+    drop(body);
+    if let Some(name) = &request.model {
+        model.check_name(name)?;
+    }
+    let template = model.chat_template()?;
+    let calls = call_syntax(template, &request)?;
+    if let Some(syntax) = &calls {
+        request.force_call(syntax);
+    }
+    // Before the tokenizer works for a request that has to be refused.
+    let n = request.sampling.n;
+    model.check_count("n", n)?;
+    model.engine.has_room(n).map_err(refused)?;
+
+    let conversation = std::mem::take(&mut request.conversation);
+    let prompt: Arc<[u32]> = encode(model, template, conversation).await?.into();
+    record.set_prompt_tokens(prompt.len());
+    let max_tokens = max_tokens(model, &request, prompt.len(), app.limits().tokens)?;
+    let request = Arc::new(request);
+    let generation = generation(model, &request).await?;
+    let generations = (0..n).map(|choice| {
+        let mut generation = generation.clone();
+        generation.prompt = prompt.to_vec();
+        generation.max_tokens = max_tokens;
+        generation.sampling.seed = request.sampling.seed(choice);
+        generation
+    });
+    let streams = model
+        .engine
+        .submit(generations.collect())
+        .map_err(refused)?;
+
+    let rules = Arc::new(Rules {
+        stop: request.sampling.stop.clone(),
+        stop_token_ids: request.sampling.stop_token_ids.clone(),
+        include_stop: request.sampling.include_stop,
+        min_tokens: request.sampling.min_tokens,
+        echo: false,
+        grammar: request.sampling.grammar.as_ref().map(|grammar| grammar.0),
+        shown_token: calls.as_ref().and_then(CallSyntax::shown_token),
+    });
+    let answers = streams.into_iter().map(|events| {
+        let (prompt, tokenizer) = (Arc::clone(&prompt), Arc::clone(&model.tokenizer));
+        Answer::new(events, prompt, tokenizer, Arc::clone(&rules))
+    });
+    let pieces = Pieces::new(answers.collect(), app.cut(), record);
+    let head = Head {
+        id: format!("chatcmpl-{:032x}", rand::random::<u128>()),
+        created: unix_seconds(),
+        model: model.name.clone(),
+        fingerprint: model.fingerprint.clone(),
+        prompt_tokens: prompt.len(),
+        tokenizer: Arc::clone(&model.tokenizer),
+        with_logprobs: request.sampling.logprobs.is_some(),
+        calls,
+        must_call: request.must_call,
+        parallel_calls: request.parallel_calls,
+    };
+    let mut response = match request.stream {
+        Some(options) => streaming::events(pieces, Chunks::new(head, n, options)).await?,
+        None => response::whole(pieces, head).await?,
+    };
+    if let Some(names) = ignored_header(&request.ignored) {
+        response.headers_mut().insert("x-ignored-params", names);
+    }
+    Ok(response)
+}
+
+/// How calls are written, if the model may make any.
+fn call_syntax(
+    template: &ChatTemplate,
+    request: &ChatRequest,
+) -> Result<Option<CallSyntax>, ApiError> {
+    if request.tools.is_empty() {
+        return Ok(None);
+    }
+    match template.calls() {
+        Some(calls) => Ok(Some(calls.clone())),
+        None => Err(ApiError::InvalidValue {
+            param: "tools",
+            expected: "left out: this model's chat template has no place for tools".to_owned(),
+        }),
+    }
+}
+
+/// The generation that the request asks for, without prompt, length and seed.
+async fn generation(
+    model: &ServedModel,
+    request: &Arc<ChatRequest>,
+) -> Result<Generation, ApiError> {
+    let (request, tokenizer) = (Arc::clone(request), Arc::clone(&model.tokenizer));
+    let (stop_ids, vocab_size) = (model.stop_ids.clone(), model.engine.limits().vocab_size);
+    // Compiling a grammar takes a while.
+    spawn_blocking(move || {
+        request
+            .sampling
+            .generation(&tokenizer, &stop_ids, vocab_size)
+    })
+    .await
+    .map_err(|_panicked| ApiError::Internal)?
+}
+
+/// The ids of a conversation, of which there is at least one.
+pub async fn encode(
+    model: &ServedModel,
+    template: &Arc<ChatTemplate>,
+    conversation: Conversation,
+) -> Result<Vec<u32>, ApiError> {
+    if conversation.documents.is_some() && !template.mentions("documents") {
+        return Err(ApiError::InvalidValue {
+            param: "documents",
+            expected: "left out: this model's chat template has no place for documents".to_owned(),
+        });
+    }
+    let context = model.engine.limits().context_length;
+    let (template, tokenizer) = (Arc::clone(template), Arc::clone(&model.tokenizer));
+    // A long conversation takes a while, and this thread also writes everyone else's tokens.
+    let encoded = spawn_blocking(move || {
+        template.encode(&tokenizer, &conversation, Timestamp::now(), context)
+    })
+    .await
+    .map_err(|_panicked| ApiError::Internal)?;
+    match encoded {
+        Ok(ids) if ids.is_empty() => Err(ApiError::ChatTemplate("it renders to nothing".into())),
+        Ok(ids) => Ok(ids),
+        Err(ChatError::Template(problem)) => Err(ApiError::ChatTemplate(problem)),
+        Err(ChatError::Encode(problem)) => Err(encode_error("messages", problem, context)),
+    }
+}
+
+/// As many tokens as were asked for, or as the context has room for and a request may have.
+fn max_tokens(
+    model: &ServedModel,
+    request: &ChatRequest,
+    prompt: usize,
+    most: usize,
+) -> Result<usize, ApiError> {
+    let context = model.engine.limits().context_length;
+    let (param, wanted) = match request.max_tokens {
+        Some(max_tokens) if prompt < context => ("max_tokens", max_tokens),
+        Some(max_tokens) => ("messages", max_tokens),
+        None => ("messages", 1),
+    };
+    if prompt.saturating_add(wanted) > context {
+        let message = format!(
+            "this model's context is {context} tokens; {prompt} of the messages and {wanted} of the answer are more"
+        );
+        return Err(ApiError::ContextLength { param, message });
+    }
+    Ok(request.max_tokens.unwrap_or((context - prompt).min(most)))
+}
+
+impl ServedModel {
+    /// The template, or the answer that there is none.
+    pub(super) fn chat_template(&self) -> Result<&Arc<ChatTemplate>, ApiError> {
+        self.chat.as_ref().ok_or(ApiError::NoChatTemplate)
+    }
+}
+
+/// How a prompt ends: where a new answer begins, where a turn has ended, or in the middle of one.
+fn ending(add_generation_prompt: Option<bool>, continue_final: bool) -> Result<Ending, ApiError> {
+    match (add_generation_prompt, continue_final) {
+        (Some(true), true) => Err(ApiError::InvalidValue {
+            param: "continue_final_message",
+            expected: "false where 'add_generation_prompt' is true".to_owned(),
+        }),
+        (_, true) => Ok(Ending::Continued),
+        (Some(false), false) => Ok(Ending::Closed),
+        (None | Some(true), false) => Ok(Ending::Answer),
+    }
+}

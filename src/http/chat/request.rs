@@ -1,0 +1,172 @@
+//! The JSON of `POST /v1/chat/completions` beside the conversation, checked.
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::ending;
+use super::messages::{self, Tool};
+use crate::http::error_body::ApiError;
+use crate::http::fields::{Fields, invalid};
+use crate::http::limits::Limits;
+use crate::http::sampling::{MAX_LOGPROBS, SamplingRequest};
+use crate::http::wire::{StreamOptions, max_tokens, stream_options};
+use crate::text::Grammar;
+use crate::text::chat::calls::CallSyntax;
+use crate::text::chat::{Conversation, Ending};
+
+/// A chat request whose every field is in range. What depends on the model is checked later.
+#[derive(Debug)]
+pub struct ChatRequest {
+    /// The model asked for, if the client cares.
+    pub model: Option<String>,
+    /// What was said; without tools if none may be called.
+    pub conversation: Conversation,
+    /// The tools that may be called.
+    pub tools: Vec<Tool>,
+    /// Whether one of them has to be.
+    pub must_call: bool,
+    /// Whether several may be called at once.
+    pub parallel_calls: bool,
+    /// Absent: as many as the context has room for.
+    pub max_tokens: Option<usize>,
+    /// How answers are generated.
+    pub sampling: SamplingRequest,
+    /// Whether and how to answer in events.
+    pub stream: Option<StreamOptions>,
+    /// Names of fields that were there and change nothing.
+    pub ignored: Vec<String>,
+}
+
+/// Fields of OpenAI's API that would change the answer in a way that this server cannot.
+const UNSUPPORTED: [(&str, &str); 4] = [
+    (
+        "chat_template",
+        "the model's own template is used; the server's --chat-template replaces it",
+    ),
+    ("functions", "send 'tools'"),
+    ("function_call", "send 'tool_choice'"),
+    ("audio", "leave it out"),
+];
+
+impl ChatRequest {
+    /// Reads and checks a request body.
+    ///
+    /// # Errors
+    /// The first field that is absent, of the wrong type, out of range or not supported.
+    pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let f = &mut fields;
+        let model = f.take("model", "a string")?;
+        let (mut conversation, tools) = messages::take(f)?;
+        let (tools, must_call) = tool_choice(f, tools)?;
+        if tools.is_empty() {
+            conversation.tools = None;
+        }
+        let parallel_calls = f.take("parallel_tool_calls", "true or false")?;
+        let max_tokens = max_tokens(f, limits)?;
+        if max_tokens == Some(0) {
+            return Err(invalid("max_tokens", "an integer of at least 1"));
+        }
+        let mut sampling = SamplingRequest::take(f, limits)?;
+        if max_tokens.is_some_and(|most| sampling.min_tokens > most) {
+            return Err(invalid("min_tokens", "at most 'max_tokens'"));
+        }
+        let with_logprobs = f.flag("logprobs")?;
+        let top_logprobs = f.count("top_logprobs", 0..=MAX_LOGPROBS)?;
+        if top_logprobs.is_some() && !with_logprobs {
+            let expected = "left out where 'logprobs' is not true";
+            return Err(invalid("top_logprobs", expected));
+        }
+        sampling.logprobs = with_logprobs.then_some(top_logprobs.unwrap_or(0));
+        let stream = stream_options(f)?;
+        conversation.ending = take_ending(f)?;
+        if must_call {
+            if let Some((param, _)) = sampling.grammar {
+                return Err(invalid(param, "left out where 'tool_choice' forces a call"));
+            }
+            if conversation.ending != Ending::Answer {
+                let expected = "one that forces no call where no new answer begins";
+                return Err(invalid("tool_choice", expected));
+            }
+            conversation.ending = Ending::Call;
+        }
+        for (param, neutral) in UNSUPPORTED {
+            if f.take::<&RawValue>(param, neutral)?.is_some() {
+                return Err(ApiError::Unsupported { param, neutral });
+            }
+        }
+        Ok(Self {
+            model,
+            conversation,
+            tools,
+            must_call,
+            parallel_calls: parallel_calls.unwrap_or(true),
+            max_tokens,
+            sampling,
+            stream,
+            ignored: fields.finish(limits.strict)?,
+        })
+    }
+
+    /// Lets the answer be nothing but a call, as `syntax` has it, where one is forced.
+    pub fn force_call(&mut self, syntax: &CallSyntax) {
+        if self.must_call {
+            let tools = self.tools.iter();
+            let tools: Vec<_> = tools
+                .map(|tool| (tool.name.clone(), tool.parameters.clone()))
+                .collect();
+            let schema = syntax.schema(&tools).to_string();
+            self.sampling.grammar = Some(("tools", Grammar::JsonSchema(schema)));
+        }
+    }
+}
+
+/// How the prompt ends, by the two switches that vLLM has for it.
+///
+/// # Errors
+/// When they contradict each other.
+pub fn take_ending(fields: &mut Fields<'_>) -> Result<Ending, ApiError> {
+    let add_generation_prompt = fields.take("add_generation_prompt", "true or false")?;
+    let continue_final = fields.flag("continue_final_message")?;
+    ending(add_generation_prompt, continue_final)
+}
+
+/// Those of `tools` that may be called, and whether one must be.
+fn tool_choice(
+    fields: &mut Fields<'_>,
+    mut tools: Vec<Tool>,
+) -> Result<(Vec<Tool>, bool), ApiError> {
+    const PARAM: &str = "tool_choice";
+    const EXPECTED: &str = "\"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": …}} with a name of 'tools'";
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Choice {
+        Mode(String),
+        Named { r#type: String, function: Named },
+    }
+    #[derive(Deserialize)]
+    struct Named {
+        name: String,
+    }
+    let refused = || invalid(PARAM, EXPECTED);
+    let must_call = match fields.take::<Choice>(PARAM, EXPECTED)? {
+        None => false,
+        Some(Choice::Mode(mode)) => match mode.as_str() {
+            "auto" => false,
+            "none" => {
+                tools.clear();
+                false
+            }
+            "required" => true,
+            _ => return Err(refused()),
+        },
+        Some(Choice::Named { r#type, function }) => {
+            tools.retain(|tool| r#type == "function" && tool.name == function.name);
+            true
+        }
+    };
+    if must_call && tools.is_empty() {
+        return Err(refused());
+    }
+    Ok((tools, must_call))
+}

@@ -1,0 +1,268 @@
+//! Schemas of what may be asked. The ranges are those of the checks.
+
+use serde_json::{Map, Value, json};
+
+use crate::http::chat::messages::{MAX_DOCUMENTS, MAX_TOOL_NAME, MAX_TOOLS};
+use crate::http::limits::Limits;
+use crate::http::sampling::{MAX_ENTRIES, MAX_LOGPROBS};
+
+/// Adds the schemas of request bodies.
+pub fn add(schemas: &mut Map<String, Value>, limits: &Limits) {
+    let mut add = |name: &str, schema| schemas.insert(name.to_owned(), schema);
+    add("CompletionRequest", completion(limits));
+    add("ChatRequest", chat(limits));
+    add("Message", message());
+    add("Tool", tool());
+    add("TokenizeRequest", tokenize());
+    add(
+        "DetokenizeRequest",
+        json!({
+            "type": "object",
+            "required": ["tokens"],
+            "properties": {"model": model(), "tokens": {"type": "array", "items": id()}},
+        }),
+    );
+}
+
+fn completion(limits: &Limits) -> Value {
+    let text = json!({"type": "string", "minLength": 1});
+    let ids = json!({"type": "array", "minItems": 1, "items": id()});
+    let several = |items: &Value| json!({"type": "array", "minItems": 1, "maxItems": limits.prompts, "items": items});
+    let mut properties = json!({
+        "prompt": {
+            "description": "A text, texts, ids or lists of ids. Nothing is put in front of it.",
+            "anyOf": [text, several(&text), ids, several(&ids)],
+        },
+        "max_tokens": tokens(limits, 0, "16 if absent. 0 only together with `echo`, to score the prompt."),
+        "max_completion_tokens": tokens(limits, 0, "Another name of `max_tokens`."),
+        "echo": flag("Begin answers with their prompts."),
+        "logprobs": optional("integer", json!({"minimum": 0, "maximum": MAX_LOGPROBS, "description":
+            "Give log-probabilities, with so many alternatives; with `echo` of the prompt's tokens too."})),
+        "best_of": optional("integer", json!({"minimum": 1, "maximum": limits.choices, "description":
+            "Generate so many answers and give the `n` likeliest. Not in streams."})),
+        "suffix": optional("string", json!({"description": "What comes after the answer: fill in the middle."})),
+        "truncate_prompt_tokens": optional("integer", json!({"minimum": -1, "description":
+            "Keep so many of a prompt's last tokens; -1 keeps what fits."})),
+        "return_token_ids": flag("Give ids beside texts."),
+    });
+    merge(&mut properties, sampling(limits));
+    json!({"type": "object", "required": ["prompt"], "properties": properties})
+}
+
+fn chat(limits: &Limits) -> Value {
+    let named = json!({
+        "type": "object", "required": ["type", "function"],
+        "properties": {
+            "type": {"const": "function"},
+            "function": {"type": "object", "required": ["name"], "properties": {"name": tool_name()}},
+        },
+    });
+    let mut properties = conversation();
+    merge(
+        &mut properties,
+        json!({
+            "tool_choice": {
+                "description": "Whether tools may, must or must not be called, or which one must. `none` leaves the tools out of the prompt.",
+                "anyOf": [{"enum": ["none", "auto", "required", null]}, named],
+            },
+            "parallel_tool_calls": flag("Whether calls after the first count. True if absent."),
+            "max_tokens": tokens(limits, 1, "The rest of the context if absent."),
+            "max_completion_tokens": tokens(limits, 1, "Another name of `max_tokens`."),
+            "logprobs": flag("Give log-probabilities."),
+            "top_logprobs": optional("integer", json!({"minimum": 0, "maximum": MAX_LOGPROBS, "description":
+                "Alternatives for each token; only together with `logprobs`."})),
+        }),
+    );
+    merge(&mut properties, sampling(limits));
+    json!({"type": "object", "required": ["messages"], "properties": properties})
+}
+
+fn tokenize() -> Value {
+    let mut properties = conversation();
+    merge(
+        &mut properties,
+        json!({
+            "model": model(),
+            "prompt": optional("string", json!({"description": "A text. Without it, `messages`."})),
+            "add_special_tokens": flag("Changes nothing: these tokenizers add none."),
+            "return_token_strs": flag("Give the tokens' texts too."),
+        }),
+    );
+    json!({
+        "type": "object",
+        "properties": properties,
+        "anyOf": [
+            {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+            {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+        ],
+    })
+}
+
+/// What a chat template is given.
+fn conversation() -> Value {
+    json!({
+        "messages": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Message"}},
+        "tools": optional("array", json!({"maxItems": MAX_TOOLS, "items": {"$ref": "#/components/schemas/Tool"},
+            "description": "What the model may call, where its chat template has a place for tools."})),
+        "documents": optional("array", json!({"maxItems": MAX_DOCUMENTS, "items": {"type": "object"},
+            "description": "What to ground the answer in, where the chat template has a place for it. Granite 3 reads `doc_id` and `text`."})),
+        "chat_template_kwargs": optional("object", json!({"description":
+            "Further variables of the chat template, such as `thinking`."})),
+        "add_generation_prompt": flag("Whether the assistant's turn begins after the messages. True if absent."),
+        "continue_final_message": flag("Go on with the last message instead of beginning an answer."),
+    })
+}
+
+fn message() -> Value {
+    let text = json!({"type": "object", "required": ["type", "text"],
+        "properties": {"type": {"const": "text"}, "text": {"type": "string"}}});
+    let content = json!([{"type": "string"}, {"type": "array", "items": text}]);
+    let with = |roles: Value, required: Value| {
+        json!({
+            "type": "object",
+            "required": required,
+            "properties": {
+                "role": {"enum": roles},
+                "content": {"anyOf": content},
+                "name": optional("string", json!({})),
+                "tool_call_id": optional("string", json!({})),
+            },
+        })
+    };
+    let call = json!({
+        "type": "object", "required": ["id", "function"],
+        "properties": {
+            "id": {"type": "string"},
+            "type": {"enum": ["function", null]},
+            "function": {"type": "object", "required": ["name", "arguments"],
+                "properties": {"name": {"type": "string"}, "arguments": {"type": "string", "description": "A JSON object."}}},
+        },
+    });
+    let mut assistant = with(json!(["assistant"]), json!(["role"]));
+    assistant["properties"]["content"] =
+        json!({"anyOf": [content[0], content[1], {"type": "null"}]});
+    assistant["properties"]["tool_calls"] = optional("array", json!({"items": call}));
+    json!({"oneOf": [with(json!(["system", "developer", "user", "tool"]), json!(["role", "content"])), assistant]})
+}
+
+fn tool() -> Value {
+    json!({
+        "type": "object", "required": ["type", "function"],
+        "properties": {
+            "type": {"const": "function"},
+            "function": {
+                "type": "object", "required": ["name"],
+                "properties": {
+                    "name": tool_name(),
+                    "description": optional("string", json!({})),
+                    "parameters": optional("object", json!({"description": "A JSON schema."})),
+                },
+            },
+        },
+    })
+}
+
+fn tool_name() -> Value {
+    json!({"type": "string", "pattern": format!("^[A-Za-z0-9_.-]{{1,{MAX_TOOL_NAME}}}$")})
+}
+
+/// What says how answers are generated.
+fn sampling(limits: &Limits) -> Value {
+    let number = |least: f64, most: f64, description: &str| {
+        optional(
+            "number",
+            json!({"minimum": least, "maximum": most, "description": description}),
+        )
+    };
+    let token_ids = |least: usize, most: usize, description: &str| {
+        optional(
+            "array",
+            json!({"minItems": least, "maxItems": most, "items": id(), "description": description}),
+        )
+    };
+    let strings = |most: usize, description: &str| {
+        let text = json!({"type": "string", "minLength": 1});
+        json!({"description": description,
+            "anyOf": [text, {"type": "array", "maxItems": most, "items": text}, {"type": "null"}]})
+    };
+    let schema = json!({"type": ["object", "boolean"]});
+    json!({
+        "model": model(),
+        "temperature": number(0.0, 2.0, "1 if absent; 0 takes the likeliest token."),
+        "top_p": optional("number", json!({"exclusiveMinimum": 0, "maximum": 1, "description":
+            "Keep the likeliest tokens up to this share."})),
+        "top_k": optional("integer", json!({"minimum": -1, "maximum": i64::MAX, "description":
+            "Keep so many of the likeliest tokens; 0 and -1 keep all."})),
+        "min_p": number(0.0, 1.0, "Drop tokens less likely than this share of the likeliest."),
+        "presence_penalty": number(-2.0, 2.0, "Against tokens that are in the answer."),
+        "frequency_penalty": number(-2.0, 2.0, "Against tokens each time they are in the answer."),
+        "repetition_penalty": number(0.01, 100.0, "Against tokens that are in the prompt or the answer; 1 is none."),
+        "logit_bias": optional("object", json!({"maxProperties": MAX_ENTRIES, "description": "Token ids, each with what its logit gains.",
+            "propertyNames": {"pattern": "^[0-9]{1,9}$"},
+            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}})),
+        "allowed_token_ids": token_ids(1, MAX_ENTRIES, "Choose no others."),
+        "bad_words": strings(MAX_ENTRIES, "Words that are not written."),
+        "seed": optional("integer", json!({"minimum": i64::MIN, "maximum": i64::MAX, "description":
+            "The same seed gives the same answer. Answer i of n has the seed plus i."})),
+        "n": optional("integer", json!({"minimum": 1, "maximum": limits.choices, "description": "Answers to each prompt."})),
+        "stop": strings(limits.stops, "Texts that end an answer before them."),
+        "stop_token_ids": token_ids(0, limits.stops.saturating_mul(16), "Ids that end an answer."),
+        "include_stop_str_in_output": flag("Whether what ended the answer is part of it."),
+        "min_tokens": optional("integer", json!({"minimum": 0, "maximum": u64::MAX, "description":
+            "Nothing ends the answer before; at most `max_tokens`."})),
+        "ignore_eos": flag("Go on after the model's end of text."),
+        "stream": flag("Answer in server-sent events."),
+        "stream_options": optional("object", json!({"description": "Only together with `stream`.", "properties": {
+            "include_usage": flag("End with an event that has the token counts."),
+            "continuous_usage_stats": flag("Token counts in every event."),
+        }})),
+        "response_format": optional("object", json!({"required": ["type"], "description": "What the answer must be.", "properties": {
+            "type": {"enum": ["text", "json_object", "json_schema"]},
+            "json_schema": optional("object", json!({"required": ["schema"], "properties": {"schema": schema}})),
+        }})),
+        "structured_outputs": optional("object", json!({"description": "The same in vLLM's form: one of these.", "properties": {
+            "json": {"description": "A JSON schema, as an object or as text."},
+            "json_object": flag("Any JSON object."),
+            "regex": optional("string", json!({})),
+            "choice": optional("array", json!({"minItems": 1, "maxItems": 1024, "items": {"type": "string", "minLength": 1}})),
+            "grammar": optional("string", json!({"description": "Lark."})),
+        }})),
+        "priority": optional("integer", json!({"description": "Changes nothing: requests are served in order."})),
+        "user": {"description": "Changes nothing."},
+    })
+}
+
+fn model() -> Value {
+    optional(
+        "string",
+        json!({"description": "The served name, if given."}),
+    )
+}
+
+fn id() -> Value {
+    json!({"type": "integer", "minimum": 0, "maximum": u32::MAX})
+}
+
+fn tokens(limits: &Limits, least: usize, description: &str) -> Value {
+    let most = (limits.tokens as u64).min(u64::from(u32::MAX));
+    optional(
+        "integer",
+        json!({"minimum": least, "maximum": most, "description": description}),
+    )
+}
+
+fn flag(description: &str) -> Value {
+    optional("boolean", json!({"description": description}))
+}
+
+/// `null` is the same as absent.
+fn optional(kind: &str, mut schema: Value) -> Value {
+    schema["type"] = json!([kind, "null"]);
+    schema
+}
+
+fn merge(into: &mut Value, from: Value) {
+    if let (Some(into), Value::Object(from)) = (into.as_object_mut(), from) {
+        into.extend(from);
+    }
+}

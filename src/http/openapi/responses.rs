@@ -1,0 +1,158 @@
+//! Schemas of what comes back.
+
+use serde_json::{Map, Value, json};
+
+/// Adds the schemas of response bodies.
+pub fn add(schemas: &mut Map<String, Value>) {
+    let mut add = |name: &str, schema| schemas.insert(name.to_owned(), schema);
+    let text = || json!({"type": "string"});
+    let texts = || json!({"type": "array", "items": {"type": "string"}});
+    let count = || json!({"type": "integer", "minimum": 0});
+    let counts = || json!({"type": "array", "items": {"type": "integer", "minimum": 0}});
+    let stop_reason = || json!({"type": ["string", "integer", "null"]});
+    add(
+        "Error",
+        object(json!({"error": object(json!({
+            "message": text(),
+            "type": {"enum": ["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]},
+            "param": {"type": ["string", "null"]},
+            "code": text(),
+        }))})),
+    );
+    add(
+        "Usage",
+        object(json!({
+            "prompt_tokens": count(),
+            "completion_tokens": count(),
+            "total_tokens": count(),
+            "prompt_tokens_details": object(json!({"cached_tokens": count()})),
+        })),
+    );
+    let optional_ids = || json!({"type": "array", "items": {"type": "integer", "minimum": 0}});
+    let mut choice = object(json!({
+        "index": count(),
+        "text": text(),
+        "logprobs": nullable("Logprobs"),
+        "finish_reason": {"enum": ["stop", "length"]},
+        "stop_reason": stop_reason(),
+    }));
+    choice["properties"]["prompt_token_ids"] = optional_ids();
+    choice["properties"]["token_ids"] = optional_ids();
+    add("Completion", answer("text_completion", choice));
+    add(
+        "Logprobs",
+        object(json!({
+            "tokens": texts(),
+            "token_logprobs": {"type": "array", "items": {"type": ["number", "null"]}},
+            "top_logprobs": {"type": "array", "items": {"type": ["object", "null"], "additionalProperties": {"type": "number"}}},
+            "text_offset": counts(),
+        })),
+    );
+    let mut message = object(json!({
+        "role": {"const": "assistant"},
+        "content": {"type": ["string", "null"]},
+        "refusal": {"type": "null"},
+    }));
+    message["properties"]["tool_calls"] = json!({"type": "array", "minItems": 1, "items": object(json!({
+        "id": text(), "type": {"const": "function"},
+        "function": object(json!({"name": text(), "arguments": text()})),
+    }))});
+    add(
+        "ChatCompletion",
+        answer(
+            "chat.completion",
+            object(json!({
+                "index": count(),
+                "message": message,
+                "logprobs": nullable("ChatLogprobs"),
+                "finish_reason": {"enum": ["stop", "length", "tool_calls"]},
+                "stop_reason": stop_reason(),
+            })),
+        ),
+    );
+    let likely = || json!({"token": text(), "logprob": {"type": "number"}, "bytes": counts()});
+    let mut scored = likely();
+    scored["top_logprobs"] = json!({"type": "array", "items": object(likely())});
+    add(
+        "ChatLogprobs",
+        object(json!({
+            "content": {"type": "array", "items": object(scored)},
+            "refusal": {"type": "null"},
+        })),
+    );
+    let yes_or_no = || json!({"type": "boolean"});
+    add(
+        "Model",
+        object(json!({
+            "id": text(),
+            "object": {"const": "model"},
+            "created": count(),
+            "owned_by": text(),
+            "root": text(),
+            "parent": {"type": "null"},
+            "max_model_len": count(),
+            "capabilities": object(json!({
+                "completions": yes_or_no(), "chat_completions": yes_or_no(), "tools": yes_or_no(), "embeddings": yes_or_no(),
+            })),
+            "quantization": object(json!({
+                "scheme": {}, "kernel": text(), "parameters": count(), "weight_bytes": count(),
+                "weight_bytes_f32": count(), "kv_cache_bytes": count(), "accuracy": {"type": ["object", "null"]},
+            })),
+        })),
+    );
+    let model = json!({"$ref": "#/components/schemas/Model"});
+    add(
+        "ModelList",
+        object(json!({
+            "object": {"const": "list"}, "data": {"type": "array", "items": model},
+        })),
+    );
+    add(
+        "Tokenized",
+        object(json!({
+            "count": count(), "max_model_len": count(), "tokens": counts(),
+            "token_strs": {"type": ["array", "null"], "items": {"type": "string"}},
+        })),
+    );
+    add("Detokenized", object(json!({"prompt": text()})));
+    add(
+        "TokenizerInfo",
+        object(json!({
+            "tokenizer_class": text(),
+            "bos_token": {"type": ["string", "null"]},
+            "eos_token": {"type": ["string", "null"]},
+            "pad_token": {"type": ["string", "null"]},
+            "vocab_size": count(),
+            "model_max_length": count(),
+            "chat_template": {"type": ["string", "null"]},
+        })),
+    );
+}
+
+/// A whole answer of either route that generates.
+fn answer(object_name: &str, choice: Value) -> Value {
+    object(json!({
+        "id": {"type": "string"},
+        "object": {"const": object_name},
+        "created": {"type": "integer"},
+        "model": {"type": "string"},
+        "system_fingerprint": {"type": "string"},
+        "choices": {"type": "array", "minItems": 1, "items": choice},
+        "usage": {"$ref": "#/components/schemas/Usage"},
+    }))
+}
+
+/// An object that has exactly these properties, or at least those that are added later.
+fn object(properties: Value) -> Value {
+    let names: Vec<String> = properties
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, _)| name.clone())
+        .collect();
+    json!({"type": "object", "properties": properties, "required": names, "additionalProperties": false})
+}
+
+fn nullable(schema: &str) -> Value {
+    json!({"anyOf": [{"$ref": format!("#/components/schemas/{schema}")}, {"type": "null"}]})
+}

@@ -1,0 +1,142 @@
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's shapes, which evaluation tools speak.
+
+use axum::Json;
+use axum::extract::State;
+use serde::Serialize;
+use tokio::task::spawn_blocking;
+
+use super::body::JsonBytes;
+use super::chat::{self, messages, request::take_ending};
+use super::completions;
+use super::error_body::ApiError;
+use super::fields::{Fields, invalid};
+use super::logprobs;
+use super::{App, ServedModel};
+
+/// Ids of a text.
+#[derive(Serialize)]
+pub struct Tokenized {
+    count: usize,
+    max_model_len: usize,
+    tokens: Vec<u32>,
+    /// The tokens' texts, if asked for.
+    token_strs: Option<Vec<String>>,
+}
+
+/// Text of ids.
+#[derive(Serialize)]
+pub struct Detokenized {
+    prompt: String,
+}
+
+/// What a client needs to know of the tokenizer.
+#[derive(Serialize)]
+pub struct Info {
+    tokenizer_class: &'static str,
+    /// Nothing is put in front of a prompt.
+    bos_token: (),
+    eos_token: Option<String>,
+    pad_token: Option<String>,
+    vocab_size: usize,
+    model_max_length: usize,
+    chat_template: Option<String>,
+}
+
+/// `POST /tokenize`: the ids of a text or of a conversation.
+pub async fn tokenize(
+    State(app): State<App>,
+    JsonBytes(body): JsonBytes,
+) -> Result<Json<Tokenized>, ApiError> {
+    let model = app.model()?;
+    let mut fields = Fields::parse(&body)?;
+    check_model(model, &mut fields)?;
+    let prompt: Option<String> = fields.take("prompt", "a string")?;
+    let with_texts = fields.flag("return_token_strs")?;
+    // The tokenizers of these models add none.
+    let _: Option<bool> = fields.take("add_special_tokens", "true or false")?;
+    let context = model.engine.limits().context_length;
+    let tokens = match prompt {
+        Some(text) if text.is_empty() => Vec::new(),
+        Some(text) => {
+            let tokenizer = model.tokenizer.clone();
+            spawn_blocking(move || completions::encode(&tokenizer, "prompt", &text, context))
+                .await
+                .map_err(|_panicked| ApiError::Internal)??
+        }
+        None if fields.has("messages") => {
+            let (mut conversation, _tools) = messages::take(&mut fields)?;
+            conversation.ending = take_ending(&mut fields)?;
+            chat::encode(model, model.chat_template()?, conversation).await?
+        }
+        None => return Err(ApiError::Missing { param: "prompt" }),
+    };
+    fields.finish(app.limits().strict)?;
+    let names = tokens
+        .iter()
+        .map(|&id| logprobs::name(&model.tokenizer, id));
+    Ok(Json(Tokenized {
+        count: tokens.len(),
+        max_model_len: context,
+        token_strs: with_texts.then(|| names.collect()),
+        tokens,
+    }))
+}
+
+/// `POST /detokenize`: the text of ids, special tokens included.
+pub async fn detokenize(
+    State(app): State<App>,
+    JsonBytes(body): JsonBytes,
+) -> Result<Json<Detokenized>, ApiError> {
+    const PARAM: &str = "tokens";
+    let model = app.model()?;
+    let mut fields = Fields::parse(&body)?;
+    check_model(model, &mut fields)?;
+    let limits = model.engine.limits();
+    let expected = format!("a list of token ids below {}", limits.vocab_size);
+    let tokens: Vec<u32> = fields
+        .take(PARAM, &expected)?
+        .ok_or(ApiError::Missing { param: PARAM })?;
+    if tokens.iter().any(|&id| id as usize >= limits.vocab_size) {
+        return Err(invalid(PARAM, expected));
+    }
+    // Half a megabyte of short ids can name tokens that are long.
+    if tokens.len() > limits.context_length {
+        let (given, context) = (tokens.len(), limits.context_length);
+        let message = format!("this model's context is {context} tokens; {given} are more");
+        return Err(ApiError::ContextLength {
+            param: PARAM,
+            message,
+        });
+    }
+    fields.finish(app.limits().strict)?;
+    let bytes: Vec<u8> = tokens
+        .iter()
+        .flat_map(|&id| model.tokenizer.bytes(id))
+        .copied()
+        .collect();
+    let prompt = String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Json(Detokenized { prompt }))
+}
+
+/// `GET /tokenizer_info`.
+pub async fn info(State(app): State<App>) -> Result<Json<Info>, ApiError> {
+    let model = app.model()?;
+    let end = model.stop_ids.first();
+    let end = end.map(|&id| logprobs::name(&model.tokenizer, id));
+    Ok(Json(Info {
+        tokenizer_class: "PreTrainedTokenizerFast",
+        bos_token: (),
+        pad_token: end.clone(),
+        eos_token: end,
+        vocab_size: model.tokenizer.vocab_size(),
+        model_max_length: model.engine.limits().context_length,
+        chat_template: model.chat.as_ref().map(|chat| chat.source().to_owned()),
+    }))
+}
+
+fn check_model(model: &ServedModel, fields: &mut Fields<'_>) -> Result<(), ApiError> {
+    match fields.take::<String>("model", "a string")? {
+        Some(name) => model.check_name(&name),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,371 @@
+//! Conversations → the text that a model was trained on, and answers → text and tool calls.
+//!
+//! - [`ChatTemplate`]: the model's own Jinja template, run within bounds.
+//! - [`guard`]: what clients write stays text, whatever it looks like.
+//! - [`calls`]: tool calls in answers.
+//! - `python`: what templates expect of Python.
+
+pub mod calls;
+pub mod guard;
+mod python;
+
+use std::io;
+
+use jiff::Timestamp;
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{AutoEscape, Environment, ErrorKind, context};
+use minijinja_contrib::pycompat;
+
+use super::Tokenizer;
+use super::tokenizer::EncodeError;
+use calls::CallSyntax;
+use guard::ControlTokens;
+
+/// Instructions of the template engine for one conversation. Granite's templates take about 60 for a message, so this is
+/// enough for the ten thousand messages that fit a body; past it a template is looping.
+const FUEL: u64 = 2_000_000;
+/// Macros that call themselves. Templates of models do not recurse at all.
+const MAX_RECURSION: usize = 50;
+/// Characters of a template's own complaint that a client gets to read.
+const MAX_COMPLAINT: usize = 300;
+
+/// A model's chat template, compiled, and the tokens it writes.
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    control: ControlTokens,
+    calls: Option<CallSyntax>,
+    /// What templates call `bos_token` and `eos_token`.
+    bos: String,
+    eos: String,
+}
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// Instructions; OpenAI's `developer` is the same.
+    System,
+    /// The person or program that asks.
+    User,
+    /// The model.
+    Assistant,
+    /// A tool's result.
+    Tool,
+}
+
+/// One turn of a conversation, as the client wrote it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Message {
+    /// Who speaks.
+    pub role: Role,
+    /// What is said; parts of text are lines of it.
+    pub content: String,
+    /// Who exactly speaks, or which tool.
+    pub name: Option<String>,
+    /// The calls that the assistant made.
+    pub calls: Vec<ToolCall>,
+    /// The call that a tool answers.
+    pub call_id: Option<String>,
+}
+
+/// A call of a tool by the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolCall {
+    /// Tells calls of one answer apart.
+    pub id: String,
+    /// The tool.
+    pub name: String,
+    /// A JSON object, as text.
+    pub arguments: String,
+}
+
+/// All that a template is given. The values are as the client sent them.
+#[derive(Debug, Clone, Default)]
+pub struct Conversation {
+    /// Oldest first.
+    pub messages: Vec<Message>,
+    /// Definitions of tools, in OpenAI's shape.
+    pub tools: Option<Value>,
+    /// Documents to ground answers in.
+    pub documents: Option<Value>,
+    /// Further variables of the template, such as `thinking`; none of [`RESERVED`].
+    pub variables: Vec<(String, Value)>,
+    /// How the rendered text ends.
+    pub ending: Ending,
+}
+
+/// How a rendered conversation ends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Ending {
+    /// With the header of the assistant's turn.
+    #[default]
+    Answer,
+    /// With the start of a tool call, which the model has to complete.
+    Call,
+    /// After the last message, as if it had ended.
+    Closed,
+    /// In the middle of the last message, which the model goes on with.
+    Continued,
+}
+
+/// Variables that are not the client's to set.
+pub const RESERVED: [&str; 8] = [
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "bos_token",
+    "eos_token",
+    "raise_exception",
+    "strftime_now",
+];
+
+/// Why a conversation has no ids.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatError {
+    /// The template does not take such a conversation; the text says why.
+    #[error("{0}")]
+    Template(String),
+    /// The rendered text has no ids.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+}
+
+impl ChatTemplate {
+    /// Compiles `source`; `bos` and `eos` are the tokens that begin and end a text, where the model has them.
+    ///
+    /// # Errors
+    /// What is wrong with the template, in one line.
+    pub fn new(
+        source: &str,
+        tokenizer: &Tokenizer,
+        bos: Option<u32>,
+        eos: Option<u32>,
+    ) -> Result<Self, String> {
+        let mut environment = Environment::new();
+        // As transformers sets up Jinja.
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(|problem| problem.to_string())?;
+        environment.set_syntax(syntax);
+        environment.set_auto_escape_callback(|_name| AutoEscape::None);
+        environment.set_unknown_method_callback(pycompat::unknown_method_callback);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(MAX_RECURSION);
+        environment.add_filter("tojson", |value: &Value, options| {
+            python::tojson(value, options)
+        });
+        environment.add_function("raise_exception", raise_exception);
+        environment
+            .add_template_owned("chat", source.to_owned())
+            .map_err(|problem| problem.to_string())?;
+        let text = |id: Option<u32>| {
+            let bytes = id.map_or(&[][..], |id| tokenizer.bytes(id));
+            String::from_utf8_lossy(bytes).into_owned()
+        };
+        Ok(Self {
+            environment,
+            control: ControlTokens::of(tokenizer),
+            calls: CallSyntax::of(source, tokenizer),
+            source: source.to_owned(),
+            bos: text(bos),
+            eos: text(eos),
+        })
+    }
+
+    /// The template's text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// How the model writes tool calls; `None` when its template has no tools.
+    pub const fn calls(&self) -> Option<&CallSyntax> {
+        self.calls.as_ref()
+    }
+
+    /// Whether the template does something with the variable `name`.
+    pub fn mentions(&self, name: &str) -> bool {
+        self.source.contains(name)
+    }
+
+    /// The ids of `conversation`, at most `max_tokens` of which are wanted. `now` is what templates take for today.
+    ///
+    /// Control tokens come from the template alone: what the client wrote is text, whatever it looks like.
+    ///
+    /// # Errors
+    /// [`ChatError::Template`] when the template refuses the conversation, or exceeds a bound.
+    pub fn encode(
+        &self,
+        tokenizer: &Tokenizer,
+        conversation: &Conversation,
+        now: Timestamp,
+        max_tokens: usize,
+    ) -> Result<Vec<u32>, ChatError> {
+        let limit = tokenizer.most_bytes(max_tokens);
+        let mut rendered = self.render_marked(conversation, now, limit)?;
+        if conversation.ending == Ending::Continued {
+            let end = rendered.find(guard::CUT).ok_or_else(|| {
+                let problem =
+                    "the chat template leaves out the last message, so it cannot be continued";
+                ChatError::Template(problem.into())
+            })?;
+            rendered.truncate(end);
+        }
+        if let (Ending::Call, Some(calls)) = (conversation.ending, &self.calls) {
+            rendered += calls.opener();
+        }
+        let ids = self.control.encode(tokenizer, &rendered, max_tokens)?;
+        Ok(ids)
+    }
+
+    /// The text that the ids stand for, as Jinja in Python would render it.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::encode`].
+    pub fn render(&self, conversation: &Conversation, now: Timestamp) -> Result<String, ChatError> {
+        let marked = self.render_marked(conversation, now, usize::MAX)?;
+        Ok(guard::unmark(&marked).into_owned())
+    }
+
+    fn render_marked(
+        &self,
+        conversation: &Conversation,
+        now: Timestamp,
+        limit: usize,
+    ) -> Result<String, ChatError> {
+        let continued = conversation.ending == Ending::Continued;
+        let last = conversation.messages.len().saturating_sub(1);
+        let messages = conversation.messages.iter().enumerate();
+        let messages: Vec<Value> = messages
+            .map(|(at, message)| self.message(message, continued && at == last))
+            .collect();
+        let guarded = |value: &Option<Value>| {
+            let value = value.as_ref().map(|value| self.control.guard_value(value));
+            value.unwrap_or(Value::from(()))
+        };
+        let variables = conversation.variables.iter();
+        let variables =
+            variables.map(|(name, value)| (name.as_str(), self.control.guard_value(value)));
+        let strftime = move |format: &str| python::strftime(now, format);
+        let ours = context! {
+            messages,
+            tools => guarded(&conversation.tools),
+            documents => guarded(&conversation.documents),
+            add_generation_prompt => matches!(conversation.ending, Ending::Answer | Ending::Call),
+            bos_token => self.bos.as_str(),
+            eos_token => self.eos.as_str(),
+            strftime_now => Value::from_function(strftime),
+            ..Value::from_pairs(variables)
+        };
+        let template = self.environment.get_template("chat").map_err(refused)?;
+        let mut output = Bounded {
+            bytes: Vec::new(),
+            limit,
+        };
+        if let Err(problem) = template.render_captured_to(ours, &mut output) {
+            let attempted = output.bytes.len();
+            return Err(if attempted > limit {
+                let bytes = attempted;
+                EncodeError::TooLong { bytes, limit }.into()
+            } else {
+                refused(problem)
+            });
+        }
+        String::from_utf8(output.bytes).map_err(|problem| ChatError::Template(problem.to_string()))
+    }
+
+    /// A message in the words of the template, what the client wrote marked.
+    fn message(&self, message: &Message, is_continued: bool) -> Value {
+        let role = match message.role {
+            Role::System => "system",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+        };
+        let guard = |text: &str| self.control.guard(text).into_owned();
+        let mut content = guard(&message.content);
+        let mut fields: Vec<(&str, Value)> = vec![("role", role.into())];
+        if !message.calls.is_empty() {
+            match &self.calls {
+                // Templates that know no calls get them as the model writes them.
+                Some(syntax) if !self.mentions("tool_calls") => {
+                    content += &syntax.write(&message.calls, guard);
+                }
+                _ => fields.push(("tool_calls", self.calls_value(&message.calls))),
+            }
+        }
+        if is_continued {
+            content += guard::CUT;
+        }
+        fields.push(("content", content.into()));
+        if let Some(name) = &message.name {
+            fields.push(("name", guard(name).into()));
+        }
+        if let Some(id) = &message.call_id {
+            fields.push(("tool_call_id", guard(id).into()));
+        }
+        Value::from_pairs(fields)
+    }
+
+    fn calls_value(&self, calls: &[ToolCall]) -> Value {
+        let call = |call: &ToolCall| {
+            // Templates format arguments themselves, so they get the object where it is one.
+            let arguments: Value = serde_json::from_str(&call.arguments)
+                .unwrap_or_else(|_no_json| Value::from(call.arguments.as_str()));
+            let function = Value::from_pairs([
+                ("name", Value::from(call.name.as_str())),
+                ("arguments", arguments),
+            ]);
+            let call = Value::from_pairs([
+                ("id", Value::from(call.id.as_str())),
+                ("type", Value::from("function")),
+                ("function", function),
+            ]);
+            self.control.guard_value(&call)
+        };
+        calls.iter().map(call).collect()
+    }
+}
+
+/// How templates refuse a conversation, such as one whose roles do not alternate.
+fn raise_exception(message: &str) -> Result<Value, minijinja::Error> {
+    let message = guard::unmark(message).into_owned();
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// The template's complaint, or the engine's about the template, short enough for an answer.
+fn refused(problem: minijinja::Error) -> ChatError {
+    let text = match (problem.kind(), problem.detail()) {
+        (ErrorKind::OutOfFuel, _) => "it takes too many steps".to_owned(),
+        (ErrorKind::InvalidOperation, Some(detail)) => detail.to_owned(),
+        _ => problem.to_string(),
+    };
+    let text = text.chars().take(MAX_COMPLAINT);
+    ChatError::Template(text.map(|c| if c.is_control() { ' ' } else { c }).collect())
+}
+
+/// What a template has written, up to a limit.
+struct Bounded {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() > self.limit {
+            return Err(io::Error::other("the text is too long"));
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

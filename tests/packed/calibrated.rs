@@ -1,0 +1,99 @@
+//! Smoothing and compensated rounding: the same function, closer to the floats.
+
+use microgranite::model::calibrate::Walk;
+use microgranite::model::packed::{self, Plan};
+use microgranite::model::reference::{Arithmetic, Reference};
+use microgranite::model::smooth::Smoothed;
+use microgranite::model::{ModelConfig, Placement};
+use microgranite::sources::Tensors;
+
+use crate::{FIXTURES, fixture, load, logits, open};
+
+/// Sequences of ids over the fixtures' vocabulary.
+fn sequences(count: u32) -> Vec<Vec<u32>> {
+    let id = |sequence: u32, i: u32| (i * i * 7 + sequence * 31 + i * 13) % 320;
+    let sequence = |sequence| (0..96).map(|i| id(sequence, i)).collect();
+    (0..count).map(sequence).collect()
+}
+
+fn config(name: &str) -> ModelConfig {
+    let checkpoint = open(&fixture(name));
+    ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config).unwrap()
+}
+
+fn float_logits(config: &ModelConfig, tensors: &dyn Tensors, ids: &[u32]) -> Vec<f32> {
+    let reference = Reference::load(config, tensors, Arithmetic::F32).unwrap();
+    reference.logits(ids).unwrap()
+}
+
+#[test]
+fn a_smoothed_model_computes_the_same_function() {
+    for name in FIXTURES {
+        let (config, checkpoint) = (config(name), open(&fixture(name)));
+        let tensors = checkpoint.tensors.as_ref();
+        let walk = Walk::new(&config, tensors, &sequences(2)).unwrap();
+        let smoothed = Smoothed::new(&config, tensors, walk, 0.5, &mut |_, _| ()).unwrap();
+        let ids = &sequences(1)[0];
+        let expected = float_logits(&config, tensors, ids);
+        let found = float_logits(&config, &smoothed, ids);
+        let largest = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        let differences = expected.iter().zip(&found).map(|(a, b)| (a - b).abs());
+        let most = differences.fold(0.0f32, f32::max);
+        assert!(most < 1e-4 * largest, "{name}: {most} of {largest}");
+        let q = "model.layers.0.self_attn.q_proj.weight";
+        let (mut before, mut after) = (vec![0.0; 256], vec![0.0; 256]);
+        tensors.read_rows(q, 3..4, &mut before).unwrap();
+        smoothed.read_rows(q, 3..4, &mut after).unwrap();
+        assert_ne!(before, after, "{name}");
+    }
+}
+
+/// Squared distance of the packed model's logits from the floats'.
+fn distance(name: &str, plan: &Plan) -> f64 {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(fixture(name).join(file), folder.path().join(file)).unwrap();
+    }
+    let float = open(&fixture(name));
+    packed::write(&float, plan, 2, folder.path(), &mut |_, _| ()).unwrap();
+    let mut model = load(&open(folder.path()), Placement::Mmap);
+    // Ids that were not calibrated on.
+    let ids: Vec<u32> = (0..80).map(|i| (i * i * 11 + 5) % 320).collect();
+    let expected = float_logits(&config(name), float.tensors.as_ref(), &ids);
+    let found = logits(&mut model, &ids);
+    let pairs = expected.iter().zip(&found);
+    pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum()
+}
+
+#[test]
+fn compensated_rounding_comes_closer_to_the_floats() {
+    for name in FIXTURES {
+        let plain = distance(name, &Plan::default());
+        let compensated = Plan {
+            compensate: true,
+            sequences: sequences(24),
+            ..Plan::default()
+        };
+        let compensated = distance(name, &compensated);
+        println!("{name}: {:.3}", compensated / plain);
+        assert!(
+            compensated < plain,
+            "{name}: {compensated}, not below {plain}"
+        );
+    }
+}
+
+#[test]
+fn smoothed_weights_are_served_and_close() {
+    for name in FIXTURES {
+        let plain = distance(name, &Plan::default());
+        let smoothed = Plan {
+            smooth: Some(0.5),
+            sequences: sequences(4),
+            ..Plan::default()
+        };
+        let smoothed = distance(name, &smoothed);
+        println!("{name}: {:.3}", smoothed / plain);
+        assert!(smoothed < 4.0 * plain, "{name}: {smoothed}, {plain}");
+    }
+}
