@@ -28,6 +28,8 @@ pub struct Rules {
     pub min_tokens: usize,
     /// Whether the answer begins with the prompt.
     pub echo: bool,
+    /// Whether the engine scores the prompt's tokens before the generated ones.
+    pub scores_prompt: bool,
     /// The field that has the grammar, if there is one.
     pub grammar: Option<&'static str>,
     /// A special token that is written out like text.
@@ -201,7 +203,7 @@ impl Answer {
     fn take_score(&mut self, score: Score) {
         // Only before the first piece can it be one of the prompt, whose tokens all come before the generated ones.
         let missing = self.prompt.as_ref().map_or(0, |prompt| prompt.len() - 1);
-        if self.rules.echo && self.prompt_scores.len() < missing {
+        if self.rules.scores_prompt && self.prompt_scores.len() < missing {
             self.prompt_scores.push_back(score);
         } else {
             self.score = Some(score);

@@ -56,6 +56,7 @@ pub async fn complete(
         include_stop: sampling.include_stop,
         min_tokens: sampling.min_tokens,
         echo: request.echo,
+        scores_prompt: request.scores_prompt(),
         grammar: sampling.grammar.as_ref().map(|grammar| grammar.0),
         shown_token: None,
     });
@@ -106,7 +107,7 @@ async fn prepare(
         let sampling = &request.sampling;
         let mut template = sampling.generation(&tokenizer, &eos_ids, limits.vocab_size)?;
         template.max_tokens = request.max_tokens;
-        template.score_prompt = request.echo && sampling.logprobs.is_some();
+        template.score_prompt = request.scores_prompt();
         if request.best_of > sampling.n && template.scores.is_none() {
             template.scores = Some(0);
         }

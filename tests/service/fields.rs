@@ -236,6 +236,12 @@ async fn best_of_gives_the_likeliest_and_counts_all() {
         assert_eq!(best["choices"][index]["logprobs"], Value::Null);
     }
     assert_eq!(best["usage"]["completion_tokens"], 40);
+    // With the prompt in front of them they are the same: no score is taken for one of the prompt's.
+    let body = json!({"prompt": "a b c", "n": 1, "best_of": 5, "seed": 1, "max_tokens": 1});
+    let plain = service.text(body.clone()).await;
+    let mut echoed = body;
+    echoed["echo"] = json!(true);
+    assert_eq!(service.text(echoed).await, format!("a b c{plain}"));
 }
 
 #[tokio::test]
