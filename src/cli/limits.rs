@@ -1,6 +1,7 @@
 //! How much one request may ask for, as flags of `serve`.
 
 use crate::config::{self, ByteSize};
+use crate::error::{Error, Result};
 use crate::http::limits::Limits;
 
 /// Limits on requests. What is beyond is refused by name, never cut down.
@@ -15,6 +16,15 @@ pub struct LimitArgs {
         default_value = "1MiB"
     )]
     max_body: ByteSize,
+
+    /// Longest headers, all of them together. Each connection can hold twice as much memory.
+    #[arg(
+        long,
+        env = "MICROGRANITE_MAX_HEADER",
+        value_name = "SIZE",
+        default_value = "32KiB"
+    )]
+    max_header: ByteSize,
 
     /// Prompts in one request. More lets one client fill the queue at the price of one request.
     #[arg(long, env = "MICROGRANITE_MAX_PROMPTS", value_name = "N", value_parser = config::positive, default_value_t = Limits::default().prompts)]
@@ -38,7 +48,23 @@ pub struct LimitArgs {
     strict: bool,
 }
 
+/// Headers beyond this are no headers.
+const MOST_HEADER_BYTES: u64 = 1 << 20;
+
 impl LimitArgs {
+    /// Bytes of a request's headers.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when no request fits, or hardly any memory does.
+    pub fn header_bytes(&self) -> Result<usize> {
+        match self.max_header.0 {
+            bytes @ 1024..=MOST_HEADER_BYTES => Ok(bytes as usize),
+            _ => Err(Error::Usage(
+                "--max-header must be from 1KiB to 1MiB".into(),
+            )),
+        }
+    }
+
     /// The limits as the service takes them.
     pub fn limits(&self) -> Limits {
         let unlimited = Limits::default().tokens;

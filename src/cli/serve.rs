@@ -170,6 +170,7 @@ async fn serve(
     let address = listener.local_addr().unwrap_or(args.listen);
     let settings = server::Settings {
         max_connections: args.max_connections,
+        header_bytes: args.limits.header_bytes()?,
         ..server::Settings::default()
     };
     let server = Server::start(listener, app.clone(), settings);

@@ -93,16 +93,18 @@ impl Clone for Box<dyn Constraint> {
     }
 }
 
-/// What the engine reports about one generation, in order; the last event is `Finished` or `Failed`.
+/// What the engine reports about one generation, in order; the last event is none of the first two.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenEvent {
     /// How likely the next token is, if that was asked for: first the prompt's tokens from the second on, then each
-    /// generated token right before its own event.
+    /// generated token right before its own event, and a stop id before the end.
     Score(Box<Score>),
     /// A generated token.
     Token(u32),
     /// The generation ended as it should.
     Finished(FinishReason),
+    /// The constraint could not say what may come next within the work it may take.
+    Undecided,
     /// The engine could not go on (a defect, such as logits that are not finite).
     Failed,
 }

@@ -183,7 +183,7 @@ impl Sequence {
             let next = self.tokens[position + 1];
             match sampler.score(logits, next, self.scores.unwrap_or(0)) {
                 Some(score) => self.report(TokenEvent::Score(Box::new(score))),
-                None => self.fail("logits are not finite"),
+                None => self.fail(TokenEvent::Failed),
             }
             return !self.has_ended();
         }
@@ -210,8 +210,8 @@ impl Sequence {
         &mut self,
         logits: &[f32],
         sampler: &mut Sampler,
-    ) -> Result<Option<(u32, Option<Score>)>, &'static str> {
-        const NOT_FINITE: &str = "logits are not finite";
+    ) -> Result<Option<(u32, Option<Score>)>, TokenEvent> {
+        const NOT_FINITE: TokenEvent = TokenEvent::Failed;
         let (sampling, generator) = (&self.sampling, &mut self.generator);
         let token = match &mut self.adjustments {
             None => Some(
@@ -225,7 +225,7 @@ impl Sequence {
                 sampler.sample_adjusted(logits, sampling, generator, NOT_FINITE, |logits| {
                     adjustments
                         .apply(logits, sampling, stop_ids, tokens, self.prompt_len)
-                        .map_err(|Undecided| "the constraint could not be worked out")
+                        .map_err(|Undecided| TokenEvent::Undecided)
                 })?
             }
         };
@@ -246,14 +246,14 @@ impl Sequence {
         now: Instant,
         metrics: &Metrics,
     ) -> bool {
+        if let Some(score) = score {
+            self.report(TokenEvent::Score(Box::new(score)));
+        }
         if self.stop_ids.contains(&token) {
             self.end = Some(TokenEvent::Finished(FinishReason::Stop(token)));
             return false;
         }
         let was_drafted = self.append(token);
-        if let Some(score) = score {
-            self.report(TokenEvent::Score(Box::new(score)));
-        }
         self.report(TokenEvent::Token(token));
         metrics.generation_tokens_total.inc();
         let (histogram, since) = match self.last_token.replace(now) {
@@ -283,9 +283,12 @@ impl Sequence {
     }
 
     /// Ends the generation without success.
-    fn fail(&mut self, problem: &str) {
-        error!(problem, generated = self.generated(), "a generation fails");
-        self.end = Some(TokenEvent::Failed);
+    fn fail(&mut self, end: TokenEvent) {
+        if end == TokenEvent::Failed {
+            let generated = self.generated();
+            error!(generated, "logits are not finite; this generation fails");
+        }
+        self.end = Some(end);
     }
 
     /// Reports the end. A sequence that is dropped without this has failed; its stream says so.
@@ -330,7 +333,7 @@ impl TokenStream {
         }
         // The engine ends every generation, or else has died.
         let event = self.events.recv().await.unwrap_or(TokenEvent::Failed);
-        self.ended = matches!(event, TokenEvent::Finished(_) | TokenEvent::Failed);
+        self.ended = !matches!(event, TokenEvent::Token(_) | TokenEvent::Score(_));
         Some(event)
     }
 }

@@ -9,6 +9,7 @@ use futures_util::stream::{self, BoxStream, SelectAll};
 use serde::Serialize;
 
 use super::error_body::ApiError;
+use super::fields::invalid;
 use super::observe::Record;
 use crate::engine::{FinishReason, Score, TokenEvent, TokenStream};
 use crate::text::stop::Scan;
@@ -27,6 +28,10 @@ pub struct Rules {
     pub min_tokens: usize,
     /// Whether the answer begins with the prompt.
     pub echo: bool,
+    /// Whether the engine scores the prompt's tokens before the generated ones.
+    pub scores_prompt: bool,
+    /// The field that has the grammar, if there is one.
+    pub grammar: Option<&'static str>,
     /// A special token that is written out like text.
     pub shown_token: Option<u32>,
 }
@@ -62,12 +67,16 @@ pub struct Piece {
     pub index: usize,
     /// The next part of its text.
     pub text: String,
+    /// How many of the prompt's tokens came from the cache; only in the first piece.
+    pub cached_tokens: usize,
     /// The prompt's ids; only in the first piece.
     pub prompt_ids: Option<Arc<[u32]>>,
     /// The prompt's tokens, if they are part of the text; only in the first piece.
     pub prompt: Vec<PlacedToken>,
     /// The generated tokens. Their text may come in later pieces.
     pub tokens: Vec<PlacedToken>,
+    /// The stop id that ended the answer. It is no part of the text and is not counted.
+    pub end: Option<PlacedToken>,
     /// How the answer ended, in its last piece.
     pub finish: Option<Finish>,
 }
@@ -157,6 +166,7 @@ impl Answer {
                 self.echo(&prompt, &mut piece);
             }
             piece.prompt_ids = Some(prompt);
+            piece.cached_tokens = self.events.cached_tokens();
         }
         match event {
             Some(TokenEvent::Token(id)) => {
@@ -175,6 +185,11 @@ impl Answer {
                 self.watch(&text, &mut piece);
             }
             Some(TokenEvent::Finished(reason)) => self.finish(reason, &mut piece),
+            Some(TokenEvent::Undecided) => {
+                let expected = "a grammar of which each token takes less work";
+                let error = invalid(self.rules.grammar.unwrap_or("grammar"), expected);
+                return (Err(error), None);
+            }
             // No event at all means that the engine is gone, without even time to say so.
             Some(TokenEvent::Failed | TokenEvent::Score(_)) | None => {
                 return (Err(ApiError::Internal), None);
@@ -188,7 +203,7 @@ impl Answer {
     fn take_score(&mut self, score: Score) {
         // Only before the first piece can it be one of the prompt, whose tokens all come before the generated ones.
         let missing = self.prompt.as_ref().map_or(0, |prompt| prompt.len() - 1);
-        if self.rules.echo && self.prompt_scores.len() < missing {
+        if self.rules.scores_prompt && self.prompt_scores.len() < missing {
             self.prompt_scores.push_back(score);
         } else {
             self.score = Some(score);
@@ -230,6 +245,13 @@ impl Answer {
 
     fn finish(&mut self, reason: FinishReason, piece: &mut Piece) {
         let mut text = String::new();
+        if let FinishReason::Stop(id) = reason {
+            piece.end = Some(PlacedToken {
+                id,
+                offset: self.decoded,
+                score: self.score.take(),
+            });
+        }
         let finish = match reason {
             FinishReason::Stop(id) if self.rules.stop_token_ids.contains(&id) => {
                 if self.rules.include_stop {
@@ -253,9 +275,11 @@ impl Piece {
     /// Puts the piece that follows behind this one.
     pub fn append(&mut self, next: Self) {
         self.text += &next.text;
+        self.cached_tokens += next.cached_tokens;
         self.prompt_ids = self.prompt_ids.take().or(next.prompt_ids);
         self.prompt.extend(next.prompt);
         self.tokens.extend(next.tokens);
+        self.end = next.end;
         self.finish = next.finish;
     }
 }

@@ -56,6 +56,8 @@ pub async fn complete(
         include_stop: sampling.include_stop,
         min_tokens: sampling.min_tokens,
         echo: request.echo,
+        scores_prompt: request.scores_prompt(),
+        grammar: sampling.grammar.as_ref().map(|grammar| grammar.0),
         shown_token: None,
     });
     let answers = streams
@@ -105,7 +107,7 @@ async fn prepare(
         let sampling = &request.sampling;
         let mut template = sampling.generation(&tokenizer, &eos_ids, limits.vocab_size)?;
         template.max_tokens = request.max_tokens;
-        template.score_prompt = request.echo && sampling.logprobs.is_some();
+        template.score_prompt = request.scores_prompt();
         if request.best_of > sampling.n && template.scores.is_none() {
             template.scores = Some(0);
         }
@@ -317,6 +319,10 @@ impl Shape {
 
     fn count(&mut self, piece: &Piece) {
         self.completion_tokens += piece.tokens.len();
+        // A prompt counts once, however many answers it has.
+        if piece.index.is_multiple_of(self.request.best_of) {
+            self.cached_tokens += piece.cached_tokens;
+        }
     }
 
     const fn usage(&self) -> Usage {
@@ -328,7 +334,7 @@ impl Shape {
     }
 
     fn choice<'a>(&self, index: usize, piece: &'a Piece) -> Choice<'a> {
-        let tokens = piece.prompt.iter().chain(&piece.tokens);
+        let generated = || piece.tokens.iter().chain(&piece.end);
         let has_logprobs = self.request.sampling.logprobs.is_some()
             && !(piece.prompt.is_empty() && piece.tokens.is_empty() && piece.finish.is_none());
         let finish = piece.finish.as_ref();
@@ -337,11 +343,12 @@ impl Shape {
         Choice {
             index,
             text: &piece.text,
-            logprobs: has_logprobs.then(|| Logprobs::of(&self.tokenizer, tokens)),
+            logprobs: has_logprobs
+                .then(|| Logprobs::of(&self.tokenizer, piece.prompt.iter().chain(generated()))),
             finish_reason: finish.map(super::answer::Finish::reason),
             stop_reason: finish.and_then(super::answer::Finish::stop_reason),
             prompt_token_ids: prompt_ids.filter(|_| returns_ids),
-            token_ids: returns_ids.then(|| piece.tokens.iter().map(|token| token.id).collect()),
+            token_ids: returns_ids.then(|| generated().map(|token| token.id).collect()),
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Settings {
     pub header_deadline: Duration,
     /// How long a client may read nothing while there is something to read.
     pub write_stall: Duration,
+    /// Bytes of a request's headers; hyper answers 431 to more.
+    pub header_bytes: usize,
 }
 
 impl Default for Settings {
@@ -39,15 +41,15 @@ impl Default for Settings {
             max_connections: 1024,
             header_deadline: Duration::from_secs(10),
             write_stall: Duration::from_secs(30),
+            // Cookies and tokens of single sign-on stay below this.
+            header_bytes: 32 << 10,
         }
     }
 }
 
 /// Clients send a dozen headers; proxies add a few. hyper answers 431 to more.
 const MAX_HEADERS: usize = 64;
-/// Cookies and tokens of single sign-on stay below this. hyper answers 431 to more.
-const MAX_HEADER_BYTES: usize = 32 << 10;
-/// Bounds what a connection buffers in each direction.
+/// Bounds what a connection buffers in each direction, unless its headers may be longer.
 const MAX_BUFFER_BYTES: usize = 64 << 10;
 /// When the process is out of file descriptors, accepting fails at once and would be tried without a pause.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
@@ -125,8 +127,8 @@ pub async fn serve(
     http.timer(TokioTimer::new())
         .header_read_timeout(settings.header_deadline)
         .max_headers(MAX_HEADERS)
-        .max_header_size(MAX_HEADER_BYTES)
-        .max_buf_size(MAX_BUFFER_BYTES);
+        .max_header_size(settings.header_bytes)
+        .max_buf_size(MAX_BUFFER_BYTES.max(2 * settings.header_bytes));
     let service = TowerToHyperService::new(router);
     let places = Arc::new(Semaphore::new(settings.max_connections));
     let connections = GracefulShutdown::new();

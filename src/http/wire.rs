@@ -123,6 +123,13 @@ impl CompletionRequest {
     }
 }
 
+impl CompletionRequest {
+    /// Whether the log-probabilities of the prompts' tokens are wanted too.
+    pub const fn scores_prompt(&self) -> bool {
+        self.echo && self.sampling.logprobs.is_some()
+    }
+}
+
 /// The four forms: a string, strings, ids, lists of ids.
 fn prompts(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<Prompt>, ApiError> {
     const FORMS: &str =

@@ -253,7 +253,6 @@ mod tests {
         let tokenizer = tokenizer();
         for grammar in [
             Grammar::Regex("(".into()),
-            Grammar::Regex("((a{1,1000}){1,1000}){1,1000}b".into()),
             Grammar::Lark("start: nothing".into()),
             Grammar::Lark("x".repeat(MAX_GRAMMAR_BYTES + 1)),
             Grammar::JsonSchema("{".into()),

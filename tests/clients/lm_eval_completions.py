@@ -4,6 +4,7 @@ The scores must be those of the same sequences sent one by one, to the last bit:
 whatever runs beside them.
 """
 
+import functools
 import json
 import os
 import tempfile
@@ -33,14 +34,20 @@ def post(**body):
         return json.load(response)
 
 
+@functools.cache
+def encode(text):
+    """The ids that the server makes of a text."""
+    echo = post(prompt=text, echo=True, max_tokens=0, return_token_ids=True)
+    return tuple(echo["choices"][0]["prompt_token_ids"])
+
+
 class Tokenizer:
-    """Texts to ids as the server makes them."""
+    """What the harness needs of one."""
 
     eos_token_id = bos_token_id = 0
 
     def encode(self, text, **_):
-        echo = post(prompt=text, echo=True, max_tokens=0, return_token_ids=True)
-        return echo["choices"][0]["prompt_token_ids"]
+        return list(encode(text))
 
 
 class Recording(LocalCompletionsAPI):
@@ -72,10 +79,9 @@ def evaluate(folder, **settings):
 
 
 with tempfile.TemporaryDirectory() as folder:
-    for name, questions in [("data.jsonl", QUESTIONS)]:
-        with open(f"{folder}/{name}", "w") as file:
-            for question, choices, label in questions:
-                file.write(json.dumps({"question": question, "choices": choices, "label": label}) + "\n")
+    with open(f"{folder}/data.jsonl", "w") as file:
+        for question, choices, label in QUESTIONS:
+            file.write(json.dumps({"question": question, "choices": choices, "label": label}) + "\n")
     common = f"""
 dataset_path: json
 dataset_kwargs: {{data_files: {{test: {folder}/data.jsonl}}}}
@@ -103,9 +109,9 @@ right = 0
 for question, choices, label in QUESTIONS:
     sums = []
     for choice in choices:
-        (context, continuation), (total, greedy) = next(
-            item for item in scored.items()
-            if item[0] == (tuple(Tokenizer().encode(question)), tuple(Tokenizer().encode(question + choice)[len(Tokenizer().encode(question)):])))
+        context = encode(question)
+        continuation = encode(question + choice)[len(context) :]
+        total, greedy = scored[context, continuation]
         echo = post(prompt=[*context, *continuation], echo=True, max_tokens=0, logprobs=1)["choices"][0]["logprobs"]
         alone = echo["token_logprobs"][len(context):]
         assert sum(alone) == total

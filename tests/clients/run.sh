@@ -35,7 +35,7 @@ export MICROGRANITE_URL=$url MICROGRANITE_SMALL_URL=$small
 serve tools --kv-cache 256MiB --chat-template chatml-tools.jinja
 export MICROGRANITE_TOOLS_URL=$url
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/hf
-export OPENAI_API_KEY=none LANGSMITH_TRACING=false
+export OPENAI_API_KEY=none LANGSMITH_TRACING=false TQDM_DISABLE=1
 
 for test in openai_completions langchain_completions lm_eval_completions structured_completions openai_chat; do
     echo "--- $test"

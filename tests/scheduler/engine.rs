@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use microgranite::engine::{
-    Engine, FinishReason, Generation, Health, PromptRows, Refusal, Sampling, Settings, TokenEvent,
-    TokenStream,
+    Constraint, Engine, FinishReason, Generation, Health, PromptRows, Refusal, Sampling, Settings,
+    TokenEvent, TokenStream,
 };
 use microgranite::error::Error;
 use microgranite::telemetry::Metrics;
@@ -539,4 +539,44 @@ async fn penalties_bans_and_least_lengths_depend_on_the_own_sequence_alone() {
     for other in others {
         collect(other).await;
     }
+}
+
+/// Allows even ids, then has nothing more to say.
+#[derive(Debug, Clone)]
+struct Even {
+    tokens_left: usize,
+    mask: [u32; 3],
+}
+
+impl Constraint for Even {
+    fn allowed(&mut self) -> Option<&[u32]> {
+        (self.tokens_left > 0).then_some(&self.mask)
+    }
+
+    fn accept(&mut self, _token: u32) -> bool {
+        self.tokens_left -= 1;
+        false
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+#[tokio::test]
+async fn a_constraint_is_kept_and_one_that_cannot_go_on_ends_its_generation_alone() {
+    let (engine, _) = start(small(), 20);
+    let even = Even {
+        tokens_left: 7,
+        mask: [0x5555_5555; 3],
+    };
+    let constrained = Generation {
+        constraint: Some(Box::new(even)),
+        ..generation(1, 10, 50)
+    };
+    let other = submit(&engine, generation(2, 10, 50));
+    let (tokens, end) = collect(submit(&engine, constrained)).await;
+    assert_eq!((tokens.len(), end), (7, TokenEvent::Undecided));
+    assert!(tokens.iter().all(|token| token % 2 == 0));
+    assert_eq!(collect(other).await.1, LENGTH);
 }

@@ -43,6 +43,23 @@ async fn too_many_or_too_long_headers_are_431() {
 }
 
 #[tokio::test]
+async fn how_long_headers_may_be_can_be_set() {
+    for (header_bytes, long, status) in [(1024, 2000, 431), (200_000, 150_000, 200)] {
+        let options = Options {
+            server: server::Settings {
+                header_bytes,
+                ..server::Settings::default()
+            },
+            ..Options::default()
+        };
+        let service = Service::with(Fake::babbling(), options);
+        let request = service.client.get(service.url("/readyz"));
+        let response = request.header("x-long", "y".repeat(long)).send().await;
+        assert_eq!(response.unwrap().status(), status, "{header_bytes}");
+    }
+}
+
+#[tokio::test]
 async fn headers_that_trickle_in_are_cut_off_at_the_deadline() {
     let options = Options {
         server: server::Settings {

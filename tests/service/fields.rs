@@ -169,6 +169,28 @@ async fn an_unlikely_token_has_a_finite_log_probability_and_an_echo_alone_genera
 }
 
 #[tokio::test]
+async fn the_end_of_text_is_scored_though_it_is_no_text() {
+    let service = Service::start(Fake::reciting(vec![END_OF_TEXT]));
+    let body = json!({
+        "prompt": [60, 61], "echo": true, "logprobs": 1, "max_tokens": 1, "temperature": 0, "return_token_ids": true,
+    });
+    let answer = service.complete(body).await;
+    let choice = &answer["choices"][0];
+    // Evaluations leave out the last entry, as the one that was generated.
+    assert_eq!(
+        choice["logprobs"]["token_logprobs"]
+            .as_array()
+            .unwrap()
+            .len(),
+        3
+    );
+    assert_eq!(choice["logprobs"]["tokens"][2], "<|end_of_text|>");
+    assert_eq!(choice["token_ids"], json!([END_OF_TEXT]));
+    assert_eq!(choice["finish_reason"], "stop");
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+}
+
+#[tokio::test]
 async fn several_answers_have_seeds_that_count_up_and_places_in_order() {
     let service = Service::start(Fake::babbling());
     let body = json!({"prompt": ["a", "b"], "n": 3, "seed": 40, "max_tokens": 12});
@@ -214,6 +236,12 @@ async fn best_of_gives_the_likeliest_and_counts_all() {
         assert_eq!(best["choices"][index]["logprobs"], Value::Null);
     }
     assert_eq!(best["usage"]["completion_tokens"], 40);
+    // With the prompt in front of them they are the same: no score is taken for one of the prompt's.
+    let body = json!({"prompt": "a b c", "n": 1, "best_of": 5, "seed": 1, "max_tokens": 1});
+    let plain = service.text(body.clone()).await;
+    let mut echoed = body;
+    echoed["echo"] = json!(true);
+    assert_eq!(service.text(echoed).await, format!("a b c{plain}"));
 }
 
 #[tokio::test]
@@ -398,4 +426,27 @@ async fn a_suffix_is_put_behind_the_gap() {
         let [a, z] = ["a", "z"].map(|letter| byte_tokens(letter)[0]);
         assert_eq!(ids, json!([317, a, 318, z, 319]));
     }
+}
+
+#[tokio::test]
+async fn usage_tells_how_much_of_the_prompts_came_from_the_cache() {
+    let service = Service::start(Fake::babbling());
+    let prompt: Vec<u32> = (0..200).map(|at| 20 + at % 250).collect();
+    let cached = async |more: Value| {
+        let mut body = json!({"prompt": prompt, "max_tokens": 2, "seed": 1});
+        for (field, value) in more.as_object().unwrap() {
+            body[field] = value.clone();
+        }
+        let whole = service.complete(body.clone()).await["usage"]["prompt_tokens_details"].clone();
+        whole["cached_tokens"].as_u64().unwrap()
+    };
+    assert_eq!(cached(json!({})).await, 0);
+    assert_eq!(cached(json!({})).await, 192, "three pages of 64");
+    assert_eq!(
+        cached(json!({"n": 3})).await,
+        192,
+        "each prompt counts once"
+    );
+    let scored = json!({"echo": true, "logprobs": 0});
+    assert_eq!(cached(scored).await, 0, "a scored prompt is computed");
 }

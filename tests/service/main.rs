@@ -12,4 +12,5 @@ mod mixed;
 mod pressure;
 mod process;
 mod refusals;
+mod scores;
 mod streaming;

@@ -74,6 +74,8 @@ pub async fn complete(
         include_stop: request.sampling.include_stop,
         min_tokens: request.sampling.min_tokens,
         echo: false,
+        scores_prompt: false,
+        grammar: request.sampling.grammar.as_ref().map(|grammar| grammar.0),
         shown_token: calls.as_ref().and_then(CallSyntax::shown_token),
     });
     let answers = streams.into_iter().map(|events| {

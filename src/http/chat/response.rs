@@ -195,6 +195,8 @@ impl Turn {
 pub async fn whole(pieces: Pieces, head: Head) -> Result<Response, ApiError> {
     let answers = pieces.collect().await?;
     let generated = answers.iter().map(|answer| answer.tokens.len()).sum();
+    // The prompt counts once, however many answers it has.
+    let cached = answers.first().map_or(0, |answer| answer.cached_tokens);
     let choices = answers.into_iter().map(|answer| {
         let mut turn = Turn::new(&head);
         let (text, mut tool_calls) = turn.push(&answer.text, true);
@@ -216,7 +218,7 @@ pub async fn whole(pieces: Pieces, head: Head) -> Result<Response, ApiError> {
         }
     });
     let choices = choices.collect();
-    let usage = Usage::new(head.prompt_tokens, generated, 0);
+    let usage = Usage::new(head.prompt_tokens, generated, cached);
     let body = head.completion("chat.completion", choices, Some(Some(usage)));
     Ok(Json(body).into_response())
 }
@@ -227,6 +229,7 @@ pub struct Chunks {
     turns: Vec<Turn>,
     options: StreamOptions,
     generated: usize,
+    cached: usize,
 }
 
 impl Chunks {
@@ -237,11 +240,12 @@ impl Chunks {
             head,
             options,
             generated: 0,
+            cached: 0,
         }
     }
 
     fn usage(&self) -> Usage {
-        Usage::new(self.head.prompt_tokens, self.generated, 0)
+        Usage::new(self.head.prompt_tokens, self.generated, self.cached)
     }
 
     fn chunk(&self, choice: ChunkChoice) -> Vec<u8> {
@@ -262,6 +266,9 @@ impl Chunks {
 impl EventShape for Chunks {
     fn piece(&mut self, piece: &Piece) -> Vec<u8> {
         self.generated += piece.tokens.len();
+        if piece.index == 0 {
+            self.cached += piece.cached_tokens;
+        }
         let index = piece.index;
         let turn = &mut self.turns[index];
         let (text, tool_calls) = turn.push(&piece.text, piece.finish.is_some());
