@@ -18,8 +18,8 @@ fn tiny(threads: usize) -> Granite {
     let checkpoint = sources::open(&folder, &sources).unwrap();
     let settings = model::Settings {
         threads,
-        // Some 230 pages: enough for those that run, not for all that has been said.
-        kv_bytes: 4 << 20,
+        // 56 pages: enough for those that run, not for all that has been said.
+        kv_bytes: 1 << 20,
         context: None,
         weights: model::Placement::default(),
     };

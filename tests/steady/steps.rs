@@ -130,15 +130,14 @@ fn the_engine_allocates_nothing_between_two_decoding_steps() {
     // From the end of one step's forward pass to the end of the next.
     let steps: Vec<u64> = counts.windows(2).map(|two| two[1][1] - two[0][1]).collect();
     assert!(steps.len() > 60, "{} steps", steps.len());
-    // The first steps take prompts in and find how large the buffers must be; the last ones end generations.
+    // The first steps take prompts in and find how large the buffers must be, the last ones end generations. In between
+    // only a stream whose reader lags a block of 32 events behind takes a block more.
     let busy = steps.iter().filter(|&&count| count > 0).count();
-    println!("{busy} of {} steps allocate", steps.len());
-    let quiet = steps
-        .iter()
-        .rev()
-        .skip(20)
-        .take_while(|&&count| count == 0)
-        .count();
-    println!("{quiet} in a row do not: {steps:?}");
-    assert!(quiet > steps.len() / 2);
+    let quiet = steps.split(|&count| count > 0).map(<[u64]>::len).max();
+    println!(
+        "{busy} of {} steps allocate; {quiet:?} in a row do not",
+        steps.len()
+    );
+    assert!(busy < steps.len() / 8, "{steps:?}");
+    assert!(quiet > Some(steps.len() / 4), "{steps:?}");
 }
