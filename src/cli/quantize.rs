@@ -57,12 +57,11 @@ pub struct Args {
     #[arg(long, value_name = "ALPHA", value_parser = share)]
     smooth: Option<f32>,
 
-    /// Round so that errors make up for each other on a calibration text (GPTQ's idea): more exact at the same speed, and
-    /// quantizing takes the time of running that text in f32.
-    #[arg(long)]
-    compensate: bool,
+    /// How weights are rounded. [default: compensated, unless they are codes already]
+    #[arg(long, value_enum)]
+    rounding: Option<Rounding>,
 
-    /// The text that --smooth and --compensate are based on: plain, or a .jsonl file of strings or objects with a "text".
+    /// The text that compensation and smoothing are based on: plain, or a .jsonl file of strings or objects with a "text".
     /// [default: the beginning of As You Like It]
     #[arg(long, value_name = "FILE")]
     calibrate: Option<PathBuf>,
@@ -74,6 +73,16 @@ pub struct Args {
     /// Threads to work with. [default: the cores, or the cgroup's quota]
     #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::positive)]
     threads: Option<usize>,
+}
+
+/// How a weight becomes a code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Rounding {
+    /// So that errors make up for each other on a calibration text (GPTQ's idea): as fast to serve and more exact by half,
+    /// for the time that it takes to run that text in f32.
+    Compensated,
+    /// To the nearest: done in seconds.
+    Nearest,
 }
 
 /// Files that a Hugging Face folder may have beside its weights; they are copied as they are.
@@ -106,17 +115,30 @@ pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
         range: args.range,
         rotation: args.rotation,
     };
-    if args.calibrate.is_some() && args.smooth.is_none() && !args.compensate {
-        let problem = "--calibrate: only --smooth and --compensate need a text";
+    let codes = checkpoint.tensors.quantization();
+    let rounding = args.rounding.unwrap_or(match codes {
+        Some(_) => Rounding::Nearest,
+        None => Rounding::Compensated,
+    });
+    let compensate = rounding == Rounding::Compensated;
+    let needs_text = args.smooth.is_some() || compensate;
+    if let Some(made) = codes.filter(|_| needs_text) {
+        let problem = format!(
+            "--smooth, --rounding compensated: the weights are codes of {made}, which stay as they are"
+        );
+        return Err(Error::Usage(problem));
+    }
+    if args.calibrate.is_some() && !needs_text {
+        let problem = "--calibrate: rounding to the nearest without --smooth needs no text";
         return Err(Error::Usage(problem.into()));
     }
     let mut plan = Plan {
         scheme,
         smooth: args.smooth,
-        compensate: args.compensate,
+        compensate,
         ..Plan::default()
     };
-    if plan.smooth.is_some() || plan.compensate {
+    if needs_text {
         let (sequences, calibration) = calibration(&args, &checkpoint)?;
         (plan.sequences, plan.calibration) = (sequences, Some(calibration));
     }

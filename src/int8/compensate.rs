@@ -35,15 +35,11 @@ impl Factor {
         // With A = L·Lᵀ and A⁻¹ = Uᵀ·U, U upper triangular, row k of U over its first value is what is wanted.
         let lower = cholesky(&a, len);
         let inverse = inverse_of_lower(&lower, len);
+        // A⁻¹ = (L⁻¹)ᵀ·L⁻¹, of which the lower triangle is enough.
         let mut inverse_of_a = vec![0.0; len * len];
-        for row in 0..len {
-            for column in 0..=row {
-                // (L⁻¹)ᵀ·L⁻¹; L⁻¹ is lower triangular.
-                let product =
-                    (row..len).map(|k| inverse[k * len + row] * inverse[k * len + column]);
-                let value = product.sum();
-                inverse_of_a[row * len + column] = value;
-                inverse_of_a[column * len + row] = value;
+        for inverse in inverse.chunks_exact(len) {
+            for (row, sums) in inverse_of_a.chunks_exact_mut(len).enumerate() {
+                add_scaled(&mut sums[..=row], inverse[row], &inverse[..=row]);
             }
         }
         let upper_transposed = cholesky(&inverse_of_a, len);
@@ -106,16 +102,21 @@ fn cholesky(a: &[f64], len: usize) -> Vec<f64> {
 /// The inverse of a lower triangle, which is one too.
 fn inverse_of_lower(lower: &[f64], len: usize) -> Vec<f64> {
     let mut inverse = vec![0.0; len * len];
-    for column in 0..len {
-        inverse[column * len + column] = 1.0 / lower[column * len + column];
-        for row in column + 1..len {
-            let sum: f64 = (column..row)
-                .map(|k| lower[row * len + k] * inverse[k * len + column])
-                .sum();
-            inverse[row * len + column] = -sum / lower[row * len + row];
+    for row in 0..len {
+        let (above, here) = inverse.split_at_mut(row * len);
+        let (weights, diagonal) = (&lower[row * len..][..row], lower[row * len + row]);
+        for ((k, above), weight) in above.chunks_exact(len).enumerate().zip(weights) {
+            add_scaled(&mut here[..=k], -weight / diagonal, &above[..=k]);
         }
+        here[row] = 1.0 / diagonal;
     }
     inverse
+}
+
+/// `sums += factor · values`.
+fn add_scaled(sums: &mut [f64], factor: f64, values: &[f64]) {
+    let both = sums.iter_mut().zip(values);
+    both.for_each(|(sum, value)| *sum += factor * value);
 }
 
 #[cfg(test)]

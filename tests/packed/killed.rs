@@ -11,6 +11,9 @@ use rand::{Rng, RngExt, SeedableRng};
 
 use crate::{fixture, open, try_load, try_open};
 
+/// Without the calibration that is most of the work on a small model.
+const QUICK: [&str; 2] = ["--rounding", "nearest"];
+
 fn quantize(source: &Path, output: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_microgranite"));
     command.args(["quantize", "--log", "error"]);
@@ -46,7 +49,7 @@ fn a_folder_is_written_whole_with_everything_that_serve_needs() {
     let (code, stdout, stderr) = run(&source, &output, &[]);
     assert_eq!((code, &*stderr), (0, ""));
     assert!(
-        stdout.contains("symmetric per channel, absmax, rotation full"),
+        stdout.contains("symmetric per channel, absmax, rotation full, compensated"),
         "{stdout}"
     );
     assert!(stdout.contains("dB"), "{stdout}");
@@ -66,14 +69,22 @@ fn nothing_is_overwritten_unasked_and_only_a_packed_model_at_all() {
     let home = tempfile::tempdir().unwrap();
     let source = fixture("granite-3-tiny");
     let output = home.path().join("packed");
-    assert_eq!(run(&source, &output, &[]).0, 0);
+    assert_eq!(run(&source, &output, &QUICK).0, 0);
     let before = fs::read(output.join(QUANTIZATION)).unwrap();
 
-    let (code, _, stderr) = run(&source, &output, &["--granularity", "group"]);
+    let (code, _, stderr) = run(
+        &source,
+        &output,
+        &["--granularity", "group", "--rounding", "nearest"],
+    );
     assert_eq!(code, 78, "{stderr}");
     assert!(stderr.contains("--force"), "{stderr}");
     assert_eq!(fs::read(output.join(QUANTIZATION)).unwrap(), before);
-    let (code, _, stderr) = run(&source, &output, &["--granularity", "group", "--force"]);
+    let (code, _, stderr) = run(
+        &source,
+        &output,
+        &["--granularity", "group", "--rounding", "nearest", "--force"],
+    );
     assert_eq!(code, 0, "{stderr}");
     assert_ne!(fs::read(output.join(QUANTIZATION)).unwrap(), before);
     assert_eq!(names(home.path()), ["packed"]);
@@ -81,11 +92,11 @@ fn nothing_is_overwritten_unasked_and_only_a_packed_model_at_all() {
     let precious = home.path().join("precious");
     fs::create_dir(&precious).unwrap();
     // An empty folder is no loss.
-    assert_eq!(run(&source, &precious, &[]).0, 0);
+    assert_eq!(run(&source, &precious, &QUICK).0, 0);
     fs::remove_dir_all(&precious).unwrap();
     fs::create_dir(&precious).unwrap();
     fs::write(precious.join("letters"), "from home").unwrap();
-    for more in [&[][..], &["--force"]] {
+    for more in [&QUICK[..], &["--force"]] {
         let (code, _, stderr) = run(&source, &precious, more);
         assert_eq!((code, stderr.lines().count()), (78, 1), "{stderr}");
         assert_eq!(names(&precious), ["letters"]);
@@ -97,6 +108,16 @@ fn nothing_is_overwritten_unasked_and_only_a_packed_model_at_all() {
     assert_eq!(
         run(Path::new("/nowhere"), &home.path().join("again"), &[]).0,
         66
+    );
+    let codes = fixture("granite-3-tiny-w8a8");
+    for more in [&["--rounding", "compensated"][..], &["--smooth", "0.5"]] {
+        let (code, _, stderr) = run(&codes, &home.path().join("again"), more);
+        assert_eq!((code, stderr.lines().count()), (64, 1), "{stderr}");
+    }
+    let nothing_to_calibrate = ["--calibrate", "text.txt", "--rounding", "nearest"];
+    assert_eq!(
+        run(&source, &home.path().join("again"), &nothing_to_calibrate).0,
+        64
     );
     assert_eq!(names(home.path()), ["packed", "precious"]);
 }
@@ -110,11 +131,11 @@ fn leftovers_of_a_killed_run_are_removed_unless_it_still_runs() {
     fs::write(left.join(WEIGHTS), "half").unwrap();
     let running = fs::File::open(&left).unwrap();
     running.lock().unwrap();
-    let (code, _, stderr) = run(&source, &output, &[]);
+    let (code, _, stderr) = run(&source, &output, &QUICK);
     assert_eq!(code, 78, "{stderr}");
     assert!(stderr.contains("another run"), "{stderr}");
     drop(running);
-    assert_eq!(run(&source, &output, &[]).0, 0);
+    assert_eq!(run(&source, &output, &QUICK).0, 0);
     assert_eq!(names(home.path()), ["packed"]);
 }
 
@@ -132,7 +153,7 @@ fn a_checkpoint_that_turns_out_bad_leaves_nothing_behind() {
     let len = bytes.len();
     bytes[len - 2..].copy_from_slice(&[0xc0, 0x7f]);
     fs::write(&path, bytes).unwrap();
-    let (code, _, stderr) = run(&source, &home.path().join("packed"), &[]);
+    let (code, _, stderr) = run(&source, &home.path().join("packed"), &QUICK);
     assert_eq!((code, stderr.lines().count()), (65, 1), "{stderr}");
     assert!(stderr.contains("not a finite number"), "{stderr}");
     assert_eq!(names(home.path()), ["source"]);
@@ -155,7 +176,15 @@ fn kill_at_random_moments(source: &Path, kills: usize) {
     let mut longest = Duration::ZERO;
     for scheme in schemes {
         let start = Instant::now();
-        assert_eq!(run(source, &output, &["--granularity", scheme]).0, 0);
+        assert_eq!(
+            run(
+                source,
+                &output,
+                &["--granularity", scheme, "--rounding", "nearest"]
+            )
+            .0,
+            0
+        );
         longest = longest.max(start.elapsed());
         whole.push(content(&output));
         fs::remove_dir_all(&output).unwrap();
@@ -166,7 +195,7 @@ fn kill_at_random_moments(source: &Path, kills: usize) {
     for kill in 0..kills {
         let which = random.next_u64() as usize % 2;
         let replaces = output.exists();
-        let mut more = vec!["--granularity", schemes[which]];
+        let mut more = vec!["--granularity", schemes[which], "--rounding", "nearest"];
         more.extend(replaces.then_some("--force"));
         let before = replaces.then(|| content(&output));
         let mut process = quantize(source, &output, &more).spawn().unwrap();
@@ -196,7 +225,18 @@ fn kill_at_random_moments(source: &Path, kills: usize) {
     );
     // A last run clears up, whatever the kills left.
     assert_eq!(
-        run(source, &output, &["--granularity", "channel", "--force"]).0,
+        run(
+            source,
+            &output,
+            &[
+                "--granularity",
+                "channel",
+                "--rounding",
+                "nearest",
+                "--force"
+            ]
+        )
+        .0,
         0
     );
     assert!(content(&output) == whole[0]);

@@ -23,8 +23,14 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 #[test]
-fn a_packed_model_answers_with_the_bits_of_one_that_was_quantized_in_memory() {
-    for name in FIXTURES {
+fn a_packed_model_answers_with_the_bits_of_one_that_was_loaded_into_memory() {
+    // Floats to be quantized, and codes to be kept, with and without zero points.
+    let codes = [
+        "granite-3-tiny-w8a8",
+        "granite-4-dense-tiny-w8a8-zp",
+        "granite-3-tiny-llm-int8",
+    ];
+    for name in FIXTURES.into_iter().chain(codes) {
         let in_memory = logits(&mut load(&open(&fixture(name)), Placement::Mmap), &IDS);
         let folder = pack(name, &Scheme::default());
         for placement in [Placement::Mmap, Placement::Copy] {
