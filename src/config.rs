@@ -73,6 +73,28 @@ pub fn positive(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| "write a whole number of at least 1".to_owned())
 }
 
+/// Reads `on` or `off`.
+///
+/// # Errors
+/// In words for the person who typed it.
+pub fn on_off(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("write on or off".to_owned()),
+    }
+}
+
+/// Reads a factor that makes nothing smaller.
+///
+/// # Errors
+/// In words for the person who typed it.
+pub fn factor(text: &str) -> Result<f64, String> {
+    let factor = text.parse().ok();
+    let factor = factor.filter(|factor: &f64| *factor >= 1.0 && factor.is_finite());
+    factor.ok_or_else(|| "write a number of at least 1, such as 3 or 1.5".to_owned())
+}
+
 /// Threads this process may run at once: the machine's cores, less what affinity or the cgroup's quota take away. A
 /// thread more would be throttled, and all others wait for it at the end of every matrix.
 pub fn available_threads() -> usize {
@@ -100,6 +122,17 @@ mod tests {
         for text in ["", "GiB", "-1", "1.5G", "1T", "2gib", "99999999999G"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn factors_and_switches_are_read_or_refused() {
+        assert_eq!(factor("3"), Ok(3.0));
+        assert_eq!(factor("1.5"), Ok(1.5));
+        for text in ["0.99", "-3", "inf", "NaN", "", "3x"] {
+            assert!(factor(text).is_err(), "{text}");
+        }
+        assert_eq!((on_off("on"), on_off("off")), (Ok(true), Ok(false)));
+        assert!(on_off("true").is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //! | [`cli`] | one short file per command: what was typed → a call into the rest |
 //! | [`http`] | everything that knows HTTP: routes, wire shapes, streaming, errors, health |
 //! | [`text`] | characters ↔ token ids: tokenizer, incremental decoding, stop strings, chat templates |
-//! | [`engine`] | one thread that owns the model: handle, scheduler, sequences, sampler |
+//! | [`engine`] | one thread that owns the model: handle, scheduler, prefix cache, speculation, sampler |
 //! | [`model`] | Granite in the words of its `config.json`: weights, forward pass, KV cache, f32 reference |
 //! | [`int8`] | the number format: quantize, packed matrices, matrix multiply, kernels |
 //! | [`sources`] | where a model comes from: folder, GGUF file, hub, demo |

@@ -49,11 +49,21 @@ pub struct Metrics {
     pub request_duration_seconds: Histogram,
     /// From arrival to the first step that works on the generation.
     pub queue_wait_seconds: Histogram,
-    /// Prompt tokens taken in.
+    /// Prompt tokens taken in, those found in the prefix cache included.
     pub prompt_tokens_total: IntCounter,
     /// Tokens generated.
     pub generation_tokens_total: IntCounter,
-    /// Rows per step: prompt tokens and decoding sequences together.
+    /// Prompt tokens looked up in the prefix cache.
+    pub prefix_cache_queries_total: IntCounter,
+    /// Prompt tokens found there, which were not computed again.
+    pub prefix_cache_hits_total: IntCounter,
+    /// Cached KV pages that were given to another text.
+    pub prefix_cache_evictions_total: IntCounter,
+    /// Tokens guessed by prompt lookup and run.
+    pub speculation_drafted_tokens_total: IntCounter,
+    /// Guessed tokens that were right; they are among the tokens generated.
+    pub speculation_accepted_tokens_total: IntCounter,
+    /// Rows per step: prompt tokens, decoding sequences and their drafts together.
     pub batch_rows: Histogram,
     /// Weights as loaded, by component and dtype.
     pub model_weight_bytes: IntGaugeVec,
@@ -63,7 +73,8 @@ pub struct Metrics {
     pub memory_saved_bytes: IntGaugeVec,
     /// Resident memory by kind: `anon`, `file`, `shmem`.
     pub process_resident_bytes: IntGaugeVec,
-    /// KV cache by state: `used` pages hold tokens, `reserved` is the whole budget.
+    /// KV cache by state: `used` pages hold tokens of running generations, `cached` ones are free but can be found again,
+    /// `reserved` is the whole budget.
     pub kv_cache_bytes: IntGaugeVec,
     /// One series that names the model: its labels are facts, its value is 1.
     pub model_info: IntGaugeVec,
@@ -116,6 +127,31 @@ impl Metrics {
             ),
             prompt_tokens_total: counter(r, "prompt_tokens_total", "Prompt tokens taken in."),
             generation_tokens_total: counter(r, "generation_tokens_total", "Tokens generated."),
+            prefix_cache_queries_total: counter(
+                r,
+                "prefix_cache_queries_total",
+                "Prompt tokens looked up in the prefix cache.",
+            ),
+            prefix_cache_hits_total: counter(
+                r,
+                "prefix_cache_hits_total",
+                "Prompt tokens found in the prefix cache.",
+            ),
+            prefix_cache_evictions_total: counter(
+                r,
+                "prefix_cache_evictions_total",
+                "Cached KV pages that were given to another text.",
+            ),
+            speculation_drafted_tokens_total: counter(
+                r,
+                "speculation_drafted_tokens_total",
+                "Tokens guessed by prompt lookup.",
+            ),
+            speculation_accepted_tokens_total: counter(
+                r,
+                "speculation_accepted_tokens_total",
+                "Guessed tokens that were right.",
+            ),
             batch_rows: histogram(r, "batch_rows", "Rows per step.", BATCH_ROWS),
             model_weight_bytes: gauges(
                 r,
@@ -164,7 +200,7 @@ impl Metrics {
         for outcome in ["ok", "invalid", "rejected", "cancelled", "error"] {
             metrics.requests_total.with_label_values(&[outcome]);
         }
-        for state in ["used", "reserved"] {
+        for state in ["used", "cached", "reserved"] {
             metrics.kv_cache_bytes.with_label_values(&[state]);
         }
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);

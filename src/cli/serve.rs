@@ -86,6 +86,21 @@ pub struct Args {
     #[arg(long, env = "MICROGRANITE_MAX_QUEUE", value_name = "N", default_value_t = engine::Settings::default().max_queue)]
     max_queue: usize,
 
+    /// How many times longer than else the next token of a running answer may take while a prompt comes in. Less keeps
+    /// running answers even; more gives newcomers their first token sooner.
+    #[arg(long, env = "MICROGRANITE_MAX_SLOWDOWN", value_name = "FACTOR", value_parser = config::factor, default_value = "3")]
+    max_slowdown: f64,
+
+    /// Keep what was computed of a prompt for others that begin alike, as long as the KV cache has room: on or off. The
+    /// answers are the same; off hides from clients, by the time an answer takes, what others have asked.
+    #[arg(long, env = "MICROGRANITE_PREFIX_CACHE", value_name = "ON|OFF", value_parser = config::on_off, action = clap::ArgAction::Set, default_value = "on")]
+    prefix_cache: bool,
+
+    /// Tokens of an answer to guess in a step, from what the prompt and the answer already say, where that is likely to
+    /// save time; 0 guesses none. The answers are the same; more makes quotes faster, and wrong guesses dearer.
+    #[arg(long, env = "MICROGRANITE_SPECULATION", value_name = "N", default_value_t = engine::Settings::default().speculation)]
+    speculation: usize,
+
     /// Connections at once; more are refused. Each can hold up to a megabyte of request.
     #[arg(long, env = "MICROGRANITE_MAX_CONNECTIONS", value_name = "N", value_parser = config::positive, default_value_t = server::Settings::default().max_connections)]
     max_connections: usize,
@@ -234,7 +249,9 @@ fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Resu
         max_batch: args.max_batch,
         max_queue: args.max_queue,
         step_tokens: defaults.step_tokens.max(args.max_batch),
-        ..defaults
+        prompt_rows: engine::PromptRows::Slowdown(args.max_slowdown),
+        prefix_cache: args.prefix_cache,
+        speculation: args.speculation,
     };
     let engine = Engine::start(Box::new(granite), engine_settings, Arc::clone(&metrics))?;
     let context = engine.limits().context_length;

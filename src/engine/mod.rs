@@ -9,22 +9,28 @@
 //! | `queue` | where generations wait, who is refused, how the engine is |
 //! | `worker` | the loop |
 //! | [`scheduler`] | pure: who runs in the next step |
+//! | [`pages`], [`prefix_cache`] | who holds which KV page, and which pages hold the beginning of which text |
 //! | `sequence` | one generation's tokens, events and times |
+//! | `step_times` | what steps cost by their rows, measured |
+//! | `speculation` | guesses at the next tokens, and whether they pay |
 //! | `adjust` | penalties, biases, bans and constraints: what changes the logits before |
 //! | [`sampler`] | logits → token, and how likely it was |
-//! | [`pages`] | which KV pages are free |
 //!
-//! What callers may rely on: the same generation gives the same tokens whatever else runs; [`Engine::submit`] never
+//! What callers may rely on: the same generation gives the same tokens whatever else runs, whatever was cached and
+//! whatever was guessed; [`Engine::submit`] never
 //! waits; dropping a [`TokenStream`] frees what it held; an accepted generation is never preempted, because all its
 //! pages are reserved when it is admitted.
 
 mod adjust;
 pub mod pages;
+pub mod prefix_cache;
 mod queue;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;
 mod sequence;
+mod speculation;
+mod step_times;
 mod worker;
 
 use std::sync::Arc;
@@ -51,7 +57,21 @@ pub struct Settings {
     /// Rows in a step: prompt tokens and decoding generations together; at least `max_batch`.
     pub step_tokens: usize,
     /// Prompt rows in a step in which somebody decodes: what a running stream waits for a newcomer's prompt, per token.
-    pub prompt_rows_while_decoding: usize,
+    pub prompt_rows: PromptRows,
+    /// Whether full KV pages are kept for prompts that begin alike. Changes no output.
+    pub prefix_cache: bool,
+    /// Tokens that are guessed for each generation in a step at most; 0 turns guessing off. Changes no output.
+    pub speculation: usize,
+}
+
+/// How many rows of prompts join a step in which somebody decodes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum PromptRows {
+    /// So many, whatever they cost: steps that can be foretold.
+    Fixed(usize),
+    /// As many as make the step take at most this many times what it takes without them, as far as measurements tell.
+    /// At least 1.
+    Slowdown(f64),
 }
 
 impl Default for Settings {
@@ -66,9 +86,12 @@ impl Default for Settings {
             // 0.4 to 0.9 s on 2B, so a client that leaves is noticed within a second. The arithmetic of 128 rows hides the
             // reading of the weights five times over: longer steps measured no faster (77 % of peak at 128, 76 % at 512).
             step_tokens: 128,
-            // With a full batch (16 + 32) · 3.1 ms ≈ 150 ms between tokens, which still reads fluently; the prompt
-            // goes in at the full rate, as the rows are enough to be bound by arithmetic.
-            prompt_rows_while_decoding: 32,
+            // A stream of 18 tokens/s goes on at 6, which still reads fluently. While the weights are being read for it
+            // anyway, two thirds of the step and more go to the prompt, so little of the prompt's rate is lost.
+            prompt_rows: PromptRows::Slowdown(3.0),
+            prefix_cache: true,
+            // Quotes run on for long; how many of these are worth their rows is measured.
+            speculation: 8,
         }
     }
 }
@@ -79,8 +102,11 @@ impl Settings {
             "the batch must have room for one generation"
         } else if self.step_tokens < self.max_batch {
             "a step must have a row for every generation in the batch"
-        } else if self.prompt_rows_while_decoding == 0 {
+        } else if self.prompt_rows == PromptRows::Fixed(0) {
             "a step must have a row for prompts"
+        } else if matches!(self.prompt_rows, PromptRows::Slowdown(factor) if !(1.0..).contains(&factor))
+        {
+            "prompts cannot make steps shorter: the slowdown must be at least 1"
         } else {
             return Ok(());
         };
@@ -91,7 +117,6 @@ impl Settings {
         Budget {
             max_batch: self.max_batch,
             step_tokens: self.step_tokens,
-            prompt_rows_while_decoding: self.prompt_rows_while_decoding,
         }
     }
 }
@@ -194,7 +219,7 @@ impl Engine {
         };
         let waiting = metrics.requests_waiting.clone();
         let queue = Arc::new(Queue::new(settings.max_queue, settings.max_batch, waiting));
-        let worker = Worker::new(model, &settings, Arc::clone(&queue), metrics);
+        let worker = Worker::new(model, settings, Arc::clone(&queue), metrics);
         std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || worker.work())

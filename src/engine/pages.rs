@@ -1,21 +1,48 @@
-//! Which KV pages are free. Pages are ids only; the memory behind them is the model's.
+//! Who holds which KV page, and which are free. Pages are ids only; the memory behind them is the model's.
+//!
+//! With prefix caching, a page that is full is *published*: whoever comes with the same text holds it too, reads it and
+//! never writes into it. When nobody holds it any more it is free like any other, but keeps its content until it is
+//! needed for something else, least recently used first.
 
+use super::prefix_cache::PrefixCache;
 use crate::model::PAGE_TOKENS;
 
-/// The free pages of the KV cache.
+/// The pages of the KV cache.
 #[derive(Debug)]
 pub struct Pages {
-    /// The last one is given out first: a page that was just freed is still in the processor's caches, and pages that
-    /// were never needed stay untouched, so they cost no resident memory.
-    free: Vec<u32>,
+    /// Free pages that hold nothing. The last one is given out first: a page that was just freed is still in the
+    /// processor's caches, and pages that were never needed stay untouched, so they cost no resident memory.
+    blank: Vec<u32>,
+    pages: Vec<Page>,
+    /// `None`: pages are never published.
+    cache: Option<PrefixCache>,
+    /// Published pages that nobody holds.
+    cached: usize,
+    /// Counts releases.
+    releases: u64,
+    /// Published pages that were given to another text.
+    evicted: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Page {
+    /// How many sequences hold it.
+    holders: u32,
+    /// Of [`Pages::releases`], when the last of them let go.
+    released: u64,
 }
 
 impl Pages {
-    /// All pages of a cache of `count` pages, free.
-    pub fn new(count: usize) -> Self {
-        let count = u32::try_from(count).expect("page ids fit 32 bits");
+    /// All pages of a cache of `count` pages, free and blank; `prefix_cache` says whether pages are published.
+    pub fn new(count: usize, prefix_cache: bool) -> Self {
+        let end = u32::try_from(count).expect("page ids fit 32 bits");
         Self {
-            free: (0..count).rev().collect(),
+            blank: (0..end).rev().collect(),
+            pages: vec![Page::default(); count],
+            cache: prefix_cache.then(|| PrefixCache::new(count)),
+            cached: 0,
+            releases: 0,
+            evicted: 0,
         }
     }
 
@@ -24,19 +51,122 @@ impl Pages {
         tokens.div_ceil(PAGE_TOKENS)
     }
 
-    /// Takes `count` pages, or none if fewer are free.
-    pub fn take(&mut self, count: usize) -> Option<Vec<u32>> {
-        let rest = self.free.len().checked_sub(count)?;
-        Some(self.free.split_off(rest))
+    /// Published pages that hold the beginning of `prompt`, in order; never its last token. They are not held yet.
+    pub fn find(&self, prompt: &[u32]) -> Vec<u32> {
+        let find = |cache: &PrefixCache| cache.find(prompt);
+        self.cache.as_ref().map(find).unwrap_or_default()
     }
 
-    /// Returns pages that [`Self::take`] gave.
-    pub fn give_back(&mut self, pages: Vec<u32>) {
-        self.free.extend(pages);
+    /// Holds the pages `found` and as many blank ones as make `count`, in this order; or none if too few are free.
+    pub fn take(&mut self, found: &[u32], count: usize) -> Option<Vec<u32>> {
+        let blank = count - found.len();
+        let is_free = |&&page: &&u32| self.pages[page as usize].holders == 0;
+        if blank + found.iter().filter(is_free).count() > self.free() {
+            return None;
+        }
+        let mut taken = Vec::with_capacity(count);
+        // First, so that they are not among those that have to go.
+        found.iter().for_each(|&page| self.hold(page));
+        taken.extend(found);
+        self.evict(blank.saturating_sub(self.blank.len()));
+        taken.extend(self.blank.drain(self.blank.len() - blank..).rev());
+        for &page in &taken[found.len()..] {
+            self.pages[page as usize].holders = 1;
+        }
+        Some(taken)
     }
 
-    /// How many pages are free.
+    /// Publishes page `index` of a sequence's `pages`, which holds `tokens`; all before it are published.
+    ///
+    /// If another sequence published the same text before, its page takes the place of this one, which is free then.
+    pub fn publish(&mut self, pages: &mut [u32], index: usize, tokens: [u32; PAGE_TOKENS]) {
+        let page = pages[index];
+        let before = index.checked_sub(1).map(|before| pages[before]);
+        let Some(cache) = &mut self.cache else {
+            return;
+        };
+        if let Some(other) = cache.insert(page, before, tokens) {
+            self.hold(other);
+            self.release(page);
+            pages[index] = other;
+        }
+    }
+
+    /// Lets go of the pages of a sequence, in order.
+    ///
+    /// From last to first: a page is then released, and later forgotten, before those it follows. Whoever holds a page
+    /// holds all before it, so this is true of pages that several shared as well.
+    pub fn give_back(&mut self, pages: &[u32]) {
+        pages.iter().rev().for_each(|&page| self.release(page));
+    }
+
+    fn hold(&mut self, page: u32) {
+        let holders = &mut self.pages[page as usize].holders;
+        self.cached -= usize::from(*holders == 0);
+        *holders += 1;
+    }
+
+    fn release(&mut self, page: u32) {
+        let state = &mut self.pages[page as usize];
+        state.holders -= 1;
+        if state.holders > 0 {
+            return;
+        }
+        self.releases += 1;
+        state.released = self.releases;
+        if self
+            .cache
+            .as_ref()
+            .is_some_and(|cache| cache.contains(page))
+        {
+            self.cached += 1;
+        } else {
+            self.blank.push(page);
+        }
+    }
+
+    /// Makes the `count` least recently used of the cached pages blank.
+    fn evict(&mut self, count: usize) {
+        let Some(cache) = &mut self.cache else {
+            return;
+        };
+        let Some(last) = count.checked_sub(1) else {
+            return;
+        };
+        // A look at every page, only when somebody is admitted to a full cache: some microseconds for thousands.
+        let is_idle = |&page: &u32| self.pages[page as usize].holders == 0 && cache.contains(page);
+        let mut idle: Vec<u32> = (0..self.pages.len() as u32).filter(is_idle).collect();
+        idle.select_nth_unstable_by_key(last, |&page| self.pages[page as usize].released);
+        for &page in &idle[..count] {
+            cache.remove(page);
+            self.blank.push(page);
+        }
+        self.cached -= count;
+        self.evicted += count as u64;
+    }
+
+    /// Pages that nobody holds, blank or cached.
     pub fn free(&self) -> usize {
-        self.free.len()
+        self.blank.len() + self.cached
+    }
+
+    /// Pages that nobody holds, but whose content can still be found.
+    pub const fn cached(&self) -> usize {
+        self.cached
+    }
+
+    /// Published pages that somebody holds.
+    pub fn shared(&self) -> usize {
+        self.cache.as_ref().map_or(0, PrefixCache::count) - self.cached
+    }
+
+    /// How many cached pages were given to another text so far.
+    pub const fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// Whether pages are published.
+    pub const fn publishes(&self) -> bool {
+        self.cache.is_some()
     }
 }

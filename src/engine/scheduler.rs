@@ -6,10 +6,13 @@
 //! A generation waits, then runs; nothing is ever preempted, because all pages it can ever need are reserved when it is
 //! admitted. While it runs it is first a *prompt*, cut into chunks, and then *decoding*, one row per step. One step mixes
 //! chunks and decoding rows, so that one pass over the weights serves all of them.
+//!
+//! With a prefix cache a prompt starts behind the full pages that somebody computed before; see [`super::pages`].
 
 use std::collections::VecDeque;
 
 use super::pages::Pages;
+use crate::model::PAGE_TOKENS;
 
 /// What one step may hold.
 #[derive(Debug, Clone, Copy)]
@@ -18,8 +21,23 @@ pub struct Budget {
     pub max_batch: usize,
     /// Rows in a step; at least `max_batch`, so that every decoding generation gets its row.
     pub step_tokens: usize,
-    /// Prompt rows in a step in which somebody decodes; at least one, so that prompts always move.
-    pub prompt_rows_while_decoding: usize,
+}
+
+/// What the scheduler reads of the job that a caller attaches to a generation.
+pub trait Job {
+    /// The prompt's tokens, then those generated so far.
+    fn tokens(&self) -> &[u32];
+
+    /// Guesses at the tokens that follow, to be checked in the next step.
+    fn drafts(&self) -> usize {
+        0
+    }
+
+    /// Whether the logits of every row of the prompt are wanted, not only of its last: such a prompt is computed from
+    /// its first token on, whatever is cached.
+    fn scores_prompt(&self) -> bool {
+        false
+    }
 }
 
 /// A run of rows of one generation in the planned step.
@@ -29,9 +47,10 @@ pub struct Work {
     pub index: usize,
     /// Position of the first row; everything before it is in the KV pages.
     pub start: usize,
-    /// How many rows.
+    /// How many rows: a chunk of a prompt, or the last token and the drafts behind it.
     pub rows: usize,
-    /// Rows at the end whose logits are wanted: one where the step reaches the generation's last token, to choose the next.
+    /// Rows at the end whose logits are wanted: one where the step reaches the generation's last token, to choose the
+    /// next, and one for each draft.
     pub logit_rows: usize,
 }
 
@@ -48,13 +67,18 @@ struct Waiting<T> {
 pub struct Running<T> {
     /// What the caller attached.
     pub job: T,
-    /// Length of the prompt.
     prompt_len: usize,
-    /// Positions whose keys and values are in the pages, the planned step included. A prefix cache would start this
-    /// above zero.
+    max_len: usize,
+    /// Positions at the beginning that were found in the prefix cache; always less than the prompt.
+    reused: usize,
+    /// Positions whose keys and values are in the pages.
     cached: usize,
+    /// Rows that the planned step adds.
+    planned: usize,
     /// Pages for the prompt and all tokens that may follow.
     pages: Vec<u32>,
+    /// How many of them, from the first on, are published: others may hold them too, and nobody writes into them.
+    published: usize,
 }
 
 impl<T> Running<T> {
@@ -63,12 +87,17 @@ impl<T> Running<T> {
         &self.pages
     }
 
-    fn is_decoding(&self) -> bool {
+    /// How many tokens of the prompt were found in the prefix cache.
+    pub const fn reused(&self) -> usize {
+        self.reused
+    }
+
+    const fn is_decoding(&self) -> bool {
         self.cached >= self.prompt_len
     }
 }
 
-/// Two queues in order of arrival. `T` is whatever the caller attaches to a generation; the scheduler never looks at it.
+/// Two queues in order of arrival. `T` is whatever the caller attaches to a generation.
 #[derive(Debug)]
 pub struct Scheduler<T> {
     budget: Budget,
@@ -77,12 +106,12 @@ pub struct Scheduler<T> {
     running: Vec<Running<T>>,
 }
 
-impl<T> Scheduler<T> {
-    /// A scheduler of nothing, over `page_count` free pages.
-    pub fn new(budget: Budget, page_count: usize) -> Self {
+impl<T: Job> Scheduler<T> {
+    /// A scheduler of nothing, over `pages` of which all are free.
+    pub fn new(budget: Budget, pages: Pages) -> Self {
         Self {
             budget,
-            pages: Pages::new(page_count),
+            pages,
             waiting: VecDeque::new(),
             running: Vec::with_capacity(budget.max_batch),
         }
@@ -105,52 +134,81 @@ impl<T> Scheduler<T> {
         let before = self.running.len();
         while self.running.len() < self.budget.max_batch
             && let Some(first) = self.waiting.front()
-            && let Some(pages) = self.pages.take(Pages::needed(first.max_len))
+            && let found = self.find(first)
+            && let Some(pages) = self.pages.take(&found, Pages::needed(first.max_len))
             && let Some(first) = self.waiting.pop_front()
         {
+            let reused = found.len() * PAGE_TOKENS;
             self.running.push(Running {
                 job: first.job,
                 prompt_len: first.prompt_len,
-                cached: 0,
+                max_len: first.max_len,
+                reused,
+                cached: reused,
+                planned: 0,
                 pages,
+                published: found.len(),
             });
         }
         self.running.len() - before
     }
 
-    /// Plans the next step into `plan`, and counts its rows as done.
+    fn find(&self, waiting: &Waiting<T>) -> Vec<u32> {
+        if waiting.job.scores_prompt() {
+            return Vec::new();
+        }
+        self.pages.find(&waiting.job.tokens()[..waiting.prompt_len])
+    }
+
+    /// Plans the next step into `plan`; with nobody decoding the prompts have it all, else at most `prompt_rows` of it.
     ///
-    /// Decoding rows come first, since somebody is reading along; prompts share what is left, in order of arrival.
-    pub fn plan(&mut self, plan: &mut Vec<Work>) {
+    /// Decoding rows come first, since somebody is reading along; prompts share what is left, in order of arrival, and
+    /// get one row at least. Drafts are checked only in steps without prompts, whose rows are not spared for a guess.
+    pub fn plan(&mut self, prompt_rows: usize, plan: &mut Vec<Work>) {
         plan.clear();
+        let decoding = self.decoding();
+        let mut left = self.budget.step_tokens - decoding;
+        let mut drafts_left = if decoding == self.running.len() {
+            left
+        } else {
+            0
+        };
         for (index, running) in self.running.iter_mut().enumerate() {
             if running.is_decoding() {
-                plan.push(Work {
-                    index,
-                    start: running.cached,
-                    rows: 1,
-                    logit_rows: 1,
-                });
+                // The last token is never run, so a draft for it, or behind it, would be of no use.
+                let most = (running.max_len - running.cached).saturating_sub(2);
+                let drafts = running.job.drafts().min(most).min(drafts_left);
+                drafts_left -= drafts;
+                plan.push(running.work(index, 1 + drafts));
             }
         }
-        let mut prompt_rows = self.budget.step_tokens - plan.len();
-        if !plan.is_empty() {
-            prompt_rows = prompt_rows.min(self.budget.prompt_rows_while_decoding);
+        if decoding > 0 {
+            left = left.min(prompt_rows.max(1));
         }
         for (index, running) in self.running.iter_mut().enumerate() {
-            let rows = prompt_rows.min(running.prompt_len.saturating_sub(running.cached));
+            let rows = left.min(running.prompt_len.saturating_sub(running.cached));
             if rows > 0 {
-                plan.push(Work {
-                    index,
-                    start: running.cached,
-                    rows,
-                    logit_rows: usize::from(running.cached + rows == running.prompt_len),
-                });
-                prompt_rows -= rows;
+                plan.push(running.work(index, rows));
+                left -= rows;
             }
         }
-        for work in plan.iter() {
-            self.running[work.index].cached += work.rows;
+    }
+
+    /// Notes that the planned step has been run. `plan` says of each generation how many of its `rows` hold: all of them,
+    /// less the drafts that were refused. What those left in the pages is written over before it is read.
+    pub fn settle(&mut self, plan: &[Work]) {
+        for work in plan {
+            let running = &mut self.running[work.index];
+            running.planned = 0;
+            running.cached = work.start + work.rows;
+            if !self.pages.publishes() {
+                continue;
+            }
+            let full = running.job.tokens()[..running.cached].as_chunks().0;
+            for (index, &tokens) in full.iter().enumerate().skip(running.published) {
+                self.pages.publish(&mut running.pages, index, tokens);
+                running.published += 1;
+            }
         }
     }
 
@@ -158,7 +216,7 @@ impl<T> Scheduler<T> {
     pub fn remove_if(&mut self, mut gone: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut removed = Vec::new();
         for running in self.running.extract_if(.., |running| gone(&running.job)) {
-            self.pages.give_back(running.pages);
+            self.pages.give_back(&running.pages);
             removed.push(running.job);
         }
         let mut index = 0;
@@ -192,14 +250,41 @@ impl<T> Scheduler<T> {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Pages that hold at least one token.
-    pub fn pages_used(&self) -> usize {
-        let used = |running: &Running<T>| Pages::needed(running.cached);
-        self.running.iter().map(used).sum()
+    /// How many are past their prompt.
+    pub fn decoding(&self) -> usize {
+        let decoding = self.running.iter().filter(|running| running.is_decoding());
+        decoding.count()
     }
 
-    /// Pages that nobody has reserved.
-    pub fn pages_free(&self) -> usize {
-        self.pages.free()
+    /// Pages that somebody holds and that hold at least one token, the planned step's included.
+    pub fn pages_used(&self) -> usize {
+        let own = |running: &Running<T>| {
+            Pages::needed(running.cached + running.planned) - running.published
+        };
+        self.pages.shared() + self.running.iter().map(own).sum::<usize>()
+    }
+
+    /// The pages.
+    pub const fn pages(&self) -> &Pages {
+        &self.pages
+    }
+}
+
+impl<T: Job> Running<T> {
+    /// The next `rows` rows.
+    fn work(&mut self, index: usize, rows: usize) -> Work {
+        self.planned = rows;
+        let end = self.cached + rows;
+        let logit_rows = if self.is_decoding() || self.job.scores_prompt() {
+            rows
+        } else {
+            usize::from(end == self.prompt_len)
+        };
+        Work {
+            index,
+            start: self.cached,
+            rows,
+            logit_rows,
+        }
     }
 }

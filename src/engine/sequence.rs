@@ -1,5 +1,7 @@
 //! All that is known about one generation, but for its place in the batch, which is the scheduler's.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use rand_pcg::Pcg64;
@@ -9,13 +11,18 @@ use tracing::error;
 use super::adjust::{Adjustments, Undecided};
 use super::request::{FinishReason, Generation, Sampling, Score, TokenEvent};
 use super::sampler::{self, Sampler};
+use super::scheduler::Job;
+use super::speculation::{self, Acceptance, Bet};
 use crate::telemetry::Metrics;
 
 /// One generation on the engine's side of the thread boundary.
 #[derive(Debug)]
 pub(super) struct Sequence {
-    /// The prompt's tokens and those generated so far.
+    /// The prompt's tokens, those generated so far, and drafts. It has room for all that may come.
     tokens: Vec<u32>,
+    /// How many at the end of `tokens` are drafts that have not been checked.
+    drafts: usize,
+    acceptance: Acceptance,
     prompt_len: usize,
     max_tokens: usize,
     stop_ids: Vec<u32>,
@@ -29,6 +36,8 @@ pub(super) struct Sequence {
     scores_prompt: bool,
     /// Where events go. It has room for all of them, so sending never waits.
     events: mpsc::Sender<TokenEvent>,
+    /// What [`TokenStream::cached_tokens`] says.
+    cached_tokens: Arc<AtomicUsize>,
     arrived: Instant,
     last_token: Option<Instant>,
     /// The last event, once it is known.
@@ -40,6 +49,7 @@ pub(super) struct Sequence {
 #[derive(Debug)]
 pub struct TokenStream {
     events: mpsc::Receiver<TokenEvent>,
+    cached_tokens: Arc<AtomicUsize>,
     ended: bool,
 }
 
@@ -55,31 +65,36 @@ impl Sequence {
             room += generation.prompt.len();
         }
         let (events, receiver) = mpsc::channel(room);
+        let cached_tokens = Arc::new(AtomicUsize::new(0));
+        let adjustments = Adjustments::new(&mut generation);
+        let mut tokens = generation.prompt;
+        let prompt_len = tokens.len();
+        // Here, so that no step has to. It is no more than the context, and untouched until it is needed.
+        tokens.reserve_exact(generation.max_tokens);
         let sequence = Self {
-            adjustments: Adjustments::new(&mut generation),
+            adjustments,
             scores: generation.scores,
             scores_prompt: generation.score_prompt,
-            prompt_len: generation.prompt.len(),
-            tokens: generation.prompt,
+            prompt_len,
+            tokens,
+            drafts: 0,
+            acceptance: Acceptance::default(),
             max_tokens: generation.max_tokens,
             stop_ids: generation.stop_ids,
             generator: sampler::generator(generation.sampling.seed),
             sampling: generation.sampling,
             events,
+            cached_tokens: Arc::clone(&cached_tokens),
             arrived,
             last_token: None,
             end: None,
         };
         let stream = TokenStream {
             events: receiver,
+            cached_tokens,
             ended: false,
         };
         (sequence, stream)
-    }
-
-    /// The tokens at `start..start + rows`.
-    pub fn tokens(&self, start: usize, rows: usize) -> &[u32] {
-        &self.tokens[start..start + rows]
     }
 
     pub const fn prompt_len(&self) -> usize {
@@ -96,8 +111,49 @@ impl Sequence {
     }
 
     /// How many tokens it has generated.
-    pub fn generated(&self) -> usize {
-        self.tokens.len() - self.prompt_len
+    pub const fn generated(&self) -> usize {
+        self.tokens.len() - self.drafts - self.prompt_len
+    }
+
+    /// Notes how many tokens of the prompt need not be computed.
+    pub fn set_cached_tokens(&self, count: usize) {
+        self.cached_tokens.store(count, Ordering::Relaxed);
+    }
+
+    /// Guesses at the next tokens, `most` of them at most and as far as `bet` says that it pays.
+    pub fn speculate(&mut self, bet: &mut Bet<'_>, most: usize) {
+        // The last token allowed is never run, so there is nothing to gain by guessing it.
+        let useful = (self.max_tokens - self.generated()).saturating_sub(1);
+        let drafts = bet.drafts(&self.acceptance, most.min(useful));
+        if drafts > 0
+            && let Some(from) = speculation::lookup(&self.tokens)
+        {
+            // One by one: a text that repeats itself goes on into its own drafts.
+            for index in from..from + drafts {
+                self.tokens.push(self.tokens[index]);
+            }
+            self.drafts = drafts;
+            bet.add(&self.acceptance, drafts);
+        } else {
+            self.acceptance.drift();
+        }
+    }
+
+    /// Ends the guessing for this step: of `drafted` drafts that were run the first `accepted` were right.
+    pub fn end_drafts(&mut self, drafted: usize, accepted: usize, metrics: &Metrics) {
+        self.drop_drafts();
+        if drafted > 0 {
+            self.acceptance.observe(drafted, accepted);
+            let total = &metrics.speculation_drafted_tokens_total;
+            total.inc_by(drafted as u64);
+            let total = &metrics.speculation_accepted_tokens_total;
+            total.inc_by(accepted as u64);
+        }
+    }
+
+    fn drop_drafts(&mut self) {
+        self.tokens.truncate(self.tokens.len() - self.drafts);
+        self.drafts = 0;
     }
 
     /// Whether the other side dropped its stream.
@@ -110,13 +166,11 @@ impl Sequence {
         self.end.is_some()
     }
 
-    /// Whether the logits of all the prompt's rows are wanted, not of the last one alone.
-    pub const fn scores_prompt(&self) -> bool {
-        self.scores_prompt
-    }
-
     /// Takes the logits of the row at `position`, which say what comes after it: the next token of the prompt is scored,
     /// and after the last token of all a new one is chosen and accepted.
+    ///
+    /// Returns whether the row behind it holds, if there is one in this step: it does if it ran on the very token that
+    /// stands there now.
     pub fn advance(
         &mut self,
         position: usize,
@@ -124,23 +178,29 @@ impl Sequence {
         sampler: &mut Sampler,
         now: Instant,
         metrics: &Metrics,
-    ) {
+    ) -> bool {
         if position + 1 < self.prompt_len {
             let next = self.tokens[position + 1];
             match sampler.score(logits, next, self.scores.unwrap_or(0)) {
                 Some(score) => self.report(TokenEvent::Score(Box::new(score))),
                 None => self.fail("logits are not finite"),
             }
-        } else if self.max_tokens == 0 {
-            self.end = Some(TokenEvent::Finished(FinishReason::Length));
-        } else {
-            match self.choose(logits, sampler) {
-                Ok(Some((token, score))) => self.accept(token, score, now, metrics),
-                // Whatever the settings left, the text so far is as long as they let it become.
-                Ok(None) => self.end = Some(TokenEvent::Finished(FinishReason::Complete)),
-                Err(problem) => self.fail(problem),
-            }
+            return !self.has_ended();
         }
+        if self.max_tokens == 0 {
+            self.end = Some(TokenEvent::Finished(FinishReason::Length));
+            return false;
+        }
+        match self.choose(logits, sampler) {
+            Ok(Some((token, score))) => {
+                let was_drafted = self.accept(token, score, now, metrics);
+                return was_drafted && !self.has_ended();
+            }
+            // Whatever the settings left, the text so far is as long as they let it become.
+            Ok(None) => self.end = Some(TokenEvent::Finished(FinishReason::Complete)),
+            Err(problem) => self.fail(problem),
+        }
+        false
     }
 
     /// The next token and its score, if scores are wanted. `None` if nothing may come next.
@@ -160,7 +220,8 @@ impl Sequence {
                     .ok_or(NOT_FINITE)?,
             ),
             Some(adjustments) => {
-                let (tokens, stop_ids) = (&self.tokens, &self.stop_ids);
+                let accepted = self.tokens.len() - self.drafts;
+                let (tokens, stop_ids) = (&self.tokens[..accepted], &self.stop_ids);
                 sampler.sample_adjusted(logits, sampling, generator, NOT_FINITE, |logits| {
                     adjustments
                         .apply(logits, sampling, stop_ids, tokens, self.prompt_len)
@@ -177,12 +238,19 @@ impl Sequence {
     }
 
     /// Appends a generated token and reports it, or ends the generation if it is a stop id or the last one allowed.
-    fn accept(&mut self, token: u32, score: Option<Score>, now: Instant, metrics: &Metrics) {
+    /// Returns whether it is what was drafted.
+    fn accept(
+        &mut self,
+        token: u32,
+        score: Option<Score>,
+        now: Instant,
+        metrics: &Metrics,
+    ) -> bool {
         if self.stop_ids.contains(&token) {
             self.end = Some(TokenEvent::Finished(FinishReason::Stop(token)));
-            return;
+            return false;
         }
-        self.tokens.push(token);
+        let was_drafted = self.append(token);
         if let Some(score) = score {
             self.report(TokenEvent::Score(Box::new(score)));
         }
@@ -199,6 +267,19 @@ impl Sequence {
         } else if self.generated() == self.max_tokens {
             self.end = Some(TokenEvent::Finished(FinishReason::Length));
         }
+        was_drafted
+    }
+
+    /// Makes the next draft a token if it is `token`, or else puts `token` in the place of all drafts.
+    fn append(&mut self, token: u32) -> bool {
+        let next = self.tokens.len() - self.drafts;
+        if self.drafts > 0 && self.tokens[next] == token {
+            self.drafts -= 1;
+            return true;
+        }
+        self.drop_drafts();
+        self.tokens.push(token);
+        false
     }
 
     /// Ends the generation without success.
@@ -220,7 +301,26 @@ impl Sequence {
     }
 }
 
+impl Job for Sequence {
+    fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    fn drafts(&self) -> usize {
+        self.drafts
+    }
+
+    fn scores_prompt(&self) -> bool {
+        self.scores_prompt
+    }
+}
+
 impl TokenStream {
+    /// How many tokens of the prompt were found in the prefix cache. Known once the first event has come; zero before.
+    pub fn cached_tokens(&self) -> usize {
+        self.cached_tokens.load(Ordering::Relaxed)
+    }
+
     /// The next event. The last one is `Finished` or `Failed`, then there are none.
     ///
     /// Cancel safe: if the future is dropped before it is ready, no event is lost.

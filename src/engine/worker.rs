@@ -8,47 +8,63 @@ use std::time::Instant;
 use prometheus::IntGauge;
 use tracing::{error, info};
 
+use super::pages::Pages;
 use super::queue::Queue;
 use super::sampler::Sampler;
-use super::scheduler::{Scheduler, Work};
+use super::scheduler::{Job, Scheduler, Work};
 use super::sequence::Sequence;
-use super::{Health, Settings};
+use super::speculation::Bet;
+use super::step_times::StepTimes;
+use super::{Health, PromptRows, Settings};
 use crate::model::{Forward, Span};
 use crate::telemetry::Metrics;
 
 /// What the engine's thread owns.
 pub(super) struct Worker {
     model: Box<dyn Forward>,
-    max_batch: usize,
+    settings: Settings,
     scheduler: Scheduler<Sequence>,
     /// The plan of the current step, kept for its memory.
     plan: Vec<Work>,
+    /// The memory of the last step's spans.
+    spans: Vec<Span<'static>>,
+    times: StepTimes,
     sampler: Sampler,
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
     /// `kv_cache_bytes{state="used"}`.
     kv_used: IntGauge,
+    /// `kv_cache_bytes{state="cached"}`.
+    kv_cached: IntGauge,
 }
+
+/// Share of the allowed slowdown that prompts are given: estimates lag behind what a growing prompt costs, and it is
+/// the slowest step that a stream is judged by.
+const SLOWDOWN_SHARE: f64 = 0.8;
 
 impl Worker {
     pub fn new(
         model: Box<dyn Forward>,
-        settings: &Settings,
+        settings: Settings,
         queue: Arc<Queue>,
         metrics: Arc<Metrics>,
     ) -> Self {
         let kv_bytes = |state| metrics.kv_cache_bytes.with_label_values(&[state]);
         kv_bytes("reserved").set(bytes(&*model, model.page_count()));
-        let kv_used = kv_bytes("used");
+        let (kv_used, kv_cached) = (kv_bytes("used"), kv_bytes("cached"));
+        let pages = Pages::new(model.page_count(), settings.prefix_cache);
         Self {
-            max_batch: settings.max_batch,
-            scheduler: Scheduler::new(settings.budget(), model.page_count()),
+            scheduler: Scheduler::new(settings.budget(), pages),
             model,
             plan: Vec::new(),
+            spans: Vec::new(),
+            times: StepTimes::new(settings.step_tokens),
+            settings,
             sampler: Sampler::default(),
             queue,
             metrics,
             kv_used,
+            kv_cached,
         }
     }
 
@@ -67,6 +83,7 @@ impl Worker {
                 queue.close(Health::Failed);
                 self.metrics.requests_running.set(0);
                 self.kv_used.set(0);
+                self.kv_cached.set(0);
             }
         }
     }
@@ -83,43 +100,70 @@ impl Worker {
 
     /// One step of the whole batch.
     fn step(&mut self) {
+        let began = Instant::now();
         drop(self.scheduler.remove_if(Sequence::is_abandoned));
         let admitted = self.scheduler.admit();
-        self.scheduler.plan(&mut self.plan);
-        for work in &mut self.plan {
-            if self.scheduler.running()[work.index].job.scores_prompt() {
-                work.logit_rows = work.rows;
-            }
-        }
+        self.speculate();
+        let prompt_rows = self.prompt_rows();
+        self.scheduler.plan(prompt_rows, &mut self.plan);
         self.publish(admitted);
         if self.plan.is_empty() {
             // Everybody has left. Were somebody waiting for pages that nobody holds, this would spin for ever.
             assert!(self.scheduler.is_empty(), "a step without work");
             return;
         }
-        self.count_rows();
+        let rows = self.count_rows();
         self.forward_and_sample();
+        self.scheduler.settle(&self.plan);
         let ended = self.scheduler.remove_if(Sequence::has_ended);
         // Before the ends are told, so that whoever hears of one finds the place free.
         self.publish(0);
         ended.into_iter().for_each(Sequence::finish);
+        self.times.observe(rows, began.elapsed().as_secs_f64());
     }
 
-    /// Runs the planned rows through the model and gives each sequence that reached its last token the next one.
+    /// How many prompt rows may join the next step, if somebody decodes in it.
+    fn prompt_rows(&self) -> usize {
+        match self.settings.prompt_rows {
+            PromptRows::Fixed(rows) => rows,
+            PromptRows::Slowdown(factor) => {
+                let decoding = self.scheduler.decoding();
+                let most = self.settings.step_tokens - decoding;
+                self.times
+                    .rows_within(factor * SLOWDOWN_SHARE, decoding, most)
+            }
+        }
+    }
+
+    /// Has generations guess their next tokens, where that is likely to pay.
+    fn speculate(&mut self) {
+        let (decoding, most) = (self.scheduler.decoding(), self.settings.speculation);
+        if most == 0 || decoding < self.scheduler.running().len() {
+            return;
+        }
+        let mut bet = Bet::new(&self.times, decoding, self.settings.step_tokens);
+        for running in self.scheduler.running_mut() {
+            running.job.speculate(&mut bet, most);
+        }
+    }
+
+    /// Runs the planned rows through the model and gives each sequence that reached its last token the next one, and the
+    /// ones after it as far as they were drafted.
     fn forward_and_sample(&mut self) {
         let running = self.scheduler.running();
-        let spans: Vec<Span<'_>> = self
-            .plan
-            .iter()
-            .map(|work| Span {
-                tokens: running[work.index].job.tokens(work.start, work.rows),
+        let mut spans = recycled(std::mem::take(&mut self.spans));
+        spans.extend(self.plan.iter().map(|work| {
+            let running = &running[work.index];
+            Span {
+                tokens: &running.job.tokens()[work.start..work.start + work.rows],
                 start: work.start,
-                pages: running[work.index].pages(),
+                pages: running.pages(),
                 logit_rows: work.logit_rows,
-            })
-            .collect();
+            }
+        }));
         let vocab_size = self.model.vocab_size();
         let logits = self.model.forward(&spans);
+        self.spans = recycled(spans);
         let now = Instant::now();
 
         let wanted: usize = self.plan.iter().map(|work| work.logit_rows).sum();
@@ -130,46 +174,78 @@ impl Worker {
         );
         let running = self.scheduler.running_mut();
         let mut rows = logits.chunks_exact(vocab_size);
-        for work in &self.plan {
+        for work in &mut self.plan {
             let sequence = &mut running[work.index].job;
-            let end = work.start + work.rows;
+            let (mut end, mut holds) = (work.start + work.rows, true);
             for (position, logits) in (end - work.logit_rows..end).zip(rows.by_ref()) {
-                if !sequence.has_ended() {
-                    sequence.advance(position, logits, &mut self.sampler, now, &self.metrics);
+                // Rows behind a draft that was refused ran on the wrong token.
+                if holds {
+                    end = position + 1;
+                    holds =
+                        sequence.advance(position, logits, &mut self.sampler, now, &self.metrics);
                 }
             }
+            let rows = end - work.start;
+            if work.start >= sequence.prompt_len() {
+                sequence.end_drafts(work.rows - 1, rows - 1, &self.metrics);
+            }
+            work.rows = rows;
         }
     }
 
-    /// Counts what the planned step takes in.
-    fn count_rows(&self) {
+    /// Counts what the planned step takes in; returns its rows.
+    fn count_rows(&self) -> usize {
         let now = Instant::now();
-        let mut prompt_rows = 0;
+        let metrics = &self.metrics;
+        let (mut prompt_rows, mut rows) = (0, 0);
         for work in &self.plan {
-            let sequence = &self.scheduler.running()[work.index].job;
-            if work.start == 0 {
-                let wait = now - sequence.arrived();
-                self.metrics.queue_wait_seconds.observe(wait.as_secs_f64());
+            let running = &self.scheduler.running()[work.index];
+            let (sequence, reused) = (&running.job, running.reused());
+            rows += work.rows;
+            if work.start >= sequence.prompt_len() {
+                continue;
             }
-            if sequence.generated() == 0 {
-                prompt_rows += work.rows;
+            prompt_rows += work.rows;
+            // Its first step.
+            if work.start == reused {
+                let wait = now - sequence.arrived();
+                metrics.queue_wait_seconds.observe(wait.as_secs_f64());
+                sequence.set_cached_tokens(reused);
+                prompt_rows += reused;
+                if self.settings.prefix_cache {
+                    let queries = &metrics.prefix_cache_queries_total;
+                    queries.inc_by(sequence.prompt_len() as u64);
+                    metrics.prefix_cache_hits_total.inc_by(reused as u64);
+                }
             }
         }
-        let rows: usize = self.plan.iter().map(|work| work.rows).sum();
-        self.metrics.batch_rows.observe(rows as f64);
-        self.metrics.prompt_tokens_total.inc_by(prompt_rows as u64);
+        metrics.batch_rows.observe(rows as f64);
+        metrics.prompt_tokens_total.inc_by(prompt_rows as u64);
+        rows
     }
 
     /// Shows the outside who runs and who waits.
     fn publish(&self, admitted: usize) {
         let running = self.scheduler.running().len();
         self.metrics.requests_running.set(gauge(running));
+        let pages = self.scheduler.pages();
+        let evictions = &self.metrics.prefix_cache_evictions_total;
+        evictions.inc_by(pages.evicted() - evictions.get());
+        self.kv_cached.set(bytes(&*self.model, pages.cached()));
         self.kv_used
             .set(bytes(&*self.model, self.scheduler.pages_used()));
         let waiting = self.scheduler.waiting();
-        self.queue
-            .report(waiting, self.max_batch - running, admitted);
+        let places = self.settings.max_batch - running;
+        self.queue.report(waiting, places, admitted);
     }
+}
+
+/// The memory of a vector of spans, for spans of another step: collecting what was moved out of a vector into one of
+/// the same layout allocates nothing.
+fn recycled<'b>(mut spans: Vec<Span<'_>>) -> Vec<Span<'b>> {
+    spans.clear();
+    let none = spans.into_iter().map(|_| unreachable!("it is empty"));
+    none.collect()
 }
 
 /// Bytes of `pages` KV pages, as a gauge takes them.

@@ -1,5 +1,6 @@
 //! The int8 model on real checkpoints: close to the recorded float logits, and the same bits however a step is put together.
 
+mod engine;
 mod quantized;
 
 use std::path::{Path, PathBuf};

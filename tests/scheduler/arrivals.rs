@@ -5,22 +5,26 @@ use std::sync::Arc;
 
 use microgranite::engine::pages::Pages;
 use microgranite::engine::scheduler::{Budget, Scheduler};
-use microgranite::engine::{Engine, Generation, Settings, TokenEvent};
+use microgranite::engine::{Engine, Generation, PromptRows, Settings, TokenEvent};
+use microgranite::model::PAGE_TOKENS;
 use microgranite::telemetry::Metrics;
 use proptest::prelude::*;
 
 use crate::checked_model::{CheckedModel, NAN_TOKEN, greedy};
-use crate::harness::within;
+use crate::harness::{kv_bytes, within};
 
 const PAGES: usize = 12;
 
 #[derive(Debug, Clone)]
 enum Event {
     Arrive {
+        /// Whose text it is: several may come with the beginning of one.
+        text: u32,
         prompt: usize,
         tokens: usize,
     },
-    Step,
+    /// Everybody who decodes has so many drafts, of which the first `right` are right.
+    Step { drafts: usize, right: usize },
     /// The n-th of those in flight leaves.
     Leave(usize),
 }
@@ -28,109 +32,170 @@ enum Event {
 #[derive(Debug)]
 struct Job {
     id: usize,
+    /// The prompt and all that will follow it.
+    text: Vec<u32>,
     prompt: usize,
-    tokens: usize,
     generated: usize,
     rows_done: usize,
+    drafts: usize,
+}
+
+impl microgranite::engine::scheduler::Job for Job {
+    fn tokens(&self) -> &[u32] {
+        &self.text[..self.prompt + self.generated]
+    }
+
+    fn drafts(&self) -> usize {
+        self.drafts
+    }
+}
+
+impl Job {
+    fn decodes(&self) -> bool {
+        self.rows_done >= self.prompt
+    }
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    let arrive = (1..400_usize, 1..100_usize);
+    let arrive = (0..3_u32, 1..400_usize, 1..100_usize);
     let event = prop_oneof![
-        2 => arrive.prop_map(|(prompt, tokens)| Event::Arrive { prompt, tokens }),
-        6 => Just(Event::Step),
+        2 => arrive.prop_map(|(text, prompt, tokens)| Event::Arrive { text, prompt, tokens }),
+        6 => (0..9_usize, 0..9_usize).prop_map(|(drafts, right)| Event::Step { drafts, right }),
         1 => (0..20_usize).prop_map(Event::Leave),
     ];
     prop::collection::vec(event, 1..120)
 }
 
 fn budgets() -> impl Strategy<Value = Budget> {
-    (1..6_usize, 0..100_usize, 1..40_usize).prop_map(|(max_batch, more, prompt_rows)| Budget {
+    (1..6_usize, 0..100_usize).prop_map(|(max_batch, more)| Budget {
         max_batch,
         step_tokens: max_batch + more,
-        prompt_rows_while_decoding: prompt_rows,
     })
 }
 
+/// Checks who holds which pages.
+fn check_pages(scheduler: &Scheduler<Job>) {
+    let mut held: HashMap<u32, (usize, &[u32])> = HashMap::new();
+    let mut used: HashSet<u32> = HashSet::new();
+    for one in scheduler.running() {
+        let job = &one.job;
+        let all = Pages::needed(job.text.len());
+        assert_eq!(one.pages().len(), all, "everything is reserved");
+        used.extend(&one.pages()[..Pages::needed(job.rows_done)]);
+        for (index, &page) in one.pages().iter().enumerate() {
+            let end = (index + 1) * PAGE_TOKENS;
+            let text = &job.text[..end.min(job.text.len())];
+            if let Some(other) = held.insert(page, (job.rows_done, text)) {
+                assert_eq!(other.1, text, "page {page} is shared by two texts");
+                let rows = other.0.min(job.rows_done);
+                assert!(end <= rows, "page {page} is shared before it is full");
+            }
+        }
+    }
+    assert_eq!(held.len() + scheduler.pages().free(), PAGES);
+    assert_eq!(scheduler.pages_used(), used.len());
+}
+
 /// Runs one step and checks every promise about it; returns the ids that were admitted.
-fn checked_step(scheduler: &mut Scheduler<Job>, budget: Budget) -> Vec<usize> {
+fn checked_step(
+    scheduler: &mut Scheduler<Job>,
+    budget: Budget,
+    prompt_rows: usize,
+    (drafts, right): (usize, usize),
+) -> Vec<usize> {
     let before: HashSet<usize> = scheduler.running().iter().map(|r| r.job.id).collect();
     scheduler.admit();
+    for one in scheduler.running_mut() {
+        let reused = one.reused();
+        if !before.contains(&one.job.id) {
+            assert!(reused.is_multiple_of(PAGE_TOKENS) && reused < one.job.prompt);
+            one.job.rows_done = reused;
+        }
+        one.job.drafts = drafts;
+    }
+    check_pages(scheduler);
     let mut plan = Vec::new();
-    scheduler.plan(&mut plan);
+    scheduler.plan(prompt_rows, &mut plan);
 
     let running = scheduler.running();
     assert!(running.len() <= budget.max_batch);
-    let mut pages = HashSet::new();
-    for one in running {
-        let all = Pages::needed(one.job.prompt + one.job.tokens);
-        assert_eq!(one.pages().len(), all, "everything is reserved");
-        assert!(one.pages().iter().all(|&page| pages.insert(page)));
-    }
-    assert_eq!(pages.len() + scheduler.pages_free(), PAGES);
-
     let rows: usize = plan.iter().map(|work| work.rows).sum();
     assert!(rows <= budget.step_tokens);
     let planned: HashSet<usize> = plan.iter().map(|work| work.index).collect();
     assert_eq!(planned.len(), plan.len(), "one span per generation");
-    let decodes = |job: &Job| job.rows_done >= job.prompt;
-    let mut prompt_rows = 0;
+    let anyone_decodes = running.iter().any(|one| one.job.decodes());
+    let any_prompt = running.iter().any(|one| !one.job.decodes());
+    let mut rows_of_prompts = 0;
     for work in &plan {
         let job = &running[work.index].job;
         assert_eq!(work.start, job.rows_done, "spans follow each other");
         let end = work.start + work.rows;
-        if decodes(job) {
-            assert_eq!((work.rows, work.logit_rows), (1, 1));
+        if job.decodes() {
+            assert_eq!(work.rows, work.logit_rows);
+            let most = if any_prompt { 1 } else { 1 + drafts };
+            assert!((1..=most).contains(&work.rows));
+            assert!(end < job.text.len(), "the last token is never run");
         } else {
             assert!(end <= job.prompt);
             assert_eq!(work.logit_rows, usize::from(end == job.prompt));
-            prompt_rows += work.rows;
+            rows_of_prompts += work.rows;
         }
     }
-    let anyone_decodes = running.iter().any(|one| decodes(&one.job));
     for (index, one) in running.iter().enumerate() {
-        assert!(!decodes(&one.job) || planned.contains(&index), "{one:?}");
+        assert!(!one.job.decodes() || planned.contains(&index), "{one:?}");
     }
     if anyone_decodes {
-        assert!(prompt_rows <= budget.prompt_rows_while_decoding);
+        assert!(rows_of_prompts <= prompt_rows.max(1));
     }
-    if running.iter().any(|one| !decodes(&one.job)) {
-        assert!(prompt_rows > 0, "prompts move in every step");
+    if any_prompt {
+        assert!(rows_of_prompts > 0, "prompts move in every step");
     }
 
     let admitted = running.iter().map(|one| one.job.id);
     let admitted = admitted.filter(|id| !before.contains(id)).collect();
-    for work in plan {
+    for work in &mut plan {
         let job = &mut scheduler.running_mut()[work.index].job;
+        if job.decodes() {
+            work.rows = work.rows.min(1 + right);
+            job.generated += work.rows;
+        } else {
+            job.generated += work.logit_rows;
+        }
         job.rows_done += work.rows;
-        job.generated += work.logit_rows;
+        job.drafts = 0;
     }
-    let held = |scheduler: &Scheduler<Job>| -> usize {
-        let rows = scheduler.running().iter().map(|one| one.job.rows_done);
-        rows.map(Pages::needed).sum()
-    };
-    assert_eq!(scheduler.pages_used(), held(scheduler));
-    scheduler.remove_if(|job| job.generated == job.tokens);
-    assert_eq!(scheduler.pages_used(), held(scheduler));
+    scheduler.settle(&plan);
+    check_pages(scheduler);
+    scheduler.remove_if(|job| job.prompt + job.generated == job.text.len());
+    check_pages(scheduler);
     admitted
 }
 
 proptest! {
     #[test]
-    fn the_scheduler_keeps_its_promises(budget in budgets(), events in events()) {
-        let mut scheduler = Scheduler::new(budget, PAGES);
+    fn the_scheduler_keeps_its_promises(
+        budget in budgets(), prompt_rows in 0..40_usize, prefix_cache: bool, events in events(),
+    ) {
+        let mut scheduler = Scheduler::new(budget, Pages::new(PAGES, prefix_cache));
         let mut in_flight: Vec<usize> = Vec::new();
         let mut admitted = Vec::new();
         let mut arrived = 0;
         for event in events {
             match event {
-                Event::Arrive { prompt, tokens } => {
-                    let job = Job { id: arrived, prompt, tokens, generated: 0, rows_done: 0 };
+                Event::Arrive { text, prompt, tokens } => {
+                    // The texts differ from some page on only, so that they share some, too.
+                    let text = (0..(prompt + tokens) as u32).map(|at| at / (100 + 50 * text));
+                    let text = text.collect();
+                    let id = arrived;
+                    let job = Job { id, text, prompt, generated: 0, rows_done: 0, drafts: 0 };
                     scheduler.arrive(job, prompt, tokens);
                     in_flight.push(arrived);
                     arrived += 1;
                 }
-                Event::Step => admitted.extend(checked_step(&mut scheduler, budget)),
+                Event::Step { drafts, right } => {
+                    let drafts = (drafts, right);
+                    admitted.extend(checked_step(&mut scheduler, budget, prompt_rows, drafts));
+                }
                 Event::Leave(n) => {
                     if !in_flight.is_empty() {
                         let id = in_flight.remove(n % in_flight.len());
@@ -144,17 +209,26 @@ proptest! {
             if scheduler.is_empty() {
                 break;
             }
-            admitted.extend(checked_step(&mut scheduler, budget));
+            admitted.extend(checked_step(&mut scheduler, budget, prompt_rows, (0, 0)));
         }
         prop_assert!(scheduler.is_empty());
-        prop_assert_eq!(scheduler.pages_free(), PAGES);
+        prop_assert_eq!(scheduler.pages().free(), PAGES);
         prop_assert!(admitted.is_sorted(), "nobody overtakes: {:?}", admitted);
     }
 }
 
 /// A generation and after how many tokens its client leaves, if it does.
 fn generations() -> impl Strategy<Value = Vec<(Generation, Option<usize>)>> {
-    let prompt = prop::collection::vec(0..NAN_TOKEN, 1..200);
+    // Some begin alike, for a page or two, and some repeat themselves.
+    let alike = (
+        prop::sample::select(vec![0_usize, 64, 100, 128, 192]),
+        1..5_u32,
+    );
+    let prompt = (alike, prop::collection::vec(0..NAN_TOKEN, 1..100));
+    let prompt = prompt.prop_map(|((alike, period), own)| {
+        let alike = (0..alike as u32).map(|at| at % (5 * period));
+        alike.chain(own).collect::<Vec<u32>>()
+    });
     let leaves = prop::option::weighted(0.4, 0..30_usize);
     let one = (prompt, 1..60_usize, leaves).prop_map(|(prompt, max_tokens, leaves)| {
         let generation = Generation {
@@ -167,15 +241,27 @@ fn generations() -> impl Strategy<Value = Vec<(Generation, Option<usize>)>> {
     prop::collection::vec(one, 1..24)
 }
 
+fn prompt_rows() -> impl Strategy<Value = PromptRows> {
+    prop_oneof![
+        (1..40_usize).prop_map(PromptRows::Fixed),
+        (1.0..5.0_f64).prop_map(PromptRows::Slowdown),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn whoever_stays_gets_all_its_tokens(budget in budgets(), generations in generations()) {
+    fn whoever_stays_gets_all_its_tokens(
+        budget in budgets(), prompt_rows in prompt_rows(), prefix_cache: bool,
+        speculation in 0..6_usize, generations in generations(),
+    ) {
         let settings = Settings {
             max_batch: budget.max_batch,
             max_queue: 24,
             step_tokens: budget.step_tokens,
-            prompt_rows_while_decoding: budget.prompt_rows_while_decoding,
+            prompt_rows,
+            prefix_cache,
+            speculation,
         };
         let model = Box::new(CheckedModel::new(&settings, PAGES));
         let metrics = Arc::new(Metrics::new());
@@ -210,8 +296,7 @@ proptest! {
             expected.truncate(leaves.unwrap_or(usize::MAX));
             prop_assert_eq!(&answers[&id], &expected);
         }
-        let used = metrics.kv_cache_bytes.with_label_values(&["used"]);
-        prop_assert_eq!(used.get(), 0);
+        prop_assert_eq!(kv_bytes(&metrics, "used"), 0);
         prop_assert_eq!(metrics.requests_running.get(), 0);
         prop_assert_eq!(metrics.requests_waiting.get(), 0);
     }

@@ -1,10 +1,12 @@
 //! A model that computes nothing but checks everything: what the engine tells it must be what a KV cache can run.
 //!
-//! It remembers tokens by page and slot, as the real one does keys and values, and its logits are a hash of what it
-//! *reads back* through the pages it is given. So a page that two sequences share, a row that is lost or run twice, or
-//! a position that is off by one either fails a check or changes the tokens.
+//! It remembers tokens by page and slot, as the real one does keys and values, each with the text it stood behind when
+//! it was run: a key is good only behind the very tokens that it was computed behind. Its logits are a hash of what it
+//! *reads back* through the pages it is given. So a page that is shared while somebody writes into it or that holds
+//! another text, a row that is lost or run twice, a refused draft that is read, or a position that is off by one either
+//! fails a check or changes the tokens.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::mpsc;
 
@@ -20,8 +22,16 @@ pub const PANIC_TOKEN: u32 = 95;
 /// Bytes of one page, as far as the metrics are concerned.
 pub const PAGE_BYTES: usize = 1000;
 
+/// What a slot of a page holds.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Row {
+    token: u32,
+    /// A hash of the text up to and with the token.
+    text: u64,
+}
+
 pub struct CheckedModel {
-    pages: Vec<[Option<u32>; PAGE_TOKENS]>,
+    pages: Vec<[Option<Row>; PAGE_TOKENS]>,
     max_batch: usize,
     step_tokens: usize,
     logits: Vec<f32>,
@@ -87,44 +97,59 @@ impl CheckedModel {
         assert!(spans.len() <= self.max_batch, "more spans than the batch");
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         assert!(rows <= self.step_tokens, "{rows} rows are over the budget");
-        let mut taken = HashSet::new();
+        // Pages by whether their holder writes into them in this step or may do so later.
+        let mut held: HashMap<u32, bool> = HashMap::new();
         for span in spans {
             assert!(!span.tokens.is_empty(), "an empty span");
             assert!(span.tokens.iter().all(|&token| (token as usize) < VOCAB));
             let end = span.start + span.tokens.len();
             assert!(end <= span.pages.len() * PAGE_TOKENS, "pages cover a span");
             assert!(end <= self.context_length(), "the context covers a span");
-            for &page in span.pages {
+            for (index, &page) in span.pages.iter().enumerate() {
                 assert!((page as usize) < self.pages.len(), "page {page} exists");
-                assert!(taken.insert(page), "page {page} is given out twice");
+                let is_full = (index + 1) * PAGE_TOKENS <= span.start;
+                if let Some(other_is_full) = held.insert(page, is_full) {
+                    let both = is_full && other_is_full;
+                    assert!(both, "page {page} is shared, and written to");
+                }
             }
         }
     }
 
     /// Stores the span's tokens and returns all of its sequence's, read back.
     fn store(&mut self, span: &Span<'_>) -> Vec<u32> {
-        if span.start == 0 {
-            // A new sequence: nothing of what is in its pages is its own. If it is somebody else's, they will miss it.
-            for &page in span.pages {
-                self.pages[page as usize] = [None; PAGE_TOKENS];
-            }
-        }
+        let mut history = Vec::new();
+        let mut text = DefaultHasher::new();
         let slot = |position: usize| {
             let page = span.pages[position / PAGE_TOKENS] as usize;
             (page, position % PAGE_TOKENS)
         };
+        for position in 0..span.start {
+            let (page, slot) = slot(position);
+            let row = self.pages[page][slot];
+            let row = row.unwrap_or_else(|| panic!("position {position} was never written"));
+            history.push(row.token);
+            row.token.hash(&mut text);
+            let behind = text.finish();
+            assert_eq!(row.text, behind, "position {position} is of another text");
+        }
         for (position, &token) in (span.start..).zip(span.tokens) {
             let (page, slot) = slot(position);
-            let before = self.pages[page][slot].replace(token);
-            assert_eq!(before, None, "position {position} is written twice");
+            if slot == 0 {
+                // Nothing of what is in the page is this sequence's. If it is somebody else's, they will miss it.
+                self.pages[page] = [None; PAGE_TOKENS];
+            }
+            history.push(token);
+            token.hash(&mut text);
+            let row = Row {
+                token,
+                text: text.finish(),
+            };
+            // What is replaced may be a draft that was refused: another token.
+            let before = self.pages[page][slot].replace(row);
+            assert_ne!(before, Some(row), "position {position} is run twice");
         }
-        (0..span.start + span.tokens.len())
-            .map(|position| {
-                let (page, slot) = slot(position);
-                self.pages[page][slot]
-                    .unwrap_or_else(|| panic!("position {position} was never written, or lost"))
-            })
-            .collect()
+        history
     }
 }
 

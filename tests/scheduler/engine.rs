@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use microgranite::engine::{
-    Engine, FinishReason, Generation, Health, Refusal, Sampling, Settings, TokenEvent, TokenStream,
+    Engine, FinishReason, Generation, Health, PromptRows, Refusal, Sampling, Settings, TokenEvent,
+    TokenStream,
 };
 use microgranite::error::Error;
 use microgranite::telemetry::Metrics;
@@ -13,7 +14,7 @@ use crate::checked_model::{
     CheckedModel, NAN_TOKEN, PAGE_BYTES, PANIC_TOKEN, VOCAB, greedy, logits_after,
 };
 use crate::harness::{
-    LENGTH, collect, eventually, generation, kv_used, small, start, start_gated, submit, within,
+    LENGTH, collect, eventually, generation, kv_bytes, small, start, start_gated, submit, within,
 };
 
 /// Prompt lengths around page and chunk edges, half of them sampled, from 1 to 60 tokens.
@@ -53,7 +54,7 @@ async fn thirty_two_generations_together_get_what_each_gets_alone() {
     let narrow = Settings {
         max_queue: 28,
         step_tokens: 5,
-        prompt_rows_while_decoding: 3,
+        prompt_rows: PromptRows::Fixed(3),
         ..small()
     };
     // The second has pages for few of them at a time.
@@ -64,7 +65,7 @@ async fn thirty_two_generations_together_get_what_each_gets_alone() {
             assert_eq!(&collect(stream).await, alone);
         }
         assert_eq!(metrics.requests_running.get(), 0);
-        assert_eq!(kv_used(&metrics), 0);
+        assert_eq!(kv_bytes(&metrics, "used"), 0);
     }
 }
 
@@ -143,7 +144,7 @@ async fn half_of_the_clients_leave_and_the_other_half_notice_nothing() {
     within(engine.stopped()).await;
     assert_eq!(metrics.requests_running.get(), 0);
     assert_eq!(metrics.requests_waiting.get(), 0);
-    assert_eq!(kv_used(&metrics), 0);
+    assert_eq!(kv_bytes(&metrics, "used"), 0);
 }
 
 #[test]
@@ -162,7 +163,7 @@ fn leaving_frees_place_and_pages_within_a_step() {
     assert_eq!(stepper.began(), [(10, 1), (0, 16)]);
     assert_eq!(metrics.requests_running.get(), 2);
     assert_eq!(metrics.requests_waiting.get(), 2);
-    assert_eq!(kv_used(&metrics), 2 * PAGE_BYTES as i64);
+    assert_eq!(kv_bytes(&metrics, "used"), 2 * PAGE_BYTES as i64);
 
     drop(in_prompt); // between two chunks
     drop(waiting);
@@ -175,12 +176,12 @@ fn leaving_frees_place_and_pages_within_a_step() {
     stepper.go();
     assert_eq!(stepper.began(), [(8, 1)]);
     assert_eq!(metrics.requests_running.get(), 1);
-    assert_eq!(kv_used(&metrics), PAGE_BYTES as i64);
+    assert_eq!(kv_bytes(&metrics, "used"), PAGE_BYTES as i64);
 
     drop(last); // everybody has left
     stepper.go();
     eventually(|| metrics.requests_running.get() == 0);
-    assert_eq!(kv_used(&metrics), 0);
+    assert_eq!(kv_bytes(&metrics, "used"), 0);
     assert!(stepper.is_idle(), "there is nothing to run");
 }
 
@@ -339,7 +340,7 @@ async fn logits_that_are_not_finite_fail_one_generation_only() {
         (Vec::new(), TokenEvent::Failed)
     );
     assert_eq!(engine.health(), Health::Running);
-    assert_eq!(kv_used(&metrics), 0);
+    assert_eq!(kv_bytes(&metrics, "used"), 0);
     assert_eq!(
         collect(submit(&engine, generation(3, 5, 5))).await.1,
         LENGTH
@@ -426,12 +427,22 @@ fn settings_that_cannot_work_are_refused() {
         ..small()
     };
     let no_prompts = Settings {
-        prompt_rows_while_decoding: 0,
+        prompt_rows: PromptRows::Fixed(0),
         ..small()
     };
     refused(no_batch, 4);
     refused(no_rows, 4);
     refused(no_prompts, 4);
+    for factor in [0.99, -1.0, f64::NAN] {
+        let prompt_rows = PromptRows::Slowdown(factor);
+        refused(
+            Settings {
+                prompt_rows,
+                ..small()
+            },
+            4,
+        );
+    }
     refused(small(), 0);
 }
 

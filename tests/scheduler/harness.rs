@@ -4,7 +4,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use microgranite::engine::{Engine, FinishReason, Generation, Settings, TokenEvent, TokenStream};
+use microgranite::engine::{
+    Engine, FinishReason, Generation, PromptRows, Settings, TokenEvent, TokenStream,
+};
 use microgranite::telemetry::Metrics;
 
 use crate::checked_model::{CheckedModel, NAN_TOKEN, Stepper};
@@ -16,7 +18,9 @@ pub fn small() -> Settings {
         max_batch: 4,
         max_queue: 4,
         step_tokens: 64,
-        prompt_rows_while_decoding: 16,
+        prompt_rows: PromptRows::Fixed(16),
+        prefix_cache: false,
+        speculation: 0,
     }
 }
 
@@ -83,6 +87,6 @@ pub fn eventually(condition: impl Fn() -> bool) {
     }
 }
 
-pub fn kv_used(metrics: &Metrics) -> i64 {
-    metrics.kv_cache_bytes.with_label_values(&["used"]).get()
+pub fn kv_bytes(metrics: &Metrics, state: &str) -> i64 {
+    metrics.kv_cache_bytes.with_label_values(&[state]).get()
 }

@@ -4,5 +4,6 @@ mod arrivals;
 mod checked_model;
 mod engine;
 mod harness;
+mod reuse;
 mod sampling;
 mod scripts;

@@ -4,22 +4,54 @@
 //!
 //! | command | what it does and says |
 //! |---|---|
-//! | `settings batch=N rows=N prompt_rows=N pages=N` | starts over |
-//! | `arrive NAME prompt=N tokens=N` | a generation arrives |
+//! | `settings batch=N rows=N prompt_rows=N pages=N` | starts over, without a prefix cache |
+//! | `caching batch=N rows=N prompt_rows=N pages=N` | starts over with one |
+//! | `arrive NAME prompt=N tokens=N` | a generation arrives, with a text of its own |
+//! | `arrive NAME prompt=N tokens=N like=OTHER` | one whose text is OTHER's, as far as both go |
+//! | `score NAME prompt=N tokens=N like=OTHER` | the same, and it wants the logits of its whole prompt |
 //! | `step` | one step; the positions that each generation runs, the token it gets, and who has all its tokens |
+//! | `draft NAME drafts=N right=N` | a step before which NAME guesses N tokens, of which the first so many are right |
 //! | `leave NAME` | a generation is cancelled |
 //! | `state` | who runs, who waits, pages that hold tokens and pages that nobody has reserved |
+//! | `cache` | pages that are free but can be found, and pages that were given to another text so far |
+//! | `pages NAME` | the pages of a generation, in order |
 
 use std::fmt::Write;
 use std::path::Path;
 
-use microgranite::engine::scheduler::{Budget, Scheduler};
+use microgranite::engine::pages::Pages;
+use microgranite::engine::scheduler::{Budget, Job as _, Scheduler};
 
 /// What the script knows of a generation.
 struct Job {
     name: String,
-    tokens: usize,
+    /// The whole text: the prompt and all that will be generated.
+    text: Vec<u32>,
+    prompt: usize,
     generated: usize,
+    drafts: usize,
+    scores: bool,
+}
+
+impl microgranite::engine::scheduler::Job for Job {
+    fn tokens(&self) -> &[u32] {
+        &self.text[..self.prompt + self.generated]
+    }
+
+    fn drafts(&self) -> usize {
+        self.drafts
+    }
+
+    fn scores_prompt(&self) -> bool {
+        self.scores
+    }
+}
+
+struct Script {
+    scheduler: Scheduler<Job>,
+    prompt_rows: usize,
+    /// Whose text a name stands for.
+    texts: Vec<String>,
 }
 
 #[test]
@@ -31,7 +63,7 @@ fn every_script_says_what_happens() {
         .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
         .collect();
     scripts.sort();
-    assert!(scripts.len() >= 7, "scripts are missing: {scripts:?}");
+    assert!(scripts.len() >= 11, "scripts are missing: {scripts:?}");
     for path in scripts {
         let script = std::fs::read_to_string(&path).unwrap();
         let happened = run(&script);
@@ -45,13 +77,13 @@ fn every_script_says_what_happens() {
 
 /// The script with the answers replaced by what really happened.
 fn run(script: &str) -> String {
-    let mut scheduler = settings(&[1, 1, 1, 1]);
+    let mut state = settings(&[1, 1, 1, 1], false);
     let mut happened = String::new();
     let mut in_answer = false;
     for line in script.lines() {
         if let Some(command) = line.strip_prefix("> ") {
             writeln!(happened, "{line}").unwrap();
-            happened += &execute(&mut scheduler, command);
+            happened += &state.execute(command);
             in_answer = true;
         } else if line.is_empty() || line.starts_with('#') {
             writeln!(happened, "{line}").unwrap();
@@ -63,86 +95,152 @@ fn run(script: &str) -> String {
     happened
 }
 
-fn execute(scheduler: &mut Scheduler<Job>, command: &str) -> String {
-    let words: Vec<&str> = command.split(' ').collect();
-    match words[..] {
-        ["settings", batch, rows, prompt_rows, pages] => {
-            *scheduler = settings(&[
-                number(batch, "batch"),
-                number(rows, "rows"),
-                number(prompt_rows, "prompt_rows"),
-                number(pages, "pages"),
-            ]);
-            String::new()
+impl Script {
+    fn execute(&mut self, command: &str) -> String {
+        let words: Vec<&str> = command.split(' ').collect();
+        match words[..] {
+            [
+                start @ ("settings" | "caching"),
+                batch,
+                rows,
+                prompt_rows,
+                pages,
+            ] => {
+                let values = [
+                    number(batch, "batch"),
+                    number(rows, "rows"),
+                    number(prompt_rows, "prompt_rows"),
+                    number(pages, "pages"),
+                ];
+                *self = settings(&values, start == "caching");
+                String::new()
+            }
+            ["arrive", name, prompt, tokens] => self.arrive(name, prompt, tokens, name, false),
+            [how @ ("arrive" | "score"), name, prompt, tokens, like] => {
+                let like = like.strip_prefix("like=").expect("like=OTHER");
+                self.arrive(name, prompt, tokens, like, how == "score")
+            }
+            ["leave", name] => {
+                let gone = self.scheduler.remove_if(|job| job.name == name);
+                assert_eq!(gone.len(), 1, "{name} is not there");
+                String::new()
+            }
+            ["step"] => self.step(0),
+            ["draft", name, drafts, right] => {
+                self.job(name).drafts = number(drafts, "drafts");
+                self.step(number(right, "right"))
+            }
+            ["state"] => self.state(),
+            ["cache"] => {
+                let pages = self.scheduler.pages();
+                format!("{} cached, {} evicted\n", pages.cached(), pages.evicted())
+            }
+            ["pages", name] => {
+                let running = self.scheduler.running().iter();
+                let one = running.clone().find(|running| running.job.name == name);
+                format!("{:?}\n", one.expect("it runs").pages())
+            }
+            _ => panic!("not a command: {command}"),
         }
-        ["arrive", name, prompt, tokens] => {
-            let (prompt, tokens) = (number(prompt, "prompt"), number(tokens, "tokens"));
-            let job = Job {
-                name: name.into(),
-                tokens,
-                generated: 0,
-            };
-            scheduler.arrive(job, prompt, tokens);
-            String::new()
+    }
+
+    fn job(&mut self, name: &str) -> &mut Job {
+        let mut running = self.scheduler.running_mut().iter_mut();
+        let one = running.find(|running| running.job.name == name);
+        &mut one.expect("it runs").job
+    }
+
+    fn arrive(
+        &mut self,
+        name: &str,
+        prompt: &str,
+        tokens: &str,
+        like: &str,
+        scores: bool,
+    ) -> String {
+        let (prompt, tokens) = (number(prompt, "prompt"), number(tokens, "tokens"));
+        if !self.texts.iter().any(|text| text == like) {
+            self.texts.push(like.into());
         }
-        ["leave", name] => {
-            let gone = scheduler.remove_if(|job| job.name == name);
-            assert_eq!(gone.len(), 1, "{name} is not there");
-            String::new()
+        let text = self.texts.iter().position(|text| text == like);
+        let first = 1000 * text.expect("it was added") as u32;
+        let job = Job {
+            name: name.into(),
+            text: (first..).take(prompt + tokens).collect(),
+            prompt,
+            generated: 0,
+            drafts: 0,
+            scores,
+        };
+        self.scheduler.arrive(job, prompt, tokens);
+        String::new()
+    }
+
+    fn step(&mut self, right: usize) -> String {
+        let scheduler = &mut self.scheduler;
+        scheduler.admit();
+        let mut plan = Vec::new();
+        scheduler.plan(self.prompt_rows, &mut plan);
+        let mut said = String::new();
+        if plan.is_empty() {
+            said += "nothing to do\n";
         }
-        ["step"] => step(scheduler),
-        ["state"] => state(scheduler),
-        _ => panic!("not a command: {command}"),
+        for work in &mut plan {
+            let job = &mut scheduler.running_mut()[work.index].job;
+            let end = work.start + work.rows;
+            write!(said, "{} {}..{end}", job.name, work.start).unwrap();
+            let reaches_end = end >= job.tokens().len();
+            if work.logit_rows > usize::from(reaches_end) {
+                write!(said, ", {} rows of logits", work.logit_rows).unwrap();
+            }
+            if work.start >= job.prompt {
+                work.rows = work.rows.min(1 + right);
+            }
+            if reaches_end {
+                let rows = if work.start < job.prompt {
+                    1
+                } else {
+                    work.rows
+                };
+                for _ in 0..rows {
+                    job.generated += 1;
+                    write!(said, ", token {}", job.generated).unwrap();
+                }
+            }
+            job.drafts = 0;
+            said.push('\n');
+        }
+        scheduler.settle(&plan);
+        for job in scheduler.remove_if(|job| job.prompt + job.generated == job.text.len()) {
+            writeln!(said, "{} ends", job.name).unwrap();
+        }
+        said
+    }
+
+    fn state(&self) -> String {
+        let running = self.scheduler.running().iter();
+        let names: Vec<&str> = running.map(|running| running.job.name.as_str()).collect();
+        format!(
+            "running {names:?}, {} waiting, pages {} used {} free\n",
+            self.scheduler.waiting(),
+            self.scheduler.pages_used(),
+            self.scheduler.pages().free(),
+        )
+        .replace('"', "")
     }
 }
 
-fn step(scheduler: &mut Scheduler<Job>) -> String {
-    scheduler.admit();
-    let mut plan = Vec::new();
-    scheduler.plan(&mut plan);
-    let mut said = String::new();
-    if plan.is_empty() {
-        said += "nothing to do\n";
-    }
-    for work in plan {
-        let job = &mut scheduler.running_mut()[work.index].job;
-        let end = work.start + work.rows;
-        write!(said, "{} {}..{end}", job.name, work.start).unwrap();
-        if work.logit_rows > 0 {
-            job.generated += 1;
-            write!(said, ", token {}", job.generated).unwrap();
-        }
-        said.push('\n');
-    }
-    for job in scheduler.remove_if(|job| job.generated == job.tokens) {
-        writeln!(said, "{} ends", job.name).unwrap();
-    }
-    said
-}
-
-fn state(scheduler: &mut Scheduler<Job>) -> String {
-    let names: Vec<&str> = scheduler
-        .running()
-        .iter()
-        .map(|running| running.job.name.as_str())
-        .collect();
-    format!(
-        "running {names:?}, {} waiting, pages {} used {} free\n",
-        scheduler.waiting(),
-        scheduler.pages_used(),
-        scheduler.pages_free(),
-    )
-    .replace('"', "")
-}
-
-fn settings(values: &[usize; 4]) -> Scheduler<Job> {
-    let [max_batch, step_tokens, prompt_rows_while_decoding, pages] = *values;
+fn settings(values: &[usize; 4], prefix_cache: bool) -> Script {
+    let [max_batch, step_tokens, prompt_rows, pages] = *values;
     let budget = Budget {
         max_batch,
         step_tokens,
-        prompt_rows_while_decoding,
     };
-    Scheduler::new(budget, pages)
+    Script {
+        scheduler: Scheduler::new(budget, Pages::new(pages, prefix_cache)),
+        prompt_rows,
+        texts: Vec::new(),
+    }
 }
 
 fn number(word: &str, name: &str) -> usize {

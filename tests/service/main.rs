@@ -8,6 +8,7 @@ mod fake;
 mod fields;
 mod harness;
 mod metrics;
+mod mixed;
 mod pressure;
 mod process;
 mod refusals;

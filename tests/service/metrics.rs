@@ -10,11 +10,12 @@ use crate::fake::Fake;
 use crate::harness::Service;
 
 /// Names and labels that the dashboard and scripts use.
-const SERIES: [&str; 24] = [
+const SERIES: [&str; 30] = [
     "batch_rows_bucket{le}",
     "build_info{instruction_set,version}",
     "generation_tokens_total",
     "inter_token_latency_seconds_bucket{le}",
+    "kv_cache_bytes{state=cached}",
     "kv_cache_bytes{state=reserved}",
     "kv_cache_bytes{state=used}",
     "memory_saved_bytes{against=bf16}",
@@ -23,6 +24,9 @@ const SERIES: [&str; 24] = [
     "model_reference_bytes{dtype=bf16}",
     "model_reference_bytes{dtype=f32}",
     "model_weight_bytes{component,dtype}",
+    "prefix_cache_evictions_total",
+    "prefix_cache_hits_total",
+    "prefix_cache_queries_total",
     "process_resident_bytes{kind=anon}",
     "process_resident_bytes{kind=file}",
     "process_resident_bytes{kind=shmem}",
@@ -34,6 +38,8 @@ const SERIES: [&str; 24] = [
     "requests_total{outcome=cancelled}",
     "requests_total{outcome=ok}",
     "requests_waiting",
+    "speculation_accepted_tokens_total",
+    "speculation_drafted_tokens_total",
     "time_to_first_token_seconds_bucket{le}",
 ];
 /// Labels whose values are part of the contract.

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,8 @@ struct Shared {
     unfinished: AtomicUsize,
     stopping: AtomicBool,
     parked: Vec<AtomicBool>,
+    /// Whether there is a `panic` of this phase, so that nobody takes the lock to see that there is none.
+    panicked: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
@@ -36,6 +38,12 @@ struct Shared {
 unsafe impl Sync for Shared {}
 // SAFETY: the pointer in `phase` is only followed during `Pool::run`, which keeps what it points to alive.
 unsafe impl Send for Shared {}
+
+impl Shared {
+    fn lock_panic(&self) -> MutexGuard<'_, Option<Box<dyn Any + Send>>> {
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A fixed set of compute threads.
 pub struct Pool {
@@ -53,6 +61,7 @@ impl Pool {
             unfinished: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
         let workers = (0..workers)
@@ -127,11 +136,8 @@ impl Pool {
                 std::hint::spin_loop()
             }
         }
-        let theirs = shared
-            .panic
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .take();
+        let is_one = shared.panicked.swap(false, Ordering::Relaxed);
+        let theirs = is_one.then(|| shared.lock_panic().take()).flatten();
         if let Some(panic) = own.err().or(theirs) {
             resume_unwind(panic);
         }
@@ -165,10 +171,9 @@ fn work(shared: &Shared, index: usize) {
         if let Some(phase) = phase
             && let Err(panic) = catch_unwind(AssertUnwindSafe(|| phase(index + 1)))
         {
-            *shared
-                .panic
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(panic);
+            *shared.lock_panic() = Some(panic);
+            // Seen by the caller, which waits for this worker to lower `unfinished`.
+            shared.panicked.store(true, Ordering::Relaxed);
         }
         shared.unfinished.fetch_sub(1, Ordering::Release);
     }

@@ -1,0 +1,179 @@
+//! How long steps take by their number of rows, as measured while they run.
+//!
+//! Nobody can know it beforehand: up to some number of rows a step takes as long as reading the weights, past it each
+//! row costs its arithmetic, and where that lies depends on the model, the instruction set and the machine's memory. Two
+//! decisions rest on it: how many prompt rows may join a step, and how many drafts are worth their rows. Neither
+//! changes any output.
+
+/// Share of the newest measurement in an estimate: it follows within some ten steps, and one hiccup moves it little.
+const NEWEST_SHARE: f64 = 0.25;
+/// A measurement counts as at most this many times the estimate before it: a step may be interrupted for long.
+const MOST_GROWTH: f64 = 2.0;
+/// Steps after which a measurement of more rows than those that run now is forgotten, so that what was dear once, when
+/// the machine was busy, is tried again. Trying costs one step in so many.
+const FORGET_AFTER: u64 = 512;
+
+/// Running estimates of step times.
+#[derive(Debug)]
+pub struct StepTimes {
+    /// By number of rows.
+    estimates: Vec<Option<Estimate>>,
+    /// Steps seen.
+    steps: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Estimate {
+    seconds: f64,
+    /// The step that was measured last.
+    step: u64,
+}
+
+impl StepTimes {
+    /// Knows nothing yet; steps have at most `most_rows` rows.
+    pub fn new(most_rows: usize) -> Self {
+        Self {
+            estimates: vec![None; most_rows + 1],
+            steps: 0,
+        }
+    }
+
+    /// Notes that a step of `rows` rows took `seconds`.
+    pub fn observe(&mut self, rows: usize, seconds: f64) {
+        self.steps += 1;
+        let step = self.steps;
+        let (upto, beyond) = self.estimates.split_at_mut(rows + 1);
+        let seconds = match &upto[rows] {
+            None => seconds,
+            Some(old) => {
+                let newest = seconds.min(old.seconds * MOST_GROWTH);
+                old.seconds + NEWEST_SHARE * (newest - old.seconds)
+            }
+        };
+        upto[rows] = Some(Estimate { seconds, step });
+        for estimate in beyond {
+            if estimate.is_some_and(|estimate| step - estimate.step > FORGET_AFTER) {
+                *estimate = None;
+            }
+        }
+    }
+
+    /// What a step of `rows` rows is likely to take: as measured, or else in proportion between the nearest measured
+    /// numbers of rows below and above; where there are none above, as long as `beyond` says. `None` if nothing was
+    /// measured yet.
+    pub fn seconds(&self, rows: usize, beyond: Beyond) -> Option<f64> {
+        let point = |(rows, estimate): (usize, &Option<Estimate>)| {
+            Some((rows as f64, (*estimate)?.seconds))
+        };
+        let (upto, above) = self.estimates.split_at(self.estimates.len().min(rows + 1));
+        let below = upto.iter().enumerate().rev().find_map(point);
+        let above = (upto.len()..).zip(above).find_map(point);
+        let rows = rows as f64;
+        Some(match (below, above) {
+            (Some((r0, t0)), _) if r0 == rows => t0,
+            (Some((r0, t0)), Some((r1, t1))) => t0 + (t1 - t0) * (rows - r0) / (r1 - r0),
+            (Some((r0, t0)), None) => match beyond {
+                Beyond::Same => t0,
+                Beyond::Proportional => t0 * rows / r0,
+            },
+            (None, Some((r1, t1))) => t1 * rows / r1,
+            (None, None) => return None,
+        })
+    }
+
+    /// The most rows, beside `rows` others and at most `most`, with which a step is likely to take no longer than
+    /// `slowdown` times what it takes without them. At least one: prompts must move, and a step with one more row tells
+    /// what two more may cost.
+    pub fn rows_within(&self, slowdown: f64, rows: usize, most: usize) -> usize {
+        let seconds = |rows| self.seconds(rows, Beyond::Proportional);
+        let Some(alone) = seconds(rows) else {
+            return 1;
+        };
+        let fits =
+            |&more: &usize| seconds(rows + more).is_some_and(|with| with <= slowdown * alone);
+        (1..=most).take_while(fits).last().unwrap_or(1)
+    }
+}
+
+/// How to guess at more rows than were ever measured.
+#[derive(Debug, Clone, Copy)]
+pub enum Beyond {
+    /// They cost nothing: to find out.
+    Same,
+    /// Every row costs the same: to be on the safe side.
+    Proportional,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine whose steps take 10 ms up to 8 rows, then 1 ms more for each.
+    fn take(times: &mut StepTimes, rows: usize) {
+        times.observe(rows, 0.010 + 0.001 * rows.saturating_sub(8) as f64);
+    }
+
+    fn same(found: Option<f64>, expected: f64) {
+        let found = found.expect("an estimate");
+        assert!((found - expected).abs() < 1e-9, "{found}, not {expected}");
+    }
+
+    #[test]
+    fn times_between_two_measurements_lie_in_proportion_between_them() {
+        let mut times = StepTimes::new(128);
+        assert_eq!(times.seconds(3, Beyond::Same), None);
+        take(&mut times, 4);
+        take(&mut times, 16);
+        same(times.seconds(4, Beyond::Same), 0.010);
+        same(times.seconds(10, Beyond::Same), 0.014);
+        same(times.seconds(2, Beyond::Same), 0.005);
+        same(times.seconds(32, Beyond::Same), 0.018);
+        same(times.seconds(32, Beyond::Proportional), 0.036);
+        same(times.seconds(500, Beyond::Same), 0.018);
+    }
+
+    #[test]
+    fn estimates_follow_what_lasts_and_not_what_happens_once() {
+        let mut times = StepTimes::new(8);
+        take(&mut times, 1);
+        times.observe(1, 5.0);
+        same(times.seconds(1, Beyond::Same), 0.0125);
+        for _ in 0..40 {
+            times.observe(1, 0.030);
+        }
+        let seconds = times.seconds(1, Beyond::Same).expect("measured");
+        assert!((0.0299..0.0301).contains(&seconds), "{seconds}");
+    }
+
+    #[test]
+    fn rows_are_raised_step_by_step_to_the_limit_and_never_past_it() {
+        let mut times = StepTimes::new(128);
+        assert_eq!(times.rows_within(2.45, 1, 100), 1, "nothing is known");
+        take(&mut times, 1);
+        let mut raised = Vec::new();
+        for _ in 0..6 {
+            let rows = times.rows_within(2.45, 1, 100);
+            take(&mut times, 1 + rows);
+            raised.push(rows);
+        }
+        // 24.5 ms are 22 rows; until they are measured, each row might cost as much as the average so far.
+        assert_eq!(raised, [1, 3, 8, 19, 21, 21]);
+        assert_eq!(times.rows_within(2.45, 1, 5), 5, "no more than there are");
+        assert_eq!(times.rows_within(1.0, 1, 100), 3, "rows that cost nothing");
+        assert_eq!(times.rows_within(0.1, 1, 100), 1, "prompts move");
+    }
+
+    #[test]
+    fn what_has_not_been_tried_for_long_is_forgotten_unless_it_is_the_smaller_step() {
+        let mut times = StepTimes::new(128);
+        take(&mut times, 16);
+        take(&mut times, 2);
+        for _ in 1..FORGET_AFTER {
+            take(&mut times, 4);
+        }
+        same(times.seconds(16, Beyond::Same), 0.018);
+        take(&mut times, 4);
+        same(times.seconds(16, Beyond::Same), 0.010);
+        same(times.seconds(2, Beyond::Proportional), 0.010);
+    }
+}

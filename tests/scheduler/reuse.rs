@@ -1,0 +1,187 @@
+//! Prefix caching and speculation through the engine: they are seen in what is run and in the metrics, never in tokens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use microgranite::engine::{Engine, PromptRows, Sampling, Settings};
+use microgranite::model::{Forward, Span};
+use microgranite::telemetry::Metrics;
+
+use crate::checked_model::{CheckedModel, PAGE_BYTES, VOCAB, greedy};
+use crate::harness::{
+    LENGTH, collect, generation, kv_bytes, small, start, start_gated, submit, within,
+};
+
+fn caching() -> Settings {
+    Settings {
+        prefix_cache: true,
+        ..small()
+    }
+}
+
+#[tokio::test]
+async fn a_prompt_that_was_seen_is_not_computed_again() {
+    let (engine, metrics, stepper) = start_gated(caching(), 20);
+    let first = submit(&engine, generation(1, 150, 1));
+    assert_eq!(stepper.began(), [(0, 64)]);
+    stepper.go();
+    assert_eq!(stepper.began(), [(64, 64)]);
+    stepper.go();
+    assert_eq!(stepper.began(), [(128, 22)]);
+    stepper.go();
+    assert_eq!(first.cached_tokens(), 0);
+    let first = collect(first).await;
+    assert_eq!(kv_bytes(&metrics, "cached"), 2 * PAGE_BYTES as i64);
+
+    let mut second = submit(&engine, generation(1, 150, 1));
+    assert_eq!(stepper.began(), [(128, 22)]);
+    assert_eq!(kv_bytes(&metrics, "cached"), 0);
+    assert_eq!(kv_bytes(&metrics, "used"), 3 * PAGE_BYTES as i64);
+    stepper.go();
+    within(second.next()).await;
+    assert_eq!(second.cached_tokens(), 128);
+    assert_eq!(within(second.next()).await, Some(first.1));
+
+    assert_eq!(metrics.prefix_cache_queries_total.get(), 300);
+    assert_eq!(metrics.prefix_cache_hits_total.get(), 128);
+    assert_eq!(metrics.prompt_tokens_total.get(), 300);
+    assert_eq!(metrics.queue_wait_seconds.get_sample_count(), 2);
+    assert_eq!(metrics.batch_rows.get_sample_sum(), 172.0);
+}
+
+#[tokio::test]
+async fn a_cache_too_small_for_all_prompts_forgets_and_stays_right() {
+    let (engine, metrics) = start(caching(), 6);
+    for round in 0..3 {
+        for seed in [1, 2, 1, 3] {
+            let one = generation(seed, 200, 20);
+            let expected = greedy(&one.prompt, 20);
+            let answer = collect(submit(&engine, one)).await;
+            assert_eq!(answer, (expected, LENGTH), "seed {seed} in round {round}");
+        }
+    }
+    // Three prompts of three full pages each in six pages: some are found, and some were forgotten.
+    assert!(metrics.prefix_cache_hits_total.get() > 0);
+    assert!(metrics.prefix_cache_evictions_total.get() > 0);
+    assert_eq!(kv_bytes(&metrics, "used"), 0);
+    assert!(kv_bytes(&metrics, "cached") > 0);
+    engine.drain();
+    within(engine.stopped()).await;
+}
+
+/// Says what it said three tokens ago, most of the time, and takes as long for eight rows as for one.
+struct Parrot {
+    checked: CheckedModel,
+    logits: Vec<f32>,
+    /// Of this many positions one gets another token.
+    surprise: usize,
+}
+
+impl Parrot {
+    const PERIOD: usize = 3;
+
+    fn next(&self, position: usize) -> usize {
+        if position.is_multiple_of(self.surprise) {
+            40 + position % 50
+        } else {
+            10 + position % Self::PERIOD
+        }
+    }
+}
+
+impl Forward for Parrot {
+    fn vocab_size(&self) -> usize {
+        VOCAB
+    }
+
+    fn context_length(&self) -> usize {
+        self.checked.context_length()
+    }
+
+    fn page_count(&self) -> usize {
+        self.checked.page_count()
+    }
+
+    fn page_bytes(&self) -> usize {
+        PAGE_BYTES
+    }
+
+    fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {
+        self.checked.forward(spans);
+        std::thread::sleep(Duration::from_millis(1));
+        self.logits.clear();
+        for span in spans {
+            let end = span.start + span.tokens.len();
+            for position in end - span.logit_rows..end {
+                let next = self.next(position + 1);
+                // Sampling at temperature 1 finds the right one most of the time.
+                let logit = |id| if id == next { 8.0 } else { id as f32 / 100.0 };
+                self.logits.extend((0..VOCAB).map(logit));
+            }
+        }
+        &self.logits
+    }
+}
+
+async fn parrot(
+    speculation: usize,
+    surprise: usize,
+    sampling: &Sampling,
+) -> (Vec<u32>, Arc<Metrics>) {
+    let settings = Settings {
+        speculation,
+        prompt_rows: PromptRows::Slowdown(3.0),
+        ..small()
+    };
+    let model = Parrot {
+        checked: CheckedModel::new(&settings, 20),
+        logits: Vec::new(),
+        surprise,
+    };
+    let metrics = Arc::new(Metrics::new());
+    let engine = Engine::start(Box::new(model), settings, Arc::clone(&metrics)).unwrap();
+    let mut one = generation(1, 30, 300);
+    one.sampling = sampling.clone();
+    let (tokens, end) = collect(submit(&engine, one)).await;
+    assert_eq!(end, LENGTH);
+    (tokens, metrics)
+}
+
+#[tokio::test]
+async fn a_text_that_repeats_itself_takes_a_fraction_of_the_steps_and_stays_the_same() {
+    let greedy = Sampling::default();
+    let seeded = Sampling {
+        temperature: 1.0,
+        seed: 7,
+        ..Sampling::default()
+    };
+    for sampling in [greedy, seeded] {
+        for surprise in [1000, 17] {
+            let (plain, without) = parrot(0, surprise, &sampling).await;
+            let (tokens, with) = parrot(8, surprise, &sampling).await;
+            assert_eq!(tokens, plain);
+            let steps = |metrics: &Metrics| metrics.batch_rows.get_sample_count();
+            assert_eq!(steps(&without), 300);
+            assert!(steps(&with) < 150, "{} steps", steps(&with));
+            let drafted = with.speculation_drafted_tokens_total.get();
+            let accepted = with.speculation_accepted_tokens_total.get();
+            assert_eq!(accepted, 300 - steps(&with));
+            assert!(accepted <= drafted);
+            assert_eq!(with.generation_tokens_total.get(), 300);
+            assert_eq!(without.speculation_drafted_tokens_total.get(), 0);
+        }
+    }
+}
+
+#[tokio::test]
+async fn guesses_that_are_always_wrong_are_soon_left_alone() {
+    // Every other token is a surprise, so that what follows a match is never what followed it before.
+    let (tokens, metrics) = parrot(8, 2, &Sampling::default()).await;
+    assert_eq!(tokens.len(), 300);
+    let steps = metrics.batch_rows.get_sample_count();
+    let rows = metrics.batch_rows.get_sample_sum();
+    assert!(
+        rows < 1.5 * (steps + 30) as f64,
+        "{rows} rows in {steps} steps"
+    );
+}
