@@ -9,5 +9,5 @@ venv=${CLIENTS_VENV:-../../target/clients-venv}
 checks=not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance
 checks+=,response_schema_conformance,negative_data_rejection,unsupported_method,allow_header_conformance
 "$venv/bin/schemathesis" run "$1/openapi.json" --mode all --phases coverage,fuzzing --checks "$checks" \
-    --max-examples "$2" --seed 1 --workers 2 --request-timeout 60 --generation-database none \
+    --max-examples "$2" --seed 1 --request-timeout 60 --generation-database none \
     --suppress-health-check all --continue-on-failure --no-color

@@ -13,7 +13,7 @@ ASK = dict(
     model="demo",
     messages=[
         {"role": "system", "content": "You answer briefly."},
-        {"role": "user", "content": [{"type": "text", "text": "What is the capital of France?"}]},
+        {"role": "user", "content": [{"type": "text", "text": "What is gravity?"}]},
     ],
     max_completion_tokens=24,
     temperature=0,
@@ -23,7 +23,7 @@ ASK = dict(
 answer = client.chat.completions.create(**ASK, logprobs=True, top_logprobs=2)
 choice = answer.choices[0]
 assert answer.id.startswith("chatcmpl-") and answer.object == "chat.completion" and answer._request_id
-assert choice.message.role == "assistant" and "Paris" in choice.message.content, choice
+assert choice.message.role == "assistant" and "ravity" in choice.message.content, choice
 assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
 scored = choice.logprobs.content
 assert "".join(token.token for token in scored).startswith(choice.message.content)
@@ -37,8 +37,10 @@ assert events[0].choices[0].delta.role == "assistant"
 text = "".join(event.choices[0].delta.content or "" for event in events if event.choices)
 assert text == choice.message.content, text
 assert events[-1].usage == answer.usage and events[-2].choices[0].finish_reason == choice.finish_reason
-with client.chat.completions.stream(**ASK) as stream:
-    assert stream.get_final_completion().choices[0].message.content == text
+# The helper that puts streams together takes an answer that was cut off for an error, so this one ends by itself.
+short = {**ASK, "stop": ["."], "max_completion_tokens": 200}
+with client.chat.completions.stream(**short) as stream:
+    assert text.startswith(stream.get_final_completion().choices[0].message.content)
 
 
 async def side_by_side():

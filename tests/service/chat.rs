@@ -406,6 +406,7 @@ async fn bad_conversations_are_refused_by_name() {
         (tool(json!({"name": ""})), "tools"),
         (tool(json!({"name": "a b"})), "tools"),
         (tool(json!({"name": "a", "parameters": []})), "tools"),
+        (tool(json!({"name": "a", "description": {}})), "tools"),
         (hello("tool_choice", json!("required")), "tool_choice"),
         (forced(json!("sometimes")), "tool_choice"),
         (

@@ -170,6 +170,9 @@ fn tools(fields: &mut Fields<'_>) -> Result<(Vec<Tool>, Option<Value>), ApiError
     #[derive(Deserialize)]
     struct Function {
         name: String,
+        /// Only its type is checked: it is for the template.
+        #[serde(default, rename = "description")]
+        _description: Option<String>,
         #[serde(default)]
         parameters: Option<serde_json::Value>,
     }
