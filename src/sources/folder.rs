@@ -161,7 +161,14 @@ fn chat_template(folder: &Path) -> Result<Option<String>> {
 
 /// Loads `tokenizer.json` and checks that it is a byte-level BPE, because decoding relies on the byte-level alphabet.
 fn tokenizer(file: &Path) -> Result<Tokenizer> {
+    /// What the tokenizers crate panics over if it is not JSON; everything else of the file is looked at on the way.
+    #[derive(serde::Deserialize)]
+    struct Outline {
+        #[serde(default, rename = "decoder")]
+        _decoder: Value,
+    }
     let bytes = std::fs::read(file).map_err(|e| Error::not_found(file, e))?;
+    serde_json::from_slice::<Outline>(&bytes).map_err(|e| Error::bad_model(file, "JSON", e))?;
     let tokenizer = Tokenizer::from_bytes(bytes);
     let mut tokenizer = tokenizer.map_err(|e| Error::bad_model(file, "JSON", e))?;
     // Some exports keep the truncation or padding of their last training run; neither may touch a prompt.
