@@ -2,9 +2,9 @@
 # Tries clients that people use against the demo model: tests/clients/run.sh BINARY
 # Needs the demo model (`microgranite pull demo`) and a package index for the clients; the tests themselves are offline.
 set -euo pipefail
+binary=$(realpath "$1")
 cd "$(dirname "$0")"
 
-binary=$(realpath "$1")
 work=$(mktemp -d)
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null || true; rm -rf "$work"' EXIT
