@@ -17,6 +17,8 @@ from worker import load
 
 # As `microgranite eval`: each window starts afresh at position 0, and its last token predicts nothing.
 WINDOW = 512
+# Four windows: enough for standard errors of a few per cent, and minutes on two cores.
+TOKENS = 2048
 
 
 def mean(values):
@@ -56,14 +58,15 @@ def compare(expected, found, windows):
 
 
 def ours(binary, folders, text):
-    command = [binary, "eval", folders / "microgranite", "--against", folders / "bf16", "--text", text, "--json"]
+    models = [folders / "microgranite", "--against", folders / "bf16"]
+    command = [binary, "eval", *models, "--text", text, "--tokens", str(TOKENS), "--json"]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def main(binary, folders, text):
     folders = Path(folders)
     tokenizer = Tokenizer.from_file(str(folders / "bf16" / "tokenizer.json"))
-    ids = tokenizer.encode(Path(text).read_text(), add_special_tokens=False).ids
+    ids = tokenizer.encode(Path(text).read_text(), add_special_tokens=False).ids[:TOKENS]
     windows = [ids[i : i + WINDOW] for i in range(0, len(ids) - 1, WINDOW)]
     results = {}
     # The reference's logits are kept in a file: with a larger model there is no room for two.

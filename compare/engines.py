@@ -60,8 +60,8 @@ class Microgranite:
     """The server, over HTTP. What is not arithmetic is off: guessed tokens, and prompts that were seen before."""
 
     def __init__(self, binary, folder, threads):
-        flags = ["--listen", "127.0.0.1:0", "--speculation", "0", "--prefix-cache", "off", "--threads", str(threads)]
-        self.command = [binary, "serve", "--model", folder, *flags]
+        plain = ["--speculation", "0", "--prefix-cache", "off", "--threads", str(threads)]
+        self.command = [binary, "serve", "--model", folder, "--listen", "127.0.0.1:0", "--log", "warn", *plain]
 
     def start(self):
         begun = time.perf_counter()
@@ -75,7 +75,7 @@ class Microgranite:
         seconds = time.perf_counter() - begun
         self.connection = http.client.HTTPConnection(found[1])
         [model] = self.ask("GET", "/v1/models")["data"]
-        return {"start_s": seconds, "load_s": seconds, "footprint": model["weight_bytes"]}
+        return {"start_s": seconds, "load_s": seconds, "footprint": model["quantization"]["weight_bytes"]}
 
     def complete(self, prompt, tokens):
         body = {"prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True, "return_token_ids": True}

@@ -21,6 +21,14 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
+def busy_seconds():
+    """Of all processors together, whoever used them, other virtual machines on the same host included."""
+    user, nice, system, _, _, interrupts, soft_interrupts, stolen = map(
+        int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    )
+    return (user + nice + system + interrupts + soft_interrupts + stolen) / TICKS
+
+
 def joules():
     """What the processor packages have used since some time, or None where RAPL cannot be read."""
     try:

@@ -20,6 +20,11 @@ NAMES = {
 PACKAGES = ("torch", "transformers", "bitsandbytes")
 
 
+def undisturbed(runs):
+    """Those beside which others used less than a twentieth of the processors; all of them if there is none."""
+    return [run for run in runs if run["others_cores"] < 0.05 * len(os.sched_getaffinity(0))] or runs
+
+
 def medians(runs):
     """Of each figure over the runs, and the least and the greatest; figures may lie in groups, or be missing."""
     if isinstance(runs[0], dict):
@@ -37,7 +42,7 @@ def results(folders):
     accuracy = json.loads(accuracy.read_text()) if accuracy.exists() else None
     engines = {}
     for name in NAMES:
-        own = [run for run in runs if run["engine"] == name]
+        own = undisturbed([run for run in runs if run["engine"] == name])
         checkpoint = folders / (name if name in prepared else "bf16")
         engines[name] = {
             "runs": len(own),
@@ -90,6 +95,7 @@ ROWS = {
     "CPU-ms per prompt token": lambda e: number(1e3 * e["prefill_cpu_s"]["median"]),
     "CPU-ms per generated token": lambda e: number(1e3 * e["decode_cpu_s"]["median"]),
     "joules per generated token": lambda e: e["decode_joules"] and number(e["decode_joules"]["median"]),
+    "cores that others used meanwhile": lambda e: f"{e['others_cores']['median']:.2f}",
     "perplexity": lambda e: e["accuracy"] and f"{e['accuracy']['perplexity']:.2f}",
     "mean KL against f32": lambda e: e["accuracy"] and with_error(e["accuracy"], "kl_mean", 5),
     "same top token as f32": lambda e: e["accuracy"] and f"{100 * e['accuracy']['same_top_token']:.1f} %",
@@ -112,8 +118,9 @@ def with_error(figures, name, places):
 def table(model, result):
     engines = result["engines"]
     plan = result["plan"]
+    runs = "/".join(str(count) for count in dict.fromkeys(engine["runs"] for engine in engines.values()))
     lines = [
-        f"**{model}**: median of {engines['f32']['runs']} runs (least–greatest); prompt of {plan['prompt']} tokens, answer of {plan['answer']}",
+        f"**{model}**: medians (least–greatest) of {runs} runs; prompt of {plan['prompt']} tokens, answer of {plan['answer']}",
         "",
         "| | " + " | ".join(NAMES[name] for name in engines) + " |",
         "|---" + "|---:" * len(engines) + "|",

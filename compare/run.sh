@@ -49,7 +49,9 @@ if [ "$rounding" = compensated ] && [ ! -e "$folders/accuracy.json" ]; then
 fi
 rm -f "$folders/runs.jsonl"
 for _ in $(seq "${ROUNDS:-5}"); do
-    "${wrap[@]}" "$python" measure.py "$binary" "$folders" "$text" "${PROMPT:-512}" "${ANSWER:-64}"
+    for engine in f32 bf16 llm-int8 microgranite; do
+        "${wrap[@]}" "$python" measure.py "$binary" "$folders" "$text" "$engine" "${PROMPT:-512}" "${ANSWER:-64}"
+    done
 done
 
 mapfile -t measured < <(dirname "$work"/*/runs.jsonl)

@@ -5,6 +5,7 @@ answers `{"prompt": [id, …], "tokens": n}` with the `n` ids of greedy decoding
 """
 
 import json
+import logging
 import os
 import sys
 
@@ -14,6 +15,9 @@ from transformers import AutoModelForCausalLM
 # What is said goes to the pipe; whatever the libraries print on standard output goes to standard error.
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
+
+# It warns of every cast from bf16, which takes a good part of the time of a small model.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "llm-int8": torch.bfloat16}
 
@@ -32,8 +36,8 @@ def complete(model, prompt, tokens):
     """The model alone, without the bookkeeping of `generate`."""
     ids, cache, answer = torch.tensor([prompt]), None, []
     for _ in range(tokens):
-        step = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = step.past_key_values
+        step = model(ids, cache=cache, use_cache=True, logits_to_keep=1)
+        cache = step.cache
         ids = step.logits[:, -1].argmax(-1, keepdim=True)
         answer.append(ids.item())
     return answer
