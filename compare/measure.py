@@ -35,8 +35,8 @@ def difference(after, before):
 
 
 def measure(engine, ids, prompt_tokens, answer_tokens):
-    figures = engine.start()
     try:
+        figures = engine.start()
         figures["loaded"] = process.memory(engine.pid)
         engine.complete(ids[:STREAM_PROMPT], 2)  # what is set up at first use is not counted
         prompt = timed(engine, ids[:prompt_tokens], 1)

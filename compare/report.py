@@ -37,17 +37,15 @@ def medians(runs):
 def results(folders):
     """Everything that is known about one checkpoint."""
     runs = [json.loads(line) for line in (folders / "runs.jsonl").read_text().splitlines()]
-    prepared = dict(line.split() for line in (folders / "prepared.txt").read_text().splitlines())
     accuracy = folders / "accuracy.json"
     accuracy = json.loads(accuracy.read_text()) if accuracy.exists() else None
     engines = {}
     for name in NAMES:
         own = undisturbed([run for run in runs if run["engine"] == name])
-        checkpoint = folders / (name if name in prepared else "bf16")
+        checkpoint = folders / ("bf16" if name == "f32" else name)
         engines[name] = {
             "runs": len(own),
             "disk": sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")),
-            "prepare_s": int(prepared[name]) if name in prepared else None,
             **medians(own),
             "accuracy": accuracy and accuracy["engines"][name],
         }
@@ -82,7 +80,6 @@ def megabytes(size):
 # What the table shows of an engine; None leaves the cell empty.
 ROWS = {
     "weights on disk, MB": lambda e: megabytes(e["disk"]),
-    "making the int8 folder, once, s": lambda e: e["prepare_s"] and str(e["prepare_s"]),
     "footprint it reports, MB": lambda e: megabytes(e["footprint"]["median"]),
     "resident when loaded, MB: its own + mapped files": lambda e: resident(e["loaded"]),
     "… of which before loading": lambda e: "before_loading" in e and resident(e["before_loading"]),

@@ -23,13 +23,6 @@ folders=$work/$(basename "$model")
 text=../src/text/alice.txt
 mkdir -p "$folders"
 
-prepare() { # prepare NAME COMMAND…: makes FOLDERS/NAME with the command unless it is there, and notes the time
-    [ -e "$folders/$1" ] && return
-    local start=$SECONDS
-    "${@:2}"
-    echo "$1 $((SECONDS - start))" >>"$folders/prepared.txt"
-}
-
 rounding=compensated
 if [ -d "$model" ]; then
     ln -sfn "$model" "$folders/bf16"
@@ -41,8 +34,9 @@ else
     rounding=nearest
     [ -e "$folders/bf16" ] || "$python" checkpoint.py random "$model" "$folders/bf16" "$work/smollm2-135m/bf16"
 fi
-prepare llm-int8 "$python" checkpoint.py llm-int8 "$folders/bf16" "$folders/llm-int8"
-prepare microgranite "$binary" quantize "$folders/bf16" -o "$folders/microgranite" --rounding "$rounding"
+[ -e "$folders/llm-int8" ] || "$python" checkpoint.py llm-int8 "$folders/bf16" "$folders/llm-int8"
+[ -e "$folders/microgranite" ] ||
+    "$binary" quantize "$folders/bf16" -o "$folders/microgranite" --rounding "$rounding"
 
 if [ "$rounding" = compensated ] && [ ! -e "$folders/accuracy.json" ]; then
     "$python" accuracy.py "$binary" "$folders" "$text"
