@@ -1,8 +1,8 @@
 """Makes the checkpoint that every engine reads, and the two int8 folders that are made from it.
 
-    python checkpoint.py from-gguf FILE.gguf FOLDER       the weights of a GGUF file, as bf16
-    python checkpoint.py random SHAPE FOLDER TOKENIZER    a published Granite shape with random weights, as bf16
-    python checkpoint.py llm-int8 FOLDER OUTPUT           bitsandbytes' LLM.int8, as transformers saves it
+    python checkpoint.py from-gguf FILE.gguf FOLDER              the weights of a GGUF file, as bf16
+    python checkpoint.py random SHAPE FOLDER TOKENIZER.json    a published Granite shape with random weights, as bf16
+    python checkpoint.py llm-int8 FOLDER OUTPUT                  bitsandbytes' LLM.int8, as transformers saves it
 """
 
 import shutil
@@ -64,8 +64,7 @@ def random(shape, folder, tokenizer):
         tie_word_embeddings=True,
     )
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(Path(tokenizer) / name, folder)
+    shutil.copy(tokenizer, folder)
 
 
 def llm_int8(folder, output):

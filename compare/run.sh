@@ -21,6 +21,7 @@ export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 TQDM_DISABLE=1
 
 folders=$work/$(basename "$model")
 text=../src/text/alice.txt
+tokenizer=../tests/fixtures/granite-3-tiny/tokenizer.json
 mkdir -p "$folders"
 
 rounding=compensated
@@ -32,7 +33,7 @@ elif [ "$model" = smollm2-135m ]; then
 else
     # Random weights have nothing to compensate for, and no text to be tested on.
     rounding=nearest
-    [ -e "$folders/bf16" ] || "$python" checkpoint.py random "$model" "$folders/bf16" "$work/smollm2-135m/bf16"
+    [ -e "$folders/bf16" ] || "$python" checkpoint.py random "$model" "$folders/bf16" "$tokenizer"
 fi
 [ -e "$folders/llm-int8" ] || "$python" checkpoint.py llm-int8 "$folders/bf16" "$folders/llm-int8"
 [ -e "$folders/microgranite" ] ||
@@ -44,7 +45,7 @@ fi
 rm -f "$folders/runs.jsonl"
 for _ in $(seq "${ROUNDS:-5}"); do
     for engine in f32 bf16 llm-int8 microgranite; do
-        "${wrap[@]}" "$python" measure.py "$binary" "$folders" "$text" "$engine" "${PROMPT:-512}" "${ANSWER:-64}"
+        "${wrap[@]}" "$python" measure.py "$binary" "$folders" "$text" "$engine" "${PROMPT:-256}" "${ANSWER:-32}"
     done
 done
 
