@@ -1,7 +1,7 @@
 """Makes the checkpoint that every engine reads, and the two int8 folders that are made from it.
 
     python checkpoint.py from-gguf FILE.gguf FOLDER              the weights of a GGUF file, as bf16
-    python checkpoint.py random SHAPE FOLDER TOKENIZER.json    a published Granite shape with random weights, as bf16
+    python checkpoint.py random SHAPE FOLDER TOKENIZER.json      a published Granite shape with random weights, as bf16
     python checkpoint.py llm-int8 FOLDER OUTPUT                  bitsandbytes' LLM.int8, as transformers saves it
 """
 

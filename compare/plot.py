@@ -1,10 +1,15 @@
-"""The results as a picture: a row for each checkpoint, a panel for each figure, a bar for each engine."""
+"""Draws results.json as results.svg: a block for each checkpoint, a panel for each figure, a bar for each engine."""
+
+import json
+from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from report import NAMES
 
+HERE = Path(__file__).parent
 # Readable on white and on black: the picture has no background of its own.
 INK = "#7d7d7d"
 OTHER, OURS = "#9aa5b1", "#e07b39"
@@ -24,7 +29,7 @@ def label(value):
     return "0" if value == 0 else f"{value:.4f}" if value < 0.1 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
-def panel(axes, title, engines, names, value):
+def panel(axes, title, engines, value):
     values = [value(engine) for engine in engines.values()]
     axes.set_frame_on(False)
     axes.set_xticks([])
@@ -32,7 +37,7 @@ def panel(axes, title, engines, names, value):
         axes.set_yticks([])
         return
     colours = [OURS if name == "microgranite" else OTHER for name in engines]
-    bars = axes.barh([names[name] for name in engines], values, color=colours, height=0.72)
+    bars = axes.barh([NAMES[name] for name in engines], values, color=colours, height=0.72)
     axes.bar_label(bars, [label(v) for v in values], padding=3, color=INK, fontsize=9)
     axes.set_xlim(0, max(values) * 1.35)
     axes.invert_yaxis()
@@ -41,7 +46,7 @@ def panel(axes, title, engines, names, value):
     axes.set_title(f"{title}  {arrow}", loc="left", color=INK, fontsize=9.5)
 
 
-def draw(models, names, file):
+def draw(models, file):
     # Text stays text: small, and as sharp as the reader's fonts.
     plt.rcParams |= {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "microgranite"}
     columns = 3
@@ -52,7 +57,11 @@ def draw(models, names, file):
         shown = [(title, value) for title, value in PANELS.items() if value(engines["f32"]) is not None]
         grid = block.subplots(-(-len(shown) // columns), columns, sharey=True)
         for axes, (title, value) in zip(grid.flat, shown):
-            panel(axes, title, engines, names, value)
+            panel(axes, title, engines, value)
         for axes in grid.flat[len(shown) :]:
             axes.set_axis_off()
     figure.savefig(file, transparent=True, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    draw(json.loads((HERE / "results.json").read_text())["models"], HERE / "results.svg")

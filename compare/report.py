@@ -1,4 +1,4 @@
-"""Puts the measurements together: `python report.py FOLDERS…` writes results.json, results.md and results.svg beside itself."""
+"""Puts the measurements together: `python report.py FOLDERS…` writes results.json and results.md beside itself."""
 
 import json
 import os
@@ -7,8 +7,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-
-from plot import draw
 
 HERE = Path(__file__).parent
 NAMES = {
@@ -134,7 +132,6 @@ def main(*folders):
     everything = {"machine": machine(), "models": models}
     (HERE / "results.json").write_text(json.dumps(everything, indent=1) + "\n")
     (HERE / "results.md").write_text("\n".join(table(*model) for model in models.items()))
-    draw(models, NAMES, HERE / "results.svg")
 
 
 if __name__ == "__main__":

@@ -51,4 +51,5 @@ done
 
 mapfile -t measured < <(dirname "$work"/*/runs.jsonl)
 "$python" report.py "${measured[@]}"
+"$python" plot.py
 cat results.md
