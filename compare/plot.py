@@ -26,7 +26,7 @@ MORE_IS_BETTER = ("prompt, tokens/s", "one stream, tokens/s")
 
 
 def label(value):
-    return "0" if value == 0 else f"{value:.4f}" if value < 0.1 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+    return "0" if value == 0 else f"{value:.2g}" if value < 0.1 else f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 
 def panel(axes, title, engines, value):
@@ -40,7 +40,7 @@ def panel(axes, title, engines, value):
     bars = axes.barh([NAMES[name] for name in engines], values, color=colours, height=0.72)
     axes.bar_label(bars, [label(v) for v in values], padding=3, color=INK, fontsize=9)
     axes.set_xlim(0, max(values) * 1.35)
-    axes.invert_yaxis()
+    axes.set_ylim(len(values) - 0.5, -0.5)
     axes.tick_params(length=0, colors=INK, labelsize=9)
     arrow = "→" if title in MORE_IS_BETTER else "←"
     axes.set_title(f"{title}  {arrow}", loc="left", color=INK, fontsize=9.5)
