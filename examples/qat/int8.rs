@@ -96,7 +96,7 @@ mod tests {
         let ids = texts.held_out().next().unwrap();
         let model = Granite::new(4).unwrap();
         // Outliers, so that eight bits cost something.
-        model.scale_channels(&[5, 40], 32.0).unwrap();
+        model.move_into_weights(&[5, 40], 32.0).unwrap();
         let scheme = Scheme {
             granularity: Granularity::Tensor,
             rotation: Rotation::None,

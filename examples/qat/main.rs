@@ -1,5 +1,18 @@
-//! Quantization-aware training.
+//! Quantization-aware training: what int8 loses when a model was trained for it, and when it was not.
+//!
+//! A small Granite learns to predict the next character. Then it is trained on for the same number of steps in two ways: in
+//! f32, and with the rounding of every linear layer in the graph. Both are quantized with the same settings and run by
+//! the kernels that serve. README.md beside this folder has the results and what they mean.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `experiment.rs` | one seed from random weights to losses |
+//! | `text.rs`, `model.rs`, `train.rs` | the task, the model with gradients, the loop |
+//! | `fake_quant.rs` | rounding to eight bits that gradients pass |
+//! | `int8.rs` | the trained weights on the kernels that serve |
+//! | `export.rs` | a trained model as a checkpoint |
 
+mod experiment;
 mod export;
 mod fake_quant;
 mod int8;
@@ -7,109 +20,101 @@ mod model;
 mod text;
 mod train;
 
-use std::error::Error;
-use std::time::Instant;
+use std::path::PathBuf;
+use std::thread;
 
-use microgranite::int8::rotation::Rotation;
-use microgranite::int8::scheme::{Granularity, Scheme};
-use microgranite::model::evaluate::log_softmax;
+use clap::Parser;
 
-use model::{Arithmetic, Granite};
+use experiment::{Outcome, Result, SCHEMES, run};
 use text::Texts;
-use train::{Schedule, train};
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+/// Train a small Granite, train it on with and without int8 rounding, and compare both at int8.
+#[derive(Parser)]
+struct Args {
+    /// How often to do it all, each time from other random weights. They run side by side.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=100))]
+    seeds: u64,
 
-fn loss_of(texts: &Texts, mut logits: impl FnMut(&[u32]) -> Result<Vec<f32>>) -> Result<f64> {
-    let (mut sum, mut count) = (0.0, 0);
-    for ids in texts.held_out() {
-        let logits = logits(ids)?;
-        let width = logits.len() / ids.len();
-        for (row, next) in logits.chunks_exact(width).zip(&ids[1..]) {
-            sum -= log_softmax(row)[*next as usize];
-            count += 1;
-        }
-    }
-    Ok(sum / f64::from(count))
-}
-
-fn graph_loss(texts: &Texts, model: &Granite, arithmetic: Arithmetic) -> Result<f64> {
-    loss_of(texts, |ids| Ok(model.logits_of(ids, arithmetic)?))
-}
-
-fn int8_loss(texts: &Texts, model: &Granite, scheme: &Scheme) -> Result<f64> {
-    let mut served = int8::quantize(model, scheme)?;
-    loss_of(texts, |ids| Ok(int8::logits(&mut served, ids).to_vec()))
+    /// Write what the first seed gave to this folder: `float` and `qat` (for a scale per tensor, no rotation) as checkpoints,
+    /// and the held-out text.
+    #[arg(long, value_name = "DIR")]
+    export: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
+    let args = Args::parse();
     let texts = Texts::new();
-    let var =
-        |name: &str, default: f64| std::env::var(name).map_or(default, |v| v.parse().unwrap());
-    let steps = var("STEPS", 600.0) as usize;
-    let more = var("MORE", 200.0) as usize;
-    let lr = var("LR", 5e-3);
-    let tune = var("TUNE", 5e-4);
-    for seed in 0..var("SEEDS", 1.0) as u64 {
-        let model = Granite::new(seed)?;
-        let start = Instant::now();
-        let schedule = Schedule {
-            steps,
-            learning_rate: lr,
-            seed,
+    let outcomes: Vec<Outcome> = thread::scope(|scope| {
+        let start = |seed| {
+            let texts = &texts;
+            scope.spawn(move || run(texts, seed))
         };
-        let loss = train(&model, &texts, schedule, Arithmetic::Float)?;
-        println!("seed {seed}: float {loss:.4} {:?}", start.elapsed());
-        println!(
-            "  held out {:.4}",
-            graph_loss(&texts, &model, Arithmetic::Float)?
-        );
-        for (factor, tune) in [(32.0, tune), (1.0 / 32.0, tune)] {
-            let model = model.copy()?;
-            model.scale_channels(&[5, 40], factor as f32)?;
-            println!("factor {factor}");
-            let schedule = Schedule {
-                steps: more,
-                learning_rate: tune,
-                seed: seed + 1000,
-            };
-            let control = model.copy()?;
-            let start = Instant::now();
-            train(&control, &texts, schedule, Arithmetic::Float)?;
-            let float = graph_loss(&texts, &control, Arithmetic::Float)?;
-            println!("  control {float:.4} {:?}", start.elapsed());
-            for (granularity, rotation) in [
-                (Granularity::Channel, Rotation::Full),
-                (Granularity::Channel, Rotation::None),
-                (Granularity::Tensor, Rotation::Full),
-                (Granularity::Tensor, Rotation::None),
-            ] {
-                let scheme = Scheme {
-                    granularity,
-                    rotation,
-                    ..Scheme::default()
-                };
-                let ptq = int8_loss(&texts, &control, &scheme)?;
-                let fake = graph_loss(&texts, &control, Arithmetic::FakeQuantized(scheme))?;
-                println!(
-                    "  {scheme}: ptq {ptq:.4} ({:+.4}) fake {:+.4}",
-                    ptq - float,
-                    fake - float
-                );
-                if rotation == Rotation::None {
-                    let start = Instant::now();
-                    let tuned = model.copy()?;
-                    train(&tuned, &texts, schedule, Arithmetic::FakeQuantized(scheme))?;
-                    let qat = int8_loss(&texts, &tuned, &scheme)?;
-                    let own = graph_loss(&texts, &tuned, Arithmetic::Float)?;
-                    println!(
-                        "      qat {qat:.4} ({:+.4}), own float {own:.4} {:?}",
-                        qat - float,
-                        start.elapsed()
-                    );
-                }
-            }
-        }
+        let running: Vec<_> = (0..args.seeds).map(start).collect();
+        let finished = running
+            .into_iter()
+            .map(|seed| seed.join().expect("a seed that panics has said why"));
+        finished.collect::<Result<_>>()
+    })?;
+    report(&outcomes);
+    if let Some(folder) = &args.export {
+        export::export(&outcomes[0].float, &folder.join("float"))?;
+        export::export(&outcomes[0].comparisons[0].qat, &folder.join("qat"))?;
+        std::fs::write(folder.join("held-out.txt"), texts.held_out_text())?;
     }
     Ok(())
+}
+
+fn report(outcomes: &[Outcome]) {
+    println!(
+        "nats per character of held-out text, mean ± standard deviation of {} seeds",
+        outcomes.len()
+    );
+    println!();
+    let line = |name: &str, of: &dyn Fn(&Outcome) -> f64| {
+        println!("{name:<44} {}", spread(outcomes.iter().map(of)));
+    };
+    line("f32, trained", &|outcome| outcome.trained);
+    line("what the default int8 costs it", &|outcome| {
+        outcome.trained_int8 - outcome.trained
+    });
+    line("f32 with outlier weights, trained on", &|outcome| {
+        outcome.float_loss
+    });
+    println!();
+    println!(
+        "{:<44} {:<17}  {:<17}  QAT better",
+        "what int8 costs the latter", "PTQ", "QAT"
+    );
+    for (index, scheme) in SCHEMES.iter().enumerate() {
+        let of = |loss: fn(&experiment::Comparison) -> f64| {
+            spread(
+                outcomes
+                    .iter()
+                    .map(move |outcome| loss(&outcome.comparisons[index]) - outcome.float_loss),
+            )
+        };
+        let (ptq, qat) = (
+            of(|comparison| comparison.ptq_loss),
+            of(|comparison| comparison.qat_loss),
+        );
+        let better = outcomes.iter().map(|outcome| &outcome.comparisons[index]);
+        let better = better
+            .filter(|comparison| comparison.qat_loss < comparison.ptq_loss)
+            .count();
+        println!(
+            "{:<44} {ptq}  {qat}  {better} of {}",
+            scheme.to_string(),
+            outcomes.len()
+        );
+    }
+}
+
+/// Mean and sample standard deviation.
+fn spread(values: impl Iterator<Item = f64>) -> String {
+    let values: Vec<f64> = values.collect();
+    let count = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / count;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    let deviation = (squares / (count - 1.0).max(1.0)).sqrt();
+    format!("{mean:>8.4} ± {deviation:.4}")
 }

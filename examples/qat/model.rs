@@ -115,20 +115,18 @@ impl Granite {
         })
     }
 
-    /// Makes some channels that the norms of the blocks give `factor` times as large, and the weights that multiply them as
+    /// Makes the weights that multiply some channels of the blocks' norms `factor` times as large, and those channels as
     /// much smaller: the same function in f32.
-    pub fn scale_channels(&self, channels: &[usize], factor: f32) -> Result<()> {
+    pub fn move_into_weights(&self, channels: &[usize], factor: f32) -> Result<()> {
         let hidden = self.config.hidden_size;
-        let factors: Vec<f32> = (0..hidden)
-            .map(|channel| {
-                if channels.contains(&channel) {
-                    factor
-                } else {
-                    1.0
-                }
-            })
-            .collect();
-        let factors = Tensor::from_vec(factors, hidden, &Device::Cpu)?;
+        let factor_of = |channel| {
+            if channels.contains(&channel) {
+                factor
+            } else {
+                1.0
+            }
+        };
+        let factors = Tensor::from_iter((0..hidden).map(factor_of), &Device::Cpu)?;
         for layer in 0..self.config.num_layers {
             for (norm, matrices) in [
                 (
@@ -143,10 +141,10 @@ impl Granite {
                 let var =
                     |part: &str| &self.weights[&format!("model.layers.{layer}.{part}.weight")];
                 let norm = var(norm);
-                norm.set(&norm.mul(&factors)?)?;
+                norm.set(&norm.div(&factors)?)?;
                 for matrix in matrices {
                     let matrix = var(matrix);
-                    matrix.set(&matrix.broadcast_div(&factors)?)?;
+                    matrix.set(&matrix.broadcast_mul(&factors)?)?;
                 }
             }
         }
@@ -310,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn scaled_channels_leave_the_function_in_f32_as_it_was() {
+    fn outliers_leave_the_function_in_f32_as_it_was() {
         let model = Granite::new(2).unwrap();
         let before = model.logits_of(&IDS, Arithmetic::Float).unwrap();
         let spread = before
@@ -322,8 +320,8 @@ mod tests {
                 .to_vec1::<f32>()
                 .unwrap()
         };
-        model.scale_channels(&[5, 40], 32.0).unwrap();
-        assert_eq!((norm(&model)[4], norm(&model)[5]), (1.0, 32.0));
+        model.move_into_weights(&[5, 40], 32.0).unwrap();
+        assert_eq!((norm(&model)[4], norm(&model)[5]), (1.0, 1.0 / 32.0));
         let after = model.logits_of(&IDS, Arithmetic::Float).unwrap();
         assert!(largest_difference(&before, &after) < 1e-4 * spread);
     }

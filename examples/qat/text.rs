@@ -6,13 +6,13 @@ use rand::RngExt;
 use rand_pcg::Pcg64;
 
 /// Characters of a sequence.
-pub const CONTEXT: usize = 64;
+pub const CONTEXT: usize = 32;
 
 /// ASCII: an id is the character's own code, and 0 ends a text.
 pub const VOCABULARY: usize = 128;
 
 /// Sequences to a step.
-const BATCH: usize = 16;
+const BATCH: usize = 24;
 
 /// The tenth of each text that is held out: its end.
 const HELD_OUT_SHARE: usize = 10;
@@ -51,5 +51,11 @@ impl Texts {
     /// The held-out text in sequences.
     pub fn held_out(&self) -> impl Iterator<Item = &[u32]> {
         self.held_out.chunks_exact(CONTEXT)
+    }
+
+    /// The held-out text as it is.
+    pub fn held_out_text(&self) -> String {
+        let characters = self.held_out.iter().map(|&id| char::from_u32(id));
+        characters.collect::<Option<_>>().expect("ids are ASCII")
     }
 }
