@@ -86,9 +86,15 @@ impl Pages {
             return;
         };
         if let Some(other) = cache.insert(page, before, tokens) {
-            self.hold(other);
-            self.release(page);
-            pages[index] = other;
+            self.exchange(&mut pages[index..], &[other]);
+        }
+    }
+
+    /// Puts the published pages `found` in the place of the first of a sequence's `pages`, which are free then.
+    pub fn exchange(&mut self, pages: &mut [u32], found: &[u32]) {
+        for (own, &found) in pages.iter_mut().zip(found) {
+            self.hold(found);
+            self.release(std::mem::replace(own, found));
         }
     }
 

@@ -78,22 +78,17 @@ fn chat(limits: &Limits) -> Value {
 }
 
 fn tokenize() -> Value {
-    let mut properties = conversation();
-    merge(
-        &mut properties,
-        json!({
+    json!({
+        "type": "object",
+        "properties": {
             "model": model(),
             "prompt": optional("string", json!({"description": "A text. Without it, `messages`."})),
             "add_special_tokens": flag("Changes nothing: these tokenizers add none."),
             "return_token_strs": flag("Give the tokens' texts too."),
-        }),
-    );
-    json!({
-        "type": "object",
-        "properties": properties,
+        },
         "anyOf": [
             {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
-            {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+            {"required": ["messages"], "properties": conversation()},
         ],
     })
 }
