@@ -13,7 +13,7 @@ use crate::train::{Pace, train};
 
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// From random weights: long enough to spell most words, and stopped while the held-out loss still falls.
+/// From random weights: long enough to spell common words, and stopped while the held-out loss still falls.
 const TRAINING: Pace = Pace {
     steps: 400,
     learning_rate: 1e-2,

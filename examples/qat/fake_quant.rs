@@ -2,7 +2,8 @@
 //!
 //! The codes are not imitated: both operations call the quantizers that serve, [`Matrix::pack`] for weights and
 //! [`Kernel::quantize_group`] for activations, and give what their codes stand for. Rounding is flat nearly everywhere, so
-//! its true gradient says nothing; the straight-through estimator takes it for the identity instead.
+//! its true gradient says nothing; the straight-through estimator takes it for the identity instead. (That is for ranges
+//! that hold every value, as absmax does: a value that is clipped should have no gradient.)
 //!
 //! Both come back from the rotation that they were quantized in: a served layer multiplies `Q(xH)·Q(WH)ᵀ`, and since `HHᵀ = 1`
 //! that is `(Q(xH)Hᵀ)·(Q(WH)Hᵀ)ᵀ`, the product of what is returned here.

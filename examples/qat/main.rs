@@ -25,7 +25,7 @@ use std::thread;
 
 use clap::Parser;
 
-use experiment::{Outcome, Result, SCHEMES, run};
+use experiment::{Comparison, Outcome, Result, SCHEMES, run};
 use text::Texts;
 
 /// Train a small Granite, train it on with and without int8 rounding, and compare both at int8.
@@ -43,6 +43,10 @@ struct Args {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(folder) = &args.export {
+        // What cannot be written should be known before the training.
+        std::fs::create_dir_all(folder).map_err(|e| microgranite::error::Error::io(folder, e))?;
+    }
     let texts = Texts::new();
     let outcomes: Vec<Outcome> = thread::scope(|scope| {
         let start = |seed| {
@@ -82,28 +86,29 @@ fn report(outcomes: &[Outcome]) {
     });
     println!();
     println!(
-        "{:<44} {:<17}  {:<17}  QAT better",
-        "what int8 costs the latter", "PTQ", "QAT"
+        "{:<44} {:>17}  {:>17}  {:>17}  QAT better",
+        "what int8 costs the latter", "PTQ", "QAT", "PTQ − QAT"
     );
     for (index, scheme) in SCHEMES.iter().enumerate() {
-        let of = |loss: fn(&experiment::Comparison) -> f64| {
-            spread(
-                outcomes
-                    .iter()
-                    .map(move |outcome| loss(&outcome.comparisons[index]) - outcome.float_loss),
-            )
+        let of = |value: &dyn Fn(&Outcome, &Comparison) -> f64| {
+            let values = outcomes
+                .iter()
+                .map(|outcome| value(outcome, &outcome.comparisons[index]));
+            spread(values)
         };
-        let (ptq, qat) = (
-            of(|comparison| comparison.ptq_loss),
-            of(|comparison| comparison.qat_loss),
-        );
-        let better = outcomes.iter().map(|outcome| &outcome.comparisons[index]);
-        let better = better
-            .filter(|comparison| comparison.qat_loss < comparison.ptq_loss)
-            .count();
+        let better = outcomes.iter().filter(|outcome| {
+            let Comparison {
+                ptq_loss, qat_loss, ..
+            } = outcome.comparisons[index];
+            qat_loss < ptq_loss
+        });
         println!(
-            "{:<44} {ptq}  {qat}  {better} of {}",
+            "{:<44} {}  {}  {}  {} of {}",
             scheme.to_string(),
+            of(&|outcome, comparison| comparison.ptq_loss - outcome.float_loss),
+            of(&|outcome, comparison| comparison.qat_loss - outcome.float_loss),
+            of(&|_, comparison| comparison.ptq_loss - comparison.qat_loss),
+            better.count(),
             outcomes.len()
         );
     }

@@ -311,9 +311,6 @@ mod tests {
     fn outliers_leave_the_function_in_f32_as_it_was() {
         let model = Granite::new(2).unwrap();
         let before = model.logits_of(&IDS, Arithmetic::Float).unwrap();
-        let spread = before
-            .iter()
-            .fold(0.0f32, |most, logit| most.max(logit.abs()));
         let norm = |model: &Granite| {
             model
                 .weight("model.layers.1.input_layernorm.weight")
@@ -323,6 +320,7 @@ mod tests {
         model.move_into_weights(&[5, 40], 32.0).unwrap();
         assert_eq!((norm(&model)[4], norm(&model)[5]), (1.0, 1.0 / 32.0));
         let after = model.logits_of(&IDS, Arithmetic::Float).unwrap();
-        assert!(largest_difference(&before, &after) < 1e-4 * spread);
+        // Powers of two change exponents alone.
+        assert_eq!(before, after);
     }
 }
