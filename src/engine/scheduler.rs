@@ -34,6 +34,11 @@ pub trait Job {
         0
     }
 
+    /// Only generations with the same salt find each other's pages.
+    fn salt(&self) -> u128 {
+        0
+    }
+
     /// Whether the logits of every row of the prompt are wanted, not only of its last: such a prompt is computed from
     /// its first token on, whatever is cached.
     fn scores_prompt(&self) -> bool {
@@ -161,7 +166,7 @@ impl<T: Job> Scheduler<T> {
             .iter_mut()
             .filter(|one| one.awaits_its_first_step())
         {
-            let found = self.pages.find(running.prompt());
+            let found = self.pages.find(running.prompt(), running.job.salt());
             let (own, new) = (running.published, found.get(running.published..));
             self.pages
                 .exchange(&mut running.pages[own..], new.unwrap_or_default());
@@ -186,6 +191,7 @@ impl<T: Job> Scheduler<T> {
         let begins_alike = |other: &Running<T>| {
             !other.is_decoding()
                 && other.published * PAGE_TOKENS < end
+                && other.job.salt() == follower.job.salt()
                 && other.prompt().starts_with(&follower.prompt()[..end])
         };
         self.running[..index].iter().any(begins_alike)
@@ -195,7 +201,8 @@ impl<T: Job> Scheduler<T> {
         if waiting.job.scores_prompt() {
             return Vec::new();
         }
-        self.pages.find(&waiting.job.tokens()[..waiting.prompt_len])
+        let prompt = &waiting.job.tokens()[..waiting.prompt_len];
+        self.pages.find(prompt, waiting.job.salt())
     }
 
     /// Plans the next step into `plan`; with nobody decoding the prompts have it all, else at most `prompt_rows` of it.
@@ -246,7 +253,8 @@ impl<T: Job> Scheduler<T> {
             }
             let full = running.job.tokens()[..running.cached].as_chunks().0;
             for (index, &tokens) in full.iter().enumerate().skip(running.published) {
-                self.pages.publish(&mut running.pages, index, tokens);
+                let salt = running.job.salt();
+                self.pages.publish(&mut running.pages, index, tokens, salt);
                 running.published += 1;
             }
         }

@@ -36,6 +36,7 @@ pub(super) struct Sequence {
     adjustments: Option<Adjustments>,
     scores: Option<usize>,
     scores_prompt: bool,
+    cache_salt: u128,
     /// Where events go. It has room for all of them, so sending never waits.
     events: mpsc::Sender<TokenEvent>,
     /// What [`TokenStream::cached_tokens`] says.
@@ -77,6 +78,7 @@ impl Sequence {
             adjustments,
             scores: generation.scores,
             scores_prompt: generation.score_prompt,
+            cache_salt: generation.cache_salt,
             prompt_len,
             tokens,
             drafts: 0,
@@ -316,6 +318,10 @@ impl Job for Sequence {
 
     fn drafts(&self) -> usize {
         self.drafts
+    }
+
+    fn salt(&self) -> u128 {
+        self.cache_salt
     }
 
     fn scores_prompt(&self) -> bool {

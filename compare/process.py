@@ -1,0 +1,30 @@
+"""What the system says about a process: memory, processor time, and energy where it is metered."""
+
+import os
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid):
+    """Resident bytes, those of its own (`anonymous`) and those of mapped files, and the most there ever were."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    names = {"anonymous": "RssAnon", "file": "RssFile", "peak": "VmHWM"}
+    return {name: int(fields[field].split()[0]) * 1024 for name, field in names.items()}
+
+
+def cpu_seconds(pid):
+    """Of all its threads, in the program and in the kernel."""
+    # The name may hold spaces and parentheses; the fields are counted from behind it.
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def joules():
+    """What the processor packages have used since some time, or None where RAPL cannot be read."""
+    try:
+        counters = [zone / "energy_uj" for zone in Path("/sys/class/powercap").glob("intel-rapl:?")]
+        return sum(int(counter.read_text()) for counter in counters) / 1e6 if counters else None
+    except PermissionError:
+        return None

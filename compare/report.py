@@ -1,0 +1,137 @@
+"""Puts the measurements together: `python report.py FOLDERS…` writes results.json, results.md and results.svg beside itself."""
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+from plot import draw
+
+HERE = Path(__file__).parent
+NAMES = {
+    "f32": "transformers, f32",
+    "bf16": "transformers, bf16",
+    "llm-int8": "LLM.int8, bitsandbytes",
+    "microgranite": "microgranite int8",
+}
+PACKAGES = ("torch", "transformers", "bitsandbytes")
+
+
+def medians(runs):
+    """Of each figure over the runs, and the least and the greatest; figures may lie in groups, or be missing."""
+    if isinstance(runs[0], dict):
+        return {key: medians([run[key] for run in runs]) for key in runs[0] if key not in ("engine", "plan")}
+    if runs[0] is None:
+        return None
+    return {"median": median(runs), "least": min(runs), "greatest": max(runs)}
+
+
+def results(folders):
+    """Everything that is known about one checkpoint."""
+    runs = [json.loads(line) for line in (folders / "runs.jsonl").read_text().splitlines()]
+    prepared = dict(line.split() for line in (folders / "prepared.txt").read_text().splitlines())
+    accuracy = folders / "accuracy.json"
+    accuracy = json.loads(accuracy.read_text()) if accuracy.exists() else None
+    engines = {}
+    for name in NAMES:
+        own = [run for run in runs if run["engine"] == name]
+        checkpoint = folders / (name if name in prepared else "bf16")
+        engines[name] = {
+            "runs": len(own),
+            "disk": sum(file.stat().st_size for file in checkpoint.glob("*.safetensors")),
+            "prepare_s": int(prepared[name]) if name in prepared else None,
+            **medians(own),
+            "accuracy": accuracy and accuracy["engines"][name],
+        }
+    text = accuracy and {key: value for key, value in accuracy.items() if key != "engines"}
+    return {"plan": runs[0]["plan"], "text": text, "engines": engines}
+
+
+def machine():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    said = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    flags = said.get("flags", "").split()
+    return {
+        "cpu": said.get("model name", platform.machine()),
+        "cores": len(os.sched_getaffinity(0)),
+        "instructions": [flag for flag in ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16") if flag in flags],
+        "packages": {package: version(package) for package in PACKAGES},
+    }
+
+
+def number(value, digits=3):
+    """Three digits that mean something, never in powers of ten."""
+    if value == 0 or value >= 10 ** (digits - 1):
+        return f"{value:,.0f}"
+    places = max(0, digits - len(str(int(value)))) if value >= 1 else digits
+    return f"{value:.{places}f}"
+
+
+def megabytes(size):
+    return number(size / 1e6)
+
+
+# What the table shows of an engine; None leaves the cell empty.
+ROWS = {
+    "weights on disk, MB": lambda e: megabytes(e["disk"]),
+    "making the int8 folder, once, s": lambda e: e["prepare_s"] and str(e["prepare_s"]),
+    "footprint it reports, MB": lambda e: megabytes(e["footprint"]["median"]),
+    "resident when loaded, MB: its own + mapped files": lambda e: resident(e["loaded"]),
+    "… of which before loading": lambda e: "before_loading" in e and resident(e["before_loading"]),
+    "resident after the requests, MB": lambda e: resident(e["used"]),
+    "peak, MB": lambda e: megabytes(e["used"]["peak"]["median"]),
+    "loading, s": lambda e: number(e["load_s"]["median"]),
+    "from start to ready, s": lambda e: number(e["start_s"]["median"]),
+    "prompt, tokens/s": lambda e: spread(e["prefill_tok_s"]),
+    "one stream, tokens/s": lambda e: spread(e["decode_tok_s"]),
+    "CPU-ms per prompt token": lambda e: number(1e3 * e["prefill_cpu_s"]["median"]),
+    "CPU-ms per generated token": lambda e: number(1e3 * e["decode_cpu_s"]["median"]),
+    "joules per generated token": lambda e: e["decode_joules"] and number(e["decode_joules"]["median"]),
+    "perplexity": lambda e: e["accuracy"] and f"{e['accuracy']['perplexity']:.2f}",
+    "mean KL against f32": lambda e: e["accuracy"] and with_error(e["accuracy"], "kl_mean", 5),
+    "same top token as f32": lambda e: e["accuracy"] and f"{100 * e['accuracy']['same_top_token']:.1f} %",
+}
+
+
+def resident(memory):
+    return f"{megabytes(memory['anonymous']['median'])} + {megabytes(memory['file']['median'])}"
+
+
+def spread(figure):
+    return f"{number(figure['median'])} ({number(figure['least'])}–{number(figure['greatest'])})"
+
+
+def with_error(figures, name, places):
+    error = figures[f"{name}_se"]
+    return f"{figures[name]:.{places}f} ± {error:.{places}f}" if error else "0"
+
+
+def table(model, result):
+    engines = result["engines"]
+    plan = result["plan"]
+    lines = [
+        f"**{model}**: median of {engines['f32']['runs']} runs (least–greatest); prompt of {plan['prompt']} tokens, answer of {plan['answer']}",
+        "",
+        "| | " + " | ".join(NAMES[name] for name in engines) + " |",
+        "|---" + "|---:" * len(engines) + "|",
+    ]
+    for title, cell in ROWS.items():
+        cells = [cell(engine) for engine in engines.values()]
+        if any(cells):
+            lines.append(f"| {title} | " + " | ".join(text or "" for text in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main(*folders):
+    models = {Path(folder).name: results(Path(folder)) for folder in folders}
+    everything = {"machine": machine(), "models": models}
+    (HERE / "results.json").write_text(json.dumps(everything, indent=1) + "\n")
+    (HERE / "results.md").write_text("\n".join(table(*model) for model in models.items()))
+    draw(models, NAMES, HERE / "results.svg")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,53 @@
+"""One transformers engine in a process of its own: `python worker.py ENGINE FOLDER THREADS`, spoken to in JSON lines.
+
+It says when its imports are done, loads the model when it gets a line, says when that is done, and from then on
+answers `{"prompt": [id, …], "tokens": n}` with the `n` ids of greedy decoding.
+"""
+
+import json
+import os
+import sys
+
+import torch
+from transformers import AutoModelForCausalLM
+
+# What is said goes to the pipe; whatever the libraries print on standard output goes to standard error.
+answers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
+
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "llm-int8": torch.bfloat16}
+
+
+def say(**what):
+    print(json.dumps(what), file=answers, flush=True)
+
+
+def load(engine, folder):
+    """LLM.int8 needs no word about it: its folder's configuration says what it is."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[engine], device_map="cpu").eval()
+
+
+@torch.inference_mode()
+def complete(model, prompt, tokens):
+    """The model alone, without the bookkeeping of `generate`."""
+    ids, cache, answer = torch.tensor([prompt]), None, []
+    for _ in range(tokens):
+        step = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = step.past_key_values
+        ids = step.logits[:, -1].argmax(-1, keepdim=True)
+        answer.append(ids.item())
+    return answer
+
+
+def main(engine, folder, threads):
+    torch.set_num_threads(int(threads))
+    say(imported=True)
+    sys.stdin.readline()
+    model = load(engine, folder)
+    say(footprint=model.get_memory_footprint())
+    for line in sys.stdin:
+        say(ids=complete(model, **json.loads(line)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
