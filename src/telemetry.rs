@@ -4,14 +4,15 @@ use std::io::IsTerminal;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use tracing_subscriber::EnvFilter;
 
 use crate::error::{Error, Result};
 use crate::memory;
 use crate::model::WeightMemory;
+use crate::model::evaluate::Evaluation;
 
 /// Seconds until the first token: the boundaries of vLLM's metric of the same name, so that its dashboards and rules
 /// carry over; the upper end holds a long prompt on a slow CPU.
@@ -78,6 +79,9 @@ pub struct Metrics {
     pub kv_cache_bytes: IntGaugeVec,
     /// One series that names the model: its labels are facts, its value is 1.
     pub model_info: IntGaugeVec,
+    /// What eight bits cost on a text, by measure, where `eval` has measured it: `kl_mean`, `same_top_token`, `perplexity`,
+    /// `perplexity_reference`.
+    pub model_accuracy: GaugeVec,
     /// One series that names the build.
     pub build_info: IntGaugeVec,
     /// When the process started.
@@ -184,6 +188,16 @@ impl Metrics {
                 "The model that is served.",
                 &["model", "architecture", "scheme", "context_length"],
             ),
+            model_accuracy: register(
+                r,
+                GaugeVec::new(
+                    opts(
+                        "model_accuracy",
+                        "What eight bits cost, as it was measured last.",
+                    ),
+                    &["measure"],
+                ),
+            ),
             build_info: gauges(
                 r,
                 "build_info",
@@ -245,6 +259,18 @@ impl Metrics {
         self.build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION"), instruction_set])
             .set(1);
+    }
+
+    /// Shows what an evaluation of the served weights found.
+    pub fn set_accuracy(&self, found: &Evaluation) {
+        for (measure, value) in [
+            ("kl_mean", found.kl_mean),
+            ("same_top_token", found.same_top_token),
+            ("perplexity", found.perplexity),
+            ("perplexity_reference", found.perplexity_reference),
+        ] {
+            self.model_accuracy.with_label_values(&[measure]).set(value);
+        }
     }
 
     /// The text exposition format, for `GET /metrics`. Reads atomics and `/proc` only.

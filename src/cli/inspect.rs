@@ -2,17 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::Write;
-use std::path::Path;
 
 use serde::Serialize;
 
+use super::print;
 use super::progress::Progress;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::int8::kernels::pool::Pool;
 use crate::int8::scheme::Scheme;
-use crate::model::packed::{self, Quantization, SourceRecord};
+use crate::model::packed::{self, EvaluationRecord, Quantization, SourceRecord};
 use crate::model::{self, ModelConfig};
 use crate::sources::{self, Checkpoint, Reference, Settings};
 
@@ -40,14 +39,7 @@ pub fn run(args: Args, settings: &Settings) -> Result<()> {
     if args.verify {
         verify(&checkpoint, settings.progress_bar)?;
     }
-    let text = if args.json {
-        let json = serde_json::to_string_pretty(&report);
-        json.map_err(|e| Error::Internal(e.to_string()))?
-    } else {
-        report.to_string()
-    };
-    let written = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
-    written.map_err(|e| Error::io(Path::new("standard output"), e))
+    print(&report, args.json)
 }
 
 /// Compares the weights with their checksums.
@@ -91,7 +83,8 @@ struct Made {
     scheme: Scheme,
     source: SourceRecord,
     created_by: String,
-    evaluations: Vec<serde_json::Value>,
+    kept_codes: Option<String>,
+    evaluations: Vec<EvaluationRecord>,
 }
 
 /// The configuration, in the words of `config.json`.
@@ -192,6 +185,7 @@ impl Report {
                 scheme: made.scheme,
                 source: made.source,
                 created_by: made.created_by,
+                kept_codes: made.kept_codes,
                 evaluations: made.evaluations,
             }),
             tokenizer: Tokenizer {
@@ -302,9 +296,34 @@ impl fmt::Display for Report {
         if let Some(made) = &self.quantization {
             row("scheme", made.scheme.to_string())?;
             let Made {
-                source, created_by, ..
+                source,
+                created_by,
+                kept_codes,
+                evaluations,
+                ..
             } = made;
+            if let Some(maker) = kept_codes {
+                row("kept codes", format!("of {maker}, without rotation"))?;
+            }
             row("made from", format!("{} by {created_by}", source.name))?;
+            if let Some(EvaluationRecord {
+                reference,
+                text,
+                int8,
+                ..
+            }) = evaluations.last()
+            {
+                let change = 100.0 * (int8.perplexity / int8.perplexity_reference - 1.0);
+                row(
+                    "evaluated",
+                    format!(
+                        "mean KL {:.5} to {reference} in f32, same top token {:.1} %, perplexity {change:+.2} %",
+                        int8.kl_mean,
+                        100.0 * int8.same_top_token
+                    ),
+                )?;
+                row("", format!("on {} tokens of {text}", int8.tokens))?;
+            }
         }
         let ids: Vec<String> = tokenizer.eos_token_ids.iter().map(u32::to_string).collect();
         row(

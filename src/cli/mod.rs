@@ -5,18 +5,19 @@
 pub mod bench;
 pub mod eval;
 pub mod inspect;
-mod limits;
-mod plan;
 mod progress;
 pub mod pull;
 pub mod quantize;
 pub mod serve;
 
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+use std::path::Path;
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sources;
 use crate::telemetry::{self, LogFormat};
 
@@ -78,4 +79,16 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Pull(args) => pull::run(args, &sources),
         Command::Inspect(args) => inspect::run(args, &sources),
     }
+}
+
+/// Prints a report on standard output: as JSON for programs, or as it displays itself for people.
+fn print(report: &(impl Serialize + Display), json: bool) -> Result<()> {
+    let text = if json {
+        let json = serde_json::to_string_pretty(report);
+        json.map_err(|e| Error::Internal(e.to_string()))?
+    } else {
+        report.to_string()
+    };
+    let written = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
+    written.map_err(|e| Error::io(Path::new("standard output"), e))
 }

@@ -172,18 +172,10 @@ fn calibration(args: &Args, checkpoint: &Checkpoint) -> Result<(Vec<Vec<u32>>, C
             vec![samples::AS_YOU_LIKE_IT.into()],
         ),
     };
-    let mut left = args.calibration_tokens;
-    let mut sequences: Vec<Vec<u32>> = Vec::new();
-    for document in &documents {
-        let encoding = checkpoint.tokenizer.encode(document.as_str(), false);
-        let encoding =
-            encoding.map_err(|e| Error::bad_model(&checkpoint.config_file, "tokenizer", e))?;
-        let ids = encoding.get_ids();
-        let ids = &ids[..ids.len().min(left)];
-        left -= ids.len();
-        sequences.extend(ids.chunks(SEQUENCE_TOKENS).map(<[u32]>::to_vec));
-    }
-    let tokens = args.calibration_tokens - left;
+    let ids = checkpoint.token_ids(&documents, args.calibration_tokens)?;
+    let sequences = ids.iter().flat_map(|ids| ids.chunks(SEQUENCE_TOKENS));
+    let sequences: Vec<Vec<u32>> = sequences.map(<[u32]>::to_vec).collect();
+    let tokens = sequences.iter().map(Vec::len).sum();
     if tokens == 0 {
         return Err(Error::Usage("--calibrate: the text is empty".into()));
     }

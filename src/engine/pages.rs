@@ -4,7 +4,7 @@
 //! never writes into it. When nobody holds it any more it is free like any other, but keeps its content until it is
 //! needed for something else, least recently used first.
 
-use super::prefix_cache::PrefixCache;
+use super::prefix_cache::{Before, PrefixCache};
 use crate::model::PAGE_TOKENS;
 
 /// The pages of the KV cache.
@@ -52,8 +52,8 @@ impl Pages {
     }
 
     /// Published pages that hold the beginning of `prompt`, in order; never its last token. They are not held yet.
-    pub fn find(&self, prompt: &[u32]) -> Vec<u32> {
-        let find = |cache: &PrefixCache| cache.find(prompt);
+    pub fn find(&self, prompt: &[u32], salt: u128) -> Vec<u32> {
+        let find = |cache: &PrefixCache| cache.find(prompt, salt);
         self.cache.as_ref().map(find).unwrap_or_default()
     }
 
@@ -76,19 +76,35 @@ impl Pages {
         Some(taken)
     }
 
-    /// Publishes page `index` of a sequence's `pages`, which holds `tokens`; all before it are published.
+    /// Publishes page `index` of a sequence's `pages`, which holds `tokens`, for those with the same `salt`; all before it are
+    /// published.
     ///
     /// If another sequence published the same text before, its page takes the place of this one, which is free then.
-    pub fn publish(&mut self, pages: &mut [u32], index: usize, tokens: [u32; PAGE_TOKENS]) {
+    pub fn publish(
+        &mut self,
+        pages: &mut [u32],
+        index: usize,
+        tokens: [u32; PAGE_TOKENS],
+        salt: u128,
+    ) {
         let page = pages[index];
-        let before = index.checked_sub(1).map(|before| pages[before]);
+        let before = match index.checked_sub(1) {
+            None => Before::Start(salt),
+            Some(before) => Before::Page(pages[before]),
+        };
         let Some(cache) = &mut self.cache else {
             return;
         };
         if let Some(other) = cache.insert(page, before, tokens) {
-            self.hold(other);
-            self.release(page);
-            pages[index] = other;
+            self.exchange(&mut pages[index..], &[other]);
+        }
+    }
+
+    /// Puts the published pages `found` in the place of the first of a sequence's `pages`, which are free then.
+    pub fn exchange(&mut self, pages: &mut [u32], found: &[u32]) {
+        for (own, &found) in pages.iter_mut().zip(found) {
+            self.hold(found);
+            self.release(std::mem::replace(own, found));
         }
     }
 

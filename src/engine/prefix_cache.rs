@@ -9,11 +9,19 @@ use std::collections::HashMap;
 
 use crate::model::PAGE_TOKENS;
 
+/// What a page comes after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Before {
+    /// Nothing: it is the beginning of a text. Only texts with the same salt share it, and all that follows it.
+    Start(u128),
+    /// The page with the 64 tokens before.
+    Page(u32),
+}
+
 /// What a page holds, and after what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Block {
-    /// The page of the 64 tokens before; `None` at the beginning of a text.
-    before: Option<u32>,
+    before: Before,
     tokens: [u32; PAGE_TOKENS],
 }
 
@@ -35,13 +43,15 @@ impl PrefixCache {
         }
     }
 
-    /// The pages that hold the beginning of `prompt`, longest run first to last. The last token is left out, since
+    /// The pages that hold the beginning of `prompt` with this `salt`, longest run first to last. The last token is left out, since
     /// somebody has to compute what follows it.
-    pub fn find(&self, prompt: &[u32]) -> Vec<u32> {
+    pub fn find(&self, prompt: &[u32], salt: u128) -> Vec<u32> {
         let computed = prompt.len().saturating_sub(1);
         let mut pages = Vec::new();
         for &tokens in prompt[..computed].as_chunks().0 {
-            let before = pages.last().copied();
+            let before = pages
+                .last()
+                .map_or(Before::Start(salt), |&page| Before::Page(page));
             match self.found.get(&Block { before, tokens }) {
                 Some(&page) => pages.push(page),
                 None => break,
@@ -50,13 +60,8 @@ impl PrefixCache {
         pages
     }
 
-    /// Makes `page` findable by its `tokens` after the page `before`, or returns the page that is found so already.
-    pub fn insert(
-        &mut self,
-        page: u32,
-        before: Option<u32>,
-        tokens: [u32; PAGE_TOKENS],
-    ) -> Option<u32> {
+    /// Makes `page` findable by its `tokens` after `before`, or returns the page that is found so already.
+    pub fn insert(&mut self, page: u32, before: Before, tokens: [u32; PAGE_TOKENS]) -> Option<u32> {
         let block = Block { before, tokens };
         if let Some(&other) = self.found.get(&block) {
             return Some(other);

@@ -22,6 +22,8 @@ pub struct Generation {
     /// Report those of the prompt's tokens too, from the second on. Takes the logits of all its rows, so none of them may
     /// be taken from a cache.
     pub score_prompt: bool,
+    /// What is computed of the prompt is kept for, and taken from, generations with the same salt only.
+    pub cache_salt: u128,
 }
 
 /// How to choose the next token from the logits. All fields are finite and in range.

@@ -7,7 +7,8 @@
 //! admitted. While it runs it is first a *prompt*, cut into chunks, and then *decoding*, one row per step. One step mixes
 //! chunks and decoding rows, so that one pass over the weights serves all of them.
 //!
-//! With a prefix cache a prompt starts behind the full pages that somebody computed before; see [`super::pages`].
+//! With a prefix cache a prompt starts behind the full pages that somebody computed before; see [`super::pages`]. A prompt
+//! that has not begun waits for a page that another is about to compute.
 
 use std::collections::VecDeque;
 
@@ -30,6 +31,11 @@ pub trait Job {
 
     /// Guesses at the tokens that follow, to be checked in the next step.
     fn drafts(&self) -> usize {
+        0
+    }
+
+    /// Only generations with the same salt find each other's pages.
+    fn salt(&self) -> u128 {
         0
     }
 
@@ -153,11 +159,50 @@ impl<T: Job> Scheduler<T> {
         self.running.len() - before
     }
 
+    /// Gives those who have not begun with their prompt what others have computed of it since they were admitted.
+    fn share(&mut self) {
+        for running in self
+            .running
+            .iter_mut()
+            .filter(|one| one.awaits_its_first_step())
+        {
+            let found = self.pages.find(running.prompt(), running.job.salt());
+            let (own, new) = (running.published, found.get(running.published..));
+            self.pages
+                .exchange(&mut running.pages[own..], new.unwrap_or_default());
+            running.published = own.max(found.len());
+            running.reused = running.published * PAGE_TOKENS;
+            running.cached = running.reused;
+        }
+    }
+
+    /// Whether the next page of a prompt that has not begun is being computed for a prompt before it, which makes it
+    /// worth waiting for. That one gets its rows first, so nobody waits for ever.
+    fn is_following(&self, index: usize) -> bool {
+        let follower = &self.running[index];
+        let end = follower.cached + PAGE_TOKENS;
+        // The last token is computed by everyone, since somebody has to say what follows it.
+        if !self.pages.publishes()
+            || !follower.awaits_its_first_step()
+            || end >= follower.prompt_len
+        {
+            return false;
+        }
+        let begins_alike = |other: &Running<T>| {
+            !other.is_decoding()
+                && other.published * PAGE_TOKENS < end
+                && other.job.salt() == follower.job.salt()
+                && other.prompt().starts_with(&follower.prompt()[..end])
+        };
+        self.running[..index].iter().any(begins_alike)
+    }
+
     fn find(&self, waiting: &Waiting<T>) -> Vec<u32> {
         if waiting.job.scores_prompt() {
             return Vec::new();
         }
-        self.pages.find(&waiting.job.tokens()[..waiting.prompt_len])
+        let prompt = &waiting.job.tokens()[..waiting.prompt_len];
+        self.pages.find(prompt, waiting.job.salt())
     }
 
     /// Plans the next step into `plan`; with nobody decoding the prompts have it all, else at most `prompt_rows` of it.
@@ -166,6 +211,7 @@ impl<T: Job> Scheduler<T> {
     /// get one row at least. Drafts are checked only in steps without prompts, whose rows are not spared for a guess.
     pub fn plan(&mut self, prompt_rows: usize, plan: &mut Vec<Work>) {
         plan.clear();
+        self.share();
         let decoding = self.decoding();
         let mut left = self.budget.step_tokens - decoding;
         let mut drafts_left = if decoding == self.running.len() {
@@ -185,10 +231,11 @@ impl<T: Job> Scheduler<T> {
         if decoding > 0 {
             left = left.min(prompt_rows.max(1));
         }
-        for (index, running) in self.running.iter_mut().enumerate() {
+        for index in 0..self.running.len() {
+            let running = &self.running[index];
             let rows = left.min(running.prompt_len.saturating_sub(running.cached));
-            if rows > 0 {
-                plan.push(running.work(index, rows));
+            if rows > 0 && !self.is_following(index) {
+                plan.push(self.running[index].work(index, rows));
                 left -= rows;
             }
         }
@@ -206,7 +253,8 @@ impl<T: Job> Scheduler<T> {
             }
             let full = running.job.tokens()[..running.cached].as_chunks().0;
             for (index, &tokens) in full.iter().enumerate().skip(running.published) {
-                self.pages.publish(&mut running.pages, index, tokens);
+                let salt = running.job.salt();
+                self.pages.publish(&mut running.pages, index, tokens, salt);
                 running.published += 1;
             }
         }
@@ -271,6 +319,15 @@ impl<T: Job> Scheduler<T> {
 }
 
 impl<T: Job> Running<T> {
+    fn prompt(&self) -> &[u32] {
+        &self.job.tokens()[..self.prompt_len]
+    }
+
+    /// Whether nothing of its prompt was computed, which could be found instead. A prompt that is scored is computed whole.
+    fn awaits_its_first_step(&self) -> bool {
+        self.cached == self.reused && !self.job.scores_prompt()
+    }
+
     /// The next `rows` rows.
     fn work(&mut self, index: usize, rows: usize) -> Work {
         self.planned = rows;

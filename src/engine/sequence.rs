@@ -22,6 +22,8 @@ pub(super) struct Sequence {
     tokens: Vec<u32>,
     /// How many at the end of `tokens` are drafts that have not been checked.
     drafts: usize,
+    /// What the next token was guessed to be, where that guess is not run.
+    guess: Option<u32>,
     acceptance: Acceptance,
     prompt_len: usize,
     max_tokens: usize,
@@ -34,6 +36,7 @@ pub(super) struct Sequence {
     adjustments: Option<Adjustments>,
     scores: Option<usize>,
     scores_prompt: bool,
+    cache_salt: u128,
     /// Where events go. It has room for all of them, so sending never waits.
     events: mpsc::Sender<TokenEvent>,
     /// What [`TokenStream::cached_tokens`] says.
@@ -75,9 +78,11 @@ impl Sequence {
             adjustments,
             scores: generation.scores,
             scores_prompt: generation.score_prompt,
+            cache_salt: generation.cache_salt,
             prompt_len,
             tokens,
             drafts: 0,
+            guess: None,
             acceptance: Acceptance::default(),
             max_tokens: generation.max_tokens,
             stop_ids: generation.stop_ids,
@@ -122,21 +127,20 @@ impl Sequence {
 
     /// Guesses at the next tokens, `most` of them at most and as far as `bet` says that it pays.
     pub fn speculate(&mut self, bet: &mut Bet<'_>, most: usize) {
+        let Some(from) = speculation::lookup(&self.tokens) else {
+            self.guess = None;
+            return;
+        };
         // The last token allowed is never run, so there is nothing to gain by guessing it.
         let useful = (self.max_tokens - self.generated()).saturating_sub(1);
         let drafts = bet.drafts(&self.acceptance, most.min(useful));
-        if drafts > 0
-            && let Some(from) = speculation::lookup(&self.tokens)
-        {
-            // One by one: a text that repeats itself goes on into its own drafts.
-            for index in from..from + drafts {
-                self.tokens.push(self.tokens[index]);
-            }
-            self.drafts = drafts;
-            bet.add(&self.acceptance, drafts);
-        } else {
-            self.acceptance.drift();
+        self.guess = (drafts == 0).then(|| self.tokens[from]);
+        // One by one: a text that repeats itself goes on into its own drafts.
+        for index in from..from + drafts {
+            self.tokens.push(self.tokens[index]);
         }
+        self.drafts = drafts;
+        bet.add(&self.acceptance, drafts);
     }
 
     /// Ends the guessing for this step: of `drafted` drafts that were run the first `accepted` were right.
@@ -277,6 +281,9 @@ impl Sequence {
             self.drafts -= 1;
             return true;
         }
+        if let Some(guess) = self.guess.take() {
+            self.acceptance.observe(1, usize::from(guess == token));
+        }
         self.drop_drafts();
         self.tokens.push(token);
         false
@@ -311,6 +318,10 @@ impl Job for Sequence {
 
     fn drafts(&self) -> usize {
         self.drafts
+    }
+
+    fn salt(&self) -> u128 {
+        self.cache_salt
     }
 
     fn scores_prompt(&self) -> bool {

@@ -5,8 +5,9 @@
 //! and each draft that turns out to be the token chosen anyway saves a step. The tokens are the same with or without
 //! drafts, since the logits of a row do not depend on what shares its step.
 //!
-//! A draft costs a row. Whether that is worth it depends on how often this sequence's drafts were right of late and on
-//! what rows cost on this machine, which [`StepTimes`] measures.
+//! A draft costs a row. Whether that is worth it depends on what rows cost on this machine, which [`StepTimes`] measures,
+//! and on how often this sequence's guesses were right of late. A guess that is not run costs nothing and is right or
+//! wrong all the same, so the rate is known before a row is spent on it.
 
 use super::step_times::{Beyond, StepTimes};
 
@@ -22,8 +23,6 @@ const LOOK_BACK: usize = 16_384;
 const NEWEST_SHARE: f64 = 0.2;
 /// The acceptance rate of a sequence of which nothing is known.
 const UNKNOWN: f64 = 0.5;
-/// How much of the way back to [`UNKNOWN`] the rate drifts in a step without drafts, so that they are tried again.
-const DRIFT: f64 = 1.0 / 128.0;
 
 /// Where in `tokens` the text stands that followed the last tokens when they came up before: the longest match, and of
 /// equals the latest. What is read from there on may run into the drafts themselves, as for a text that repeats itself.
@@ -46,7 +45,7 @@ pub fn lookup(tokens: &[u32]) -> Option<usize> {
     best
 }
 
-/// How often a sequence's drafts were right of late.
+/// How often a sequence's guesses were right of late.
 #[derive(Debug)]
 pub struct Acceptance(f64);
 
@@ -57,20 +56,15 @@ impl Default for Acceptance {
 }
 
 impl Acceptance {
-    /// Of `drafted` drafts the first `accepted` were right.
-    pub fn observe(&mut self, drafted: usize, accepted: usize) {
+    /// Of `guessed` guesses in a row the first `accepted` were right.
+    pub fn observe(&mut self, guessed: usize, accepted: usize) {
         for _ in 0..accepted {
             self.0 += NEWEST_SHARE * (1.0 - self.0);
         }
         // What follows the first wrong one says nothing.
-        if accepted < drafted {
+        if accepted < guessed {
             self.0 -= NEWEST_SHARE * self.0;
         }
-    }
-
-    /// A step went by without drafts.
-    pub fn drift(&mut self) {
-        self.0 += DRIFT * (UNKNOWN - self.0);
     }
 
     /// How many of `drafts` drafts are likely to be right.
@@ -196,16 +190,17 @@ mod tests {
     }
 
     #[test]
-    fn refused_drafts_are_tried_again_after_a_while() {
+    fn guesses_are_run_again_soon_after_they_have_become_right() {
         let mut acceptance = Acceptance::default();
-        while drafts(0.002, &acceptance, 1) > 0 {
-            acceptance.observe(4, 0);
+        for _ in 0..100 {
+            acceptance.observe(1, 0);
         }
+        assert_eq!(drafts(0.002, &acceptance, 1), 0);
         let mut steps = 0;
         while drafts(0.002, &acceptance, 1) == 0 {
-            acceptance.drift();
+            acceptance.observe(1, 1);
             steps += 1;
         }
-        assert!((4..200).contains(&steps), "{steps} steps");
+        assert!((1..10).contains(&steps), "{steps} steps");
     }
 }

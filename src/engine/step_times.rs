@@ -7,7 +7,8 @@
 
 /// Share of the newest measurement in an estimate: it follows within some ten steps, and one hiccup moves it little.
 const NEWEST_SHARE: f64 = 0.25;
-/// A measurement counts as at most this many times the estimate before it: a step may be interrupted for long.
+/// A measurement counts as at most this many times the estimate before it, or for the first of its kind, that of fewer rows
+/// in proportion: a step may be interrupted for long.
 const MOST_GROWTH: f64 = 2.0;
 /// Steps after which a measurement of more rows than those that run now is forgotten, so that what was dear once, when
 /// the machine was busy, is tried again. Trying costs one step in so many.
@@ -42,13 +43,16 @@ impl StepTimes {
     pub fn observe(&mut self, rows: usize, seconds: f64) {
         self.steps += 1;
         let step = self.steps;
+        let fewer = self.estimates[..=rows].iter().enumerate().rev();
+        let fewer = fewer.filter(|(rows, _)| *rows > 0).find_map(measured);
+        let most = fewer.map_or(f64::INFINITY, |(fewer, estimate)| {
+            MOST_GROWTH * estimate * rows as f64 / fewer
+        });
+        let newest = seconds.min(most);
         let (upto, beyond) = self.estimates.split_at_mut(rows + 1);
         let seconds = match &upto[rows] {
-            None => seconds,
-            Some(old) => {
-                let newest = seconds.min(old.seconds * MOST_GROWTH);
-                old.seconds + NEWEST_SHARE * (newest - old.seconds)
-            }
+            None => newest,
+            Some(old) => old.seconds + NEWEST_SHARE * (newest - old.seconds),
         };
         upto[rows] = Some(Estimate { seconds, step });
         for estimate in beyond {
@@ -62,12 +66,9 @@ impl StepTimes {
     /// numbers of rows below and above; where there are none above, as long as `beyond` says. `None` if nothing was
     /// measured yet.
     pub fn seconds(&self, rows: usize, beyond: Beyond) -> Option<f64> {
-        let point = |(rows, estimate): (usize, &Option<Estimate>)| {
-            Some((rows as f64, (*estimate)?.seconds))
-        };
         let (upto, above) = self.estimates.split_at(self.estimates.len().min(rows + 1));
-        let below = upto.iter().enumerate().rev().find_map(point);
-        let above = (upto.len()..).zip(above).find_map(point);
+        let below = upto.iter().enumerate().rev().find_map(measured);
+        let above = (upto.len()..).zip(above).find_map(measured);
         let rows = rows as f64;
         Some(match (below, above) {
             (Some((r0, t0)), _) if r0 == rows => t0,
@@ -93,6 +94,11 @@ impl StepTimes {
             |&more: &usize| seconds(rows + more).is_some_and(|with| with <= slowdown * alone);
         (1..=most).take_while(fits).last().unwrap_or(1)
     }
+}
+
+/// The seconds that so many rows take, if they were measured.
+fn measured((rows, estimate): (usize, &Option<Estimate>)) -> Option<(f64, f64)> {
+    Some((rows as f64, (*estimate)?.seconds))
 }
 
 /// How to guess at more rows than were ever measured.
@@ -143,6 +149,10 @@ mod tests {
         }
         let seconds = times.seconds(1, Beyond::Same).expect("measured");
         assert!((0.0299..0.0301).contains(&seconds), "{seconds}");
+        // The first of its kind: four rows cannot take much longer than four times one row.
+        times.observe(4, 5.0);
+        let seconds = times.seconds(4, Beyond::Same).expect("measured");
+        assert!(seconds < 0.25, "{seconds}");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::answer::{Answer, Piece, Pieces, Rules};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
 use super::fields::{MAX_REPEATED, ignored_header, invalid};
-use super::logprobs::Logprobs;
+use super::logprobs::{self, Logprobs};
 use super::observe::Record;
 use super::streaming::{self, EventShape, event};
 use super::wire::{
@@ -216,15 +216,20 @@ pub fn encode_error(param: &'static str, problem: EncodeError, context: usize) -
     }
 }
 
-/// Cuts off the beginning of a prompt, if the request asks for that.
+/// Cuts off the beginning of a prompt, or its end, if the request asks for that.
 fn truncate(ids: &mut Vec<u32>, request: &CompletionRequest, limits: Limits) {
     let keep = match request.truncate_prompt {
         None => return,
-        Some(Truncation::Last(count)) => count,
+        Some(Truncation::Tokens(count)) => count,
         Some(Truncation::Fitting) => limits.context_length.saturating_sub(request.max_tokens),
     };
     // A prompt has at least one token; if there is no room for it, the check that follows says so.
-    ids.drain(..ids.len().saturating_sub(keep.max(1)));
+    let keep = keep.max(1);
+    if request.keep_beginning {
+        ids.truncate(keep);
+    } else {
+        ids.drain(..ids.len().saturating_sub(keep));
+    }
 }
 
 fn check(ids: &[u32], max_tokens: usize, limits: Limits) -> Result<(), ApiError> {
@@ -340,11 +345,15 @@ impl Shape {
         let finish = piece.finish.as_ref();
         let prompt_ids = piece.prompt_ids.as_deref();
         let returns_ids = self.request.return_token_ids;
+        let name = |id| match self.request.name_tokens_by_id {
+            true => format!("token_id:{id}"),
+            false => logprobs::name(&self.tokenizer, id),
+        };
         Choice {
             index,
             text: &piece.text,
             logprobs: has_logprobs
-                .then(|| Logprobs::of(&self.tokenizer, piece.prompt.iter().chain(generated()))),
+                .then(|| Logprobs::of(name, piece.prompt.iter().chain(generated()))),
             finish_reason: finish.map(super::answer::Finish::reason),
             stop_reason: finish.and_then(super::answer::Finish::stop_reason),
             prompt_token_ids: prompt_ids.filter(|_| returns_ids),

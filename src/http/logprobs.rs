@@ -27,8 +27,11 @@ impl Serialize for Alternatives {
 }
 
 impl Logprobs {
-    /// Those of `tokens`. The first token of a prompt has none.
-    pub fn of<'a>(tokenizer: &Tokenizer, tokens: impl Iterator<Item = &'a PlacedToken>) -> Self {
+    /// Those of `tokens`, which are called by `name`. The first token of a prompt has none.
+    pub fn of<'a>(
+        name: impl Fn(u32) -> String,
+        tokens: impl Iterator<Item = &'a PlacedToken>,
+    ) -> Self {
         let mut all = Self {
             tokens: Vec::new(),
             token_logprobs: Vec::new(),
@@ -36,7 +39,7 @@ impl Logprobs {
             text_offset: Vec::new(),
         };
         for token in tokens {
-            all.tokens.push(name(tokenizer, token.id));
+            all.tokens.push(name(token.id));
             all.text_offset.push(token.offset);
             let score = token.score.as_ref();
             all.token_logprobs
@@ -44,7 +47,7 @@ impl Logprobs {
             all.top_logprobs.push(score.map(|score| {
                 let mut alternatives: Vec<(String, f32)> = Vec::new();
                 for &(id, logprob) in score.top.iter().chain([&score.token]) {
-                    let name = name(tokenizer, id);
+                    let name = name(id);
                     // An object has each name once: the sampled token may be among the best, and two may share a name.
                     if alternatives.iter().all(|other| other.0 != name) {
                         alternatives.push((name, logprob.max(LEAST)));

@@ -8,6 +8,8 @@ use serde_json::{Value, json};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
 use super::{App, ServedModel};
+use crate::int8::scheme::Scheme;
+use crate::model::packed::EvaluationRecord;
 
 /// A model as OpenAI lists it, with the two fields that vLLM adds and tools read, and what eight bits cost and save.
 #[derive(Serialize)]
@@ -35,8 +37,8 @@ struct Capabilities {
 /// What is known about the weights that are served.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Facts {
-    /// How numbers are stored: `int8`, or what a packed model says of itself.
-    pub scheme: Value,
+    /// How weights were mapped to codes.
+    pub scheme: Scheme,
     /// The instruction set in use.
     pub kernel: String,
     /// Numbers in the checkpoint.
@@ -47,8 +49,8 @@ pub struct Facts {
     pub weight_bytes_f32: u64,
     /// Bytes of the KV cache.
     pub kv_cache_bytes: u64,
-    /// What quantizing cost, as measured when the model was packed; `null` if it was quantized while loading.
-    pub accuracy: Option<Value>,
+    /// What quantizing cost, as `eval` measured it last; `null` where it has not, and for a model quantized while loading.
+    pub accuracy: Option<EvaluationRecord>,
 }
 
 impl<'a> Card<'a> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 use super::ServedModel;
 use super::error_body::ApiError;
@@ -38,6 +39,7 @@ pub struct SamplingRequest {
     pub grammar: Option<(&'static str, Grammar)>,
     ignore_eos: bool,
     bad_words: Vec<String>,
+    cache_salt: u128,
     sampling: Sampling,
 }
 
@@ -95,6 +97,7 @@ impl SamplingRequest {
             grammar: structured::grammar(f)?,
             ignore_eos: f.flag("ignore_eos")?,
             bad_words: bad_words(f)?,
+            cache_salt: cache_salt(f)?,
             sampling,
         };
         // Names the end user for the provider's abuse checks; nothing here depends on it.
@@ -169,6 +172,7 @@ impl SamplingRequest {
             stop_ids,
             constraint,
             scores: self.logprobs,
+            cache_salt: self.cache_salt,
             ..Generation::default()
         })
     }
@@ -223,6 +227,20 @@ fn strings(
 
 fn stop(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<String>, ApiError> {
     strings(fields, "stop", limits.stops)
+}
+
+/// The salt of the prefix cache, as a number that nobody can choose another text for.
+fn cache_salt(f: &mut Fields<'_>) -> Result<u128, ApiError> {
+    const EXPECTED: &str = "a string that is not empty";
+    match f.take::<String>("cache_salt", EXPECTED)? {
+        None => Ok(0),
+        Some(text) if text.is_empty() => Err(invalid("cache_salt", EXPECTED)),
+        Some(text) => {
+            let digest = Sha256::digest(text.as_bytes());
+            let first = digest.first_chunk().expect("a digest has 32 bytes");
+            Ok(u128::from_le_bytes(*first))
+        }
+    }
 }
 
 fn bad_words(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {

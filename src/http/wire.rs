@@ -26,14 +26,18 @@ pub struct CompletionRequest {
     pub suffix: Option<String>,
     /// 0 only together with `echo`.
     pub max_tokens: usize,
-    /// Keep so many of a prompt's last tokens.
+    /// Keep only a part of a prompt's tokens.
     pub truncate_prompt: Option<Truncation>,
+    /// Whether that is their beginning, not their end.
+    pub keep_beginning: bool,
     /// Whether answers begin with their prompts.
     pub echo: bool,
     /// How many answers are generated, of which the likeliest `sampling.n` are given.
     pub best_of: usize,
     /// Whether ids are given beside texts.
     pub return_token_ids: bool,
+    /// Whether log-probabilities name tokens by id, not by text.
+    pub name_tokens_by_id: bool,
     /// How answers are generated.
     pub sampling: SamplingRequest,
     /// Whether and how to answer in events.
@@ -51,11 +55,11 @@ pub enum Prompt {
     Ids(Vec<u32>),
 }
 
-/// How much is kept of a prompt, from its end.
+/// How much is kept of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Truncation {
     /// So many tokens.
-    Last(usize),
+    Tokens(usize),
     /// What fits the context beside `max_tokens`.
     Fitting,
 }
@@ -91,6 +95,12 @@ impl CompletionRequest {
             return Err(invalid("suffix", "left out where 'echo' is true"));
         }
         let truncate_prompt = truncation(f)?;
+        let expected = "\"left\", which cuts off the beginning, or \"right\"";
+        let keep_beginning = match f.take::<String>("truncation_side", expected)?.as_deref() {
+            None | Some("left") => false,
+            Some("right") => true,
+            Some(_) => return Err(invalid("truncation_side", expected)),
+        };
         let mut sampling = SamplingRequest::take(f, limits)?;
         if sampling.min_tokens > max_tokens {
             return Err(invalid("min_tokens", "at most 'max_tokens'"));
@@ -113,9 +123,11 @@ impl CompletionRequest {
             suffix,
             max_tokens,
             truncate_prompt,
+            keep_beginning,
             echo,
             best_of,
             return_token_ids: f.flag("return_token_ids")?,
+            name_tokens_by_id: f.flag("return_tokens_as_token_ids")?,
             sampling,
             stream,
             ignored: fields.finish(limits.strict)?,
@@ -183,7 +195,7 @@ fn truncation(fields: &mut Fields<'_>) -> Result<Option<Truncation>, ApiError> {
     match fields.take::<i64>(PARAM, EXPECTED)? {
         None => Ok(None),
         Some(-1) => Ok(Some(Truncation::Fitting)),
-        Some(count @ 1..) => Ok(Some(Truncation::Last(
+        Some(count @ 1..) => Ok(Some(Truncation::Tokens(
             usize::try_from(count).unwrap_or(usize::MAX),
         ))),
         Some(_) => Err(invalid(PARAM, EXPECTED)),

@@ -1,6 +1,6 @@
 //! What another arithmetic costs in accuracy: its logits against the reference's, on the same text.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 
@@ -10,7 +10,7 @@ pub const WINDOW_TOKENS: usize = 512;
 /// How far the other arithmetic is from the reference, over all predicted tokens; `_se` are standard errors.
 ///
 /// Shares and differences of probabilities are fractions of 1, divergences are in nats.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Predicted tokens: all but the first of each window.
     pub tokens: usize,
@@ -36,26 +36,6 @@ pub struct Evaluation {
     pub rms_dp: f64,
     /// Standard error of `rms_dp`.
     pub rms_dp_se: f64,
-}
-
-/// Runs `ids` through both arithmetics in windows of [`WINDOW_TOKENS`] and compares their logits.
-///
-/// Each closure gets the ids of one window and returns `[ids.len()][vocab]` logits, one row after each id. The last
-/// row of a window is not used: the token that it predicts belongs to the next one.
-///
-/// # Errors
-/// [`Error::Usage`] if the text has no window of two tokens; [`Error::Internal`] if the logits do not have the promised
-/// shape; whatever the closures return.
-pub fn compare(
-    ids: &[u32],
-    mut reference: impl FnMut(&[u32]) -> Result<Vec<f32>>,
-    mut other: impl FnMut(&[u32]) -> Result<Vec<f32>>,
-) -> Result<Evaluation> {
-    let mut comparison = Comparison::default();
-    for window in ids.chunks(WINDOW_TOKENS).filter(|window| window.len() > 1) {
-        comparison.add_window(window, &reference(window)?, &other(window)?)?;
-    }
-    comparison.finish()
 }
 
 /// A comparison under way: sums over the tokens seen so far.
@@ -199,6 +179,13 @@ fn most_likely(values: &[f64]) -> Option<usize> {
 mod tests {
     use super::*;
 
+    /// Compares one window.
+    fn compare(ids: &[u32], reference: &[f32], other: &[f32]) -> Result<Evaluation> {
+        let mut comparison = Comparison::default();
+        comparison.add_window(ids, reference, other)?;
+        comparison.finish()
+    }
+
     /// Logits whose softmax is exactly these probabilities.
     fn logits(probabilities: &[f64]) -> Vec<f32> {
         // The shift leaves the distribution as it is.
@@ -220,7 +207,7 @@ mod tests {
         let tilted = [0.25, 0.5, 0.25];
         let reference = [logits(&even), logits(&even), logits(&tilted)].concat();
         let other = [logits(&tilted), logits(&even), logits(&even)].concat();
-        let found = compare(&ids, |_| Ok(reference.clone()), |_| Ok(other.clone())).unwrap();
+        let found = compare(&ids, &reference, &other).unwrap();
 
         // First token: 0.5·ln(0.5/0.25) + 0.25·ln(0.25/0.5) = 0.25·ln 2; second token: the same distribution.
         let kl = 0.25 * 2f64.ln();
@@ -243,8 +230,9 @@ mod tests {
     #[test]
     fn an_arithmetic_does_not_differ_from_itself() {
         let row = |id: u32| [id as f32, 1.5, -2.0, 40.0];
-        let run = |ids: &[u32]| Ok(ids.iter().flat_map(|&id| row(id)).collect());
-        let found = compare(&[1, 2, 3, 0, 2], run, run).unwrap();
+        let ids = [1, 2, 3, 0, 2];
+        let logits: Vec<f32> = ids.into_iter().flat_map(row).collect();
+        let found = compare(&ids, &logits, &logits).unwrap();
         assert_eq!(found.tokens, 4);
         assert_eq!(found.kl_mean, 0.0);
         assert_eq!(found.kl_max, 0.0);
@@ -255,44 +243,21 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_into_windows_that_start_afresh() {
-        let ids: Vec<u32> = (0..2 * WINDOW_TOKENS as u32 + 1).map(|id| id % 2).collect();
-        let mut windows = Vec::new();
-        let run = |ids: &[u32]| Ok(vec![0.0; ids.len() * 2]);
-        let found = compare(
-            &ids,
-            |ids| {
-                windows.push(ids.len());
-                run(ids)
-            },
-            run,
-        );
-        // The single token left over predicts nothing.
-        assert_eq!(windows, [WINDOW_TOKENS; 2]);
-        assert_eq!(found.unwrap().tokens, 2 * (WINDOW_TOKENS - 1));
-    }
-
-    #[test]
     fn logits_that_are_not_numbers_stay_visible() {
-        let run = |_: &[u32]| Ok(vec![0.0; 4]);
-        let broken = |_: &[u32]| Ok(vec![f32::NAN, 0.0, 0.0, 0.0]);
-        let found = compare(&[0, 1], run, broken).unwrap();
+        let broken = [f32::NAN, 0.0, 0.0, 0.0];
+        let found = compare(&[0, 1], &[0.0; 4], &broken).unwrap();
         assert!(found.kl_mean.is_nan() && found.kl_max.is_nan() && found.perplexity.is_nan());
     }
 
     #[test]
     fn what_cannot_be_compared_is_refused() {
-        let run = |ids: &[u32]| Ok(vec![0.0; ids.len() * 2]);
-        let short = |_: &[u32]| Ok(vec![0.0; 2]);
-        assert!(matches!(compare(&[], run, run), Err(Error::Usage(_))));
-        assert!(matches!(compare(&[1], run, run), Err(Error::Usage(_))));
-        assert!(matches!(
-            compare(&[0, 1], run, short),
-            Err(Error::Internal(_))
-        ));
-        assert!(matches!(
-            compare(&[0, 2], run, run),
-            Err(Error::Internal(_))
-        ));
+        let none = Comparison::default().finish();
+        assert!(matches!(none, Err(Error::Usage(_))));
+        let one = compare(&[1], &[0.0; 2], &[0.0; 2]);
+        assert!(matches!(one, Err(Error::Usage(_))));
+        for (ids, other) in [([0, 1], 2), ([0, 2], 4)] {
+            let found = compare(&ids, &[0.0; 4], &vec![0.0; other]);
+            assert!(matches!(found, Err(Error::Internal(_))));
+        }
     }
 }

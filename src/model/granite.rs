@@ -5,7 +5,7 @@ use super::kv_cache::KvCache;
 use super::quantized::{quantize_attended, quantize_normed};
 use super::rotary::Rotary;
 use super::weights::{Layer, Weights};
-use super::{Forward, ModelConfig, Span, WeightMemory};
+use super::{Forward, ModelConfig, PAGE_TOKENS, Span, WeightMemory};
 use crate::int8::activations::Activations;
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::{PerUnit, Pool};
@@ -109,6 +109,18 @@ impl Granite {
     /// Fills the KV cache with noise, so that steps far into a sequence can be timed without the steps before.
     pub fn fill_cache(&mut self) {
         self.cache.fill();
+    }
+
+    /// The logits after every id, `[ids.len()][vocab]`, from one step on the cache's first pages.
+    pub fn logits(&mut self, ids: &[u32]) -> &[f32] {
+        let pages: Vec<u32> = (0..ids.len().div_ceil(PAGE_TOKENS) as u32).collect();
+        let span = Span {
+            tokens: ids,
+            start: 0,
+            pages: &pages,
+            logit_rows: ids.len(),
+        };
+        self.forward(&[span])
     }
 
     /// The kernel in use.

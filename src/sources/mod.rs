@@ -63,13 +63,37 @@ impl Checkpoint {
     pub fn digest(&self) -> String {
         let mut parts = vec![self.config.to_string()];
         match &self.packed {
-            Some(packed) => parts.push(packed.quantization.to_string()),
+            Some(packed) => {
+                // How exact the weights were found to be does not change them.
+                let mut made = packed.quantization.clone();
+                made["evaluations"] = serde_json::json!([]);
+                parts.push(made.to_string());
+            }
             None => parts.extend(self.tensors.names().iter().map(|name| {
                 let (dtype, shape) = (self.tensors.dtype(name), self.tensors.shape(name));
                 format!("{name} {dtype:?} {shape:?}")
             })),
         }
         hash::sha256_of(parts.join("\n").as_bytes())
+    }
+
+    /// The ids of each document, without tokens that frame a text; after `most` ids in all the rest is left out.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`] when the tokenizer fails on a document.
+    pub fn token_ids(&self, documents: &[String], most: usize) -> Result<Vec<Vec<u32>>> {
+        let mut left = most;
+        let mut all = Vec::new();
+        for document in documents {
+            let encoding = self.tokenizer.encode(document.as_str(), false);
+            let encoding =
+                encoding.map_err(|e| Error::bad_model(&self.config_file, "tokenizer", e))?;
+            let ids = encoding.get_ids();
+            let ids = &ids[..ids.len().min(left)];
+            left -= ids.len();
+            all.push(ids.to_vec());
+        }
+        Ok(all)
     }
 }
 

@@ -27,6 +27,7 @@ pub fn declared() -> Catalog {
     metrics
         .model_info
         .with_label_values(&["granite", "GraniteForCausalLM", "int8", "4096"]);
+    metrics.model_accuracy.with_label_values(&["kl_mean"]);
     metrics.build_info.with_label_values(&["0", "scalar"]);
     parse(&metrics.render())
 }

@@ -42,9 +42,10 @@ fn wait_until_ready(child: &mut Running, url: &str) {
     }
 }
 
-/// `microgranite serve` on the tiny fixture.
+/// `microgranite serve` on the tiny fixture, packed and evaluated so that there is an accuracy to show.
 pub struct Service {
     _process: Running,
+    _model: tempfile::TempDir,
     /// `host:port` of the API.
     pub api: String,
     /// `host:port` of probes and metrics.
@@ -55,7 +56,25 @@ impl Service {
     /// Starts it with a small batch and queue, so that a handful of clients makes requests wait.
     pub fn start() -> Self {
         let (api, admin) = (free_address(), free_address());
-        let model = crate::package_file("tests/fixtures/granite-3-tiny");
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = folder.path().join("packed");
+        let floats = crate::package_file("tests/fixtures/granite-3-tiny");
+        let run = |command: &mut Command| {
+            let status = command.stdout(Stdio::null()).status();
+            assert!(status.expect("it starts").success(), "{command:?}");
+        };
+        let microgranite = || Command::new(env!("CARGO_BIN_EXE_microgranite"));
+        run(microgranite()
+            .arg("quantize")
+            .arg(&floats)
+            .arg("-o")
+            .arg(&model));
+        run(microgranite()
+            .arg("eval")
+            .arg(&model)
+            .arg("--against")
+            .arg(&floats)
+            .args(["--tokens", "50"]));
         let child = Command::new(env!("CARGO_BIN_EXE_microgranite"))
             .arg("serve")
             .arg("--model")
@@ -70,6 +89,7 @@ impl Service {
         wait_until_ready(&mut process, &format!("http://{admin}/readyz"));
         Self {
             _process: process,
+            _model: folder,
             api,
             admin,
         }

@@ -1,10 +1,10 @@
 //! What rounding costs on ordinary text: mean KL of the next-token distributions against f32, same weights.
 
 use microgranite::model::calibrate::SEQUENCE_TOKENS;
-use microgranite::model::evaluate::{self, Evaluation};
+use microgranite::model::evaluate::{self, Comparison};
 use microgranite::model::packed::{self, Plan};
-use microgranite::model::reference::{Arithmetic, Reference};
-use microgranite::model::{self, Forward, Granite, PAGE_TOKENS, Span};
+use microgranite::model::reference::Arithmetic;
+use microgranite::model::{self, Granite};
 use microgranite::sources::{self, Checkpoint};
 use microgranite::text::samples;
 
@@ -15,31 +15,6 @@ pub fn text_ids(checkpoint: &Checkpoint) -> Vec<u32> {
     let encoded = checkpoint.tokenizer.encode(samples::ALICE, false).unwrap();
     // Seven whole windows: enough for the standard error of the mean KL to be a few percent of it.
     encoded.get_ids()[..7 * evaluate::WINDOW_TOKENS].to_vec()
-}
-
-/// Compares `other` (one window of ids to `[ids.len()][vocab]` logits) with `reference` on the text, and prints the figures.
-pub fn evaluate_on_text(
-    name: &str,
-    ids: &[u32],
-    reference: &Reference,
-    other: &mut dyn FnMut(&[u32]) -> Vec<f32>,
-) -> Evaluation {
-    let found = evaluate::compare(ids, |ids| reference.logits(ids), |ids| Ok(other(ids)));
-    let found = found.expect("the text can be compared on");
-    println!("{name}: {}", serde_json::to_string(&found).unwrap());
-    found
-}
-
-/// The logits after every id of a window, from one step.
-fn every_logit(model: &mut Granite, ids: &[u32]) -> Vec<f32> {
-    let pages: Vec<u32> = (0..ids.len().div_ceil(PAGE_TOKENS) as u32).collect();
-    let span = Span {
-        tokens: ids,
-        start: 0,
-        pages: &pages,
-        logit_rows: ids.len(),
-    };
-    model.forward(&[span]).to_vec()
 }
 
 /// The model as `quantize` packs it by default: rounding errors compensated on the built-in calibration text.
@@ -75,9 +50,23 @@ fn int8_costs_no_more_than_q8_0_and_a_fifth_and_packed_three_tenths_less() {
         weights: model::Placement::default(),
     };
     let mut int8 = model::load(&checkpoint, &settings, &mut |_, _| ()).expect("the demo loads");
-    let ids = text_ids(&checkpoint);
-    let q8_0 = evaluate_on_text("Q8_0", &ids, &f32, &mut |ids| q8_0.logits(ids).unwrap());
-    let int8 = evaluate_on_text("int8", &ids, &f32, &mut |ids| every_logit(&mut int8, ids));
+    let mut packed = compensated(&checkpoint, &settings);
+    let mut found: [Comparison; 3] = Default::default();
+    for ids in text_ids(&checkpoint).chunks(evaluate::WINDOW_TOKENS) {
+        let expected = f32.logits(ids).unwrap();
+        let others = [
+            &q8_0.logits(ids).unwrap()[..],
+            int8.logits(ids),
+            packed.logits(ids),
+        ];
+        for (found, other) in found.iter_mut().zip(others) {
+            found.add_window(ids, &expected, other).unwrap();
+        }
+    }
+    let [q8_0, int8, packed] = found.map(|found| found.finish().unwrap());
+    for (name, found) in [("Q8_0", &q8_0), ("int8", &int8), ("packed", &packed)] {
+        println!("{name}: {}", serde_json::to_string(found).unwrap());
+    }
     println!("int8 / Q8_0: {:.3}", int8.kl_mean / q8_0.kl_mean);
     assert!(int8.tokens >= 3_000, "{} tokens", int8.tokens);
     assert!(
@@ -86,10 +75,6 @@ fn int8_costs_no_more_than_q8_0_and_a_fifth_and_packed_three_tenths_less() {
         int8.kl_mean,
         q8_0.kl_mean
     );
-    let mut packed = compensated(&checkpoint, &settings);
-    let packed = evaluate_on_text("packed", &ids, &f32, &mut |ids| {
-        every_logit(&mut packed, ids)
-    });
     println!("packed / Q8_0: {:.3}", packed.kl_mean / q8_0.kl_mean);
     assert!(
         packed.kl_mean <= 0.7 * q8_0.kl_mean,

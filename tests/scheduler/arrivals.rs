@@ -116,6 +116,12 @@ fn checked_step(
     check_pages(scheduler);
     let mut plan = Vec::new();
     scheduler.plan(prompt_rows, &mut plan);
+    for one in scheduler.running_mut() {
+        let reused = one.reused();
+        // Who had not begun may have been given what others computed meanwhile.
+        assert!(reused.is_multiple_of(PAGE_TOKENS) && reused < one.job.prompt);
+        one.job.rows_done = one.job.rows_done.max(reused);
+    }
 
     let running = scheduler.running();
     assert!(running.len() <= budget.max_batch);

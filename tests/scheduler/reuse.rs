@@ -50,6 +50,40 @@ async fn a_prompt_that_was_seen_is_not_computed_again() {
 }
 
 #[tokio::test]
+async fn prompts_that_come_together_and_begin_alike_are_computed_once() {
+    let (engine, metrics, stepper) = start_gated(caching(), 40);
+    let first = submit(&engine, generation(1, 150, 1));
+    assert_eq!(stepper.began(), [(0, 64)]);
+    // The same prompt twice more, and one that differs in its second page, while the first page is being computed.
+    let second = submit(&engine, generation(1, 150, 1));
+    let third = submit(&engine, generation(1, 150, 1));
+    let mut other = generation(1, 150, 1);
+    other.prompt[100] ^= 1;
+    let expected_of_other = greedy(&other.prompt, 1);
+    let fourth = submit(&engine, other);
+    stepper.go();
+    // The two wait for the second page; the other has the first one, and no rows are left for it.
+    assert_eq!(stepper.began(), [(64, 64)]);
+    stepper.go();
+    assert_eq!(stepper.began(), [(128, 22), (128, 22), (128, 20)]);
+    stepper.go();
+    assert_eq!(stepper.began(), [(148, 2), (64, 62)]);
+    stepper.go();
+    assert_eq!(stepper.began(), [(126, 24)]);
+    stepper.go();
+    let expected = greedy(&generation(1, 150, 1).prompt, 1);
+    let cached = [&first, &second, &third, &fourth].map(|stream| stream.cached_tokens());
+    assert_eq!(cached, [0, 128, 128, 64]);
+    for stream in [first, second, third] {
+        assert_eq!(collect(stream).await, (expected.clone(), LENGTH));
+    }
+    assert_eq!(collect(fourth).await, (expected_of_other, LENGTH));
+    assert_eq!(metrics.prefix_cache_hits_total.get(), 2 * 128 + 64);
+    assert_eq!(metrics.queue_wait_seconds.get_sample_count(), 4);
+    assert_eq!(kv_bytes(&metrics, "used"), 0);
+}
+
+#[tokio::test]
 async fn a_cache_too_small_for_all_prompts_forgets_and_stays_right() {
     let (engine, metrics) = start(caching(), 6);
     for round in 0..3 {

@@ -171,7 +171,8 @@ async fn the_model_is_listed_with_its_context() {
         "root": "tests", "parent": null, "max_model_len": 4096,
         "capabilities": {"completions": true, "chat_completions": false, "tools": false, "embeddings": false},
         "quantization": {
-            "scheme": null, "kernel": "", "parameters": 0, "weight_bytes": 0, "weight_bytes_f32": 0,
+            "scheme": {"mapping": "symmetric", "granularity": "channel", "range": "absmax", "rotation": "full"},
+            "kernel": "", "parameters": 0, "weight_bytes": 0, "weight_bytes_f32": 0,
             "kv_cache_bytes": 0, "accuracy": null,
         },
     });

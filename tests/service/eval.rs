@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::harness::fixture;
-use crate::process::{microgranite, tiny};
+use crate::process::{microgranite, running, tiny};
 
 /// Runs `eval` to its end: exit code, standard output, and the last line of standard error.
 fn eval(arguments: &[&str]) -> (i32, String, String) {
@@ -146,4 +146,48 @@ fn what_cannot_be_evaluated_is_refused_in_one_line() {
         assert_eq!(code, expected, "{arguments:?}: {err}");
         assert!(err.starts_with("error: ") && err.contains(part), "{err}");
     }
+}
+
+#[test]
+fn the_result_for_a_packed_model_is_kept_with_it_and_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let packed = folder.path().join("packed").display().to_string();
+    let made = microgranite(&["quantize", &tiny(), "-o", &packed]).output();
+    assert!(made.unwrap().status.success());
+    let get = |path: &str| {
+        let (_process, url) = running(&packed);
+        let answer = reqwest::blocking::get(format!("{url}{path}")).unwrap();
+        answer.text().unwrap()
+    };
+    let quantization = |answer: &str| {
+        let answer: Value = serde_json::from_str(answer).unwrap();
+        answer["data"][0]["quantization"].clone()
+    };
+    assert_eq!(quantization(&get("/v1/models"))["accuracy"], Value::Null);
+    assert!(!get("/metrics").contains("microgranite_model_accuracy"));
+
+    let mut newest = 0.0;
+    for (runs, tokens) in [(1, "30"), (2, "40")] {
+        let (code, out, err) = eval(&[&packed, "--against", &tiny(), "--tokens", tokens, "--json"]);
+        assert_eq!(code, 0, "{err}");
+        let report: Value = serde_json::from_str(&out).unwrap();
+        newest = report["kl_mean"].as_f64().unwrap();
+        let inspect = |more: &[&str]| {
+            let output = microgranite(&["inspect", &packed]).args(more).output();
+            String::from_utf8(output.unwrap().stdout).unwrap()
+        };
+        let shown: Value = serde_json::from_str(&inspect(&["--json"])).unwrap();
+        let evaluations = shown["quantization"]["evaluations"].as_array().unwrap();
+        assert_eq!(evaluations.len(), runs);
+        let kept = evaluations.last().unwrap()["kl_mean"].as_f64().unwrap();
+        // A number may lose its last bit on its way through a file.
+        assert!((kept / newest - 1.0).abs() < 1e-12, "{kept}");
+        assert!(inspect(&[]).contains(&format!("mean KL {newest:.5}")));
+    }
+    let served = quantization(&get("/v1/models"));
+    let kept = served["accuracy"]["kl_mean"].as_f64().unwrap();
+    assert!((kept / newest - 1.0).abs() < 1e-12, "{kept}");
+    assert!(get("/metrics").contains("microgranite_model_accuracy{measure=\"same_top_token\"} "));
+    let files = std::fs::read_dir(&packed).unwrap().count();
+    assert_eq!(files, 5, "no temporary file stays");
 }

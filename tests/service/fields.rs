@@ -362,15 +362,34 @@ async fn structured_outputs_match_their_grammar_at_any_temperature() {
 }
 
 #[tokio::test]
-async fn a_prompt_can_be_truncated_to_its_end() {
+async fn a_prompt_can_be_truncated_to_either_side() {
     let service = Service::start(Fake::babbling());
     let long = vec![60; 5000];
     let body = json!({"prompt": long, "truncate_prompt_tokens": -1, "max_tokens": 2});
     assert_eq!(service.complete(body).await["usage"]["prompt_tokens"], 4094);
     let body =
         json!({"prompt": "abcdef", "truncate_prompt_tokens": 2, "echo": true, "max_tokens": 0});
-    let answer = service.complete(body).await;
+    let answer = service.complete(body.clone()).await;
     assert_eq!(answer["choices"][0]["text"], "ef");
+    let mut body = body;
+    body["truncation_side"] = "right".into();
+    let answer = service.complete(body).await;
+    assert_eq!(answer["choices"][0]["text"], "ab");
+}
+
+#[tokio::test]
+async fn a_salt_keeps_prompts_apart_in_the_cache() {
+    let service = Service::start(Fake::babbling());
+    let prompt: Vec<u32> = (60..200).collect();
+    let cached = async |salt: Value| {
+        let body = json!({"prompt": prompt, "max_tokens": 1, "cache_salt": salt});
+        let usage = service.complete(body).await["usage"].clone();
+        usage["prompt_tokens_details"]["cached_tokens"].clone()
+    };
+    for salt in [Value::Null, "one".into(), "two".into()] {
+        assert_eq!(cached(salt.clone()).await, 0, "{salt}");
+        assert_eq!(cached(salt.clone()).await, 128, "{salt}");
+    }
 }
 
 #[tokio::test]
@@ -380,6 +399,11 @@ async fn token_ids_are_given_beside_the_text() {
     let choice = service.complete(body).await["choices"][0].clone();
     assert_eq!(choice["prompt_token_ids"], json!([60]));
     assert_eq!(choice["token_ids"], json!(byte_tokens("aba")));
+    let body = json!({"prompt": [60], "max_tokens": 1, "temperature": 0, "logprobs": 0, "return_tokens_as_token_ids": true});
+    let logprobs = service.complete(body).await["choices"][0]["logprobs"].clone();
+    let name = format!("token_id:{}", byte_tokens("a")[0]);
+    assert_eq!(logprobs["tokens"], json!([name]));
+    assert!(logprobs["top_logprobs"][0][&name].is_number());
 }
 
 #[tokio::test]

@@ -27,8 +27,25 @@ pub fn tiny() -> String {
     fixture("granite-3-tiny").display().to_string()
 }
 
-/// Kills a process that a failing test leaves behind.
-struct Running(Child);
+/// Kills a process that a test leaves behind.
+pub struct Running(Child);
+
+/// Serves `model` and waits until it is ready: the process and where it answers.
+pub fn running(model: &str) -> (Running, String) {
+    let mut command = serve(&[
+        "--model",
+        model,
+        "--listen",
+        "127.0.0.1:0",
+        "--log",
+        "error",
+    ]);
+    let mut process = Running(command.stdout(Stdio::piped()).spawn().unwrap());
+    let lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
+    let ready = lines.map(Result::unwrap).next().unwrap();
+    let (_, url) = ready.rsplit_once(' ').unwrap();
+    (process, url.to_owned())
+}
 
 impl Drop for Running {
     fn drop(&mut self) {

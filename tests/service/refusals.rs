@@ -218,7 +218,18 @@ async fn bad_fields_are_refused_by_name() {
             "invalid_value",
             vec![json!(0), json!(-2), json!("1")],
         ),
+        (
+            "truncation_side",
+            "invalid_value",
+            vec![json!("middle"), json!(true)],
+        ),
+        ("cache_salt", "invalid_value", vec![json!(""), json!(7)]),
         ("return_token_ids", "invalid_value", vec![json!(1)]),
+        (
+            "return_tokens_as_token_ids",
+            "invalid_value",
+            vec![json!(1)],
+        ),
         ("priority", "invalid_value", vec![json!("high"), json!(1.5)]),
         (
             "use_beam_search",

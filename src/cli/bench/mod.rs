@@ -6,6 +6,7 @@ mod report;
 
 use clap::Args as ClapArgs;
 
+use super::print;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::model::{self, Granite, Placement, shapes};
@@ -78,12 +79,7 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
     let (name, mut model) = load(args, &plan, threads, sources)?;
     let results = measure::run(&mut model, &plan);
     let report = report::Report::new(&name, &model, &results);
-    if args.json {
-        println!("{}", report.json());
-    } else {
-        println!("{report}");
-    }
-    Ok(())
+    print(&report, args.json)
 }
 
 fn load(

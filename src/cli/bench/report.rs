@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::limits::Limits;
@@ -70,7 +71,7 @@ impl<'a> Report<'a> {
     }
 
     /// The figures under the names that scripts rely on.
-    pub fn json(&self) -> Value {
+    fn json(&self) -> Value {
         let (limits, prefill) = (self.results.limits, &self.results.prefill);
         let decode: Vec<Value> = self
             .results
@@ -113,6 +114,12 @@ impl<'a> Report<'a> {
             }],
             "decode": decode,
         })
+    }
+}
+
+impl Serialize for Report<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.json().serialize(serializer)
     }
 }
 

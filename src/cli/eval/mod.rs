@@ -3,23 +3,25 @@
 mod plot;
 mod report;
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::config;
 use crate::error::{Error, Result};
 use crate::model::evaluate::{Comparison, WINDOW_TOKENS};
+use crate::model::packed::EvaluationRecord;
 use crate::model::reference::{Arithmetic, Reference as FloatModel};
-use crate::model::{self, Forward, Granite, ModelConfig, PAGE_TOKENS, Span, weight_error};
+use crate::model::{self, ModelConfig, PAGE_TOKENS, packed, weight_error};
 use crate::sources::{self, Checkpoint, Reference};
 use crate::text::samples;
 
+use super::print;
 use super::progress::Progress;
 use report::Report;
 
 /// Measure what int8 costs in accuracy: perplexity, divergence from the float model, and the error of every tensor.
 ///
-/// The float model is held in memory whole, four bytes for each weight, and runs at the speed of f32 arithmetic.
+/// The result for a packed model is kept in its quantization.json: inspect and the server show it. The float model is held
+/// in memory whole, four bytes for each weight, and runs at the speed of f32 arithmetic.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model to evaluate: a folder, a .gguf file, hf:OWNER/NAME[@REVISION], or demo
@@ -73,14 +75,7 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
         let drawing = plot::draw(&report.model, &report.tensors)?;
         std::fs::write(file, drawing).map_err(|e| Error::io(file, e))?;
     }
-    let text = if args.json {
-        let json = serde_json::to_string_pretty(&report);
-        json.map_err(|e| Error::Internal(e.to_string()))?
-    } else {
-        report.to_string()
-    };
-    let written = writeln!(std::io::stdout().lock(), "{}", text.trim_end());
-    written.map_err(|e| Error::io(Path::new("standard output"), e))
+    print(&report, args.json)
 }
 
 fn evaluate(
@@ -106,8 +101,9 @@ fn evaluate(
         &checkpoint
     };
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
-    let ids = token_ids(&checkpoint, documents, args.tokens)?;
-    if token_ids(truth, documents, args.tokens)? != ids {
+    let most = args.tokens.unwrap_or(usize::MAX);
+    let ids = checkpoint.token_ids(documents, most)?;
+    if truth.token_ids(documents, most)? != ids {
         let problem = "--against: that model's tokenizer cuts the text into other tokens";
         return Err(Error::Usage(problem.into()));
     }
@@ -146,43 +142,32 @@ fn evaluate(
     let (mut of_int8, mut of_q8_0) = (Comparison::default(), Comparison::default());
     for (done, ids) in (1..).zip(&windows) {
         let expected = float.logits(ids)?;
-        of_int8.add_window(ids, &expected, every_logit(&mut int8, ids))?;
+        of_int8.add_window(ids, &expected, int8.logits(ids))?;
         if let Some(q8_0) = &q8_0 {
             of_q8_0.add_window(ids, &expected, &q8_0.logits(ids)?)?;
         }
         progress.show(done, windows.len() as u64);
     }
     progress.finish();
-    Ok(Report {
-        model: checkpoint.name.clone(),
+    let found = EvaluationRecord {
         reference: truth.name.clone(),
-        kernel: int8.kernel().name(),
+        kernel: int8.kernel().name().to_owned(),
         text,
         window,
         int8: of_int8.finish()?,
         q8_0: q8_0.map(|_| of_q8_0.finish()).transpose()?,
+    };
+    if let Some(packed) = &checkpoint.packed {
+        // A folder that cannot be written, as in a container, is no reason to lose what was measured.
+        if let Err(problem) = packed::record(packed, &found) {
+            tracing::warn!("the result is not kept with the model: {problem}");
+        }
+    }
+    Ok(Report {
+        model: checkpoint.name.clone(),
+        found,
         tensors,
     })
-}
-
-/// The ids of each document, `most` of them in all.
-fn token_ids(
-    checkpoint: &Checkpoint,
-    documents: &[String],
-    most: Option<usize>,
-) -> Result<Vec<Vec<u32>>> {
-    let mut left = most.unwrap_or(usize::MAX);
-    let mut all = Vec::new();
-    for document in documents {
-        let encoding = checkpoint.tokenizer.encode(document.as_str(), false);
-        let encoding =
-            encoding.map_err(|e| Error::bad_model(&checkpoint.config_file, "tokenizer", e))?;
-        let ids = encoding.get_ids();
-        let ids = &ids[..ids.len().min(left)];
-        left -= ids.len();
-        all.push(ids.to_vec());
-    }
-    Ok(all)
 }
 
 /// The float model of `checkpoint`, which must give logits over the same vocabulary as `config`.
@@ -199,16 +184,4 @@ fn float_model(
         return Err(Error::Usage(problem.into()));
     }
     FloatModel::load(&own, checkpoint.tensors.as_ref(), arithmetic)
-}
-
-/// The logits after every id of a window, from one step.
-fn every_logit<'a>(model: &'a mut Granite, ids: &[u32]) -> &'a [f32] {
-    let pages: Vec<u32> = (0..ids.len().div_ceil(PAGE_TOKENS) as u32).collect();
-    let span = Span {
-        tokens: ids,
-        start: 0,
-        pages: &pages,
-        logit_rows: ids.len(),
-    };
-    model.forward(&[span])
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::model::evaluate::Evaluation;
+use crate::model::packed::EvaluationRecord;
 use crate::model::weight_error::TensorError;
 
 /// Tensors in the table; `--json` has all of them.
@@ -15,33 +16,29 @@ const WORST: usize = 10;
 pub struct Report {
     /// The model's name.
     pub model: String,
-    /// The name of the model whose f32 weights are the truth.
-    pub reference: String,
-    /// The kernel in use.
-    pub kernel: &'static str,
-    /// The file, or the name of the text that is built in.
-    pub text: String,
-    /// Tokens that were run at once, each window from position 0.
-    pub window: usize,
-    /// Int8 against the reference.
+    /// What a packed model keeps.
     #[serde(flatten)]
-    pub int8: Evaluation,
-    /// Q8_0 against the reference, if it was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub q8_0: Option<Evaluation>,
+    pub found: EvaluationRecord,
     /// Every matrix, worst first.
     pub tensors: Vec<TensorError>,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let int8 = &self.int8;
-        writeln!(f, "model      {}, int8 on {}", self.model, self.kernel)?;
-        writeln!(f, "reference  {} in f32", self.reference)?;
+        let EvaluationRecord {
+            reference,
+            kernel,
+            text,
+            window,
+            int8,
+            q8_0,
+        } = &self.found;
+        writeln!(f, "model      {}, int8 on {kernel}", self.model)?;
+        writeln!(f, "reference  {reference} in f32")?;
         writeln!(
             f,
-            "text       {}: {} predicted tokens in windows of {}\n",
-            self.text, int8.tokens, self.window
+            "text       {text}: {} predicted tokens in windows of {window}\n",
+            int8.tokens
         )?;
         let (perplexity, kl, top, dp) = ("perplexity", "mean KL", "same top token", "RMS Δp");
         writeln!(
@@ -57,7 +54,7 @@ impl fmt::Display for Report {
             format!("{reference:.3} ± {error:.3}")
         )?;
         figures(f, "int8", int8)?;
-        if let Some(q8_0) = &self.q8_0 {
+        if let Some(q8_0) = q8_0 {
             figures(f, "Q8_0", q8_0)?;
         }
         let heading = match self.tensors.len() {

@@ -87,7 +87,8 @@ fn paths() -> Value {
     let generate = |id: &str, summary: &str, request: &str, answer: &str| {
         let mut operation = post(id, "generate", summary, request, answer, &[QUEUE_FULL]);
         operation["responses"]["200"]["content"]["text/event-stream"] =
-            json!({"schema": {"type": "string", "description": event}});
+            // Without a type: tools take it for that of the stream, or of one event.
+            json!({"schema": {"description": event}});
         operation["responses"]["200"]["headers"] = json!({"X-Ignored-Params": {
             "description": "Names of fields that changed nothing.", "schema": {"type": "string"},
         }});

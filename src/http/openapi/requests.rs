@@ -42,8 +42,11 @@ fn completion(limits: &Limits) -> Value {
             "Generate so many answers and give the `n` likeliest. Not in streams."})),
         "suffix": optional("string", json!({"description": "What comes after the answer: fill in the middle."})),
         "truncate_prompt_tokens": optional("integer", json!({"minimum": -1, "description":
-            "Keep so many of a prompt's last tokens; -1 keeps what fits."})),
+            "Keep so many of a prompt's tokens; -1 keeps what fits."})),
+        "truncation_side": optional("string", json!({"enum": ["left", "right", null], "description":
+            "Which side is cut off: `left`, the beginning, if absent."})),
         "return_token_ids": flag("Give ids beside texts."),
+        "return_tokens_as_token_ids": flag("Name tokens `token_id:7` in `logprobs`."),
     });
     merge(&mut properties, sampling(limits));
     json!({"type": "object", "required": ["prompt"], "properties": properties})
@@ -78,22 +81,17 @@ fn chat(limits: &Limits) -> Value {
 }
 
 fn tokenize() -> Value {
-    let mut properties = conversation();
-    merge(
-        &mut properties,
-        json!({
+    json!({
+        "type": "object",
+        "properties": {
             "model": model(),
             "prompt": optional("string", json!({"description": "A text. Without it, `messages`."})),
             "add_special_tokens": flag("Changes nothing: these tokenizers add none."),
             "return_token_strs": flag("Give the tokens' texts too."),
-        }),
-    );
-    json!({
-        "type": "object",
-        "properties": properties,
+        },
         "anyOf": [
             {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
-            {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+            {"required": ["messages"], "properties": conversation()},
         ],
     })
 }
@@ -228,6 +226,8 @@ fn sampling(limits: &Limits) -> Value {
             "grammar": optional("string", json!({"description": "Lark."})),
         }})),
         "priority": optional("integer", json!({"description": "Changes nothing: requests are served in order."})),
+        "cache_salt": optional("string", json!({"minLength": 1, "description":
+            "Share what was computed of prompts only with requests that have the same."})),
         "user": {"description": "Changes nothing."},
     })
 }

@@ -14,6 +14,7 @@
 //! [`QUANTIZATION`] holds a [`Quantization`].
 
 mod read;
+mod record;
 mod write;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use crate::int8::{GROUP, PANEL};
 use crate::sources::packed::Packed;
 
 pub use read::{load, verify};
+pub use record::{EvaluationRecord, record};
 pub use write::{Plan, write};
 
 #[cfg(doc)]
@@ -52,6 +54,9 @@ pub struct Quantization {
     pub created_by: String,
     /// How weights were mapped to codes.
     pub scheme: Scheme,
+    /// What made the codes of the layers, where they were kept as they are and `scheme` is that of all else.
+    #[serde(default)]
+    pub kept_codes: Option<String>,
     /// The exponent of SmoothQuant, where activations were smoothed.
     #[serde(default)]
     pub smooth: Option<f32>,
@@ -69,7 +74,7 @@ pub struct Quantization {
     pub checksums: BTreeMap<String, String>,
     /// Results of evaluations, newest last.
     #[serde(default)]
-    pub evaluations: Vec<serde_json::Value>,
+    pub evaluations: Vec<EvaluationRecord>,
 }
 
 /// The checkpoint that weights were made from.

@@ -107,6 +107,7 @@ pub fn write(
         layout: LAYOUT.into(),
         created_by: concat!("microgranite ", env!("CARGO_PKG_VERSION")).into(),
         scheme: *scheme,
+        kept_codes: tensors.quantization().map(str::to_owned),
         smooth: plan.smooth,
         compensated: plan.compensate,
         calibration: plan.calibration.clone(),

@@ -1,31 +1,30 @@
 //! `microgranite serve`: load a model, answer requests, leave in good order.
 
+mod limits;
+mod load;
+mod plan;
+
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::limits::LimitArgs;
-use super::plan;
-use super::progress::Progress;
 use crate::config::{self, ByteSize};
-use crate::engine::{self, Engine, Health};
+use crate::engine::{self, Health};
 use crate::error::{Error, Result};
 use crate::http::auth::ApiKeys;
-use crate::http::models::Facts;
 use crate::http::server::{self, Server};
-use crate::http::{self, App, ServedModel};
-use crate::memory;
-use crate::model::{self, ModelConfig, Placement};
-use crate::sources::{self, Checkpoint, Reference};
+use crate::http::{self, App};
+use crate::model::Placement;
+use crate::sources::{self, Reference};
 use crate::telemetry::Metrics;
-use crate::text::Tokenizer;
-use crate::text::chat::ChatTemplate;
+use limits::LimitArgs;
+use load::Loaded;
 
 /// Serve a model over POST /v1/completions and /v1/chat/completions.
 #[derive(Debug, clap::Args)]
@@ -177,7 +176,7 @@ async fn serve(
     tracing::info!(%address, "listening; loading the model");
 
     let (drain_timeout, needs_key) = (args.drain_timeout, args.api_key_file.is_some());
-    let loading = tokio::task::spawn_blocking(move || load(&args, &sources, metrics));
+    let loading = tokio::task::spawn_blocking(move || load::load(&args, &sources, metrics));
     let Loaded { model, facts } = tokio::select! {
         loaded = loading => loaded.map_err(|panic| Error::Internal(format!("loading: {panic}")))??,
         () = stop_signals.next() => return Ok(()),
@@ -205,166 +204,6 @@ async fn serve(
         tracing::warn!("stopped before all answers were complete");
     }
     Ok(())
-}
-
-/// A model that is ready, and a line about it.
-struct Loaded {
-    model: ServedModel,
-    facts: String,
-}
-
-/// Opens, checks, loads and starts the model. Takes long: runs on a thread of its own.
-fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Result<Loaded> {
-    let started = Instant::now();
-    let checkpoint = sources::open(&args.model, sources)?;
-    // What can be refused without reading the weights comes first.
-    let settings = model_settings(args, &checkpoint)?;
-    let file = tokenizer_file(&checkpoint.config_file);
-    let tokenizer = Tokenizer::new(checkpoint.tokenizer.clone(), &file)?;
-    let chat = chat_template(args.chat_template.as_deref(), &checkpoint, &tokenizer)?;
-
-    let work = match checkpoint.packed {
-        Some(_) => "loading",
-        None => "quantizing",
-    };
-    let mut progress = Progress::new(work, sources.progress_bar);
-    let granite = model::load(&checkpoint, &settings, &mut |done, total| {
-        progress.show(done, total);
-    })?;
-    progress.finish();
-
-    let name = args.served_model_name.clone();
-    let name = name.unwrap_or_else(|| served_name(&args.model, &checkpoint.name));
-    let quantization = checkpoint
-        .packed
-        .as_ref()
-        .map(|packed| &packed.quantization);
-    // The newest is the last.
-    let accuracy = quantization
-        .and_then(|quantization| quantization["evaluations"].as_array()?.last())
-        .cloned();
-    let (memory, kernel) = (granite.memory().clone(), granite.kernel().name());
-    let (threads, architecture) = (granite.threads(), granite.config().architecture);
-    let defaults = engine::Settings::default();
-    let engine_settings = engine::Settings {
-        max_batch: args.max_batch,
-        max_queue: args.max_queue,
-        step_tokens: defaults.step_tokens.max(args.max_batch),
-        prompt_rows: engine::PromptRows::Slowdown(args.max_slowdown),
-        prefix_cache: args.prefix_cache,
-        speculation: args.speculation,
-    };
-    let engine = Engine::start(Box::new(granite), engine_settings, Arc::clone(&metrics))?;
-    let context = engine.limits().context_length;
-
-    metrics.set_model_memory(&memory);
-    metrics.set_info(&name, &format!("{architecture:?}"), context, kernel);
-    let facts = format!(
-        "{}: {} M parameters in {} of int8 weights ({:.0} % of f32), context {context}, {} of KV cache, \
-         {threads} threads, {kernel}; loaded in {:.1} s",
-        checkpoint.name,
-        memory.elements / 1_000_000,
-        ByteSize(memory.total()),
-        100.0 * memory.total() as f64 / (4 * memory.elements) as f64,
-        ByteSize(settings.kv_bytes),
-        started.elapsed().as_secs_f64(),
-    );
-    let model = ServedModel {
-        name,
-        root: args.model.to_string(),
-        fingerprint: format!(
-            "microgranite-{}-{}-int8-{kernel}",
-            env!("CARGO_PKG_VERSION"),
-            &checkpoint.digest()[..12]
-        ),
-        created: http::unix_seconds(),
-        stop_ids: checkpoint.eos_token_ids,
-        tokenizer: Arc::new(tokenizer),
-        chat: chat.map(Arc::new),
-        facts: Facts {
-            scheme: quantization
-                .map_or("int8".into(), |quantization| quantization["scheme"].clone()),
-            kernel: kernel.to_owned(),
-            parameters: memory.elements,
-            weight_bytes: memory.total(),
-            weight_bytes_f32: 4 * memory.elements,
-            kv_cache_bytes: settings.kv_bytes,
-            accuracy,
-        },
-        engine,
-    };
-    Ok(Loaded { model, facts })
-}
-
-/// The template of `file`, or else the model's own. One of the model's that cannot be read costs chat only.
-fn chat_template(
-    file: Option<&Path>,
-    checkpoint: &Checkpoint,
-    tokenizer: &Tokenizer,
-) -> Result<Option<ChatTemplate>> {
-    let bos = checkpoint.config.get("bos_token_id");
-    let bos = bos.and_then(|id| u32::try_from(id.as_u64()?).ok());
-    let eos = checkpoint.eos_token_ids.first().copied();
-    let compile = |source: &str| ChatTemplate::new(source, tokenizer, bos, eos);
-    if let Some(file) = file {
-        let source =
-            std::fs::read_to_string(file).map_err(|problem| Error::not_found(file, problem))?;
-        let compiled = compile(&source);
-        return compiled
-            .map(Some)
-            .map_err(|problem| Error::bad_model(file, "template", problem));
-    }
-    let Some(source) = &checkpoint.chat_template else {
-        return Ok(None);
-    };
-    match compile(source) {
-        Ok(template) => Ok(Some(template)),
-        Err(problem) => {
-            tracing::warn!(%problem, "the model's chat template cannot be used; --chat-template gives another");
-            Ok(None)
-        }
-    }
-}
-
-/// Threads, cache and context, checked against the model and this machine.
-fn model_settings(args: &Args, checkpoint: &Checkpoint) -> Result<model::Settings> {
-    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
-    let most = config.max_positions;
-    let context = args.context.unwrap_or(most);
-    if context > most {
-        let problem = format!("--context {context}: this model takes at most {most} tokens");
-        return Err(Error::Config(problem));
-    }
-    let kv_bytes = plan::kv_bytes(
-        args.kv_cache,
-        model::footprint_of(checkpoint, &config),
-        context,
-        args.max_batch,
-        memory::limit(),
-    )?;
-    Ok(model::Settings {
-        threads: args.threads.unwrap_or_else(config::available_threads),
-        kv_bytes,
-        context: Some(context),
-        weights: args.weights,
-    })
-}
-
-/// The file to name when the tokenizer is at fault: a folder has one for it, a GGUF file holds it.
-fn tokenizer_file(config_file: &Path) -> PathBuf {
-    match config_file.file_name() {
-        Some(name) if name == "config.json" => config_file.with_file_name("tokenizer.json"),
-        _ => config_file.to_owned(),
-    }
-}
-
-/// What clients call the model: `demo` is its own name, others go by their repository or file.
-fn served_name(reference: &Reference, checkpoint: &str) -> String {
-    match reference {
-        Reference::Demo => "demo".to_owned(),
-        Reference::Hub { repo, .. } => repo.clone(),
-        Reference::Folder(_) | Reference::Gguf(_) => checkpoint.to_owned(),
-    }
 }
 
 /// What standard output says when the first request can come: where, what, and a command that works.
