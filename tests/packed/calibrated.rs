@@ -7,7 +7,7 @@ use microgranite::model::smooth::Smoothed;
 use microgranite::model::{ModelConfig, Placement};
 use microgranite::sources::Tensors;
 
-use crate::{FIXTURES, fixture, load, logits, open};
+use crate::{FIXTURES, fixture, load, open};
 
 /// Sequences of ids over the fixtures' vocabulary.
 fn sequences(count: u32) -> Vec<Vec<u32>> {
@@ -60,7 +60,7 @@ fn distance(name: &str, plan: &Plan) -> f64 {
     // Ids that were not calibrated on.
     let ids: Vec<u32> = (0..80).map(|i| (i * i * 11 + 5) % 320).collect();
     let expected = float_logits(&config(name), float.tensors.as_ref(), &ids);
-    let found = logits(&mut model, &ids);
+    let found = model.logits(&ids).to_vec();
     let pairs = expected.iter().zip(&found);
     pairs.map(|(a, b)| f64::from(a - b).powi(2)).sum()
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use microgranite::int8::scheme::Scheme;
 use microgranite::model::packed::Plan;
-use microgranite::model::{self, Forward, Granite, PAGE_TOKENS, Placement, Span, packed};
+use microgranite::model::{self, Granite, Placement, packed};
 use microgranite::sources::{self, Checkpoint, Reference};
 use tempfile::TempDir;
 
@@ -57,16 +57,4 @@ fn pack(name: &str, scheme: &Scheme) -> TempDir {
     };
     packed::write(&checkpoint, &plan, 2, folder.path(), &mut |_, _| ()).unwrap();
     folder
-}
-
-/// The logits after each of `ids`, from one step.
-fn logits(model: &mut Granite, ids: &[u32]) -> Vec<f32> {
-    let pages: Vec<u32> = (0..ids.len().div_ceil(PAGE_TOKENS) as u32).collect();
-    let span = Span {
-        tokens: ids,
-        start: 0,
-        pages: &pages,
-        logit_rows: ids.len(),
-    };
-    model.forward(&[span]).to_vec()
 }

@@ -6,7 +6,7 @@ use microgranite::model::evaluate::log_softmax;
 use microgranite::model::reference::{Arithmetic, Reference};
 use microgranite::model::{Forward, ModelConfig, Placement, packed};
 
-use crate::{FIXTURES, fixture, load, logits, open, pack};
+use crate::{FIXTURES, fixture, load, open, pack};
 
 const IDS: [u32; 70] = {
     let mut ids = [0; 70];
@@ -31,12 +31,13 @@ fn a_packed_model_answers_with_the_bits_of_one_that_was_loaded_into_memory() {
         "granite-3-tiny-llm-int8",
     ];
     for name in FIXTURES.into_iter().chain(codes) {
-        let in_memory = logits(&mut load(&open(&fixture(name)), Placement::Mmap), &IDS);
+        let mut in_memory = load(&open(&fixture(name)), Placement::Mmap);
+        let in_memory = in_memory.logits(&IDS);
         let folder = pack(name, &Scheme::default());
         for placement in [Placement::Mmap, Placement::Copy] {
             let mut model = load(&open(folder.path()), placement);
-            let packed = logits(&mut model, &IDS);
-            assert_eq!(bits(&packed), bits(&in_memory), "{name}, {placement:?}");
+            let packed = model.logits(&IDS).to_vec();
+            assert_eq!(bits(&packed), bits(in_memory), "{name}, {placement:?}");
         }
     }
 }
@@ -53,7 +54,7 @@ fn reference(name: &str) -> Vec<f32> {
 fn divergence(name: &str, scheme: &Scheme, expected: &[f32]) -> f64 {
     let folder = pack(name, scheme);
     let mut model = load(&open(folder.path()), Placement::Mmap);
-    let found = logits(&mut model, &IDS);
+    let found = model.logits(&IDS).to_vec();
     let vocab = model.vocab_size();
     let rows = expected.chunks_exact(vocab).zip(found.chunks_exact(vocab));
     let kl = rows.map(|(expected, found)| {
@@ -129,7 +130,7 @@ fn codes_that_a_checkpoint_has_already_are_packed_as_they_are() {
         let default = pack(name, &Scheme::default());
         let mut packed = load(&open(default.path()), Placement::Mmap);
         let mut direct = load(&open(&fixture(name)), Placement::Mmap);
-        let (packed, direct) = (logits(&mut packed, &IDS), logits(&mut direct, &IDS));
+        let (packed, direct) = (packed.logits(&IDS).to_vec(), direct.logits(&IDS).to_vec());
         assert_eq!(bits(&packed), bits(&direct), "{name}");
     }
 }

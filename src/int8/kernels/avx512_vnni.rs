@@ -22,6 +22,8 @@ fn features() -> Vec<(&'static str, bool)> {
     vec![
         ("avx512f", is_x86_feature_detected!("avx512f")),
         ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        // For the vector functions beside the tile.
+        ("avx512dq", is_x86_feature_detected!("avx512dq")),
         ("avx512vl", is_x86_feature_detected!("avx512vl")),
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
         ("fma", is_x86_feature_detected!("fma")),

@@ -269,6 +269,30 @@ fn a_rotation_keeps_products_and_undoes_itself() {
 }
 
 #[test]
+fn sums_of_the_largest_products_are_exact() {
+    const ROWS: usize = 8;
+    for (weight, code) in [(255, 127), (255, -127), (0, 127), (0, -127)] {
+        let case = Case {
+            weights: vec![weight; GROUP * PANEL],
+            zero_points: None,
+            column_scales: None,
+            codes: vec![code; ROWS * GROUP],
+            scales: vec![1.0; ROWS],
+            sums: vec![GROUP as i32 * i32::from(code); ROWS],
+            out: vec![0.0; ROWS * PANEL],
+            stride: GROUP,
+            accumulate: false,
+        };
+        let expected = (i32::from(weight) - 128) * i32::from(code) * GROUP as i32;
+        for kernel in available() {
+            let found = case.run(kernel);
+            let exact = found.iter().all(|&sum| sum == expected as f32);
+            assert!(exact, "{kernel:?}, {weight} times {code}: {found:?}");
+        }
+    }
+}
+
+#[test]
 fn a_value_that_is_not_finite_cannot_pass_unseen() {
     for kernel in available() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
