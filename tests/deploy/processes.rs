@@ -57,7 +57,8 @@ impl Service {
     pub fn start() -> Self {
         let (api, admin) = (free_address(), free_address());
         let folder = tempfile::tempdir().expect("a folder");
-        let model = folder.path().join("packed");
+        // The name that the load asks for.
+        let model = folder.path().join("granite-3-tiny");
         let floats = crate::package_file("tests/fixtures/granite-3-tiny");
         let run = |command: &mut Command| {
             let status = command.stdout(Stdio::null()).status();
