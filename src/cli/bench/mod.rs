@@ -6,10 +6,10 @@ mod report;
 
 use clap::Args as ClapArgs;
 
-use super::print;
+use super::{WeightsArg, print};
 use crate::config;
 use crate::error::{Error, Result};
-use crate::model::{self, Granite, Placement, shapes};
+use crate::model::{self, Granite, shapes};
 use crate::sources::{self, Reference};
 use measure::Plan;
 
@@ -45,15 +45,8 @@ pub struct Args {
     /// Compute threads; the default is what the CPU quota and affinity allow
     #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N")]
     threads: Option<usize>,
-    /// Where a packed model's weights lie: mapped from their file, or copied to memory of this process
-    #[arg(
-        long,
-        env = "MICROGRANITE_WEIGHTS",
-        value_enum,
-        value_name = "WHERE",
-        default_value_t
-    )]
-    weights: Placement,
+    #[command(flatten)]
+    weights: WeightsArg,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -92,7 +85,7 @@ fn load(
         threads,
         kv_bytes: plan.pages() as u64 * model::footprint(config).kv_page,
         context: None,
-        weights: args.weights,
+        weights: args.weights.weights,
     };
     if let Some(shape) = &args.shape {
         let config = shapes::named(shape).expect("the argument parser knows the names");

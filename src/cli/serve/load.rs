@@ -162,7 +162,7 @@ fn model_settings(args: &Args, checkpoint: &Checkpoint) -> Result<model::Setting
         threads: args.threads.unwrap_or_else(config::available_threads),
         kv_bytes,
         context: Some(context),
-        weights: args.weights,
+        weights: args.weights.weights,
     })
 }
 

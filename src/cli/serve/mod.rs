@@ -14,13 +14,13 @@ use tokio::net::TcpListener;
 use tokio::runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::WeightsArg;
 use crate::config::{self, ByteSize};
 use crate::engine::{self, Health};
 use crate::error::{Error, Result};
 use crate::http::auth::ApiKeys;
 use crate::http::server::{self, Server};
 use crate::http::{self, App};
-use crate::model::Placement;
 use crate::sources::{self, Reference};
 use crate::telemetry::Metrics;
 use limits::LimitArgs;
@@ -70,17 +70,8 @@ pub struct Args {
     #[arg(long, env = "MICROGRANITE_KV_CACHE", value_name = "SIZE")]
     kv_cache: Option<ByteSize>,
 
-    /// Where a packed model's weights lie while it runs. mmap starts at once and shares memory with other servers of the
-    /// same file; copy takes memory of its own and a moment to fill it, on huge pages, which a single stream reads up to a
-    /// fifth faster.
-    #[arg(
-        long,
-        env = "MICROGRANITE_WEIGHTS",
-        value_enum,
-        value_name = "WHERE",
-        default_value_t
-    )]
-    weights: Placement,
+    #[command(flatten)]
+    weights: WeightsArg,
 
     /// Requests that may wait; more are refused with 429. A longer queue refuses fewer and makes them wait longer.
     #[arg(long, env = "MICROGRANITE_MAX_QUEUE", value_name = "N", default_value_t = engine::Settings::default().max_queue)]
