@@ -1,16 +1,15 @@
-"""What each way of quantizing costs in accuracy and speed: a table.
+"""What each way of quantizing costs in accuracy: a table.
 
-Usage: schemes.py BINARY [REF] [--work DIR] [--tokens N] [--speed]
+Usage: schemes.py BINARY [REF] [--work DIR] [--tokens N]
 
 BINARY is a release build of microgranite, REF a checkpoint of floats (default: demo). Every scheme is packed with
-`quantize` and measured with `eval` on the built-in text; with --speed, the forms that kernels treat differently are
-timed with `bench`, alternating. Prints Markdown; the figures of a scheme that is there already are not made again.
+`quantize` and measured with `eval` on the built-in text. Prints Markdown; the figures of a scheme that is there
+already are not made again.
 """
 
 import argparse
 import json
 import pathlib
-import statistics
 import subprocess
 
 # (what the row is about, flags of `quantize`)
@@ -39,9 +38,6 @@ SCHEMES = {
     "compensated smooth": "--smooth 0.5",
     "compensated 1024": "--calibration-tokens 1024",
 }
-# Forms that differ in what kernels do; the rest of the mapping is in the codes.
-TIMED = ["nearest", "affine channel", "symmetric group", "affine group", "rotation blocks-64", "rotation none"]
-ROUNDS = 5
 
 
 def run(*command: str) -> str:
@@ -86,35 +82,15 @@ def accuracy(args) -> None:
             print(f"| Q8_0 | as llama.cpp computes it | | {figures(found['q8_0'])} |", flush=True)
 
 
-def speed(args) -> None:
-    times = {name: [] for name in TIMED}
-    for _ in range(ROUNDS):
-        for name in TIMED:
-            flags = ["--model", str(packed(args, name)), "--batch", "1,16", "--runs", "3", "--prompt", "256", "--json"]
-            found = json.loads(run(args.binary, "bench", "--log", "warn", *flags))
-            steps = [decode["step_ms"] for decode in found["decode"]]
-            times[name].append([1e3 * found["prefill"][0]["seconds"], *steps])
-    usual = [statistics.median(column) for column in zip(*times["nearest"])]
-    print("\n| form | prefill of 256 | 1 stream | 16 streams |")
-    print("|---|---|---|---|")
-    for name, rounds in times.items():
-        medians = [statistics.median(column) for column in zip(*rounds)]
-        shares = [f"{took:.1f} ms, {took / base:.2f} ×" for took, base in zip(medians, usual)]
-        print(f"| {name} | {' | '.join(shares)} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("binary")
     parser.add_argument("model", nargs="?", default="demo")
     parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("target/schemes"))
     parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--speed", action="store_true")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     accuracy(args)
-    if args.speed:
-        speed(args)
 
 
 if __name__ == "__main__":
