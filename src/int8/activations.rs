@@ -79,14 +79,23 @@ impl Activations {
     }
 
     /// The arrays as parts of one unit per group, for [`super::kernels::pool::Pool::run`].
-    pub fn by_group(&mut self) -> (PerUnit<'_, i8>, PerUnit<'_, f32>, PerUnit<'_, i32>) {
+    pub fn by_group(&mut self) -> GroupParts<'_> {
+        self.by_groups(1)
+    }
+
+    /// The arrays as parts of one unit per `groups` groups.
+    pub fn by_groups(&mut self, groups: usize) -> GroupParts<'_> {
+        let values = groups * self.rows;
         (
-            PerUnit::new(&mut self.codes, self.rows * GROUP),
-            PerUnit::new(&mut self.scales, self.rows),
-            PerUnit::new(&mut self.sums, self.rows),
+            PerUnit::new(&mut self.codes, values * GROUP),
+            PerUnit::new(&mut self.scales, values),
+            PerUnit::new(&mut self.sums, values),
         )
     }
 }
+
+/// Codes, scales and sums, divided between threads.
+pub type GroupParts<'a> = (PerUnit<'a, i8>, PerUnit<'a, f32>, PerUnit<'a, i32>);
 
 /// The shares of [`Activations::by_group`] as groups.
 pub fn groups_of<'a>(

@@ -3,6 +3,7 @@
 //! Outputs are panel-major, `[panels][rows][64]`: a thread's panels are one contiguous stretch.
 
 use super::activations::{Activations, groups_of};
+use super::floats::Floats;
 use super::kernels::Kernel;
 use super::kernels::pool::{PerThread, PerUnit, Pool};
 use super::matrix::Matrix;
@@ -44,14 +45,14 @@ pub fn multiply_add(
     pool: &mut Pool,
     matrix: &Matrix,
     input: &Activations,
-    scratch: &mut [Vec<f32>],
+    scratch: &mut [Floats],
     target: &mut [f32],
 ) {
     check(matrix, input);
     let panel_len = input.rows() * PANEL;
     let parts = (PerUnit::new(target, panel_len), PerThread::new(scratch));
     pool.run(matrix.panels(), parts, |_, range, (target, scratch)| {
-        let sums = sized(scratch, panel_len);
+        let sums = scratch.set_len(panel_len);
         for (panel, target) in range.zip(target.chunks_exact_mut(panel_len)) {
             panel_sums(kernel, matrix, panel, input, sums);
             kernel.add_scaled_columns(target, sums, matrix.scales(panel));
@@ -71,7 +72,7 @@ pub fn multiply_swiglu(
     matrix: &Matrix,
     input: &Activations,
     rotation: Rotation,
-    scratch: &mut [Vec<f32>],
+    scratch: &mut [Floats],
     out: &mut Activations,
 ) {
     check(matrix, input);
@@ -87,7 +88,7 @@ pub fn multiply_swiglu(
     let parts = (codes, scales, sums, PerThread::new(scratch));
     pool.run(groups, parts, |_, range, (codes, scales, sums, scratch)| {
         let (panel_sums_buffer, values) =
-            sized(scratch, rows * (PANEL + GROUP)).split_at_mut(rows * PANEL);
+            (scratch.set_len(rows * (PANEL + GROUP))).split_at_mut(rows * PANEL);
         let values: &mut [[f32; GROUP]] = bytemuck::cast_slice_mut(values);
         for (group, out) in range.zip(groups_of(rows, (codes, scales, sums))) {
             let first = group * PANELS_PER_SWIGLU_GROUP;
@@ -119,12 +120,4 @@ fn check(matrix: &Matrix, input: &Activations) {
         input.groups(),
         "{matrix:?} and its input differ in depth"
     );
-}
-
-/// The first `len` values of a buffer that grows to the largest size it was asked for.
-pub fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-    &mut buffer[..len]
 }

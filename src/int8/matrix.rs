@@ -269,15 +269,23 @@ impl Matrix {
     #[inline]
     pub fn blocks(&self, panel: usize) -> impl Iterator<Item = Block<'_>> {
         let len = panel_bytes(self.depth);
-        let codes = self.codes.bytes()[panel * len..][..len].chunks(BLOCK_BYTES);
+        // What lies behind a block is what comes next: the next group, and behind the last one the next panel.
+        let (start, all) = (panel * len, self.codes.bytes());
+        let codes = all[start..][..len]
+            .chunks(BLOCK_BYTES)
+            .scan(start, |end, codes| {
+                *end += codes.len();
+                Some((codes, &all[*end..all.len().min(*end + BLOCK_BYTES)]))
+            });
         let first = panel * self.groups();
         let Scales {
             group: scales,
             zero_points,
             ..
         } = &self.scales;
-        codes.zip(first..).map(|(codes, block)| Block {
+        codes.zip(first..).map(|((codes, ahead), block)| Block {
             codes,
+            ahead,
             zero_points: (zero_points.as_deref()).map(|all| columns_at(all, block * PANEL)),
             scales: (scales.as_deref()).map(|all| columns_at(all, block * PANEL)),
         })

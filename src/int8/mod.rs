@@ -23,6 +23,7 @@
 //! |---|---|
 //! | [`matrix`] | [`matrix::Matrix`]: packed weights; owns every layout invariant |
 //! | [`activations`] | [`activations::Activations`]: quantized rows |
+//! | [`floats`] | buffers on cache lines |
 //! | [`matmul`] | one panel of outputs from all groups |
 //! | [`memory`] | where the weights lie |
 //! | [`scheme`], [`quantize`] | the choices of the mapping, and floats to codes |
@@ -32,6 +33,7 @@
 
 pub mod activations;
 pub mod compensate;
+pub mod floats;
 pub mod kernels;
 pub mod matmul;
 pub mod matrix;

@@ -5,13 +5,15 @@
 
 use std::ops::Range;
 
-use super::kv_cache::{HeadMut, LayerCache};
+use super::kv_cache::{Head, HeadMut, LayerCache};
+use super::quantized::{quantize, quantize_attended};
 use super::{ModelConfig, PAGE_TOKENS, Span};
-use crate::int8::PANEL;
+use crate::int8::activations::{Activations, groups_of};
+use crate::int8::floats::Floats;
 use crate::int8::kernels::pool::{PerThread, PerUnit, Pool};
 use crate::int8::kernels::{Block, Kernel, Rows, Values};
-use crate::int8::matmul::sized;
 use crate::int8::rotation::Rotation;
+use crate::int8::{GROUP, PANEL};
 
 /// Wider heads are refused by the configuration.
 pub const HEAD_DIM_MAX: usize = 256;
@@ -29,13 +31,24 @@ pub struct Place {
     pub position: usize,
 }
 
-/// Quantized queries: `codes` is `[kv_head][row][heads per kv_head][head_dim]`.
+/// The buffers of an attention, kept between layers and steps.
 #[derive(Default)]
-pub struct Queries {
+pub struct Buffers {
+    /// Quantized queries, `[kv_head][row][heads per kv_head][head_dim]`.
     codes: Vec<i8>,
-    /// The softmax scale is folded in.
+    /// One per query head, with the softmax scale folded in.
     scales: Vec<f32>,
     sums: Vec<i32>,
+    /// What was attended to, `[kv_head][row][heads per kv_head · head_dim]`.
+    attended: Floats,
+}
+
+/// The queries of the rows that share a key head, `[row][heads per kv_head]`.
+#[derive(Clone, Copy)]
+struct Queries<'a> {
+    codes: &'a [i8],
+    scales: &'a [f32],
+    sums: &'a [i32],
 }
 
 /// The constants of a step that the functions below share.
@@ -50,18 +63,145 @@ impl Step<'_> {
     const fn heads_per_kv_head(&self) -> usize {
         self.config.num_heads / self.config.num_kv_heads
     }
+
+    /// Values of the query heads that share a key head.
+    pub const fn width(&self) -> usize {
+        self.heads_per_kv_head() * self.config.head_dim
+    }
 }
 
-/// Rotates and quantizes the step's queries, and stores its keys and values in the cache.
+/// The attention of a block: rotates and quantizes queries, stores keys and values in the cache, attends from every row to
+/// all positions up to its own, and quantizes what comes out, rotated by `rotation`.
 ///
 /// `qkv` is panel-major `[panels][rows][64]`; `tables` is `[rows][head_dim]` of [`super::rotary::Rotary::fill`].
-pub fn prepare(
+#[expect(
+    clippy::too_many_arguments,
+    reason = "what goes in and out of one phase"
+)]
+pub fn attention(
     step: &Step<'_>,
     pool: &mut Pool,
     qkv: &[f32],
     tables: &[f32],
-    queries: &mut Queries,
     cache: &mut LayerCache,
+    rotation: Rotation,
+    buffers: &mut Buffers,
+    scratch: &mut [Floats],
+    out: &mut Activations,
+) {
+    let (rows, dim, width) = (step.places.len(), step.config.head_dim, step.width());
+    let (kv_heads, heads) = (step.config.num_kv_heads, rows * step.heads_per_kv_head());
+    let Buffers {
+        codes,
+        scales,
+        sums,
+        attended,
+    } = buffers;
+    codes.resize(kv_heads * heads * dim, 0);
+    scales.resize(kv_heads * heads, 0.0);
+    sums.resize(kv_heads * heads, 0);
+    attended.set_len(kv_heads * rows * width);
+    out.set_rows(rows);
+    let queries = (
+        PerUnit::new(codes, heads * dim),
+        PerUnit::new(scales, heads),
+        PerUnit::new(sums, heads),
+    );
+    // Where every thread has as many key heads as the others, and their outputs are whole groups, nothing that a thread
+    // makes is wanted by another before the end.
+    if kv_heads.is_multiple_of(pool.threads()) && width.is_multiple_of(GROUP) {
+        let each = width / GROUP;
+        let parts = (
+            (queries, cache.by_head()),
+            PerUnit::new(attended, rows * width),
+            out.by_groups(each),
+            PerThread::new(scratch),
+        );
+        pool.run(kv_heads, parts, |_, range, parts| {
+            let (((codes, scales, sums), cache), attended, out, scratch) = parts;
+            let mut groups = groups_of(rows, out);
+            let targets = codes
+                .chunks_exact_mut(heads * dim)
+                .zip(scales.chunks_exact_mut(heads))
+                .zip(sums.chunks_exact_mut(heads))
+                .zip(attended.chunks_exact_mut(rows * width));
+            for ((kv_head, mut pages), (((codes, scales), sums), attended)) in
+                (range.clone().zip(HeadMut::split(range.len(), dim, cache))).zip(targets)
+            {
+                prepare(
+                    step,
+                    kv_head,
+                    qkv,
+                    tables,
+                    (codes, scales, sums),
+                    &mut pages,
+                );
+                let queries = Queries {
+                    codes,
+                    scales,
+                    sums,
+                };
+                attend(step, 0..rows, queries, pages.as_head(), scratch, attended);
+                for (offset, group) in (0..width).step_by(GROUP).zip(&mut groups) {
+                    quantize(step.kernel, rotation, GROUP, group, |row, values| {
+                        values.copy_from_slice(&attended[row * width + offset..][..GROUP])
+                    });
+                }
+            }
+        });
+        return;
+    }
+    let parts = (queries, cache.by_head());
+    pool.run(
+        kv_heads,
+        parts,
+        |_, range, ((codes, scales, sums), cache)| {
+            let targets = codes
+                .chunks_exact_mut(heads * dim)
+                .zip(scales.chunks_exact_mut(heads))
+                .zip(sums.chunks_exact_mut(heads));
+            for ((kv_head, mut pages), ((codes, scales), sums)) in
+                (range.clone().zip(HeadMut::split(range.len(), dim, cache))).zip(targets)
+            {
+                prepare(
+                    step,
+                    kv_head,
+                    qkv,
+                    tables,
+                    (codes, scales, sums),
+                    &mut pages,
+                );
+            }
+        },
+    );
+    let (codes, scales, sums, cache) = (&*codes, &*scales, &*sums, &*cache);
+    let parts = (PerUnit::new(attended, width), PerThread::new(scratch));
+    pool.run(kv_heads * rows, parts, |_, range, (mut out, scratch)| {
+        // A stretch of rows of all key heads: the end of one head's, the whole of others', the beginning of another's.
+        for kv_head in range.start / rows..range.end.div_ceil(rows) {
+            let first = kv_head * rows;
+            let own = range.start.max(first) - first..range.end.min(first + rows) - first;
+            let queries = Queries {
+                codes: &codes[kv_head * heads * dim..][..heads * dim],
+                scales: &scales[kv_head * heads..][..heads],
+                sums: &sums[kv_head * heads..][..heads],
+            };
+            let (target, rest) = out.split_at_mut(own.len() * width);
+            attend(step, own, queries, cache.head(kv_head), scratch, target);
+            out = rest;
+        }
+    });
+    quantize_attended(step, pool, attended, rotation, out);
+}
+
+/// Rotates and quantizes the queries of the heads that share a key head, and stores its keys and values.
+fn prepare(
+    step: &Step<'_>,
+    kv_head: usize,
+    qkv: &[f32],
+    tables: &[f32],
+    (codes, scales, sums): (&mut [i8], &mut [f32], &mut [i32]),
+    pages: &mut HeadMut<'_>,
 ) {
     let (rows, dim, group) = (
         step.places.len(),
@@ -69,103 +209,64 @@ pub fn prepare(
         step.heads_per_kv_head(),
     );
     let (heads, kv_heads) = (step.config.num_heads, step.config.num_kv_heads);
-    queries.codes.resize(kv_heads * rows * group * dim, 0);
-    queries.scales.resize(kv_heads * rows * group, 0.0);
-    queries.sums.resize(kv_heads * rows * group, 0);
-    let parts = (
-        PerUnit::new(&mut queries.codes, rows * group * dim),
-        PerUnit::new(&mut queries.scales, rows * group),
-        PerUnit::new(&mut queries.sums, rows * group),
-        cache.by_head(),
-    );
-    pool.run(kv_heads, parts, |_, range, (codes, scales, sums, cache)| {
-        let mut values = [0.0; HEAD_DIM_MAX];
-        let values = &mut values[..dim];
-        let (mut key_codes, mut value_codes) = ([0; HEAD_DIM_MAX], [0; HEAD_DIM_MAX]);
-        let (key_codes, value_codes) = (&mut key_codes[..dim], &mut value_codes[..dim]);
-        let mut targets = codes.chunks_exact_mut(dim).zip(scales).zip(sums);
-        for (kv_head, mut pages) in range.clone().zip(HeadMut::split(range.len(), dim, cache)) {
-            for (row, place) in step.places.iter().enumerate() {
-                let table = &tables[row * dim..][..dim];
-                for head in kv_head * group..(kv_head + 1) * group {
-                    let ((codes, scale), sum) = targets.next().expect("one target per query head");
-                    gather(qkv, rows, row, head * dim, values);
-                    step.kernel.apply_rotary(values, table);
-                    step.kernel.rotate(Rotation::Full, values);
-                    (*scale, *sum) = step.kernel.quantize(values, codes);
-                    *scale *= step.config.attention_multiplier;
-                }
-                gather(qkv, rows, row, (heads + kv_head) * dim, values);
-                step.kernel.apply_rotary(values, table);
-                step.kernel.rotate(Rotation::Full, values);
-                let (key_scale, _) = step.kernel.quantize(values, key_codes);
-                gather(qkv, rows, row, (heads + kv_heads + kv_head) * dim, values);
-                let (value_scale, _) = step.kernel.quantize(values, value_codes);
-                let page = step.spans[place.span].pages[place.position / PAGE_TOKENS];
-                let slot = place.position % PAGE_TOKENS;
-                pages.store(
-                    page,
-                    slot,
-                    (key_codes, key_scale),
-                    (value_codes, value_scale),
-                );
-            }
+    let mut values = [0.0; HEAD_DIM_MAX];
+    let values = &mut values[..dim];
+    let (mut key_codes, mut value_codes) = ([0; HEAD_DIM_MAX], [0; HEAD_DIM_MAX]);
+    let (key_codes, value_codes) = (&mut key_codes[..dim], &mut value_codes[..dim]);
+    let mut targets = codes.chunks_exact_mut(dim).zip(scales).zip(sums);
+    for (row, place) in step.places.iter().enumerate() {
+        let table = &tables[row * dim..][..dim];
+        for head in kv_head * group..(kv_head + 1) * group {
+            let ((codes, scale), sum) = targets.next().expect("one target per query head");
+            gather(qkv, rows, row, head * dim, values);
+            step.kernel.apply_rotary(values, table);
+            step.kernel.rotate(Rotation::Full, values);
+            (*scale, *sum) = step.kernel.quantize(values, codes);
+            *scale *= step.config.attention_multiplier;
         }
-    });
+        gather(qkv, rows, row, (heads + kv_head) * dim, values);
+        step.kernel.apply_rotary(values, table);
+        step.kernel.rotate(Rotation::Full, values);
+        let (key_scale, _) = step.kernel.quantize(values, key_codes);
+        gather(qkv, rows, row, (heads + kv_heads + kv_head) * dim, values);
+        let (value_scale, _) = step.kernel.quantize(values, value_codes);
+        let page = step.spans[place.span].pages[place.position / PAGE_TOKENS];
+        let slot = place.position % PAGE_TOKENS;
+        let (key, value) = ((&*key_codes, key_scale), (&*value_codes, value_scale));
+        pages.store(page, slot, key, value);
+    }
 }
 
-/// Attends from every row of the step to all positions up to its own; `out` is `[kv_head][row][heads per kv_head · dim]`.
-pub fn attend(
+/// Attends from rows `rows` of the step to one key head; `out` is `[rows][heads per kv_head · dim]`.
+fn attend(
     step: &Step<'_>,
-    pool: &mut Pool,
-    queries: &Queries,
-    cache: &LayerCache,
-    scratch: &mut [Vec<f32>],
-    out: &mut [f32],
+    rows: Range<usize>,
+    queries: Queries<'_>,
+    cache: Head<'_>,
+    scratch: &mut Floats,
+    mut out: &mut [f32],
 ) {
-    let (rows, width) = (
-        step.places.len(),
-        step.heads_per_kv_head() * step.config.head_dim,
-    );
-    let parts = (PerUnit::new(out, width), PerThread::new(scratch));
-    pool.run(
-        step.config.num_kv_heads * rows,
-        parts,
-        |_, range, (mut out, scratch)| {
-            let mut item = range.start;
-            while item < range.end {
-                let (kv_head, row) = (item / rows, item % rows);
-                let most = BLOCK_ROWS.min(range.end - item).min(rows - row);
-                let span = step.places[row].span;
-                let block = step.places[row..row + most]
-                    .iter()
-                    .take_while(|place| place.span == span)
-                    .count();
-                let (target, rest) = out.split_at_mut(block * width);
-                attend_block(
-                    step,
-                    kv_head,
-                    row..row + block,
-                    queries,
-                    cache,
-                    scratch,
-                    target,
-                );
-                out = rest;
-                item += block;
-            }
-        },
-    );
+    let mut row = rows.start;
+    while row < rows.end {
+        let span = step.places[row].span;
+        let block = step.places[row..rows.end.min(row + BLOCK_ROWS)]
+            .iter()
+            .take_while(|place| place.span == span)
+            .count();
+        let (target, rest) = out.split_at_mut(block * step.width());
+        attend_block(step, row..row + block, queries, cache, scratch, target);
+        out = rest;
+        row += block;
+    }
 }
 
 /// Attends from consecutive rows of one span to one key head; `out` is `[rows][heads per kv_head][dim]`.
 fn attend_block(
     step: &Step<'_>,
-    kv_head: usize,
     rows: Range<usize>,
-    queries: &Queries,
-    cache: &LayerCache,
-    scratch: &mut Vec<f32>,
+    queries: Queries<'_>,
+    cache: Head<'_>,
+    scratch: &mut Floats,
     out: &mut [f32],
 ) {
     let (dim, group, kernel) = (step.config.head_dim, step.heads_per_kv_head(), step.kernel);
@@ -174,19 +275,19 @@ fn attend_block(
         position: first,
     } = step.places[rows.start];
     let heads = rows.len() * group;
-    let first_head = (kv_head * step.places.len() + rows.start) * group;
-    let scratch = sized(scratch, heads * (PANEL + 3) + PAGE_TOKENS * dim);
+    let first_head = rows.start * group;
+    let scratch = scratch.set_len(heads * (PANEL + 3) + PAGE_TOKENS * dim);
+    // The whole lines first.
     let (scores, rest) = scratch.split_at_mut(heads * PANEL);
+    let (floats, rest) = rest.split_at_mut(PAGE_TOKENS * dim);
     let (maxima, rest) = rest.split_at_mut(heads);
-    let (totals, rest) = rest.split_at_mut(heads);
-    let (rescales, floats) = rest.split_at_mut(heads);
-    let floats = &mut floats[..PAGE_TOKENS * dim];
+    let (totals, rescales) = rest.split_at_mut(heads);
     maxima.fill(f32::NEG_INFINITY);
     totals.fill(0.0);
     out.fill(0.0);
     let last = first + rows.len() - 1;
     for tile in 0..=last / PAGE_TOKENS {
-        let page = cache.page(kv_head, step.spans[span].pages[tile]);
+        let page = cache.page(step.spans[span].pages[tile]);
         let start = tile * PAGE_TOKENS;
         // Rows before the tile's first position see none of it.
         let skipped = start.saturating_sub(first);
@@ -208,7 +309,13 @@ fn attend_block(
         } else {
             Values::Codes(page.values)
         };
-        kernel.tile(Block::symmetric(page.keys), asked, scores, false);
+        let keys = Block {
+            codes: page.keys,
+            zero_points: None,
+            scales: None,
+            ahead: bytemuck::cast_slice(page.values),
+        };
+        kernel.tile(keys, asked, scores, false);
         kernel.scale_columns(scores, page.key_scales);
         for (row, scores) in scores.chunks_exact_mut(group * PANEL).enumerate() {
             let valid = (first + skipped + row + 1 - start).min(PAGE_TOKENS);
@@ -224,8 +331,7 @@ fn attend_block(
         }
     }
     for (head, total) in out.chunks_exact_mut(dim).zip(totals) {
-        let inverse = 1.0 / *total;
-        head.iter_mut().for_each(|value| *value *= inverse);
+        kernel.scale(head, 1.0 / *total);
     }
 }
 

@@ -1,12 +1,13 @@
 //! The forward pass, top to bottom.
 
-use super::attention::{self, Place, Queries, Step};
+use super::attention::{self, Place, Step, attention};
 use super::kv_cache::KvCache;
-use super::quantized::{quantize_attended, quantize_normed};
+use super::quantized::quantize_normed;
 use super::rotary::Rotary;
 use super::weights::{Layer, Weights};
 use super::{Forward, ModelConfig, PAGE_TOKENS, Span, WeightMemory};
 use crate::int8::activations::Activations;
+use crate::int8::floats::Floats;
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::{PerUnit, Pool};
 use crate::int8::{GROUP, PANEL, matmul};
@@ -30,21 +31,19 @@ struct Workspace {
     /// `[rows][head_dim]`: cosines and sines.
     tables: Vec<f32>,
     /// The residual stream.
-    residual: Vec<f32>,
+    residual: Floats,
     /// The residual rows that want logits.
-    last: Vec<f32>,
+    last: Floats,
     inverse_rms: Vec<f32>,
     normed: Activations,
-    qkv: Vec<f32>,
-    queries: Queries,
-    /// `[kv_head][row][heads per kv_head · head_dim]`.
-    attended: Vec<f32>,
-    attended_codes: Activations,
+    qkv: Floats,
+    attention: attention::Buffers,
+    attended: Activations,
     gated: Activations,
-    logit_panels: Vec<f32>,
+    logit_panels: Floats,
     logits: Vec<f32>,
     /// One buffer per thread.
-    scratch: Vec<Vec<f32>>,
+    scratch: Vec<Floats>,
 }
 
 impl Granite {
@@ -60,18 +59,17 @@ impl Granite {
         let work = Workspace {
             places: Vec::new(),
             tables: Vec::new(),
-            residual: Vec::new(),
-            last: Vec::new(),
+            residual: Floats::default(),
+            last: Floats::default(),
             inverse_rms: Vec::new(),
             normed: Activations::new(0, config.hidden_size),
-            qkv: Vec::new(),
-            queries: Queries::default(),
-            attended: Vec::new(),
-            attended_codes: Activations::new(0, config.num_heads * config.head_dim),
+            qkv: Floats::default(),
+            attention: attention::Buffers::default(),
+            attended: Activations::new(0, config.num_heads * config.head_dim),
             gated: Activations::new(0, config.intermediate_size),
-            logit_panels: Vec::new(),
+            logit_panels: Floats::default(),
             logits: Vec::new(),
-            scratch: vec![Vec::new(); pool.threads()],
+            scratch: vec![Floats::default(); pool.threads()],
         };
         Self {
             memory: weights.memory(super::tensors::elements(&config)),
@@ -194,12 +192,12 @@ impl Forward for Granite {
 }
 
 /// `x = E[ids] · embedding_multiplier`.
-fn embed(step: &Step<'_>, pool: &mut Pool, weights: &Weights, residual: &mut Vec<f32>) {
+fn embed(step: &Step<'_>, pool: &mut Pool, weights: &Weights, residual: &mut Floats) {
     const PANELS: usize = GROUP / PANEL;
     let (rows, hidden) = (step.places.len(), step.config.hidden_size);
     let groups = hidden.div_ceil(GROUP);
     // Whole groups are filled; what lies past the last real panel is never read.
-    residual.resize(groups * PANELS * rows * PANEL, 0.0);
+    residual.set_len(groups * PANELS * rows * PANEL);
     pool.run(
         groups,
         PerUnit::new(residual, PANELS * rows * PANEL),
@@ -235,7 +233,7 @@ fn block(
     cache: &mut super::kv_cache::LayerCache,
     work: &mut Workspace,
 ) {
-    let (kernel, config, rows) = (step.kernel, step.config, step.places.len());
+    let (kernel, rows) = (step.kernel, step.places.len());
     let Workspace {
         residual,
         inverse_rms,
@@ -254,38 +252,24 @@ fn block(
         inverse_rms,
         normed,
     );
-    work.qkv.resize(layer.qkv.panels() * rows * PANEL, 0.0);
+    work.qkv.set_len(layer.qkv.panels() * rows * PANEL);
     matmul::multiply(kernel, pool, &layer.qkv, normed, &mut work.qkv);
-    attention::prepare(
+    attention(
         step,
         pool,
         &work.qkv,
         &work.tables,
-        &mut work.queries,
         cache,
-    );
-    work.attended
-        .resize(rows * config.num_heads * config.head_dim, 0.0);
-    attention::attend(
-        step,
-        pool,
-        &work.queries,
-        cache,
+        layer.output.rotation(),
+        &mut work.attention,
         scratch,
         &mut work.attended,
-    );
-    quantize_attended(
-        step,
-        pool,
-        &work.attended,
-        layer.output.rotation(),
-        &mut work.attended_codes,
     );
     matmul::multiply_add(
         kernel,
         pool,
         &layer.output,
-        &work.attended_codes,
+        &work.attended,
         scratch,
         residual,
     );
@@ -320,7 +304,7 @@ fn head(step: &Step<'_>, pool: &mut Pool, weights: &Weights, work: &mut Workspac
         return;
     }
     let panels = config.hidden_size.div_ceil(PANEL);
-    work.last.resize(panels * count * PANEL, 0.0);
+    work.last.set_len(panels * count * PANEL);
     let wanted = step.spans.iter().scan(0, |end, span| {
         *end += span.tokens.len();
         Some(*end - span.logit_rows..*end)
@@ -342,11 +326,17 @@ fn head(step: &Step<'_>, pool: &mut Pool, weights: &Weights, work: &mut Workspac
         &mut work.inverse_rms,
         &mut work.normed,
     );
-    work.logit_panels
-        .resize(matrix.panels() * count * PANEL, 0.0);
+    work.logit_panels.set_len(matrix.panels() * count * PANEL);
     matmul::multiply(kernel, pool, matrix, &work.normed, &mut work.logit_panels);
-    work.logits.resize(count * config.vocab_size, 0.0);
-    for (row, logits) in work.logits.chunks_exact_mut(config.vocab_size).enumerate() {
-        attention::gather(&work.logit_panels, count, row, 0, logits);
-    }
+    let vocab_size = config.vocab_size;
+    work.logits.resize(count * vocab_size, 0.0);
+    let (panels, logits) = (
+        &work.logit_panels,
+        PerUnit::new(&mut work.logits, vocab_size),
+    );
+    pool.run(count, logits, |_, range, out| {
+        for (row, logits) in range.zip(out.chunks_exact_mut(vocab_size)) {
+            attention::gather(panels, count, row, 0, logits);
+        }
+    });
 }

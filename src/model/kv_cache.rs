@@ -1,5 +1,11 @@
 //! Keys and values of all sequences in 64-token pages, int8 with one scale per token and head.
 
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::Pod;
+use memmap2::MmapMut;
+
 use super::{ModelConfig, PAGE_TOKENS};
 use crate::int8::ZERO_POINT;
 use crate::int8::kernels::pool::PerUnit;
@@ -15,12 +21,43 @@ pub struct LayerCache {
     pages: usize,
     head_dim: usize,
     /// `[kv_head][page][head_dim/4][64 tokens][4]`, unsigned: a key page is a weight block whose columns are tokens.
-    keys: Vec<u8>,
+    keys: Lazy<u8>,
     /// `[kv_head][page][64 tokens][head_dim]`.
-    values: Vec<i8>,
+    values: Lazy<i8>,
     /// `[kv_head][page][64]`.
-    key_scales: Vec<f32>,
-    value_scales: Vec<f32>,
+    key_scales: Lazy<f32>,
+    value_scales: Lazy<f32>,
+}
+
+/// Zeros that take memory as they are first written, on whole cache lines. On small pages: a sequence writes a little to
+/// each head of each layer, which on huge ones would take gigabytes at once.
+struct Lazy<T> {
+    map: MmapMut,
+    kind: PhantomData<T>,
+}
+
+impl<T: Pod> Lazy<T> {
+    fn zeroed(len: usize) -> Self {
+        // An empty mapping is an error.
+        let bytes = len.max(1) * size_of::<T>();
+        let map = MmapMut::map_anon(bytes).expect("the system refuses memory for the KV cache");
+        let kind = PhantomData;
+        Self { map, kind }
+    }
+}
+
+impl<T: Pod> Deref for Lazy<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        bytemuck::cast_slice(&self.map)
+    }
+}
+
+impl<T: Pod> DerefMut for Lazy<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.map)
+    }
 }
 
 /// One head of one layer, to be appended to.
@@ -30,6 +67,16 @@ pub struct HeadMut<'a> {
     values: &'a mut [i8],
     key_scales: &'a mut [f32],
     value_scales: &'a mut [f32],
+}
+
+/// One head of one layer, to be read.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    head_dim: usize,
+    keys: &'a [u8],
+    values: &'a [i8],
+    key_scales: &'a [f32],
+    value_scales: &'a [f32],
 }
 
 /// One page of one head.
@@ -69,10 +116,10 @@ impl KvCache {
         let layer = || LayerCache {
             pages: page_count,
             head_dim: config.head_dim,
-            keys: vec![0; tokens * config.head_dim],
-            values: vec![0; tokens * config.head_dim],
-            key_scales: vec![0.0; tokens],
-            value_scales: vec![0.0; tokens],
+            keys: Lazy::zeroed(tokens * config.head_dim),
+            values: Lazy::zeroed(tokens * config.head_dim),
+            key_scales: Lazy::zeroed(tokens),
+            value_scales: Lazy::zeroed(tokens),
         };
         Self {
             layers: (0..config.num_layers).map(|_| layer()).collect(),
@@ -114,21 +161,33 @@ impl LayerCache {
         )
     }
 
-    /// Page `page` of head `head`.
+    /// Head `head`.
+    pub fn head(&self, head: usize) -> Head<'_> {
+        let tokens = self.pages * PAGE_TOKENS;
+        let scales = head * tokens..(head + 1) * tokens;
+        let codes = scales.start * self.head_dim..scales.end * self.head_dim;
+        Head {
+            head_dim: self.head_dim,
+            keys: &self.keys[codes.clone()],
+            values: &self.values[codes],
+            key_scales: &self.key_scales[scales.clone()],
+            value_scales: &self.value_scales[scales],
+        }
+    }
+}
+
+impl<'a> Head<'a> {
+    /// Page `page`.
     #[inline]
-    pub fn page(&self, head: usize, page: u32) -> Page<'_> {
-        let first = (head * self.pages + page as usize) * PAGE_TOKENS;
-        let codes = first * self.head_dim..(first + PAGE_TOKENS) * self.head_dim;
-        let scales = first..first + PAGE_TOKENS;
+    pub fn page(&self, page: u32) -> Page<'a> {
+        let scales = page as usize * PAGE_TOKENS..(page as usize + 1) * PAGE_TOKENS;
+        let codes = scales.start * self.head_dim..scales.end * self.head_dim;
+        let of_page = |all: &'a [f32]| all[scales.clone()].try_into().expect("a page of scales");
         Page {
             keys: &self.keys[codes.clone()],
             values: &self.values[codes],
-            key_scales: self.key_scales[scales.clone()]
-                .try_into()
-                .expect("a page of scales"),
-            value_scales: self.value_scales[scales]
-                .try_into()
-                .expect("a page of scales"),
+            key_scales: of_page(self.key_scales),
+            value_scales: of_page(self.value_scales),
         }
     }
 }
@@ -161,6 +220,17 @@ impl<'a> HeadMut<'a> {
                 key_scales,
                 value_scales,
             })
+    }
+
+    /// The same head, to be read.
+    pub const fn as_head(&self) -> Head<'_> {
+        Head {
+            head_dim: self.head_dim,
+            keys: self.keys,
+            values: self.values,
+            key_scales: self.key_scales,
+            value_scales: self.value_scales,
+        }
     }
 
     /// Stores the quantized key and value of slot `slot` of page `page`.

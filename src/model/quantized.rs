@@ -1,14 +1,23 @@
 //! What stands between two matrix multiplies: float rows in, quantized rows out.
 
-use super::attention::{Step, gather};
-use crate::int8::activations::{Activations, groups_of};
+use std::ops::Range;
+
+use bytemuck::Zeroable;
+
+use super::attention::Step;
+use crate::int8::activations::{Activations, GroupMut, groups_of};
+use crate::int8::floats::GroupLines;
 use crate::int8::kernels::pool::{PerUnit, Pool};
 use crate::int8::kernels::{Kernel, tree_sum};
 use crate::int8::rotation::Rotation;
 use crate::int8::{GROUP, PANEL};
 
-/// From this many rows on the norms are shared between threads; below, starting a phase costs more than it saves.
-const SHARED_NORM_ROWS: usize = 16;
+/// Panels of residual that make a group.
+const PANELS_PER_GROUP: usize = GROUP / PANEL;
+
+/// From this many rows on the threads share the sums of squares, in a phase of their own; with fewer each thread makes all
+/// of them, which takes less than starting a phase: a row takes a tenth of a microsecond.
+const SHARED_NORM_ROWS: usize = 32;
 
 /// `quantize(x / rms(x) · weight)`, group by group, rotated by `rotation`.
 #[expect(
@@ -27,39 +36,56 @@ pub fn quantize_normed(
 ) {
     let (kernel, config) = (step.kernel, step.config);
     let panels = config.hidden_size.div_ceil(PANEL);
-    inverse_rms.resize(rows, 0.0);
-    let inverse_rms_of = |row: usize| {
-        let mut squares = [0.0; 16];
-        for panel in 0..panels {
-            kernel.add_squares(
-                &residual[(panel * rows + row) * PANEL..][..PANEL],
-                &mut squares,
-            );
+    let panel_row = |panel: usize, row: usize| &residual[(panel * rows + row) * PANEL..][..PANEL];
+    let fill = |range: Range<usize>, out: &mut [f32]| {
+        let mut squares = [[0.0; 16]; SHARED_NORM_ROWS];
+        let mut done = range.start;
+        for out in out.chunks_mut(SHARED_NORM_ROWS) {
+            let squares = &mut squares[..out.len()];
+            squares.fill([0.0; 16]);
+            for panel in 0..panels {
+                let rows = &residual[(panel * rows + done) * PANEL..][..out.len() * PANEL];
+                kernel.add_squares(rows, squares);
+            }
+            for (out, squares) in out.iter_mut().zip(squares) {
+                let mean = tree_sum(squares) / config.hidden_size as f32;
+                *out = 1.0 / (mean + config.rms_norm_eps).sqrt();
+            }
+            done += out.len();
         }
-        1.0 / (tree_sum(&squares) / config.hidden_size as f32 + config.rms_norm_eps).sqrt()
     };
-    let fill = |range: std::ops::Range<usize>, out: &mut [f32]| {
-        range
-            .zip(out)
-            .for_each(|(row, value)| *value = inverse_rms_of(row));
-    };
-    if rows < SHARED_NORM_ROWS {
-        fill(0..rows, inverse_rms);
-    } else {
+    let is_shared = rows >= SHARED_NORM_ROWS;
+    if is_shared {
+        inverse_rms.resize(rows, 0.0);
         pool.run(rows, PerUnit::new(inverse_rms, 1), |_, range, out| {
             fill(range, out)
         });
     }
     out.set_rows(rows);
-    quantize(kernel, pool, rotation, out, |row, column, values| {
-        gather(residual, rows, row, column, values);
-        for (value, weight) in values.iter_mut().zip(&weight[column..]) {
-            *value = *value * inverse_rms[row] * weight;
+    let groups = out.groups();
+    let last = out.group_width(groups - 1);
+    pool.run(groups, out.by_group(), |_, range, parts| {
+        let mut own = [0.0; SHARED_NORM_ROWS];
+        let inverse_rms = if is_shared {
+            inverse_rms.as_slice()
+        } else {
+            fill(0..rows, &mut own[..rows]);
+            &own[..rows]
+        };
+        for (group, out) in range.zip(groups_of(rows, parts)) {
+            let width = if group + 1 == groups { last } else { GROUP };
+            quantize(kernel, rotation, width, out, |row, values| {
+                for (i, values) in values.chunks_mut(PANEL).enumerate() {
+                    let source = &panel_row(group * PANELS_PER_GROUP + i, row)[..values.len()];
+                    let weight = &weight[group * GROUP + i * PANEL..][..values.len()];
+                    kernel.normalize(source, inverse_rms[row], weight, values);
+                }
+            });
         }
     });
 }
 
-/// Quantizes the attention output, which is grouped by key head.
+/// Quantizes the attention output, `[kv_head][rows][width]`, where groups and heads do not coincide.
 pub fn quantize_attended(
     step: &Step<'_>,
     pool: &mut Pool,
@@ -67,40 +93,40 @@ pub fn quantize_attended(
     rotation: Rotation,
     out: &mut Activations,
 ) {
-    let rows = step.places.len();
-    let width = step.config.num_heads / step.config.num_kv_heads * step.config.head_dim;
-    out.set_rows(rows);
-    quantize(step.kernel, pool, rotation, out, |row, column, values| {
-        let mut done = 0;
-        while done < values.len() {
-            let (kv_head, offset) = ((column + done) / width, (column + done) % width);
-            let count = (width - offset).min(values.len() - done);
-            let source = &attended[(kv_head * rows + row) * width + offset..][..count];
-            values[done..done + count].copy_from_slice(source);
-            done += count;
+    let (rows, kernel, width) = (step.places.len(), step.kernel, step.width());
+    let groups = out.groups();
+    let last = out.group_width(groups - 1);
+    pool.run(groups, out.by_group(), |_, range, parts| {
+        for (group, out) in range.zip(groups_of(rows, parts)) {
+            let whole = if group + 1 == groups { last } else { GROUP };
+            quantize(kernel, rotation, whole, out, |row, values| {
+                let mut done = 0;
+                while done < values.len() {
+                    let column = group * GROUP + done;
+                    let (kv_head, offset) = (column / width, column % width);
+                    let count = (width - offset).min(values.len() - done);
+                    let source = &attended[(kv_head * rows + row) * width + offset..][..count];
+                    values[done..done + count].copy_from_slice(source);
+                    done += count;
+                }
+            });
         }
     });
 }
 
-/// Fills the rows of `out`: `produce(row, column, values)` writes the values from `column` on.
-fn quantize(
+/// Fills a group of all rows: `produce(row, values)` writes the `width` values of a row.
+pub fn quantize(
     kernel: Kernel,
-    pool: &mut Pool,
     rotation: Rotation,
-    out: &mut Activations,
-    produce: impl Fn(usize, usize, &mut [f32]) + Sync,
+    width: usize,
+    out: GroupMut<'_>,
+    produce: impl Fn(usize, &mut [f32]),
 ) {
-    let (rows, groups) = (out.rows(), out.groups());
-    let last = out.group_width(groups - 1);
-    pool.run(groups, out.by_group(), |_, range, parts| {
-        for (group, out) in range.zip(groups_of(rows, parts)) {
-            let width = if group + 1 == groups { last } else { GROUP };
-            for (row, codes) in out.codes.iter_mut().enumerate() {
-                let mut values = [0.0; GROUP];
-                produce(row, group * GROUP, &mut values[..width]);
-                (out.scales[row], out.sums[row]) =
-                    kernel.quantize_group(rotation, &mut values, width, codes);
-            }
-        }
-    });
+    let mut lines = GroupLines::zeroed();
+    let values: &mut [f32; GROUP] = bytemuck::cast_mut(&mut lines);
+    for (row, codes) in out.codes.iter_mut().enumerate() {
+        produce(row, &mut values[..width]);
+        values[width..].fill(0.0);
+        (out.scales[row], out.sums[row]) = kernel.quantize_group(rotation, values, width, codes);
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{BLOCK_BYTES, PANEL, ZERO_POINT};
+use super::super::{PANEL, ZERO_POINT};
 use super::ymm::tile_256;
 use super::{Candidate, Kernel, Tile, peak, vector};
 

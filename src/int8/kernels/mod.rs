@@ -16,6 +16,8 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx512_vector;
+#[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
@@ -43,17 +45,8 @@ pub struct Block<'a> {
     pub zero_points: Option<&'a [u8; PANEL]>,
     /// One per column, where a group has scales of its own beside those of the whole columns.
     pub scales: Option<&'a [f32; PANEL]>,
-}
-
-impl<'a> Block<'a> {
-    /// Symmetric codes without scales of their own.
-    pub const fn symmetric(codes: &'a [u8]) -> Self {
-        Self {
-            codes,
-            zero_points: None,
-            scales: None,
-        }
-    }
+    /// What the caller reads next: asked of memory while this block is multiplied. Changes no result.
+    pub ahead: &'a [u8],
 }
 
 /// Rows of quantized activations for one group: what a tile multiplies with.
@@ -73,7 +66,7 @@ pub struct Rows<'a> {
 ///
 /// Guaranteed by [`Kernel::tile`]: `weights` holds `steps · 256` bytes; for each of `rows` rows `codes + r · stride`
 /// holds `4 · steps` bytes; `scales`, `sums` hold `rows` values and `out` holds `rows · 64`; `zero_points` and
-/// `column_scales` are null or hold 64 values.
+/// `column_scales` are null or hold 64 values. Of `ahead` and its length nothing is promised: they are only asked for.
 #[derive(Clone, Copy)]
 struct Tile {
     weights: *const u8,
@@ -88,6 +81,8 @@ struct Tile {
     out: *mut f32,
     /// Whether `out` holds partial sums to add to.
     accumulate: bool,
+    ahead: *const u8,
+    ahead_len: usize,
 }
 
 /// One instruction set: its name and its functions. Holding one proves that this CPU has it.
@@ -191,6 +186,8 @@ impl Kernel {
             rows: count,
             out: out.as_mut_ptr(),
             accumulate,
+            ahead: weights.ahead.as_ptr(),
+            ahead_len: weights.ahead.len(),
         };
         // SAFETY: the lengths were checked above, and `self` proves the CPU features.
         unsafe { (self.tile)(&tile) }
@@ -214,8 +211,8 @@ impl Kernel {
         unsafe { (self.limits.read)(data) }
     }
 
-    /// Rotates `len` values of a group in place and quantizes them: codes, scale and the sum of the codes.
-    /// Values from `len` on must be zero. An all-zero group has scale 0.
+    /// Rotates `len` values of a group and quantizes them: codes, scale and the sum of the codes. Values from `len` on must
+    /// be zero, and what is left in `values` is unspecified. An all-zero group has scale 0.
     #[inline]
     pub fn quantize_group(
         &self,
@@ -224,6 +221,10 @@ impl Kernel {
         len: usize,
         codes: &mut [i8; GROUP],
     ) -> (f32, i32) {
+        if rotation == Rotation::Full && len == GROUP {
+            // SAFETY: `self` proves the CPU features.
+            return unsafe { (self.vector.quantize_rotated)(values, codes) };
+        }
         self.rotate(rotation, &mut values[..len]);
         self.quantize(values, codes)
     }
@@ -262,11 +263,27 @@ impl Kernel {
         unsafe { (self.vector.quantize)(values, codes) }
     }
 
-    /// Adds the squares of `values` to sixteen partial sums, value `i` to sum `i mod 16`.
+    /// Adds the squares of rows of 64 values to sixteen partial sums for each row, value `i` to sum `i mod 16`.
     #[inline]
-    pub fn add_squares(&self, values: &[f32], sums: &mut [f32; 16]) {
+    pub fn add_squares(&self, values: &[f32], sums: &mut [[f32; 16]]) {
+        assert_eq!(values.len(), sums.len() * PANEL);
         // SAFETY: `self` proves the CPU features.
         unsafe { (self.vector.add_squares)(values, sums) }
+    }
+
+    /// `out = values · factor · weights`, from left to right: what follows the root mean square in a norm.
+    #[inline]
+    pub fn normalize(&self, values: &[f32], factor: f32, weights: &[f32], out: &mut [f32]) {
+        assert!(values.len() == out.len() && weights.len() == out.len());
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.normalize)(values, factor, weights, out) }
+    }
+
+    /// `values *= factor`.
+    #[inline]
+    pub fn scale(&self, values: &mut [f32], factor: f32) {
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.scale)(values, factor) }
     }
 
     /// `out[r][c] *= scales[c]` for rows of 64.

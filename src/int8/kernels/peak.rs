@@ -43,13 +43,15 @@ macro_rules! limits {
     };
 }
 
+/// How far ahead of its use a line is asked for: as far as the tiles ask, one group.
+#[cfg(target_arch = "x86_64")]
+const PREFETCH_BYTES: usize = super::super::BLOCK_BYTES;
+
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn prefetch(data: *const u8) {
     // SAFETY: a prefetch needs no valid address.
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(data.wrapping_add(super::avx512_vnni::PREFETCH_BYTES).cast())
-    }
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(data.wrapping_add(PREFETCH_BYTES).cast()) }
 }
 
 limits!(

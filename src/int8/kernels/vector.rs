@@ -3,7 +3,7 @@
 //! Every body is inlined into one wrapper per instruction set, so the compiler vectorizes it with that set's registers.
 //! Sums run over fixed sixteen-lane trees and multiply-adds are always fused, so all sets compute the same bits.
 
-use super::super::{CODE_MAX, PANEL};
+use super::super::{CODE_MAX, GROUP, PANEL};
 
 /// Weights, rescales, values, how many values count, and the sums to update.
 type WeightedValues<V> = unsafe fn(&[f32], &[f32], &[V], usize, &mut [f32]);
@@ -12,10 +12,13 @@ type WeightedValues<V> = unsafe fn(&[f32], &[f32], &[V], usize, &mut [f32]);
 #[derive(Clone, Copy)]
 pub(super) struct Functions {
     pub rotate_block: unsafe fn(&mut [f32]),
+    pub quantize_rotated: unsafe fn(&mut [f32; GROUP], &mut [i8; GROUP]) -> (f32, i32),
     pub rotate_strided: unsafe fn(&mut [f32]),
     pub apply_rotary: unsafe fn(&mut [f32], &[f32]),
     pub quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
-    pub add_squares: unsafe fn(&[f32], &mut [f32; 16]),
+    pub add_squares: unsafe fn(&[f32], &mut [[f32; 16]]),
+    pub normalize: unsafe fn(&[f32], f32, &[f32], &mut [f32]),
+    pub scale: unsafe fn(&mut [f32], f32),
     pub scale_columns: unsafe fn(&mut [f32], &[f32; PANEL]),
     pub add_scaled_columns: unsafe fn(&mut [f32], &[f32], &[f32; PANEL]),
     pub swiglu: unsafe fn(&[f32; PANEL], &[f32; PANEL], &mut [f32; PANEL / 2]),
@@ -28,13 +31,16 @@ pub(super) struct Functions {
 macro_rules! instruction_set {
     ($set:ident, $functions:ident $(, $features:literal)?) => {
         mod $set {
-            use super::PANEL;
+            use super::{GROUP, PANEL};
             instruction_set!(@each ($($features)?)
                 rotate_block(values: &mut [f32]) -> ();
+                quantize_rotated(values: &mut [f32; GROUP], codes: &mut [i8; GROUP]) -> (f32, i32);
                 rotate_strided(values: &mut [f32]) -> ();
                 apply_rotary(head: &mut [f32], table: &[f32]) -> ();
                 quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32);
-                add_squares(values: &[f32], sums: &mut [f32; 16]) -> ();
+                add_squares(values: &[f32], sums: &mut [[f32; 16]]) -> ();
+                normalize(values: &[f32], factor: f32, weights: &[f32], out: &mut [f32]) -> ();
+                scale(values: &mut [f32], factor: f32) -> ();
                 scale_columns(out: &mut [f32], scales: &[f32; PANEL]) -> ();
                 add_scaled_columns(target: &mut [f32], sums: &[f32], scales: &[f32; PANEL]) -> ();
                 swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]) -> ();
@@ -46,10 +52,13 @@ macro_rules! instruction_set {
         }
         pub(super) const $functions: Functions = Functions {
             rotate_block: $set::rotate_block,
+            quantize_rotated: $set::quantize_rotated,
             rotate_strided: $set::rotate_strided,
             apply_rotary: $set::apply_rotary,
             quantize: $set::quantize,
             add_squares: $set::add_squares,
+            normalize: $set::normalize,
+            scale: $set::scale,
             scale_columns: $set::scale_columns,
             add_scaled_columns: $set::add_scaled_columns,
             swiglu: $set::swiglu,
@@ -76,9 +85,12 @@ instruction_set!(avx2, AVX2, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 instruction_set!(avx512, AVX512, "avx512f,avx512bw,avx512vl,avx512dq,fma");
 
+/// The least magnitude that a scale stands for: the reciprocal of a smaller one would overflow.
+pub(super) const LEAST: f32 = 1e-36;
+
 /// Quantizes to −127…127 with `scale = max |x| / 127`, rounding half to even; returns the scale and the sum of codes.
 ///
-/// Below 10⁻³⁶ the reciprocal would overflow, so such values count as zero. A value that is not finite gives a scale
+/// Values that are all below [`LEAST`] count as zero. A value that is not finite gives a scale
 /// that is not finite, so that it cannot pass unseen.
 #[inline(always)]
 fn quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32) {
@@ -87,7 +99,7 @@ fn quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32) {
         .iter()
         .fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
     let largest = f32::from_bits(largest);
-    if largest < 1e-36 {
+    if largest < LEAST {
         codes.fill(0);
         return (0.0, 0);
     }
@@ -95,10 +107,17 @@ fn quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32) {
     let mut sum = 0;
     for (code, value) in codes.iter_mut().zip(values) {
         // Adding 1.5 · 2²³ leaves the rounded integer in the low bits of the mantissa.
-        *code = (value * inverse + 12_582_912.0).to_bits() as i8;
+        *code = (value * inverse + ROUND).to_bits() as i8;
         sum += i32::from(*code);
     }
     (largest / CODE_MAX, sum)
+}
+
+/// Rotates a whole group by [`rotate_block`], then quantizes it; what is left in `values` is unspecified.
+#[inline(always)]
+fn quantize_rotated(values: &mut [f32; GROUP], codes: &mut [i8; GROUP]) -> (f32, i32) {
+    rotate_block(values);
+    quantize(values, codes)
 }
 
 /// The orthonormal Hadamard rotation of a power of two up to a group, its own inverse: butterflies between rows of
@@ -151,16 +170,26 @@ fn apply_rotary(head: &mut [f32], table: &[f32]) {
 }
 
 #[inline(always)]
-fn add_squares(values: &[f32], sums: &mut [f32; 16]) {
-    let chunks = values.chunks_exact(16);
-    for (sum, value) in sums.iter_mut().zip(chunks.remainder()) {
-        *sum = value.mul_add(*value, *sum);
-    }
-    for chunk in chunks {
-        for lane in 0..16 {
-            sums[lane] = chunk[lane].mul_add(chunk[lane], sums[lane]);
+fn add_squares(values: &[f32], sums: &mut [[f32; 16]]) {
+    for (row, sums) in values.chunks_exact(PANEL).zip(sums) {
+        for chunk in row.chunks_exact(16) {
+            for lane in 0..16 {
+                sums[lane] = chunk[lane].mul_add(chunk[lane], sums[lane]);
+            }
         }
     }
+}
+
+#[inline(always)]
+fn normalize(values: &[f32], factor: f32, weights: &[f32], out: &mut [f32]) {
+    for ((out, value), weight) in out.iter_mut().zip(values).zip(weights) {
+        *out = *value * factor * weight;
+    }
+}
+
+#[inline(always)]
+fn scale(values: &mut [f32], factor: f32) {
+    values.iter_mut().for_each(|value| *value *= factor);
 }
 
 #[inline(always)]
@@ -231,7 +260,7 @@ pub(super) fn softmax_tile(
 }
 
 #[inline(always)]
-fn weighted_values<V: Copy + Into<f32>>(
+pub(super) fn weighted_values<V: Copy + Into<f32>>(
     weights: &[f32],
     rescale: &[f32],
     values: &[V],
@@ -331,35 +360,44 @@ pub fn tree_sum(lanes: &[f32; 16]) -> f32 {
     sums[0]
 }
 
+/// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer.
+pub(super) const ROUND: f32 = 12_582_912.0;
+/// The most that [`exp`] takes: its result is the largest power that a float holds.
+pub(super) const EXP_MOST: f32 = 88.0;
+/// Below this [`exp`] is exactly 0.
+pub(super) const EXP_LEAST: f32 = -87.0;
+/// ln 2 in two parts, the first short enough that its product with a power is exact.
+pub(super) const LN_2_HIGH: f32 = 0.693_359_4;
+/// The rest.
+pub(super) const LN_2_LOW: f32 = -2.121_944_4e-4;
+/// 1/k! from 7 down to 0.
+pub(super) const EXP_COEFFICIENTS: [f32; 8] = [
+    1.0 / 5040.0,
+    1.0 / 720.0,
+    1.0 / 120.0,
+    1.0 / 24.0,
+    1.0 / 6.0,
+    0.5,
+    1.0,
+    1.0,
+];
+
 /// eˣ to about one unit in the last place, for x up to 88; exactly 0 below −87, which includes −∞.
 ///
 /// Splits x into n·ln 2 + r with |r| ≤ ln 2 / 2 and takes the Taylor polynomial of degree 7 in r: its remainder
 /// r⁸/8! is below 6·10⁻⁹, a tenth of the last place.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
-    /// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer.
-    const ROUND: f32 = 12_582_912.0;
-    /// ln 2 in two parts, the first short enough that its product with n is exact.
-    const LN_2_HIGH: f32 = 0.693_359_4;
-    const LN_2_LOW: f32 = -2.121_944_4e-4;
-    let bounded = if x > 88.0 { 88.0 } else { x };
+pub(super) fn exp(x: f32) -> f32 {
+    let bounded = if x > EXP_MOST { EXP_MOST } else { x };
     let shifted = bounded.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, bounded));
-    let mut p = 1.0 / 5040.0;
-    for coefficient in [
-        1.0 / 720.0,
-        1.0 / 120.0,
-        1.0 / 24.0,
-        1.0 / 6.0,
-        0.5,
-        1.0,
-        1.0,
-    ] {
-        p = r.mul_add(p, coefficient);
-    }
+    let [first, rest @ ..] = EXP_COEFFICIENTS;
+    let p = rest
+        .into_iter()
+        .fold(first, |p, coefficient| r.mul_add(p, coefficient));
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    if x < -87.0 { 0.0 } else { p * power }
+    if x < EXP_LEAST { 0.0 } else { p * power }
 }
 
 #[cfg(test)]

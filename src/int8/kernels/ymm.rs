@@ -22,8 +22,9 @@ macro_rules! tile_256 {
             let mut first = 0;
             for block in 0..blocks {
                 let rows = size + usize::from(block < larger);
-                // Each block asks for its share of the steps of the next group.
-                let ahead = (t.steps * block) / blocks..(t.steps * (block + 1)) / blocks;
+                // Each block asks for its share of what comes next, as much in a step as a step of weights is long.
+                let steps = t.ahead_len / (PANEL * 4);
+                let ahead = (steps * block) / blocks..(steps * (block + 1)) / blocks;
                 // SAFETY: rows `first .. first + rows` are within the tile; the features are the caller's promise.
                 unsafe {
                     match rows {
@@ -54,9 +55,10 @@ macro_rules! tile_256 {
                     for step in 0..t.steps {
                         let line = t.weights.add((step * PANEL + column) * 4);
                         if ahead.contains(&step) {
+                            let next = t.ahead.wrapping_add((step * PANEL + column) * 4);
                             // Cache lines that begin in this pass: two vectors of eight columns make one.
                             for j in (column % 16 / 8..V).step_by(2) {
-                                _mm_prefetch::<_MM_HINT_T1>(line.wrapping_add(BLOCK_BYTES + 32 * j).cast());
+                                _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(32 * j).cast());
                             }
                         }
                         let weights: [_; V] =

@@ -1,0 +1,48 @@
+//! Buffers of floats that begin on a cache line, so that no vector of sixteen lies across two.
+
+use std::ops::{Deref, DerefMut};
+
+use bytemuck::{Pod, Zeroable};
+
+use super::GROUP;
+
+/// A cache line of floats.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct Line([f32; 16]);
+
+/// The values of a group, on cache lines: `bytemuck::cast_mut` makes a `[f32; GROUP]` of it.
+pub type GroupLines = [Line; GROUP / 16];
+
+/// A buffer that grows to the largest size it was asked for and keeps it.
+#[derive(Clone, Default)]
+pub struct Floats {
+    lines: Vec<Line>,
+    len: usize,
+}
+
+impl Floats {
+    /// Makes it `len` values long; what they are is unspecified.
+    pub fn set_len(&mut self, len: usize) -> &mut [f32] {
+        let lines = len.div_ceil(16);
+        if self.lines.len() < lines {
+            self.lines.resize(lines, Line::zeroed());
+        }
+        self.len = len;
+        self
+    }
+}
+
+impl Deref for Floats {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl DerefMut for Floats {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
+    }
+}
