@@ -90,8 +90,9 @@ impl Default for Settings {
             // anyway, two thirds of the step and more go to the prompt, so little of the prompt's rate is lost.
             prompt_rows: PromptRows::Slowdown(3.0),
             prefix_cache: true,
-            // Quotes run on for long; how many of these are worth their rows is measured.
-            speculation: 8,
+            // Quotes run on for long; how many of these are worth their rows is measured. With VNNI sixteen more rows of a
+            // 2B model cost a fifth of a step.
+            speculation: 16,
         }
     }
 }

@@ -217,7 +217,7 @@ impl Matrix {
         }
     }
 
-    /// A matrix of random codes, for measuring speed.
+    /// A matrix of random codes, the same for any number of threads, for measuring speed.
     pub fn random(columns: usize, depth: usize, pool: &mut Pool) -> Self {
         let panels = columns.div_ceil(PANEL);
         let panel_bytes = panel_bytes(depth);
@@ -226,8 +226,9 @@ impl Matrix {
             panels,
             PerUnit::new(codes.bytes_mut(), panel_bytes),
             |_, range, codes| {
-                let mut random = rand_pcg::Pcg64::seed_from_u64(range.start as u64);
-                random.fill_bytes(codes);
+                for (panel, codes) in range.zip(codes.chunks_exact_mut(panel_bytes)) {
+                    rand_pcg::Pcg64::seed_from_u64(panel as u64).fill_bytes(codes);
+                }
             },
         );
         // The standard deviation of the product of unit vectors is then about one, so that nothing overflows.

@@ -43,12 +43,46 @@ pub struct Buffers {
     attended: Floats,
 }
 
-/// The queries of the rows that share a key head, `[row][heads per kv_head]`.
+/// The queries that share a key head, `[row][heads per kv_head]`.
 #[derive(Clone, Copy)]
 struct Queries<'a> {
     codes: &'a [i8],
     scales: &'a [f32],
     sums: &'a [i32],
+}
+
+/// The same, to be filled.
+struct QueriesMut<'a> {
+    codes: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [i32],
+}
+
+impl<'a> QueriesMut<'a> {
+    /// A thread's share as the queries of each of its key heads: `heads` for all rows, of `dim` values.
+    fn split(
+        heads: usize,
+        dim: usize,
+        (codes, scales, sums): (&'a mut [i8], &'a mut [f32], &'a mut [i32]),
+    ) -> impl Iterator<Item = Self> {
+        codes
+            .chunks_exact_mut(heads * dim)
+            .zip(scales.chunks_exact_mut(heads))
+            .zip(sums.chunks_exact_mut(heads))
+            .map(|((codes, scales), sums)| Self {
+                codes,
+                scales,
+                sums,
+            })
+    }
+
+    const fn as_queries(&self) -> Queries<'_> {
+        Queries {
+            codes: self.codes,
+            scales: self.scales,
+            sums: self.sums,
+        }
+    }
 }
 
 /// The constants of a step that the functions below share.
@@ -107,41 +141,23 @@ pub fn attention(
         PerUnit::new(scales, heads),
         PerUnit::new(sums, heads),
     );
+    let pages = cache.by_head();
     // Where every thread has as many key heads as the others, and their outputs are whole groups, nothing that a thread
     // makes is wanted by another before the end.
     if kv_heads.is_multiple_of(pool.threads()) && width.is_multiple_of(GROUP) {
-        let each = width / GROUP;
-        let parts = (
-            (queries, cache.by_head()),
-            PerUnit::new(attended, rows * width),
-            out.by_groups(each),
-            PerThread::new(scratch),
-        );
+        let attended = PerUnit::new(attended, rows * width);
+        let out = out.by_groups(width / GROUP);
+        let parts = ((queries, pages), attended, out, PerThread::new(scratch));
         pool.run(kv_heads, parts, |_, range, parts| {
-            let (((codes, scales, sums), cache), attended, out, scratch) = parts;
+            let ((queries, pages), attended, out, scratch) = parts;
             let mut groups = groups_of(rows, out);
-            let targets = codes
-                .chunks_exact_mut(heads * dim)
-                .zip(scales.chunks_exact_mut(heads))
-                .zip(sums.chunks_exact_mut(heads))
+            let heads = QueriesMut::split(heads, dim, queries)
+                .zip(HeadMut::split(range.len(), dim, pages))
                 .zip(attended.chunks_exact_mut(rows * width));
-            for ((kv_head, mut pages), (((codes, scales), sums), attended)) in
-                (range.clone().zip(HeadMut::split(range.len(), dim, cache))).zip(targets)
-            {
-                prepare(
-                    step,
-                    kv_head,
-                    qkv,
-                    tables,
-                    (codes, scales, sums),
-                    &mut pages,
-                );
-                let queries = Queries {
-                    codes,
-                    scales,
-                    sums,
-                };
-                attend(step, 0..rows, queries, pages.as_head(), scratch, attended);
+            for (kv_head, ((mut queries, mut pages), attended)) in range.zip(heads) {
+                prepare(step, kv_head, qkv, tables, &mut queries, &mut pages);
+                let (queries, pages) = (queries.as_queries(), pages.as_head());
+                attend(step, 0..rows, queries, pages, scratch, attended);
                 for (offset, group) in (0..width).step_by(GROUP).zip(&mut groups) {
                     quantize(step.kernel, rotation, GROUP, group, |row, values| {
                         values.copy_from_slice(&attended[row * width + offset..][..GROUP])
@@ -151,29 +167,13 @@ pub fn attention(
         });
         return;
     }
-    let parts = (queries, cache.by_head());
-    pool.run(
-        kv_heads,
-        parts,
-        |_, range, ((codes, scales, sums), cache)| {
-            let targets = codes
-                .chunks_exact_mut(heads * dim)
-                .zip(scales.chunks_exact_mut(heads))
-                .zip(sums.chunks_exact_mut(heads));
-            for ((kv_head, mut pages), ((codes, scales), sums)) in
-                (range.clone().zip(HeadMut::split(range.len(), dim, cache))).zip(targets)
-            {
-                prepare(
-                    step,
-                    kv_head,
-                    qkv,
-                    tables,
-                    (codes, scales, sums),
-                    &mut pages,
-                );
-            }
-        },
-    );
+    pool.run(kv_heads, (queries, pages), |_, range, (queries, pages)| {
+        let heads = QueriesMut::split(heads, dim, queries);
+        let heads = heads.zip(HeadMut::split(range.len(), dim, pages));
+        for (kv_head, (mut queries, mut pages)) in range.zip(heads) {
+            prepare(step, kv_head, qkv, tables, &mut queries, &mut pages);
+        }
+    });
     let (codes, scales, sums, cache) = (&*codes, &*scales, &*sums, &*cache);
     let parts = (PerUnit::new(attended, width), PerThread::new(scratch));
     pool.run(kv_heads * rows, parts, |_, range, (mut out, scratch)| {
@@ -200,7 +200,7 @@ fn prepare(
     kv_head: usize,
     qkv: &[f32],
     tables: &[f32],
-    (codes, scales, sums): (&mut [i8], &mut [f32], &mut [i32]),
+    queries: &mut QueriesMut<'_>,
     pages: &mut HeadMut<'_>,
 ) {
     let (rows, dim, group) = (
@@ -213,7 +213,15 @@ fn prepare(
     let values = &mut values[..dim];
     let (mut key_codes, mut value_codes) = ([0; HEAD_DIM_MAX], [0; HEAD_DIM_MAX]);
     let (key_codes, value_codes) = (&mut key_codes[..dim], &mut value_codes[..dim]);
-    let mut targets = codes.chunks_exact_mut(dim).zip(scales).zip(sums);
+    let QueriesMut {
+        codes,
+        scales,
+        sums,
+    } = queries;
+    let mut targets = codes
+        .chunks_exact_mut(dim)
+        .zip(&mut **scales)
+        .zip(&mut **sums);
     for (row, place) in step.places.iter().enumerate() {
         let table = &tables[row * dim..][..dim];
         for head in kv_head * group..(kv_head + 1) * group {

@@ -5,7 +5,7 @@ mod quantized;
 
 use std::path::{Path, PathBuf};
 
-use microgranite::model::{self, Forward, Granite, PAGE_TOKENS, Span};
+use microgranite::model::{self, Forward, Granite, ModelConfig, PAGE_TOKENS, Span};
 use microgranite::sources::{self, Checkpoint, Reference};
 use proptest::prelude::*;
 
@@ -28,6 +28,28 @@ fn load(name: &str, threads: usize) -> Granite {
         weights: model::Placement::default(),
     };
     model::load(&checkpoint(name), &settings, &mut |_, _| ()).expect("the fixture loads")
+}
+
+/// A model of two layers and random codes whose four query heads to a key head make a whole group of 256, as Granite 2B's
+/// do; those of the fixtures do not.
+fn whole_groups(threads: usize) -> Granite {
+    let config = ModelConfig {
+        hidden_size: 512,
+        num_layers: 2,
+        num_heads: 8,
+        num_kv_heads: 2,
+        head_dim: 64,
+        intermediate_size: 640,
+        vocab_size: 320,
+        ..model::shapes::named("granite-3.3-2b").expect("a published shape")
+    };
+    let settings = model::Settings {
+        threads,
+        kv_bytes: 8 << 20,
+        context: Some(512),
+        weights: model::Placement::default(),
+    };
+    model::random(config, &settings).expect("it fits")
 }
 
 /// The recorded ids and float logits: `[2][48]` and `[2][48][vocab]`.
@@ -169,14 +191,15 @@ proptest! {
 
     #[test]
     fn logits_do_not_depend_on_batching_chunking_order_or_threads(
-        cut in cut(), lengths in (1usize..200, 1usize..200), seed in 0u32..1000,
+        cut in cut(), lengths in (1usize..200, 1usize..200), seed in 0u32..1000, has_whole_groups in any::<bool>(),
     ) {
+        let load = |threads| if has_whole_groups { whole_groups(threads) } else { load("granite-3-tiny", threads) };
         let (a, b) = (ids(seed, lengths.0), ids(seed + 17, lengths.1));
-        let mut alone = load("granite-3-tiny", 1);
+        let mut alone = load(1);
         let vocab = alone.vocab_size();
         let expected_a = token_by_token(&mut alone, &a, 0).split_off((a.len() - 1) * vocab);
         let expected_b = token_by_token(&mut alone, &b, 4).split_off((b.len() - 1) * vocab);
-        let mut together = load("granite-3-tiny", cut.threads);
+        let mut together = load(cut.threads);
         let [found_a, found_b] = in_chunks(&mut together, [&a, &b], &cut);
         let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         prop_assert_eq!(bits(&found_a), bits(&expected_a));
