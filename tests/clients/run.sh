@@ -42,6 +42,12 @@ for test in openai_completions langchain_completions lm_eval_completions structu
     "$venv/bin/python" "$test.py"
 done
 
+# Not for the times, which mean nothing here: the three measurements must run to their ends.
+echo "--- load"
+"$venv/bin/python" load.py "$MICROGRANITE_URL" clients --clients 4 --rounds 2 --prompt 64 --tokens 8
+"$venv/bin/python" load.py "$MICROGRANITE_URL" quote --rounds 1 --tokens 32
+"$venv/bin/python" load.py "$MICROGRANITE_URL" beside --prompt 256
+
 # A model of two layers answers in milliseconds; the time goes into making requests up.
 serve tiny --model ../fixtures/granite-3-tiny --chat-template chatml-tools.jinja --max-tokens 16
 echo "--- fuzz"
