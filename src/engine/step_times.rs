@@ -63,12 +63,16 @@ impl StepTimes {
     }
 
     /// What a step of `rows` rows is likely to take: as measured, or else in proportion between the nearest measured
-    /// numbers of rows below and above; where there are none above, as long as `beyond` says. `None` if nothing was
+    /// numbers of rows below and above; where there are none above, as long as `beyond` says; where there are none below,
+    /// what it takes at least if no row costs more than those of the largest step do on average. `None` if nothing was
     /// measured yet.
     pub fn seconds(&self, rows: usize, beyond: Beyond) -> Option<f64> {
         let (upto, above) = self.estimates.split_at(self.estimates.len().min(rows + 1));
         let below = upto.iter().enumerate().rev().find_map(measured);
-        let above = (upto.len()..).zip(above).find_map(measured);
+        let mut above = (upto.len()..self.estimates.len())
+            .zip(above)
+            .filter_map(measured);
+        let (above, largest) = (above.next(), above.next_back());
         let rows = rows as f64;
         Some(match (below, above) {
             (Some((r0, t0)), _) if r0 == rows => t0,
@@ -77,7 +81,11 @@ impl StepTimes {
                 Beyond::Same => t0,
                 Beyond::Proportional => t0 * rows / r0,
             },
-            (None, Some((r1, t1))) => t1 * rows / r1,
+            // Not in proportion: the weights are read for one row as for several.
+            (None, Some((r1, t1))) => {
+                let (r2, t2) = largest.unwrap_or((r1, t1));
+                (t1 - (r1 - rows) * t2 / r2).max(t1 * rows / r1)
+            }
             (None, None) => return None,
         })
     }
@@ -132,7 +140,8 @@ mod tests {
         take(&mut times, 16);
         same(times.seconds(4, Beyond::Same), 0.010);
         same(times.seconds(10, Beyond::Same), 0.014);
-        same(times.seconds(2, Beyond::Same), 0.005);
+        // Two rows less than four, of which each costs 18 ms / 16 at most.
+        same(times.seconds(2, Beyond::Same), 0.010 - 2.0 * 0.018 / 16.0);
         same(times.seconds(32, Beyond::Same), 0.018);
         same(times.seconds(32, Beyond::Proportional), 0.036);
         same(times.seconds(500, Beyond::Same), 0.018);
@@ -171,6 +180,19 @@ mod tests {
         assert_eq!(times.rows_within(2.45, 1, 5), 5, "no more than there are");
         assert_eq!(times.rows_within(1.0, 1, 100), 3, "rows that cost nothing");
         assert_eq!(times.rows_within(0.1, 1, 100), 1, "prompts move");
+    }
+
+    #[test]
+    fn a_prompt_that_came_first_does_not_make_the_first_stream_look_cheap() {
+        let mut times = StepTimes::new(128);
+        // A whole prompt with nobody decoding; then its stream, beside which one row is tried.
+        take(&mut times, 128);
+        assert_eq!(times.rows_within(2.45, 1, 100), 1);
+        take(&mut times, 2);
+        // At least 10 − 130/128 ms, and in proportion between 2 and 128 rows 2.45 times that is 14 rows.
+        let alone = times.seconds(1, Beyond::Proportional).expect("measured");
+        assert!((0.0089..0.0090).contains(&alone), "{alone}");
+        assert_eq!(times.rows_within(2.45, 1, 100), 13);
     }
 
     #[test]
