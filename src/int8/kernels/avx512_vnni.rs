@@ -94,7 +94,8 @@ unsafe fn some_rows<const ASKED: usize>(
 }
 
 /// Asks for the `i`th part of `ASKED` lines from `ahead` on: into the first level, since they are wanted within a
-/// microsecond and the group at hand leaves room for them.
+/// microsecond and the group at hand leaves room for them. A first level of 32 KiB is full then, and what it loses is still
+/// in the second.
 #[inline(always)]
 fn ask<const ASKED: usize>(ahead: *const u8, i: usize) {
     for line in ASKED * i / UNROLLED..ASKED * (i + 1) / UNROLLED {
