@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 
 use bytemuck::Pod;
-use memmap2::MmapMut;
+use memmap2::{Advice, MmapMut};
 
 use super::{ModelConfig, PAGE_TOKENS};
 use crate::int8::ZERO_POINT;
@@ -41,6 +41,9 @@ impl<T: Pod> Lazy<T> {
         // An empty mapping is an error.
         let bytes = len.max(1) * size_of::<T>();
         let map = MmapMut::map_anon(bytes).expect("the system refuses memory for the KV cache");
+        #[cfg(target_os = "linux")]
+        // Only advice: a system that insists on huge pages commits more at once, within what is reserved.
+        let _ = map.advise(Advice::NoHugePage);
         let kind = PhantomData;
         Self { map, kind }
     }
