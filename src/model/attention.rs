@@ -310,13 +310,6 @@ fn attend_block(
             scales: &queries.scales[asked.clone()],
             sums: &queries.sums[asked],
         };
-        // One row reads the values once anyway; several share the work of widening them.
-        let values = if rows.len() > 1 {
-            kernel.widen(page.values, floats);
-            Values::Floats(floats)
-        } else {
-            Values::Codes(page.values)
-        };
         let keys = Block {
             codes: page.keys,
             zero_points: None,
@@ -324,6 +317,13 @@ fn attend_block(
             ahead: bytemuck::cast_slice(page.values),
         };
         kernel.tile(keys, asked, scores, false);
+        // One row reads the values once anyway; several share the work of widening them.
+        let values = if rows.len() > 1 {
+            kernel.widen(page.values, floats);
+            Values::Floats(floats)
+        } else {
+            Values::Codes(page.values)
+        };
         kernel.scale_columns(scores, page.key_scales);
         for (row, scores) in scores.chunks_exact_mut(group * PANEL).enumerate() {
             let valid = (first + skipped + row + 1 - start).min(PAGE_TOKENS);

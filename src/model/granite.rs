@@ -2,7 +2,7 @@
 
 use super::attention::{self, Place, Step, attention};
 use super::kv_cache::KvCache;
-use super::quantized::quantize_normed;
+use super::quantized::{PANELS_PER_GROUP, quantize_normed};
 use super::rotary::Rotary;
 use super::weights::{Layer, Weights};
 use super::{Forward, ModelConfig, PAGE_TOKENS, Span, WeightMemory};
@@ -193,16 +193,15 @@ impl Forward for Granite {
 
 /// `x = E[ids] · embedding_multiplier`.
 fn embed(step: &Step<'_>, pool: &mut Pool, weights: &Weights, residual: &mut Floats) {
-    const PANELS: usize = GROUP / PANEL;
     let (rows, hidden) = (step.places.len(), step.config.hidden_size);
     let groups = hidden.div_ceil(GROUP);
     // Whole groups are filled; what lies past the last real panel is never read.
-    residual.set_len(groups * PANELS * rows * PANEL);
+    residual.set_len(groups * PANELS_PER_GROUP * rows * PANEL);
     pool.run(
         groups,
-        PerUnit::new(residual, PANELS * rows * PANEL),
+        PerUnit::new(residual, PANELS_PER_GROUP * rows * PANEL),
         |_, range, out| {
-            for (group, out) in range.zip(out.chunks_exact_mut(PANELS * rows * PANEL)) {
+            for (group, out) in range.zip(out.chunks_exact_mut(PANELS_PER_GROUP * rows * PANEL)) {
                 let tokens = step.spans.iter().flat_map(|span| span.tokens);
                 for (row, &token) in tokens.enumerate() {
                     let mut values = [0.0; GROUP];

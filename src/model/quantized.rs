@@ -13,7 +13,7 @@ use crate::int8::rotation::Rotation;
 use crate::int8::{GROUP, PANEL};
 
 /// Panels of residual that make a group.
-const PANELS_PER_GROUP: usize = GROUP / PANEL;
+pub const PANELS_PER_GROUP: usize = GROUP / PANEL;
 
 /// From this many rows on the threads share the sums of squares, in a phase of their own; with fewer each thread makes all
 /// of them, which takes less than starting a phase: a row takes a tenth of a microsecond.

@@ -125,16 +125,14 @@ fn quantize_rotated(values: &mut [f32; GROUP], codes: &mut [i8; GROUP]) -> (f32,
 #[inline(always)]
 pub(super) fn rotate_block(values: &mut [f32]) {
     butterflies(values, &[16, 32, 64, 128, 1, 2, 4, 8]);
-    let norm = rotation_norm(values.len());
-    values.iter_mut().for_each(|value| *value *= norm);
+    scale(values, rotation_norm(values.len()));
 }
 
 /// Only the butterflies between rows of sixteen values, which need no permutation; shorter blocks stay as they are.
 #[inline(always)]
 fn rotate_strided(values: &mut [f32]) {
     butterflies(values, &[16, 32, 64, 128]);
-    let norm = rotation_norm(values.len().div_ceil(16));
-    values.iter_mut().for_each(|value| *value *= norm);
+    scale(values, rotation_norm(values.len().div_ceil(16)));
 }
 
 /// Sums and differences of values `half` apart, for each `half` that the block is longer than.
