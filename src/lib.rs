@@ -28,5 +28,6 @@ pub mod text;
 
 pub mod config;
 pub mod error;
+pub mod logging;
 pub mod memory;
 pub mod telemetry;

@@ -1,28 +1,49 @@
 //! The `microgranite` binary.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::Write;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
+use std::time::Duration;
 
-use clap::Parser;
-use microgranite::cli::{self, Cli};
+use microgranite::cli::{self, Ending};
+use microgranite::error::Error;
+use microgranite::logging;
 
 /// Bad usage, as `sysexits` numbers it; clap would say 2.
 const EXIT_USAGE: u8 = 64;
 
+/// For the last lines: a reader that is merely slow gets them, one that does not read keeps nobody.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let code = run();
+    logging::flush(FLUSH_LIMIT);
+    ExitCode::from(code)
+}
+
+fn run() -> u8 {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let variables: BTreeMap<OsString, OsString> = std::env::vars_os().collect();
+    let cli = match cli::parse(&arguments, &variables) {
         Ok(cli) => cli,
-        Err(message) => {
-            // Nowhere is left to report a failure to print. Help and version come this way too, as successes.
-            let _ = message.print();
-            let code = if message.use_stderr() { EXIT_USAGE } else { 0 };
-            return ExitCode::from(code);
+        Err(Ending::Shown(text)) => {
+            // Nowhere is left to report a failure to print.
+            let _ = std::io::stdout().write_all(text.as_bytes());
+            return 0;
+        }
+        Err(Ending::BadUsage(text)) => {
+            logging::write_stderr(&format!("error: {}\n", text.trim_end()));
+            return EXIT_USAGE;
         }
     };
-    match cli::run(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+    let defect = |_panic| Err(Error::Internal("a panic; the log has it".into()));
+    match catch_unwind(AssertUnwindSafe(|| cli::run(cli))).unwrap_or_else(defect) {
+        Ok(()) => 0,
         Err(error) => {
-            eprintln!("error: {error}");
-            ExitCode::from(error.exit_code())
+            logging::write_stderr(&format!("error: {error}\n"));
+            error.exit_code()
         }
     }
 }

@@ -1,18 +1,19 @@
-//! The metrics, declared as one struct, and the log format.
+//! The metrics, declared as one struct.
 
-use std::io::IsTerminal;
-use std::time::{SystemTime, UNIX_EPOCH};
+mod process;
+mod registry;
 
 use prometheus::{
-    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Gauge, GaugeVec, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Registry, TextEncoder,
 };
-use tracing_subscriber::EnvFilter;
 
-use crate::error::{Error, Result};
-use crate::memory;
 use crate::model::WeightMemory;
 use crate::model::evaluate::Evaluation;
+pub use process::Process;
+use registry::{
+    counter, counters, gauge, gauge_value, gauges, histogram, histograms, opts, register,
+};
 
 /// Seconds until the first token: the boundaries of vLLM's metric of the same name, so that its dashboards and rules
 /// carry over; the upper end holds a long prompt on a slow CPU.
@@ -30,14 +31,55 @@ const REQUEST_SECONDS: &[f64] = &[
     0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0,
     50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0,
 ];
+/// Tokens of a prompt or an answer: vLLM's boundaries, up to the longest context of a Granite.
+const REQUEST_TOKENS: &[f64] = &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10_000.0,
+    20_000.0, 50_000.0, 100_000.0, 200_000.0,
+];
 /// Rows in one step: powers of two up to the largest prompt chunk.
 const BATCH_ROWS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+
+/// How requests end: answered in full; refused for what they ask (4xx); refused for want of room (429); refused because
+/// nothing is served just now (503); left by the client; failed on our side.
+pub const OUTCOMES: [&str; 6] = [
+    "ok",
+    "invalid",
+    "rejected",
+    "unavailable",
+    "cancelled",
+    "error",
+];
+
+/// What is known of the weights that are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WeightsState {
+    /// They have not been compared with their checksums (yet), or have none.
+    Unverified,
+    /// They are what was written.
+    Verified,
+    /// They are not.
+    Damaged,
+}
 
 /// Every metric of the service. Counting happens where the thing happens; rendering touches no engine thread.
 pub struct Metrics {
     registry: Registry,
-    /// Requests by outcome: `ok`, `invalid`, `rejected`, `cancelled`, `error`.
+    /// Requests by outcome, one of [`OUTCOMES`].
     pub requests_total: IntCounterVec,
+    /// Their status lines, by HTTP status.
+    pub responses_total: IntCounterVec,
+    /// Answers that came to their end, by `finish_reason`.
+    pub answers_total: IntCounterVec,
+    /// Tokens of each prompt that was answered.
+    pub request_prompt_tokens: Histogram,
+    /// Tokens of each answer, those of several choices together.
+    pub request_generation_tokens: Histogram,
+    /// Generations that can run at once.
+    pub batch_places: IntGauge,
+    /// Generations that can wait for a place.
+    pub queue_places: IntGauge,
+    /// How often a step took so long that requests were refused.
+    pub engine_stalls_total: IntCounter,
     /// Generations that hold a place in the batch.
     pub requests_running: IntGauge,
     /// Generations that wait for a place.
@@ -46,8 +88,8 @@ pub struct Metrics {
     pub time_to_first_token_seconds: Histogram,
     /// Between consecutive tokens of one generation.
     pub inter_token_latency_seconds: Histogram,
-    /// From arrival to the last byte of the answer.
-    pub request_duration_seconds: Histogram,
+    /// From arrival to the last byte of the answer, by outcome: what is refused takes no time.
+    pub request_duration_seconds: HistogramVec,
     /// From arrival to the first step that works on the generation.
     pub queue_wait_seconds: Histogram,
     /// Prompt tokens taken in, those found in the prefix cache included.
@@ -72,8 +114,12 @@ pub struct Metrics {
     pub model_reference_bytes: IntGaugeVec,
     /// Reference bytes less loaded bytes.
     pub memory_saved_bytes: IntGaugeVec,
-    /// Resident memory by kind: `anon`, `file`, `shmem`.
-    pub process_resident_bytes: IntGaugeVec,
+    /// Memory, processor time and log of the process.
+    pub process: Process,
+    /// The used share of the KV cache, from 0 to 1.
+    pub kv_cache_usage_ratio: Gauge,
+    /// What is known of the weights: 1 for one of `unverified`, `verified` and `damaged`, 0 for the others.
+    pub weights_state: IntGaugeVec,
     /// KV cache by state: `used` pages hold tokens of running generations, `cached` ones are free but can be found again,
     /// `reserved` is the whole budget.
     pub kv_cache_bytes: IntGaugeVec,
@@ -84,8 +130,6 @@ pub struct Metrics {
     pub model_accuracy: GaugeVec,
     /// One series that names the build.
     pub build_info: IntGaugeVec,
-    /// When the process started.
-    pub process_start_time_seconds: IntGauge,
 }
 
 impl Metrics {
@@ -95,6 +139,32 @@ impl Metrics {
         let r = &registry;
         let metrics = Self {
             requests_total: counters(r, "requests_total", "Requests by outcome.", &["outcome"]),
+            responses_total: counters(r, "responses_total", "Answers by HTTP status.", &["code"]),
+            answers_total: counters(
+                r,
+                "answers_total",
+                "Answers that came to their end, by reason.",
+                &["finish_reason"],
+            ),
+            request_prompt_tokens: histogram(
+                r,
+                "request_prompt_tokens",
+                "Tokens of the prompts of a request.",
+                REQUEST_TOKENS,
+            ),
+            request_generation_tokens: histogram(
+                r,
+                "request_generation_tokens",
+                "Tokens of the answers to a request.",
+                REQUEST_TOKENS,
+            ),
+            batch_places: gauge(r, "batch_places", "Generations that can run at once."),
+            queue_places: gauge(r, "queue_places", "Generations that can wait for a place."),
+            engine_stalls_total: counter(
+                r,
+                "engine_stalls_total",
+                "Steps that took so long that requests were refused.",
+            ),
             requests_running: gauge(
                 r,
                 "requests_running",
@@ -117,10 +187,11 @@ impl Metrics {
                 "Between consecutive tokens of one generation.",
                 INTER_TOKEN_SECONDS,
             ),
-            request_duration_seconds: histogram(
+            request_duration_seconds: histograms(
                 r,
                 "request_duration_seconds",
                 "From arrival to the last byte of the answer.",
+                &["outcome"],
                 REQUEST_SECONDS,
             ),
             queue_wait_seconds: histogram(
@@ -175,11 +246,19 @@ impl Metrics {
                 "Reference bytes less loaded bytes.",
                 &["against"],
             ),
-            process_resident_bytes: gauges(
+            process: Process::new(r),
+            kv_cache_usage_ratio: register(
                 r,
-                "process_resident_bytes",
-                "Resident memory by kind.",
-                &["kind"],
+                Gauge::with_opts(opts(
+                    "kv_cache_usage_ratio",
+                    "Share of the KV cache that holds tokens of running generations.",
+                )),
+            ),
+            weights_state: gauges(
+                r,
+                "weights_state",
+                "1 for what is known of the weights.",
+                &["state"],
             ),
             kv_cache_bytes: gauges(r, "kv_cache_bytes", "KV cache bytes by state.", &["state"]),
             model_info: gauges(
@@ -204,22 +283,21 @@ impl Metrics {
                 "The build that serves.",
                 &["version", "instruction_set"],
             ),
-            process_start_time_seconds: gauge(
-                r,
-                "process_start_time_seconds",
-                "Start of the process in seconds since the Unix epoch.",
-            ),
             registry,
         };
-        for outcome in ["ok", "invalid", "rejected", "cancelled", "error"] {
+        for outcome in OUTCOMES {
             metrics.requests_total.with_label_values(&[outcome]);
+            metrics
+                .request_duration_seconds
+                .with_label_values(&[outcome]);
+        }
+        for reason in ["stop", "length"] {
+            metrics.answers_total.with_label_values(&[reason]);
         }
         for state in ["used", "cached", "reserved"] {
             metrics.kv_cache_bytes.with_label_values(&[state]);
         }
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-        let seconds = since_epoch.unwrap_or_default().as_secs();
-        metrics.process_start_time_seconds.set(gauge_value(seconds));
+        metrics.set_weights_state(WeightsState::Unverified);
         metrics
     }
 
@@ -261,6 +339,18 @@ impl Metrics {
             .set(1);
     }
 
+    /// Shows what is known of the weights.
+    pub fn set_weights_state(&self, now: WeightsState) {
+        for (state, name) in [
+            (WeightsState::Unverified, "unverified"),
+            (WeightsState::Verified, "verified"),
+            (WeightsState::Damaged, "damaged"),
+        ] {
+            let gauge = self.weights_state.with_label_values(&[name]);
+            gauge.set(i64::from(state == now));
+        }
+    }
+
     /// Shows what an evaluation of the served weights found.
     pub fn set_accuracy(&self, found: &Evaluation) {
         for (measure, value) in [
@@ -275,16 +365,10 @@ impl Metrics {
 
     /// The text exposition format, for `GET /metrics`. Reads atomics and `/proc` only.
     pub fn render(&self) -> String {
-        if let Some(resident) = memory::resident() {
-            for (kind, bytes) in [
-                ("anon", resident.anon),
-                ("file", resident.file),
-                ("shmem", resident.shmem),
-            ] {
-                let gauge = self.process_resident_bytes.with_label_values(&[kind]);
-                gauge.set(gauge_value(bytes));
-            }
-        }
+        self.process.update();
+        let kv_bytes = |state| self.kv_cache_bytes.with_label_values(&[state]).get() as f64;
+        let share = kv_bytes("used") / kv_bytes("reserved").max(1.0);
+        self.kv_cache_usage_ratio.set(share);
         TextEncoder::new()
             .encode_to_string(&self.registry.gather())
             .unwrap_or_default()
@@ -295,73 +379,4 @@ impl Default for Metrics {
     fn default() -> Self {
         Self::new()
     }
-}
-
-/// How log lines look. They go to standard error; what a command has to say goes to standard output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object per line, for collectors; client-made bytes cannot forge a line.
-    Json,
-}
-
-/// Starts logging what `filter` lets through (`info`, `debug`, `microgranite=debug,hyper=info`, …).
-///
-/// # Errors
-/// [`Error::Usage`] when the filter makes no sense.
-pub fn init_logging(format: LogFormat, filter: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|problem| Error::Usage(format!("log filter '{filter}': {problem}")))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
-    // A second call, as tests make it, leaves the first in place.
-    let _already_set = match format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::stderr().is_terminal())
-            .with_target(false)
-            .try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
-    };
-    Ok(())
-}
-
-/// Gauges are signed; no size or time comes near the difference.
-fn gauge_value(value: u64) -> i64 {
-    value.try_into().unwrap_or(i64::MAX)
-}
-
-fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
-    register(registry, IntCounter::with_opts(opts(name, help)))
-}
-fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    register(registry, IntCounterVec::new(opts(name, help), labels))
-}
-fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
-    register(registry, IntGauge::with_opts(opts(name, help)))
-}
-fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    register(registry, IntGaugeVec::new(opts(name, help), labels))
-}
-fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-    let opts = HistogramOpts::new(name, help)
-        .namespace("microgranite")
-        .buckets(buckets.to_vec());
-    register(registry, Histogram::with_opts(opts))
-}
-fn opts(name: &str, help: &str) -> Opts {
-    Opts::new(name, help).namespace("microgranite")
-}
-
-/// Names are constants of this file and `Metrics::new` makes a fresh registry, so neither step can fail.
-fn register<M: prometheus::core::Collector + Clone + 'static>(
-    registry: &Registry,
-    metric: prometheus::Result<M>,
-) -> M {
-    let metric = metric.expect("metric names in this file are valid");
-    registry
-        .register(Box::new(metric.clone()))
-        .expect("metric names in this file are distinct");
-    metric
 }

@@ -5,6 +5,7 @@
 pub mod bench;
 pub mod eval;
 pub mod inspect;
+mod parse;
 mod progress;
 pub mod pull;
 pub mod quantize;
@@ -15,12 +16,13 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 
 use clap::{Parser, Subcommand};
+pub use parse::{Ending, parse};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::logging::{self, LogFormat};
 use crate::model::Placement;
 use crate::sources;
-use crate::telemetry::{self, LogFormat};
 
 /// Serve IBM Granite at eight bits on plain CPUs.
 #[derive(Debug, Parser)]
@@ -69,7 +71,7 @@ Exit codes: 0 success, 64 bad usage, 65 bad model file, 66 file not found, 69 do
 /// # Errors
 /// The one that ends the program, with its exit code.
 pub fn run(cli: Cli) -> Result<()> {
-    telemetry::init_logging(cli.log_format, &cli.log)?;
+    logging::init(cli.log_format, &cli.log)?;
     let variable = |name: &str| std::env::var(name).ok();
     let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
     match cli.command {

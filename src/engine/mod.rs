@@ -218,6 +218,9 @@ impl Engine {
             max_batch: settings.max_batch,
             max_queue: settings.max_queue,
         };
+        let places = |count: usize| count.try_into().unwrap_or(i64::MAX);
+        metrics.batch_places.set(places(settings.max_batch));
+        metrics.queue_places.set(places(settings.max_queue));
         let waiting = metrics.requests_waiting.clone();
         let queue = Arc::new(Queue::new(settings.max_queue, settings.max_batch, waiting));
         let worker = Worker::new(model, settings, Arc::clone(&queue), metrics);

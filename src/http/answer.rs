@@ -312,7 +312,12 @@ impl Pieces {
             () = &mut self.cut => Err(ApiError::Draining),
         };
         match &piece {
-            Ok(piece) => self.record.add_completion_tokens(piece.tokens.len()),
+            Ok(piece) => {
+                self.record.add_completion_tokens(piece.tokens.len());
+                if let Some(finish) = &piece.finish {
+                    self.record.count_answer(finish.reason());
+                }
+            }
             Err(error) => self.record.set_failed(error),
         }
         Some(piece)

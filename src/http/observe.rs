@@ -3,9 +3,9 @@
 use std::any::Any;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{MatchedPath, Request, State};
@@ -51,6 +51,12 @@ impl Record {
         self.completion_tokens.fetch_add(count, Relaxed);
     }
 
+    /// Notes that one of the answers came to its end, and why.
+    pub fn count_answer(&self, finish_reason: &str) {
+        let answers = &self.metrics.answers_total;
+        answers.with_label_values(&[finish_reason]).inc();
+    }
+
     /// Notes an error that comes too late for the status line.
     pub fn set_failed(&self, error: &ApiError) {
         self.has_failed.store(true, Relaxed);
@@ -60,7 +66,8 @@ impl Record {
     /// One of the values of `requests_total{outcome}`.
     fn outcome(&self) -> &'static str {
         match self.status.load(Relaxed) {
-            429 | 503 => "rejected",
+            429 => "rejected",
+            503 => "unavailable",
             400..500 => "invalid",
             500.. => "error",
             _ if self.has_failed.load(Relaxed) => "error",
@@ -70,17 +77,99 @@ impl Record {
     }
 }
 
+impl Record {
+    fn count(&self, outcome: &str, status: u16, elapsed: Duration) {
+        let metrics = &self.metrics;
+        metrics.requests_total.with_label_values(&[outcome]).inc();
+        let duration = metrics
+            .request_duration_seconds
+            .with_label_values(&[outcome]);
+        duration.observe(elapsed.as_secs_f64());
+        // 0: the client left before there was an answer.
+        if status == 0 {
+            return;
+        }
+        let responses = &metrics.responses_total;
+        responses.with_label_values(&[&status.to_string()]).inc();
+        if status == 200 {
+            let prompt_tokens = self.prompt_tokens.load(Relaxed);
+            metrics.request_prompt_tokens.observe(prompt_tokens as f64);
+            let tokens = self.completion_tokens.load(Relaxed);
+            metrics.request_generation_tokens.observe(tokens as f64);
+        }
+    }
+}
+
+/// Lines a second about refusals for want of room, which clients can cause at any rate: the metrics count them all.
+const REJECTED_LINES: u64 = 1;
+/// Lines a second about other refusals: enough to find a request by its id in all but a flood.
+const REFUSED_LINES: u64 = 20;
+/// There is one log, so there is one limit, however many ports are served.
+static REJECTED: Limiter = Limiter::new(REJECTED_LINES);
+static REFUSED: Limiter = Limiter::new(REFUSED_LINES);
+
+/// Whether a request of this status gets a line, and then how many of its kind got none since the last one.
+fn lines_suppressed(status: u16) -> Option<u64> {
+    match status {
+        429 | 503 => REJECTED.admit(Instant::now()),
+        400..500 => REFUSED.admit(Instant::now()),
+        _ => Some(0),
+    }
+}
+
+/// Lets so many lines a second through, and counts the others.
+struct Limiter {
+    per_second: u64,
+    state: Mutex<Option<Window>>,
+}
+
+/// A second, and what came in it.
+struct Window {
+    began: Instant,
+    admitted: u64,
+    /// Since the last line.
+    suppressed: u64,
+}
+
+impl Limiter {
+    const fn new(per_second: u64) -> Self {
+        Self {
+            per_second,
+            state: Mutex::new(None),
+        }
+    }
+
+    /// `None` for a line too many, or else how many of those there were since the last line.
+    fn admit(&self, now: Instant) -> Option<u64> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let window = state.get_or_insert(Window {
+            began: now,
+            admitted: 0,
+            suppressed: 0,
+        });
+        if now.saturating_duration_since(window.began) >= Duration::from_secs(1) {
+            (window.began, window.admitted) = (now, 0);
+        }
+        if window.admitted == self.per_second {
+            window.suppressed += 1;
+            return None;
+        }
+        window.admitted += 1;
+        Some(std::mem::take(&mut window.suppressed))
+    }
+}
+
 impl Drop for Record {
     fn drop(&mut self) {
         let outcome = self.outcome();
         let elapsed = self.started.elapsed();
+        let status = self.status.load(Relaxed);
         if COUNTED.contains(&self.route.as_str()) {
-            let metrics = &self.metrics;
-            metrics.requests_total.with_label_values(&[outcome]).inc();
-            metrics
-                .request_duration_seconds
-                .observe(elapsed.as_secs_f64());
+            self.count(outcome, status, elapsed);
         }
+        let Some(suppressed) = lines_suppressed(status) else {
+            return;
+        };
         // Never the prompt, the answer, the key or a path that the client made up.
         macro_rules! line {
             ($level:expr) => {
@@ -89,12 +178,13 @@ impl Drop for Record {
                     request_id = self.id.to_str().unwrap_or_default(),
                     method = self.method.as_str(),
                     route = self.route,
-                    status = self.status.load(Relaxed),
+                    status,
                     outcome,
                     code = self.code.get(),
                     prompt_tokens = self.prompt_tokens.load(Relaxed),
                     completion_tokens = self.completion_tokens.load(Relaxed),
                     duration_ms = elapsed.as_millis() as u64,
+                    suppressed = (suppressed > 0).then_some(suppressed),
                     "request"
                 )
             };
@@ -194,4 +284,20 @@ pub fn panicked(_panic: Box<dyn Any + Send>) -> Response {
 pub async fn metrics(State(app): State<App>) -> Response {
     let headers = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (headers, app.metrics().render()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_leaves_one_line_a_second_and_the_number_of_the_others() {
+        let (limiter, start) = (Limiter::new(1), Instant::now());
+        let at = |milliseconds| limiter.admit(start + Duration::from_millis(milliseconds));
+        assert_eq!(at(0), Some(0));
+        assert!((1..500).all(|milliseconds| at(milliseconds).is_none()));
+        assert_eq!(at(1000), Some(499));
+        assert_eq!(at(1500), None);
+        assert_eq!(at(9000), Some(1));
+    }
 }

@@ -31,9 +31,10 @@ serve() { # serve NAME FLAG…: starts a server on a free port and sets `url`
 serve small --max-batch 1 --max-queue 1 --kv-cache 64MiB
 small=$url
 serve plain --kv-cache 256MiB
-export MICROGRANITE_URL=$url MICROGRANITE_SMALL_URL=$small
+plain=$url
 serve tools --kv-cache 256MiB --chat-template chatml-tools.jinja
-export MICROGRANITE_TOOLS_URL=$url
+# After the servers, which would take them for misspelt variables of their own.
+export MICROGRANITE_URL=$plain MICROGRANITE_SMALL_URL=$small MICROGRANITE_TOOLS_URL=$url
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/hf
 export OPENAI_API_KEY=none LANGSMITH_TRACING=false TQDM_DISABLE=1
 

@@ -122,16 +122,21 @@ fn lint_frame(dashboard: &Value) -> Vec<String> {
         source["type"] == "datasource" && source["query"] == "prometheus",
         "the data source is no variable",
     );
-    for name in ["job", "instance"] {
+    // A target without a namespace has an empty one. All instances are those in the list, which are those of the model.
+    for (name, all) in [
+        ("namespace", Value::from(".*")),
+        ("job", ".+".into()),
+        ("model", Value::Null),
+        ("instance", Value::Null),
+    ] {
         let variable = variable(name);
         require(
             text(&variable["query"]["query"]).starts_with("label_values(microgranite_"),
             &format!("${name} does not list label values"),
         );
-        require(
-            variable["multi"] == true && variable["allValue"] == ".+",
-            &format!("${name} does not allow several"),
-        );
+        // Two models in one sum say nothing of either.
+        let is_right = (variable["multi"] == (name != "model")) && variable["allValue"] == all;
+        require(is_right, &format!("${name} does not choose as it should"));
         // 2 is "on time range change".
         require(
             variable["refresh"] == 2,
@@ -301,12 +306,16 @@ fn each_broken_rule_is_found() {
             "no variable",
         ),
         (
-            set("/templating/list/1/refresh", 1.into()),
+            set("/templating/list/2/refresh", 1.into()),
             "$job is not refreshed",
         ),
         (
-            set("/templating/list/2/multi", false.into()),
-            "$instance does not allow",
+            set("/templating/list/3/multi", true.into()),
+            "$model does not choose",
+        ),
+        (
+            set("/templating/list/4/allValue", ".+".into()),
+            "$instance does not choose",
         ),
         (set("/panels/1/description", "".into()), "no description"),
         (

@@ -73,7 +73,8 @@ fn every_panel_shows_data_under_load() {
     // The variables list this service, and the annotation is understood (nothing restarted, so it may be empty).
     for (selector, label) in [
         ("microgranite_build_info", "job"),
-        (r#"microgranite_build_info{job=~".+"}"#, "instance"),
+        (r#"microgranite_model_info{job=~".+"}"#, "model"),
+        (r#"microgranite_model_info{model=~".+"}"#, "instance"),
     ] {
         let values = prometheus
             .label_values(selector, label)

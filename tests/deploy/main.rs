@@ -9,6 +9,7 @@ mod metrics;
 mod processes;
 
 use std::path::PathBuf;
+use std::process::Command;
 
 /// A file of this package.
 fn package_file(path: &str) -> PathBuf {
@@ -18,4 +19,11 @@ fn package_file(path: &str) -> PathBuf {
 /// A file of this package as text; its absence is a failed test.
 fn read(path: &str) -> String {
     std::fs::read_to_string(package_file(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// The binary, without the variable that names the tests' own files: the binary knows all of its variables.
+fn microgranite() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_microgranite"));
+    command.env_remove("MICROGRANITE_ASSETS");
+    command
 }

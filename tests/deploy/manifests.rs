@@ -1,7 +1,5 @@
 //! The Kubernetes manifests agree with themselves and with the binary they start. Their schema is `validate.sh`'s subject.
 
-use std::process::Command;
-
 use serde_json::{Value, json};
 
 const FOLDER: &str = "deploy/kubernetes";
@@ -253,7 +251,7 @@ fn the_binary_accepts_the_arguments_of_the_manifest() {
             _ => arg,
         })
         .collect();
-    let output = Command::new(env!("CARGO_BIN_EXE_microgranite"))
+    let output = crate::microgranite()
         .args(&args)
         .output()
         .expect("the binary runs");

@@ -22,7 +22,7 @@ pub fn declared() -> Catalog {
         .with_label_values(&["mlp", "int8"]);
     metrics.model_reference_bytes.with_label_values(&["bf16"]);
     metrics.memory_saved_bytes.with_label_values(&["bf16"]);
-    metrics.process_resident_bytes.with_label_values(&["anon"]);
+    metrics.responses_total.with_label_values(&["200"]);
     metrics.kv_cache_bytes.with_label_values(&["used"]);
     metrics
         .model_info

@@ -64,7 +64,7 @@ impl Service {
             let status = command.stdout(Stdio::null()).status();
             assert!(status.expect("it starts").success(), "{command:?}");
         };
-        let microgranite = || Command::new(env!("CARGO_BIN_EXE_microgranite"));
+        let microgranite = crate::microgranite;
         run(microgranite()
             .arg("quantize")
             .arg(&floats)
@@ -76,7 +76,7 @@ impl Service {
             .arg("--against")
             .arg(&floats)
             .args(["--tokens", "50"]));
-        let child = Command::new(env!("CARGO_BIN_EXE_microgranite"))
+        let child = crate::microgranite()
             .arg("serve")
             .arg("--model")
             .arg(model)

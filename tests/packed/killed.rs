@@ -16,6 +16,7 @@ const QUICK: [&str; 2] = ["--rounding", "nearest"];
 
 fn quantize(source: &Path, output: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_microgranite"));
+    command.env_remove("MICROGRANITE_ASSETS");
     command.args(["quantize", "--log", "error"]);
     command.arg(source).arg("--output").arg(output).args(more);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -7,6 +7,7 @@ mod eval;
 mod fake;
 mod fields;
 mod harness;
+mod logs;
 mod metrics;
 mod mixed;
 mod pressure;

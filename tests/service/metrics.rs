@@ -10,14 +10,19 @@ use crate::fake::Fake;
 use crate::harness::Service;
 
 /// Names and labels that the dashboard and scripts use.
-const SERIES: [&str; 30] = [
+const SERIES: &[&str] = &[
+    "answers_total{finish_reason}",
+    "batch_places",
     "batch_rows_bucket{le}",
     "build_info{instruction_set,version}",
+    "engine_stalls_total",
     "generation_tokens_total",
     "inter_token_latency_seconds_bucket{le}",
     "kv_cache_bytes{state=cached}",
     "kv_cache_bytes{state=reserved}",
     "kv_cache_bytes{state=used}",
+    "kv_cache_usage_ratio",
+    "log_lines_dropped_total",
     "memory_saved_bytes{against=bf16}",
     "memory_saved_bytes{against=f32}",
     "model_info{architecture,context_length,model,scheme}",
@@ -27,20 +32,28 @@ const SERIES: [&str; 30] = [
     "prefix_cache_evictions_total",
     "prefix_cache_hits_total",
     "prefix_cache_queries_total",
+    "process_cpu_seconds_total",
     "process_resident_bytes{kind=anon}",
     "process_resident_bytes{kind=file}",
     "process_resident_bytes{kind=shmem}",
     "process_start_time_seconds",
     "prompt_tokens_total",
+    "queue_places",
     "queue_wait_seconds_bucket{le}",
-    "request_duration_seconds_bucket{le}",
+    "request_duration_seconds_bucket{outcome=ok,le}",
+    "request_generation_tokens_bucket{le}",
+    "request_prompt_tokens_bucket{le}",
     "requests_running",
     "requests_total{outcome=cancelled}",
     "requests_total{outcome=ok}",
+    "requests_total{outcome=rejected}",
+    "requests_total{outcome=unavailable}",
     "requests_waiting",
+    "responses_total{code}",
     "speculation_accepted_tokens_total",
     "speculation_drafted_tokens_total",
     "time_to_first_token_seconds_bucket{le}",
+    "weights_state{state=unverified}",
 ];
 /// Labels whose values are part of the contract.
 const CLOSED: [&str; 4] = ["state", "against", "kind", "outcome"];
@@ -107,13 +120,28 @@ async fn every_promised_series_is_there_and_counts() {
         .filter(|line| !line.starts_with('#'))
         .map(|line| series(line.strip_prefix("microgranite_").expect("one prefix")))
         .collect();
-    for name in SERIES {
+    for &name in SERIES {
         assert!(found.contains(name), "{name} is missing in {found:#?}");
     }
     let value = |name: &str| samples[format!("microgranite_{name}").as_str()];
     assert_eq!(value("requests_total{outcome=\"ok\"}"), "1");
     assert_eq!(value("requests_total{outcome=\"invalid\"}"), "1");
-    assert_eq!(value("request_duration_seconds_count"), "2");
+    for (name, count) in [
+        ("request_duration_seconds_count{outcome=\"ok\"}", "1"),
+        ("request_duration_seconds_count{outcome=\"invalid\"}", "1"),
+        ("request_duration_seconds_count{outcome=\"rejected\"}", "0"),
+        ("responses_total{code=\"200\"}", "1"),
+        ("responses_total{code=\"400\"}", "1"),
+        ("answers_total{finish_reason=\"length\"}", "2"),
+        ("request_prompt_tokens_count", "1"),
+        ("request_generation_tokens_sum", "20"),
+        ("batch_places", "16"),
+        ("queue_places", "128"),
+        ("kv_cache_usage_ratio", "0"),
+    ] {
+        assert_eq!(value(name), count, "{name}");
+    }
+    assert!(value("process_cpu_seconds_total").parse::<f64>().unwrap() > 0.0);
     assert_eq!(
         value("generation_tokens_total"),
         usage["completion_tokens"].to_string()
@@ -178,9 +206,35 @@ async fn names_and_texts_follow_the_rules_of_prometheus() {
 }
 
 #[tokio::test]
+async fn what_is_refused_for_want_of_room_and_what_for_want_of_a_model_are_told_apart() {
+    let loading = Service::loading();
+    loading
+        .completion(&json!({"prompt": "x"}))
+        .send()
+        .await
+        .unwrap();
+    let is_counted = |_: &_| loading.count("unavailable") == 1;
+    let limit = Duration::from_secs(1);
+    loading.within(limit, "503 is counted", is_counted).await;
+    assert_eq!(loading.count("rejected"), 0);
+    let text = scrape(&loading).await;
+    assert!(
+        text.contains("microgranite_responses_total{code=\"503\"} 1\n"),
+        "{text}"
+    );
+    let served = "microgranite_request_duration_seconds_count{outcome=\"ok\"} 0\n";
+    assert!(
+        text.contains(served),
+        "a refusal is no quick answer: {text}"
+    );
+}
+
+#[tokio::test]
 async fn what_clients_make_up_adds_no_series() {
     let service = Service::start(Fake::babbling());
     service.complete(json!({"prompt": "x"})).await;
+    let unknown = json!({"prompt": "x", "model": "unknown"});
+    service.completion(&unknown).send().await.unwrap();
     let before = scrape(&service).await.lines().count();
     for n in 0..50 {
         service.get(&format!("/made/up/{n}")).await;

@@ -176,8 +176,7 @@ async fn serve(
     let engine = model.engine.clone();
     let ready = ready_text(address, &model.name, &facts, needs_key);
     app.serve_model(model);
-    // Nobody may be reading; that is no reason to stop.
-    let _ = std::io::stdout().write_all(ready.as_bytes());
+    show(ready);
     tracing::info!(%address, "ready");
 
     let engine_died = tokio::select! {
@@ -196,6 +195,15 @@ async fn serve(
         tracing::warn!("stopped before all answers were complete");
     }
     Ok(())
+}
+
+/// Puts `text` on standard output, on a thread that may take its time: nobody may be reading.
+fn show(text: String) {
+    let write = move || std::io::stdout().write_all(text.as_bytes());
+    // What is lost then is in the log too.
+    let _no_thread = std::thread::Builder::new()
+        .name("stdout".into())
+        .spawn(write);
 }
 
 /// What standard output says when the first request can come: where, what, and a command that works.

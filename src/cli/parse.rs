@@ -1,0 +1,238 @@
+//! What was typed, and what the environment says → [`Cli`], or one line that says what is wrong.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Command, CommandFactory, FromArgMatches};
+
+use super::Cli;
+
+/// The prefix of every variable that is ours.
+const PREFIX: &str = "MICROGRANITE_";
+
+/// Why there is nothing to run.
+#[derive(Debug)]
+pub enum Ending {
+    /// Text that was asked for, for standard output.
+    Shown(String),
+    /// What is wrong, for standard error.
+    BadUsage(String),
+}
+
+/// Reads `arguments`, the first of which is the program, and `variables`.
+///
+/// # Errors
+/// The [`Ending`] of `--help` and `--version`, and of everything that makes no sense.
+pub fn parse(
+    arguments: &[OsString],
+    variables: &BTreeMap<OsString, OsString>,
+) -> Result<Cli, Ending> {
+    let command = without_empty(Cli::command(), variables);
+    check_names(&command, variables).map_err(Ending::BadUsage)?;
+    command
+        .clone()
+        .try_get_matches_from(arguments)
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .map_err(|error| ending(&error, &command, arguments, variables))
+}
+
+/// A variable that is set to nothing is not set: manifests and compose files leave them so.
+fn without_empty(command: Command, variables: &BTreeMap<OsString, OsString>) -> Command {
+    let is_empty = |arg: &Arg| {
+        let value = arg.get_env().and_then(|name| variables.get(name));
+        value.is_some_and(|value| value.is_empty())
+    };
+    command
+        .mut_args(|arg| match is_empty(&arg) {
+            true => arg.env(None::<&'static str>),
+            false => arg,
+        })
+        .mut_subcommands(|command| without_empty(command, variables))
+}
+
+/// The variables of all commands.
+fn known(command: &Command) -> Vec<&OsStr> {
+    let own = command.get_arguments().filter_map(Arg::get_env);
+    own.chain(command.get_subcommands().flat_map(known))
+        .collect()
+}
+
+/// Refuses variables that look like ours and are not: whoever misspells one would otherwise never know.
+fn check_names(command: &Command, variables: &BTreeMap<OsString, OsString>) -> Result<(), String> {
+    let known = known(command);
+    for (name, value) in variables {
+        let (Some(text), Some(value)) = (name.to_str(), value.to_str()) else {
+            continue;
+        };
+        let is_ours = text.starts_with(PREFIX) && !value.is_empty();
+        if !is_ours || known.contains(&name.as_os_str()) || is_service_link(text, value) {
+            continue;
+        }
+        let nearest = known
+            .iter()
+            .filter_map(|known| known.to_str())
+            .min_by_key(|known| strsim::damerau_levenshtein(known, text));
+        return Err(format!(
+            "{text} is no variable of this program; the nearest is {}",
+            nearest.unwrap_or_default()
+        ));
+    }
+    Ok(())
+}
+
+/// Whether Kubernetes made this variable of a Service whose name begins like ours: `…_SERVICE_HOST`, `…_SERVICE_PORT`,
+/// `…_SERVICE_PORT_HTTP`, `…_PORT=tcp://…`, `…_PORT_8080_TCP_ADDR`.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let is_port = |text: &str| {
+        let mut words = text.split('_');
+        let number = words.next().unwrap_or_default();
+        number.bytes().all(|byte| byte.is_ascii_digit())
+            && matches!(words.next(), Some("TCP" | "UDP" | "SCTP"))
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.ends_with("_SERVICE_PORT")
+        || name.contains("_SERVICE_PORT_")
+        || name.ends_with("_PORT") && value.contains("://")
+        || name
+            .split_once("_PORT_")
+            .is_some_and(|(_, port)| is_port(port))
+}
+
+fn ending(
+    error: &clap::Error,
+    command: &Command,
+    arguments: &[OsString],
+    variables: &BTreeMap<OsString, OsString>,
+) -> Ending {
+    let styled = error.render();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            Ending::Shown(match std::io::stdout().is_terminal() {
+                true => styled.ansi().to_string(),
+                false => styled.to_string(),
+            })
+        }
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Ending::BadUsage(styled.to_string()),
+        _ => {
+            let line = one_line(&styled.to_string());
+            Ending::BadUsage(
+                match variable_at_fault(error, command, arguments, variables) {
+                    Some(name) => format!("{name}: {line}"),
+                    None => line,
+                },
+            )
+        }
+    }
+}
+
+/// What clap says before it repeats the usage, in one line.
+fn one_line(text: &str) -> String {
+    let text = text.strip_prefix("error: ").unwrap_or(text);
+    let mut line = String::new();
+    for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {
+        if part.starts_with("Usage:") || part.starts_with("For more information") {
+            break;
+        }
+        let part = part.strip_prefix("tip: ").unwrap_or(part);
+        if !line.is_empty() {
+            line += if line.ends_with(':') { " " } else { "; " };
+        }
+        line += part;
+    }
+    line
+}
+
+/// The variable that a bad value came from, if it was not typed.
+fn variable_at_fault(
+    error: &clap::Error,
+    command: &Command,
+    arguments: &[OsString],
+    variables: &BTreeMap<OsString, OsString>,
+) -> Option<String> {
+    let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    // As clap writes it: `--threads <N>`.
+    let flag = flag.split([' ', '=']).next()?;
+    let long = flag.strip_prefix("--")?;
+    let is_typed = arguments.iter().any(|argument| {
+        let text = argument.to_string_lossy();
+        text.strip_prefix(flag)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+    });
+    let subcommands = command.get_subcommands().flat_map(Command::get_arguments);
+    let name = command
+        .get_arguments()
+        .chain(subcommands)
+        .find(|arg| arg.get_long() == Some(long))?
+        .get_env()?;
+    (!is_typed && variables.contains_key(name)).then(|| name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(name: &str, value: &str) -> Result<(), String> {
+        let variables = BTreeMap::from([(name.into(), value.into())]);
+        check_names(&Cli::command(), &variables)
+    }
+
+    #[test]
+    fn a_misspelt_variable_is_refused_with_the_nearest_name() {
+        for (name, nearest) in [
+            ("MICROGRANITE_TREADS", "MICROGRANITE_THREADS"),
+            ("MICROGRANITE_KVCACHE", "MICROGRANITE_KV_CACHE"),
+            ("MICROGRANITE_LOGFORMAT", "MICROGRANITE_LOG_FORMAT"),
+        ] {
+            let problem = check(name, "2").unwrap_err();
+            assert!(
+                problem.starts_with(name) && problem.ends_with(nearest),
+                "{problem}"
+            );
+            assert_eq!(check(name, ""), Ok(()), "what is empty is not set");
+        }
+        assert_eq!(check("MICROGRANITE_THREADS", "many"), Ok(()));
+        assert_eq!(check("OTHER_TREADS", "2"), Ok(()));
+    }
+
+    #[test]
+    fn what_kubernetes_sets_for_a_service_of_our_name_is_no_misspelling() {
+        for (name, value) in [
+            ("MICROGRANITE_SERVICE_HOST", "10.0.0.7"),
+            ("MICROGRANITE_SERVICE_PORT", "8080"),
+            ("MICROGRANITE_SERVICE_PORT_HTTP", "8080"),
+            ("MICROGRANITE_PORT", "tcp://10.0.0.7:8080"),
+            ("MICROGRANITE_PORT_8080_TCP", "tcp://10.0.0.7:8080"),
+            ("MICROGRANITE_PORT_8080_TCP_ADDR", "10.0.0.7"),
+            ("MICROGRANITE_CANARY_SERVICE_HOST", "10.0.0.7"),
+        ] {
+            assert_eq!(check(name, value), Ok(()), "{name}");
+        }
+        assert!(check("MICROGRANITE_PORT", "8080").is_err());
+    }
+
+    #[test]
+    fn what_clap_says_becomes_one_line() {
+        let typed = |arguments: &[&str], variables: &[(&str, &str)]| {
+            let arguments: Vec<OsString> = arguments.iter().map(Into::into).collect();
+            let set = variables
+                .iter()
+                .map(|(name, value)| (name.into(), value.into()));
+            match parse(&arguments, &set.collect()) {
+                Err(Ending::BadUsage(text)) => text,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(
+            typed(&["microgranite", "serve", "--treads", "2"], &[]),
+            "unexpected argument '--treads' found; a similar argument exists: '--threads'"
+        );
+        assert_eq!(
+            typed(&["microgranite", "quantize", "demo"], &[]),
+            "the following required arguments were not provided: --output <DIR>"
+        );
+    }
+}

@@ -1,0 +1,234 @@
+//! Standard error: log lines, panics and last words, none of which may hold up or fail a request.
+//!
+//! A pipe may have lost its reader, or have one that does not read, and a disk may be full. So whoever has a line puts
+//! it into a bounded queue and goes on; one thread writes. What finds no place there, or cannot be written, is lost and
+//! counted. `tracing-appender` does nearly the same, but prints to standard output when the queue is full at the end,
+//! which panics where standard output is broken too, and does not count what could not be written.
+
+use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{IsTerminal, Write};
+use std::sync::LazyLock;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::time::{Duration, Instant};
+
+use prometheus::IntCounter;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::error::{Error, Result};
+
+/// Lines that may wait to be written: minutes of requests at full load, in about a megabyte.
+const QUEUED_LINES: usize = 4096;
+/// Between two attempts to put something into a full queue.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// How log lines look. They go to standard error; what a command has to say goes to standard output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line, for collectors; client-made bytes cannot forge a line.
+    Json,
+}
+
+/// The queue in front of standard error.
+static STDERR: LazyLock<Queue> = LazyLock::new(|| Queue::new(std::io::stderr()));
+/// Lines that were lost. There is one standard error, so there is one count, in whatever registry shows it.
+static LOST: LazyLock<IntCounter> = LazyLock::new(|| {
+    let name = "microgranite_log_lines_dropped_total";
+    let help = "Log lines that could not be written.";
+    IntCounter::new(name, help).expect("the name is valid")
+});
+
+/// The count of lines that were lost: `log_lines_dropped_total`.
+pub fn lost_lines() -> IntCounter {
+    LOST.clone()
+}
+
+/// Starts logging what `filter` lets through (`info`, `debug`, `microgranite=debug,hyper=info`, …), panics included.
+///
+/// # Errors
+/// [`Error::Usage`] when the filter makes no sense.
+pub fn init(format: LogFormat, filter: &str) -> Result<()> {
+    let filter = EnvFilter::try_new(filter)
+        .map_err(|problem| Error::Usage(format!("log filter '{filter}': {problem}")))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(Stderr)
+        // It would report to standard error itself, which panics where that is broken.
+        .log_internal_errors(false);
+    // A second call, as tests make it, leaves the first in place.
+    let _already_set = match format {
+        LogFormat::Text => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    log_panics();
+    Ok(())
+}
+
+/// Makes panics lines of the log. The hook of the standard library writes to standard error, and waits for it.
+fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let location = panic.location().map(ToString::to_string);
+        let backtrace = Backtrace::capture();
+        let captured = backtrace.status() == BacktraceStatus::Captured;
+        tracing::error!(
+            thread = thread.name(),
+            location,
+            backtrace = captured.then(|| tracing::field::display(&backtrace)),
+            "panic: {}",
+            message(panic.payload())
+        );
+    }));
+}
+
+/// What a panic said.
+pub fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message")
+}
+
+/// Puts text on standard error, behind the log lines that wait.
+pub fn write_stderr(text: &str) {
+    STDERR.put(text.as_bytes());
+}
+
+/// Waits until what was put before is written, at most for `limit`: nobody may be reading.
+pub fn flush(limit: Duration) {
+    STDERR.flush(limit);
+}
+
+/// What waits to be written.
+enum Message {
+    Text(Vec<u8>),
+    /// All before it has been written, or lost.
+    Flush(Sender<()>),
+}
+
+/// A bounded queue, and a thread that writes what is in it.
+struct Queue(SyncSender<Message>);
+
+impl Queue {
+    fn new(writer: impl Write + Send + 'static) -> Self {
+        let (sender, receiver) = sync_channel(QUEUED_LINES);
+        // Without the thread every line is lost, and counted.
+        let _no_thread = std::thread::Builder::new()
+            .name("log".into())
+            .spawn(move || write_all(&receiver, writer));
+        Self(sender)
+    }
+
+    fn put(&self, text: &[u8]) {
+        if self.0.try_send(Message::Text(text.to_vec())).is_err() {
+            LOST.inc();
+        }
+    }
+
+    fn flush(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let (done, is_done) = channel();
+        let mut message = Message::Flush(done);
+        while let Err(TrySendError::Full(unsent)) = self.0.try_send(message) {
+            if Instant::now() > deadline {
+                return;
+            }
+            message = unsent;
+            std::thread::sleep(PAUSE);
+        }
+        let _too_late = is_done.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// Writes what comes, whatever became of what came before.
+fn write_all(messages: &Receiver<Message>, mut writer: impl Write) {
+    for message in messages {
+        match message {
+            Message::Text(text) => {
+                if writer.write_all(&text).is_err() {
+                    LOST.inc();
+                }
+            }
+            Message::Flush(done) => {
+                let _nobody_waits = done.send(());
+            }
+        }
+    }
+}
+
+/// Where the log's formatter writes a line.
+struct Stderr;
+
+impl MakeWriter<'_> for Stderr {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        Self
+    }
+}
+
+impl Write for Stderr {
+    /// The formatter writes a line in one piece.
+    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+        STDERR.put(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// Fails where the text says so, and waits for ever where it says that.
+    #[derive(Clone, Default)]
+    struct Odd(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Odd {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            match text {
+                b"fail" => return Err(io::ErrorKind::BrokenPipe.into()),
+                b"stall" => std::thread::park(),
+                _ => self.0.lock().unwrap().extend(text),
+            }
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_failed_write_loses_one_line_and_a_writer_that_stalls_holds_nobody_up() {
+        let odd = Odd::default();
+        let queue = Queue::new(odd.clone());
+        let lost = LOST.get();
+        for text in ["a", "fail", "b"] {
+            queue.put(text.as_bytes());
+        }
+        queue.flush(Duration::from_secs(60));
+        assert_eq!(*odd.0.lock().unwrap(), b"ab");
+        assert_eq!(LOST.get(), lost + 1);
+
+        queue.put(b"stall");
+        for _ in 0..QUEUED_LINES + 100 {
+            queue.put(b"c");
+        }
+        assert!(LOST.get() >= lost + 100, "what finds no place is counted");
+        let start = Instant::now();
+        queue.flush(Duration::from_millis(50));
+        assert!(start.elapsed() < Duration::from_secs(30));
+    }
+}
