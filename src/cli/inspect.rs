@@ -18,7 +18,10 @@ use crate::sources::{self, Checkpoint, Reference, Settings};
 /// Show what a model is and what it would take at eight bits.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION], or demo.
+    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo.
+    ///
+    /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
+    /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
     #[arg(value_name = "REF")]
     reference: Reference,
     /// Compare every weight of a packed model with its checksum: reads the whole file.

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::sources::forms::{HYBRID, MIXTURE_OF_EXPERTS};
 
 /// Which published architecture a checkpoint is; all three run the same forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,6 +148,12 @@ impl Fields<'_> {
             Some("GraniteForCausalLM") => Ok(Architecture::Granite),
             Some("GraniteMoeHybridForCausalLM") => Ok(Architecture::GraniteHybridDense),
             Some("LlamaForCausalLM") => Ok(Architecture::Llama),
+            Some(name @ "BambaForCausalLM") => {
+                Err(self.bad("architectures", format!("{name} {HYBRID}")))
+            }
+            Some(name) if name.to_lowercase().contains("moe") || name.starts_with("Mixtral") => {
+                Err(self.bad("architectures", format!("{name} {MIXTURE_OF_EXPERTS}")))
+            }
             _ => Err(self.is_but("architectures", value, EXPECTED)),
         }
     }
@@ -154,6 +161,9 @@ impl Fields<'_> {
     /// Refuses what would change the forward pass in a way that is not implemented.
     fn refuse_unsupported(&self, architecture: Architecture, num_layers: usize) -> Result<()> {
         let hybrid = architecture == Architecture::GraniteHybridDense;
+        if hybrid {
+            self.refuse_mamba()?;
+        }
         if let Some(value) = self.get("quantization_config") {
             return Err(self.is_but(
                 "quantization_config",
@@ -168,21 +178,16 @@ impl Fields<'_> {
         }
         for name in ["num_local_experts", "num_experts"] {
             if self.number(name, 0.0, f64::MAX)?.unwrap_or(0.0) > 0.0 {
-                let problem = "is above 0, expected 0: mixtures of experts are not supported";
-                return Err(self.bad(name, problem));
+                return Err(self.bad(name, format!("is above 0: this {MIXTURE_OF_EXPERTS}")));
             }
         }
         self.only("hidden_act", "silu")?;
         self.only("position_embedding_type", "rope")?;
         if hybrid {
-            // An absent value means no rotary embedding, and Mamba in every layer.
-            for (name, expected) in [
-                ("position_embedding_type", "\"rope\""),
-                ("layer_types", "\"attention\" for every layer"),
-            ] {
-                if self.get(name).is_none() {
-                    return Err(self.missing(name, expected));
-                }
+            // An absent value means no rotary embedding.
+            let name = "position_embedding_type";
+            if self.get(name).is_none() {
+                return Err(self.missing(name, "\"rope\""));
             }
         }
         self.attention_in_every_layer(num_layers)?;
@@ -198,6 +203,20 @@ impl Fields<'_> {
             self.number(name, 1.0, 1.0)?;
         }
         Ok(())
+    }
+
+    /// Refuses a hybrid with Mamba layers by its name: without `layer_types` all of them are.
+    fn refuse_mamba(&self) -> Result<()> {
+        const NAME: &str = "layer_types";
+        let Some(types) = self.get(NAME) else {
+            return Err(self.bad(NAME, format!("is missing, so this {HYBRID}")));
+        };
+        let is_mamba = |kind: &Value| matches!(kind.as_str(), Some("mamba" | "linear_attention"));
+        let mut types = types.as_array().into_iter().flatten();
+        match types.position(is_mamba) {
+            Some(layer) => Err(self.bad(&format!("{NAME}[{layer}]"), format!("this {HYBRID}"))),
+            None => Ok(()),
+        }
     }
 
     fn attention_in_every_layer(&self, num_layers: usize) -> Result<()> {

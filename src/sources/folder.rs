@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper, Tokenizer};
 
+use super::forms::Form;
 use super::packed::{self, Packed};
 use super::quantized::{Method, Quantized};
 use super::safetensors::Shards;
@@ -18,12 +19,11 @@ use crate::error::{Error, Result};
 pub fn open(path: &Path) -> Result<Checkpoint> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::not_found(path, e))?;
     if !metadata.is_dir() {
-        let problem = "is neither a folder nor a .gguf file";
-        return Err(Error::not_found(path, problem));
+        return Err(not_a_folder(path));
     }
     let config_file = path.join("config.json");
     if !config_file.exists() {
-        return Err(Error::not_found(&config_file, missing_config(path)));
+        return Err(missing_config(path));
     }
     let mut config = read_json(&config_file)?;
     if !config.is_object() {
@@ -63,16 +63,42 @@ fn name(path: &Path) -> String {
     name.to_string_lossy().into_owned()
 }
 
-fn missing_config(folder: &Path) -> String {
-    match first_with_extension(folder, &["gguf"]) {
-        Some(gguf) => format!(
-            "not found; to open the GGUF file, name it: {}",
-            folder.join(gguf).display()
-        ),
-        None => {
-            "not found; a model folder holds config.json, tokenizer.json and *.safetensors".into()
-        }
+/// The error for a file where a folder was expected: a part of a folder, or an export for another program.
+fn not_a_folder(file: &Path) -> Error {
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    if let Some((form, _)) = Form::by_files(&[&name]) {
+        return form.refusal(file, "format");
     }
+    let problem = "is neither a folder nor a .gguf file";
+    if !name.ends_with(".safetensors") {
+        return Error::not_found(file, problem);
+    }
+    let folder = file.parent().filter(|folder| folder != &Path::new(""));
+    let folder = folder.unwrap_or(Path::new("."));
+    let problem = format!(
+        "holds weights alone; name the folder with its config.json and tokenizer.json: {}",
+        folder.display()
+    );
+    Error::bad_model(file, "format", problem)
+}
+
+/// The error for a folder without `config.json`.
+fn missing_config(folder: &Path) -> Error {
+    let file = folder.join("config.json");
+    let names = file_names(folder);
+    if let Some(gguf) = first_with_extension(&names, &["gguf"]) {
+        let path = folder.join(gguf);
+        let problem = format!(
+            "not found; to open the GGUF file, name it: {}",
+            path.display()
+        );
+        return Error::not_found(file, problem);
+    }
+    if let Some(error) = other_form(folder, &names) {
+        return error;
+    }
+    let problem = "not found; a model folder holds config.json, tokenizer.json and *.safetensors";
+    Error::not_found(file, problem)
 }
 
 /// The single file if there is one, as Hugging Face prefers it, else what the index lists.
@@ -85,24 +111,53 @@ fn weights(folder: &Path, integers: bool) -> Result<Shards> {
     if index.exists() {
         return Shards::open_index(&index, integers);
     }
-    let problem = match first_with_extension(folder, &["bin", "pt", "pth", "ckpt"]) {
+    let names = file_names(folder);
+    let problem = match first_with_extension(&names, &["safetensors", "gguf"]) {
+        Some(other) if other.ends_with(".gguf") => {
+            let path = folder.join(other);
+            format!(
+                "not found; to open the GGUF file, name it: {}",
+                path.display()
+            )
+        }
         Some(other) => format!(
-            "not found; {other} is a Python pickle, which can run code when it is opened: convert it to safetensors"
+            "not found, nor model.safetensors.index.json; if {other} is all of the weights, call it model.safetensors"
         ),
         None => "not found, nor model.safetensors.index.json".into(),
     };
-    Err(Error::not_found(&single, problem))
+    let error = || Error::not_found(&single, problem);
+    Err(other_form(folder, &names).unwrap_or_else(error))
 }
 
-/// The first file of a folder, by name, whose extension is one of `extensions`.
-fn first_with_extension(folder: &Path, extensions: &[&str]) -> Option<String> {
-    let entries = std::fs::read_dir(folder).ok()?;
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let has_extension = |name: &String| {
+/// The refusal of a folder that holds a model in a form that is not read.
+fn other_form(folder: &Path, names: &[String]) -> Option<Error> {
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let (form, name) = Form::by_files(&names)?;
+    Some(form.refusal(folder.join(name), "format"))
+}
+
+/// The names of a folder's files, and of those in its folders, as exports keep their parts there.
+fn file_names(folder: &Path) -> Vec<String> {
+    let list = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names = Vec::new();
+    for entry in list(folder) {
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        let inner = list(&entry.path()).filter_map(|inner| inner.file_name().into_string().ok());
+        names.extend(inner.map(|inner| format!("{name}/{inner}")));
+        names.push(name);
+    }
+    names
+}
+
+/// The first file by name, of the folder itself, whose extension is one of `extensions`.
+fn first_with_extension<'n>(names: &'n [String], extensions: &[&str]) -> Option<&'n String> {
+    let has_extension = |name: &&String| {
         let extension = Path::new(name).extension().unwrap_or_default();
-        extensions.iter().any(|wanted| extension == *wanted)
+        !name.contains('/') && extensions.iter().any(|wanted| extension == *wanted)
     };
-    names.filter(has_extension).min()
+    names.iter().filter(has_extension).min()
 }
 
 /// End-of-text ids: those of `generation_config.json`, which instruct models extend, else those of `config.json`.

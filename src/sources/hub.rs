@@ -7,12 +7,15 @@ use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
+use super::forms::Form;
 use super::hash::sha256;
+use super::labels;
 use super::progress::Meter;
-use super::reference::{Reference, is_gguf};
+use super::quantized::Method;
+use super::reference::Reference;
 use super::safetensors::shard_names;
 use super::settings::Settings;
-use super::{Freshness, Local};
+use super::{Freshness, Local, read_json};
 use crate::error::{Error, Result};
 
 const CONFIG: &str = "config.json";
@@ -29,19 +32,22 @@ const OPTIONAL: [&str; 3] = [
 /// How often one file is tried. Each try goes on where the last one broke off.
 const TRIES: usize = 3;
 
-/// Returns the local folder or GGUF file of `repo` at `revision`, fetching what is missing.
+/// Returns the local folder or GGUF file of `repo` at `revision`, fetching what is missing. With a `label` it is the GGUF
+/// file of that name or quantization; without one it is the folder of safetensors, or else the best GGUF file.
 ///
 /// # Errors
 /// [`Error::Unavailable`] with what to do, or [`Error::BadModel`] for a repository without a model we can open.
 pub fn fetch(
     repo: &str,
     revision: &str,
+    label: Option<&str>,
     settings: &Settings,
     freshness: Freshness,
 ) -> Result<Local> {
     let hub = Hub {
         repo,
         revision,
+        label,
         settings,
     };
     let cached = hub.cached();
@@ -69,6 +75,7 @@ pub fn fetch(
 struct Hub<'a> {
     repo: &'a str,
     revision: &'a str,
+    label: Option<&'a str>,
     settings: &'a Settings,
 }
 
@@ -85,7 +92,7 @@ impl Hub<'_> {
         let commit = std::fs::read_to_string(refs.join(self.revision));
         let commit = commit.unwrap_or_else(|_| self.revision.into());
         let commit = Some(commit.trim()).filter(|commit| is_commit(commit))?;
-        complete(&self.snapshot(commit))
+        complete(&self.snapshot(commit), self.label)
     }
 
     /// Fetches the files of a model, all from the commit that the revision points to when this starts.
@@ -100,6 +107,11 @@ impl Hub<'_> {
         let snapshot = self.snapshot(&info.sha);
         for name in self.wanted(&info)? {
             self.file(&source, &snapshot, name)?;
+            if name == CONFIG {
+                // Gigabytes that could not be read are not fetched.
+                let config = snapshot.join(CONFIG);
+                Method::read(&config, &read_json(&config)?)?;
+            }
             if name == INDEX {
                 for shard in shard_names(&snapshot.join(INDEX))? {
                     self.file(&source, &snapshot, &shard)?;
@@ -109,7 +121,7 @@ impl Hub<'_> {
         let cache = Cache::new(self.settings.hub_cache.clone());
         let reference = cache.repo(self.at(self.revision)).create_ref(&info.sha);
         reference.map_err(|e| Error::io(&self.settings.hub_cache, e))?;
-        complete(&snapshot)
+        complete(&snapshot, self.label)
             .ok_or_else(|| self.unavailable("the cache lost files while it was filled"))
     }
 
@@ -136,33 +148,52 @@ impl Hub<'_> {
         cache.repo(self.at(commit)).pointer_path(commit)
     }
 
-    /// Chooses what to fetch, weights last: a model in safetensors, else the only GGUF file.
+    /// Chooses what to fetch, weights last: a model in safetensors, unless a GGUF file is named, else one GGUF file.
     fn wanted<'i>(&self, info: &'i RepoInfo) -> Result<Vec<&'i str>> {
-        let files = info.siblings.iter().map(|file| file.rfilename.as_str());
-        let has = |name: &str| files.clone().any(|file| file == name);
+        let files: Vec<&str> = info.siblings.iter().map(|f| f.rfilename.as_str()).collect();
+        let has = |name: &str| files.contains(&name);
         let weights = [WEIGHTS, INDEX].into_iter().find(|name| has(name));
-        if let (Some(weights), true) = (weights, has(CONFIG)) {
+        if let (Some(weights), true, None) = (weights, has(CONFIG), self.label) {
             let mut wanted: Vec<&str> = OPTIONAL.into_iter().filter(|name| has(name)).collect();
             // Absent files are asked for too: the hub's answer then says which one is missing.
             wanted.extend([CONFIG, TOKENIZER, weights]);
             return Ok(wanted);
         }
-        let ggufs: Vec<&str> = files
-            .filter(|name| is_gguf(Path::new(name)) && !name.contains('/'))
-            .collect();
-        match ggufs[..] {
-            [only] => Ok(vec![only]),
-            [] => {
-                let problem = "holds neither config.json with safetensors weights nor a .gguf file";
-                Err(Error::bad_model(self.to_string(), "files", problem))
+        let ggufs = labels::models(files.iter().copied());
+        let refused = |problem| Err(Error::bad_model(self.to_string(), "files", problem));
+        if let Some(label) = self.label {
+            return match (labels::named(&ggufs, label), ggufs.is_empty()) {
+                (Some(file), _) => Ok(vec![file]),
+                (None, true) => refused(format!("holds no .gguf file, and so none of {label}")),
+                (None, false) => {
+                    let there = labels::listed(&ggufs);
+                    refused(format!("holds no .gguf file of {label}; there are {there}"))
+                }
+            };
+        }
+        match labels::best(&ggufs) {
+            Some(file) => {
+                if ggufs.len() > 1 {
+                    let (count, label) = (ggufs.len(), labels::label(file));
+                    let there = labels::listed(&ggufs);
+                    tracing::info!(
+                        "{self} holds {count} .gguf files ({there}): taking {label}; {self}:LABEL takes another"
+                    );
+                }
+                Ok(vec![file])
             }
-            [first, ..] => {
-                let problem = format!(
-                    "holds {} .gguf files ({first}, …); download one and name the file",
-                    ggufs.len()
-                );
-                Err(Error::bad_model(self.to_string(), "files", problem))
+            None if !ggufs.is_empty() => {
+                let there = labels::listed(&ggufs);
+                refused(format!(
+                    "holds .gguf files of types that cannot be read ({there}); take a repository with a Q8_0 file"
+                ))
             }
+            None => match Form::by_files(&files) {
+                Some((form, file)) => Err(form.refusal(self.to_string(), file)),
+                None => refused(
+                    "holds neither config.json with safetensors weights nor a .gguf file".into(),
+                ),
+            },
         }
     }
 
@@ -231,8 +262,12 @@ impl Hub<'_> {
 
 impl std::fmt::Display for Hub<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (repo, revision) = (self.repo.into(), self.revision.into());
-        Reference::Hub { repo, revision }.fmt(f)
+        let reference = Reference::Hub {
+            repo: self.repo.into(),
+            revision: self.revision.into(),
+            label: self.label.map(str::to_owned),
+        };
+        reference.fmt(f)
     }
 }
 
@@ -252,22 +287,26 @@ fn is_commit(text: &str) -> bool {
     text.len() == 40 && is_hex(text)
 }
 
-/// The model in a snapshot, if every file of it is there.
-fn complete(snapshot: &Path) -> Option<Local> {
+/// The model in a snapshot, if every file of it is there. Where no GGUF file is named it is the best that was fetched.
+fn complete(snapshot: &Path, label: Option<&str>) -> Option<Local> {
     let has = |name: &str| snapshot.join(name).exists();
     let has_shards = || {
         let shards = shard_names(&snapshot.join(INDEX));
         shards.is_ok_and(|shards| shards.iter().all(|shard| has(shard)))
     };
-    if has(CONFIG) && has(TOKENIZER) && (has(WEIGHTS) || has_shards()) {
+    let has_folder = || has(CONFIG) && has(TOKENIZER) && (has(WEIGHTS) || has_shards());
+    if label.is_none() && has_folder() {
         return Some(Local::Folder(snapshot.into()));
     }
-    let files = std::fs::read_dir(snapshot).ok()?.flatten();
-    let mut ggufs = files
-        .map(|file| file.path())
-        .filter(|path| is_gguf(path) && path.exists());
-    match (ggufs.next(), ggufs.next()) {
-        (Some(only), None) => Some(Local::Gguf(only)),
-        _ => None,
-    }
+    let entries = std::fs::read_dir(snapshot).ok()?.flatten();
+    let names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| has(name))
+        .collect();
+    let ggufs = labels::models(names.iter().map(String::as_str));
+    let file = match label {
+        Some(label) => labels::named(&ggufs, label),
+        None => labels::best(&ggufs),
+    };
+    Some(Local::Gguf(snapshot.join(file?)))
 }

@@ -3,21 +3,24 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `reference.rs`, `settings.rs` | what the user may name, and how it is fetched |
+//! | `reference.rs`, `suggest.rs`, `settings.rs` | what the user may name or have meant, and how it is fetched |
 //! | `folder.rs`, `safetensors.rs` | a Hugging Face folder and its weights |
+//! | `forms.rs` | forms that are not read, by name, and what to take instead |
 //! | `quantized/` | folders whose matrices are int8 already: compressed-tensors and LLM.int8 |
 //! | `packed.rs`, `staging.rs` | a folder of weights that were quantized before, and how it is written whole |
 //! | `gguf/` | a single GGUF file: header, configuration, tokenizer, tensors |
-//! | `hub.rs`, `demo.rs`, `wheel.rs` | what is fetched first: a Hugging Face repository, the demo model |
+//! | `hub.rs`, `labels.rs`, `demo.rs`, `wheel.rs` | what is fetched first: a Hugging Face repository, the demo model |
 //! | `mapped.rs`, `floats.rs` | a read-only memory map, and numbers widened to f32 |
 //! | `progress.rs`, `hash.rs` | how far a download has come, and whether it is whole |
 
 mod demo;
 mod floats;
 mod folder;
+pub mod forms;
 pub mod gguf;
 pub mod hash;
 mod hub;
+mod labels;
 mod mapped;
 pub mod packed;
 mod progress;
@@ -26,6 +29,7 @@ mod reference;
 mod safetensors;
 mod settings;
 pub mod staging;
+mod suggest;
 pub mod wheel;
 
 use std::ops::Range;
@@ -80,8 +84,9 @@ impl Checkpoint {
     /// The ids of each document, without tokens that frame a text; after `most` ids in all the rest is left out.
     ///
     /// # Errors
-    /// [`Error::BadModel`] when the tokenizer fails on a document.
+    /// [`Error::BadModel`] when the tokenizer fails on a document, or finds a token in it that the embedding has no row for.
     pub fn token_ids(&self, documents: &[String], most: usize) -> Result<Vec<Vec<u32>>> {
+        let rows = self.config["vocab_size"].as_f64().unwrap_or(f64::INFINITY);
         let mut left = most;
         let mut all = Vec::new();
         for document in documents {
@@ -90,6 +95,13 @@ impl Checkpoint {
                 encoding.map_err(|e| Error::bad_model(&self.config_file, "tokenizer", e))?;
             let ids = encoding.get_ids();
             let ids = &ids[..ids.len().min(left)];
+            if let Some(&id) = ids.iter().find(|&&id| f64::from(id) >= rows) {
+                let token = self.tokenizer.id_to_token(id).unwrap_or_default();
+                let problem = format!(
+                    "the text has the token {token:?} (id {id}), for which the embedding of {rows} rows has none"
+                );
+                return Err(Error::bad_model(&self.config_file, "vocab_size", problem));
+            }
             left -= ids.len();
             all.push(ids.to_vec());
         }
@@ -207,12 +219,20 @@ pub fn open(reference: &Reference, settings: &Settings) -> Result<Checkpoint> {
 /// Finds what `reference` names on this machine, fetching it first where that is needed.
 ///
 /// # Errors
-/// [`crate::error::Error::Unavailable`] when it cannot be fetched, and then what to do.
+/// [`crate::error::Error::Unavailable`] when it cannot be fetched, and then what to do; [`Error::NotFound`] for a path
+/// where there is nothing.
 pub fn fetch(reference: &Reference, settings: &Settings, freshness: Freshness) -> Result<Local> {
     match reference {
+        Reference::Folder(path) | Reference::Gguf(path) if !path.exists() => {
+            Err(suggest::not_there(path))
+        }
         Reference::Folder(path) => Ok(Local::Folder(path.clone())),
         Reference::Gguf(path) => Ok(Local::Gguf(path.clone())),
-        Reference::Hub { repo, revision } => hub::fetch(repo, revision, settings, freshness),
+        Reference::Hub {
+            repo,
+            revision,
+            label,
+        } => hub::fetch(repo, revision, label.as_deref(), settings, freshness),
         Reference::Demo => demo::fetch(settings).map(Local::Gguf),
     }
 }

@@ -9,6 +9,7 @@ use safetensors::{SafeTensorError, SafeTensors};
 
 use super::Tensors;
 use super::floats::{FloatType, all_finite};
+use super::forms::Form;
 use super::mapped::Mapped;
 use crate::error::{Error, Result};
 
@@ -118,7 +119,10 @@ impl Shards {
                 Dtype::I8 if self.integers => ValueType::I8,
                 Dtype::U8 if self.integers => ValueType::U8,
                 other => {
-                    let problem = format!("is {other:?}; weights must be BF16, F16 or F32");
+                    let mut problem = format!("is {other:?}; weights must be BF16, F16 or F32");
+                    if let Some(form) = Form::by_type(&format!("{other:?}")) {
+                        problem = format!("is {other:?}: {}", form.problem());
+                    }
                     return Err(Error::bad_model(path, name, problem));
                 }
             };

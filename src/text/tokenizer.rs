@@ -131,6 +131,33 @@ impl Tokenizer {
         })
     }
 
+    /// Compares the ids with the rows of the embedding, `rows`: without a row an id cannot be run.
+    ///
+    /// Added tokens may lack one, as fine-tunes do that name a padding token and never use it: a line says which, and
+    /// requests whose prompt has one are refused.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`] naming `file`, for an ordinary token without a row: the tokenizer is another model's.
+    pub fn check_rows(&self, rows: usize, file: &Path) -> Result<()> {
+        let added = self.inner.get_added_tokens_decoder();
+        let beyond = (rows..self.vocab_size()).map(|id| id as u32);
+        let mut beyond = beyond.filter(|&id| !self.bytes(id).is_empty()).peekable();
+        let named = |id: u32| {
+            let text = String::from_utf8_lossy(self.bytes(id)).into_owned();
+            format!("token {text:?} has id {id}, and the embedding has {rows} rows (vocab_size)")
+        };
+        let Some(&first) = beyond.peek() else {
+            return Ok(());
+        };
+        if let Some(id) = beyond.find(|id| !added.contains_key(id)) {
+            let problem = format!("{}: is this another model's tokenizer?", named(id));
+            return Err(Error::bad_model(file, "model.vocab", problem));
+        }
+        let file = file.display();
+        tracing::warn!("{file}: {}; prompts that have it are refused", named(first));
+        Ok(())
+    }
+
     /// The ids of `text`, at most `max_tokens` of which are wanted.
     ///
     /// Nothing is added in front or behind. Special tokens written out in the text become their ids, as in every other
@@ -327,6 +354,29 @@ mod tests {
             error.to_string(),
             "model/tokenizer.json: tokenizer decoder: only byte-level tokenizers are supported (decoder `ByteLevel`)"
         );
+    }
+
+    #[test]
+    fn an_ordinary_token_without_a_row_is_refused_and_an_added_one_is_not() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let file = fixtures.join("granite-3-tiny/tokenizer.json");
+        let mut inner = tokenizers::Tokenizer::from_file(&file).unwrap();
+        inner
+            .add_tokens([tokenizers::AddedToken::from("acme", false)])
+            .unwrap();
+        let tokenizer = Tokenizer::new(inner, &file).unwrap();
+        assert_eq!(tokenizer.id("acme"), Some(320));
+        tokenizer.check_rows(320, &file).unwrap();
+        let refused = tokenizer.check_rows(300, &file).unwrap_err();
+        assert_eq!(refused.exit_code(), 65);
+        let line = refused.to_string();
+        for part in [
+            "tokenizer.json: model.vocab: token",
+            "has id 300",
+            "300 rows",
+        ] {
+            assert!(line.contains(part), "{line}");
+        }
     }
 
     #[test]

@@ -244,7 +244,7 @@ fn tensors_whose_description_does_not_add_up_are_refused_by_name() {
         |gguf| gguf.tensor(name).dimensions = vec![255, 512],
         &[name, "multiple of 32"],
     );
-    refused(|gguf| gguf.tensor(name).kind = 16, &[name, "ggml type 16"]);
+    refused(|gguf| gguf.tensor(name).kind = 99, &[name, "number 99"]);
     refused(
         |gguf| gguf.tensor(name).claimed_offset = Some(33),
         &[name, "33"],
@@ -284,6 +284,79 @@ fn tensors_whose_description_does_not_add_up_are_refused_by_name() {
     );
 }
 
+/// One row for each family of types: codebooks, ternary, four-bit floats, another CPU's layout, and what was given up.
+#[test]
+fn types_that_are_not_read_are_called_by_their_names() {
+    let name = "blk.1.ffn_up.weight";
+    for (kind, type_name) in [
+        (16, "IQ2_XXS"),
+        (20, "IQ4_NL"),
+        (21, "IQ3_S"),
+        (23, "IQ4_XS"),
+        (34, "TQ1_0"),
+        (39, "MXFP4"),
+        (31, "Q4_0_4_4"),
+        (4, "Q4_2"),
+    ] {
+        let advice = "get the Q8_0 file of the same repository";
+        refused(
+            |gguf| gguf.tensor(name).kind = kind,
+            &[name, &format!("type {type_name},"), advice],
+        );
+    }
+}
+
+#[test]
+fn models_that_come_later_are_called_by_their_names() {
+    let architecture = "general.architecture";
+    for (other, what) in [
+        ("granitehybrid", "Granite 4 hybrid (Mamba-2)"),
+        ("granitemoe", "mixture of experts"),
+    ] {
+        refused(
+            |gguf| _ = gguf.set_text(architecture, other),
+            &[architecture, what, "take a dense"],
+        );
+    }
+    let experts = "granite.expert_count";
+    refused(
+        |gguf| _ = gguf.set_u32(experts, 8),
+        &[experts, "mixture of experts"],
+    );
+}
+
+#[test]
+fn a_granite_with_an_unknown_label_splits_as_its_family_and_other_models_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    let pre = "tokenizer.ggml.pre";
+    let ids = |gguf: &Gguf| {
+        gguf.write(&path);
+        let tokenizer = open(&path).unwrap().tokenizer;
+        let encoding = tokenizer.encode("in 1984, don't 12345", false).unwrap();
+        encoding.get_ids().to_vec()
+    };
+    let mut gguf = granite(GgmlDType::Q8_0);
+    let expected = ids(gguf.set_text(pre, "refact"));
+    assert_eq!(ids(gguf.set_text(pre, "granite")), expected);
+    assert_eq!(ids(gguf.set_text(pre, "default")), expected);
+    assert_eq!(ids(gguf.remove(pre)), expected);
+
+    let label = "unheard-of";
+    refused(
+        |gguf| {
+            let of_llama = gguf.entries.clone().into_iter();
+            let of_llama =
+                of_llama.map(|(key, kind, value)| (key.replace("granite.", "llama."), kind, value));
+            gguf.entries = of_llama.collect();
+            _ = gguf
+                .set_text("general.architecture", "llama")
+                .set_text(pre, label);
+        },
+        &[pre, label, "safetensors"],
+    );
+}
+
 #[test]
 fn tokenizers_we_cannot_rebuild_are_refused_by_key() {
     let pre = "tokenizer.ggml.pre";
@@ -291,11 +364,8 @@ fn tokenizers_we_cannot_rebuild_are_refused_by_key() {
         |gguf| _ = gguf.set_text("tokenizer.ggml.model", "llama"),
         &["tokenizer.ggml.model", "llama"],
     );
-    refused(
-        |gguf| _ = gguf.set_text(pre, "qwen2"),
-        &[pre, "qwen2", "dbrx"],
-    );
-    for key in ["model", "pre", "tokens", "merges"] {
+    refused(|gguf| _ = gguf.set_u32(pre, 1), &[pre, "must be"]);
+    for key in ["model", "tokens", "merges"] {
         let key = format!("tokenizer.ggml.{key}");
         refused(|gguf| _ = gguf.remove(&key), &[&key, "missing"]);
         refused(|gguf| _ = gguf.set_u32(&key, 1), &[&key, "must be"]);

@@ -3,6 +3,8 @@
 use std::net::TcpListener;
 use std::path::PathBuf;
 
+use candle_core::quantized::GgmlDType;
+
 use microgranite::error::Error;
 use microgranite::sources::{self, Checkpoint, Freshness, Local, Reference};
 
@@ -14,10 +16,7 @@ const UNAVAILABLE: u8 = 69;
 const LATER_COMMIT: &str = "2222222222222222222222222222222222222222";
 
 fn reference(revision: &str) -> Reference {
-    Reference::Hub {
-        repo: "granite/tiny".into(),
-        revision: revision.into(),
-    }
+    format!("hf:granite/tiny@{revision}").parse().unwrap()
 }
 
 fn open(hub: &Hub) -> Result<Checkpoint, Error> {
@@ -268,32 +267,157 @@ fn an_index_that_names_files_elsewhere_fetches_nothing_there() {
     );
 }
 
+/// A hub whose repository has the small Granite in these files, each in the type that its name says, or else not a model.
+fn with_ggufs(names: &[&str]) -> Hub {
+    let file = |name: &&str| {
+        let dtype = match *name {
+            name if name.ends_with("Q8_0.gguf") => GgmlDType::Q8_0,
+            name if name.ends_with("Q4_0.gguf") => GgmlDType::Q4_0,
+            name if name.ends_with("f16.gguf") => GgmlDType::F16,
+            _ => return ((*name).to_owned(), b"not a model".to_vec()),
+        };
+        ((*name).to_owned(), granite(dtype).bytes())
+    };
+    Hub::with(names.iter().map(file).collect())
+}
+
+/// How the embedding is stored in what `text` names.
+fn embedding(hub: &Hub, text: &str) -> Result<&'static str, Error> {
+    let checkpoint = sources::open(&text.parse().unwrap(), &hub.settings())?;
+    Ok(checkpoint
+        .tensors
+        .dtype("model.embed_tokens.weight")
+        .unwrap())
+}
+
+/// The names of the files that were asked for since the last call.
+fn files_asked_for(hub: &Hub) -> Vec<String> {
+    let requests = hub.requests().into_iter();
+    let files = requests.filter_map(|(path, _)| Some(path.split_once("/resolve/")?.1.to_owned()));
+    let mut names: Vec<String> = files
+        .map(|path| path.split_once('/').unwrap().1.to_owned())
+        .collect();
+    names.dedup();
+    names
+}
+
 #[test]
-fn the_only_gguf_file_is_taken_and_several_are_a_choice_for_the_user() {
-    let gguf = granite(candle_core::quantized::GgmlDType::Q8_0).bytes();
-    let hub = Hub::with([("tiny-Q8_0.gguf".to_owned(), gguf.clone())].into());
+fn the_only_gguf_file_is_taken_whatever_it_is_called() {
+    let hub = with_ggufs(&["tiny-Q8_0.gguf", "README.md"]);
     let checkpoint = open(&hub).unwrap();
     assert_eq!(checkpoint.name, "tiny");
-    assert_eq!(
-        checkpoint.tensors.dtype("model.embed_tokens.weight"),
-        Some("q8_0")
-    );
+    assert_eq!(embedding(&hub, "hf:granite/tiny").unwrap(), "q8_0");
     hub.requests();
     open(&hub).unwrap();
     assert_eq!(hub.requests(), []);
-
-    let two = ["a.gguf", "b.gguf"].map(|name| (name.to_owned(), gguf.clone()));
-    assert_refused(
-        open(&Hub::with(two.into())),
-        65,
-        &["hf:granite/tiny", "2 .gguf files", "a.gguf"],
-    );
     let none = [("README.md".to_owned(), b"x".to_vec())];
     assert_refused(
         open(&Hub::with(none.into())),
         65,
         &["hf:granite/tiny", "safetensors", ".gguf"],
     );
+}
+
+#[test]
+fn of_several_gguf_files_the_best_for_int8_is_taken_and_a_label_takes_another() {
+    const FILES: [&str; 6] = [
+        "tiny-IQ2_XXS.gguf",
+        "tiny-Q4_0.gguf",
+        "tiny-Q8_0.gguf",
+        "tiny-f16.gguf",
+        "mmproj-tiny-f16.gguf",
+        "tiny-Q8_0-00001-of-00002.gguf",
+    ];
+    let hub = with_ggufs(&FILES);
+    for (text, dtype, file) in [
+        ("hf:granite/tiny", "q8_0", "tiny-Q8_0.gguf"),
+        ("hf:granite/tiny:q4_0", "q4_0", "tiny-Q4_0.gguf"),
+        ("hf:granite/tiny@v1:F16", "f16", "tiny-f16.gguf"),
+    ] {
+        assert_eq!(embedding(&hub, text).unwrap(), dtype, "{text}");
+        assert_eq!(files_asked_for(&hub), [file], "{text}");
+    }
+    // Each is in the cache now, and which one is meant does not depend on what else is.
+    for (text, dtype) in [
+        ("hf:granite/tiny:Q4_0", "q4_0"),
+        ("hf:granite/tiny", "q8_0"),
+        ("hf:granite/tiny:tiny-f16.gguf", "f16"),
+    ] {
+        assert_eq!(embedding(&hub, text).unwrap(), dtype, "{text}");
+    }
+    assert_eq!(hub.requests(), []);
+
+    let without_the_best = with_ggufs(&["tiny-Q4_0.gguf", "tiny-f16.gguf"]);
+    assert_eq!(
+        embedding(&without_the_best, "hf:granite/tiny").unwrap(),
+        "f16"
+    );
+}
+
+#[test]
+fn a_label_that_is_not_there_is_refused_with_those_that_are() {
+    let hub = with_ggufs(&["tiny-Q8_0.gguf", "tiny-Q4_0.gguf"]);
+    assert_refused(
+        embedding(&hub, "hf:granite/tiny:Q6_K"),
+        65,
+        &["hf:granite/tiny:Q6_K: files: ", "Q4_0, Q8_0"],
+    );
+    let unread = with_ggufs(&["tiny-IQ2_XXS.gguf", "tiny-MXFP4.gguf"]);
+    assert_refused(
+        open(&unread),
+        65,
+        &["hf:granite/tiny", "IQ2_XXS, MXFP4", "Q8_0"],
+    );
+    assert_refused(
+        embedding(&Hub::with_granite(), "hf:granite/tiny:Q8_0"),
+        65,
+        &["hf:granite/tiny:Q8_0", "no .gguf file"],
+    );
+    assert_eq!(files_asked_for(&hub), Vec::<String>::new());
+}
+
+#[test]
+fn safetensors_are_preferred_to_gguf_files_unless_a_label_names_one() {
+    let hub = Hub::with_granite();
+    let gguf = granite(GgmlDType::Q8_0).bytes();
+    let file = "tiny-Q8_0.gguf";
+    hub.state.lock().unwrap().files.insert(file.into(), gguf);
+    assert_eq!(embedding(&hub, "hf:granite/tiny").unwrap(), "bf16");
+    assert!(!files_asked_for(&hub).contains(&file.to_owned()));
+    assert_eq!(embedding(&hub, "hf:granite/tiny:Q8_0").unwrap(), "q8_0");
+    assert_eq!(files_asked_for(&hub), [file]);
+    assert_eq!(embedding(&hub, "hf:granite/tiny").unwrap(), "bf16");
+}
+
+#[test]
+fn weights_that_could_not_be_read_are_not_fetched() {
+    let hub = Hub::with_granite();
+    {
+        let files = &mut hub.state.lock().unwrap().files;
+        let config = files.get_mut("config.json").unwrap();
+        let mut json: serde_json::Value = serde_json::from_slice(config).unwrap();
+        json["quantization_config"] = serde_json::json!({"quant_method": "awq", "bits": 4});
+        *config = json.to_string().into();
+    }
+    assert_refused(open(&hub), 65, &["quant_method", "AWQ", "unquantized"]);
+    assert!(!files_asked_for(&hub).contains(&"model.safetensors".to_owned()));
+}
+
+#[test]
+fn a_repository_of_another_form_is_refused_by_its_name() {
+    for (file, form) in [
+        ("onnx/model.onnx", "ONNX"),
+        ("openvino_model.bin", "OpenVINO IR"),
+        ("adapter_config.json", "LoRA"),
+        ("pytorch_model.bin", "pickle"),
+    ] {
+        let files = ["config.json", "README.md", file].map(|name| (name.to_owned(), b"x".to_vec()));
+        assert_refused(
+            open(&Hub::with(files.into())),
+            65,
+            &["hf:granite/tiny", file, form, "cannot be read; "],
+        );
+    }
 }
 
 #[test]

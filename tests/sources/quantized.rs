@@ -183,10 +183,9 @@ fn weights(config: &mut Value) -> &mut Value {
 #[test]
 fn kinds_of_compressed_tensors_that_we_do_not_compute_are_refused_by_their_key() {
     for (key, value) in [
-        ("quant_method", json!("gptq")),
+        ("quant_method", json!("hqq")),
         ("quant_method", Value::Null),
-        ("format", json!("pack-quantized")),
-        ("format", json!("float-quantized")),
+        ("format", json!("mixed-precision")),
         ("quantization_status", json!("frozen")),
         ("kv_cache_scheme", json!({"num_bits": 8})),
         ("transform_config", json!({"config_groups": {"R1": {}}})),
@@ -194,10 +193,7 @@ fn kinds_of_compressed_tensors_that_we_do_not_compute_are_refused_by_their_key()
         ("config_groups", json!({})),
         ("config_groups", json!([1])),
         ("config_groups.group_0", json!("W8A8")),
-        (
-            "config_groups.group_0.format",
-            json!("nvfp4-pack-quantized"),
-        ),
+        ("config_groups.group_0.format", json!("dense")),
         (
             "config_groups.group_0.output_activations",
             json!({"num_bits": 8}),
@@ -260,7 +256,6 @@ fn kinds_of_bitsandbytes_that_we_do_not_compute_are_refused_by_their_key() {
     for (key, value) in [
         ("load_in_8bit", json!(false)),
         ("load_in_8bit", Value::Null),
-        ("load_in_4bit", json!(true)),
         ("llm_int8_has_fp16_weight", json!(true)),
     ] {
         let folder = Folder::of("granite-3-tiny-llm-int8");
@@ -269,6 +264,53 @@ fn kinds_of_bitsandbytes_that_we_do_not_compute_are_refused_by_their_key() {
         });
         let field = format!("quantization_config.{key}");
         folder.refused(BAD_MODEL, &["config.json", &field, "expected"]);
+    }
+}
+
+/// What people find on the hub, by the names that they know it by.
+#[test]
+fn quantized_forms_that_are_not_read_are_named_with_what_to_take_instead() {
+    let group = |format: &str| json!({"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"g": {"format": format}}});
+    let compressed = |format: &str| json!({"quant_method": "compressed-tensors", "format": format});
+    let method = |name: &str| json!({"quant_method": name, "bits": 4, "group_size": 128});
+    for (config, field, form) in [
+        (method("awq"), "quant_method", "4-bit AWQ"),
+        (method("gptq"), "quant_method", "GPTQ"),
+        (method("fp8"), "quant_method", "FP8"),
+        (method("mxfp4"), "quant_method", "MXFP4"),
+        (compressed("float-quantized"), "format", "FP8"),
+        (compressed("pack-quantized"), "format", "4 or fewer bits"),
+        (
+            group("nvfp4-pack-quantized"),
+            "config_groups.g.format",
+            "FP4",
+        ),
+        (
+            json!({"quant_method": "bitsandbytes", "load_in_4bit": true}),
+            "load_in_4bit",
+            "4-bit bitsandbytes",
+        ),
+        (json!({"bits": 4, "group_size": 64}), "bits", "MLX"),
+    ] {
+        let folder = Folder::of("granite-3-tiny-w8a8");
+        folder.edit("config.json", |json| json["quantization_config"] = config);
+        let field = format!("quantization_config.{field}");
+        let instead = "take the model's unquantized (bf16) repository";
+        folder.refused(BAD_MODEL, &["config.json", &field, form, instead]);
+    }
+    let folder = Folder::of("granite-3-tiny");
+    folder.edit("config.json", |json| {
+        json["quantization"] = json!({"bits": 8, "group_size": 64})
+    });
+    folder.refused(BAD_MODEL, &["config.json", "quantization.bits", "MLX"]);
+}
+
+#[test]
+fn the_order_in_which_columns_were_rounded_does_not_matter_to_rows() {
+    for order in [json!("weight"), json!("static"), json!(false)] {
+        let folder = Folder::of("granite-3-tiny-w8a8");
+        folder.edit("config.json", |config| weights(config)["actorder"] = order);
+        folder.open().unwrap();
     }
 }
 

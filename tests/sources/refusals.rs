@@ -61,8 +61,9 @@ impl Folder {
     }
 
     #[track_caller]
-    pub fn refused(&self, exit_code: u8, parts: &[&str]) {
+    pub fn refused(&self, exit_code: u8, parts: &[&str]) -> &Self {
         assert_refused(self.open(), exit_code, parts);
+        self
     }
 }
 
@@ -85,11 +86,6 @@ const FILE: &str = "model.safetensors";
 fn a_folder_that_is_not_one_is_not_found() {
     let folder = Folder::new();
     assert_refused(open(&folder.path("nowhere")), NOT_FOUND, &["nowhere"]);
-    assert_refused(
-        open(&folder.path(FILE)),
-        NOT_FOUND,
-        &[FILE, "neither a folder nor"],
-    );
 }
 
 #[test]
@@ -309,23 +305,93 @@ fn a_tensor_in_two_shards_is_refused() {
 }
 
 #[test]
-fn weights_in_a_python_pickle_are_refused_by_name() {
+fn forms_that_are_not_read_are_refused_by_name_and_say_what_to_do() {
     let folder = Folder::new();
     folder.remove(FILE).refused(NOT_FOUND, &[FILE, INDEX]);
     folder
-        .write("pytorch_model.bin", "")
-        .refused(NOT_FOUND, &[FILE, "pytorch_model.bin", "pickle"]);
+        .write("granite.safetensors", "")
+        .refused(NOT_FOUND, &[FILE, "granite.safetensors", "call it"])
+        .remove("granite.safetensors");
+    for (file, form, instead) in [
+        ("pytorch_model.bin", "pickle", "convert it to safetensors"),
+        ("openvino_model.bin", "OpenVINO IR", "take the repository"),
+        ("model.onnx", "ONNX", "take the repository"),
+        ("tf_model.h5", "TensorFlow", "take the repository"),
+        ("flax_model.msgpack", "Flax", "take the repository"),
+        (
+            "consolidated.safetensors",
+            "Mistral's own",
+            "take the repository",
+        ),
+        ("adapter_model.safetensors", "LoRA adapter", "merge it"),
+    ] {
+        let parts = [file, ": format: ", form, "cannot be read; ", instead];
+        folder
+            .write(file, "")
+            .refused(BAD_MODEL, &parts)
+            .remove(file);
+    }
+    // An adapter has no configuration of a model beside it.
+    folder
+        .remove("config.json")
+        .write("adapter_config.json", "{}")
+        .refused(BAD_MODEL, &["adapter_config.json", "LoRA adapter"]);
+}
+
+#[test]
+fn a_file_of_a_folder_is_not_the_folder() {
+    let folder = Folder::new();
+    let whole = folder.path(FILE).parent().unwrap().display().to_string();
+    assert_refused(
+        open(&folder.path(FILE)),
+        BAD_MODEL,
+        &[FILE, "weights alone", "name the folder", &whole],
+    );
+    folder.write("model.onnx", "");
+    assert_refused(open(&folder.path("model.onnx")), BAD_MODEL, &["ONNX"]);
+    assert_refused(
+        open(&folder.path("config.json")),
+        NOT_FOUND,
+        &["config.json", "neither a folder nor"],
+    );
+}
+
+#[test]
+fn weights_of_a_type_that_is_not_read_are_named() {
+    let folder = Folder::new();
+    for (dtype, bytes, form) in [("F8_E4M3", 2, "FP8"), ("U32", 8, "MLX"), ("I32", 8, "GPTQ")] {
+        let header =
+            format!(r#"{{"w":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,{bytes}]}}}}"#);
+        folder
+            .write(FILE, with_header(&header, bytes))
+            .refused(BAD_MODEL, &[FILE, ": w: ", dtype, form, "unquantized"]);
+    }
+}
+
+#[test]
+fn a_name_that_is_no_path_is_answered_with_what_was_meant() {
+    for (name, meant) in [
+        (
+            "ibm-granite/granite-3.3-2b-instruct",
+            "hf:ibm-granite/granite-3.3-2b-instruct",
+        ),
+        ("granite3.3", "did you mean hf:ibm-granite/granite-3.3-2b"),
+    ] {
+        assert_refused(open(Path::new(name)), NOT_FOUND, &[name, meant]);
+    }
 }
 
 #[test]
 fn a_folder_with_only_a_gguf_file_says_how_to_open_it() {
     let folder = Folder::new();
+    folder.write("m.gguf", "").remove(FILE);
+    folder.refused(NOT_FOUND, &[FILE, "m.gguf"]);
     folder
         .remove("config.json")
-        .refused(NOT_FOUND, &["config.json", "not found"]);
-    folder
-        .write("m.gguf", "")
         .refused(NOT_FOUND, &["config.json", "m.gguf"]);
+    folder
+        .remove("m.gguf")
+        .refused(NOT_FOUND, &["config.json", "not found"]);
 }
 
 #[test]

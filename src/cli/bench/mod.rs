@@ -19,7 +19,10 @@ use measure::Plan;
 /// between the timed steps, so figures from a busy machine can be compared.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// The model to measure: a folder, a .gguf file, hf:OWNER/NAME, or demo
+    /// The model to measure: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo
+    ///
+    /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
+    /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
     #[arg(long, value_name = "REF", conflicts_with = "shape")]
     model: Option<Reference>,
     /// A published shape with random weights: needs no download, and is as fast as the real model

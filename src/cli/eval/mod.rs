@@ -24,7 +24,10 @@ use report::Report;
 /// in memory whole, four bytes for each weight, and runs at the speed of f32 arithmetic.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The model to evaluate: a folder, a .gguf file, hf:OWNER/NAME[@REVISION], or demo
+    /// The model to evaluate: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo
+    ///
+    /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
+    /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
     #[arg(value_name = "REF")]
     reference: Reference,
     /// The model whose weights, in f32, are the truth; the default is REF itself

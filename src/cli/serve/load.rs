@@ -39,6 +39,8 @@ pub fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> 
     let settings = model_settings(args, &checkpoint)?;
     let file = tokenizer_file(&checkpoint.config_file);
     let tokenizer = Tokenizer::new(checkpoint.tokenizer.clone(), &file)?;
+    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+    tokenizer.check_rows(config.vocab_size, &file)?;
     let chat = chat_template(args.chat_template.as_deref(), &checkpoint, &tokenizer)?;
 
     let work = match checkpoint.packed {

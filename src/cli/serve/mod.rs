@@ -29,7 +29,10 @@ use load::Loaded;
 /// Serve a model over POST /v1/completions and /v1/chat/completions.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION], or demo (a small one, fetched once).
+    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo (a small one, fetched once).
+    ///
+    /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
+    /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
     #[arg(
         long,
         env = "MICROGRANITE_MODEL",

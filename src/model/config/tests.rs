@@ -188,14 +188,18 @@ granite | {"attention_bias": true} | attention_bias | expected false
 granite | {"mlp_bias": true} | mlp_bias | expected false
 granite | {"mlp_bias": "no"} | mlp_bias | true or false
 granite | {"quantization_config": {"quant_method": "awq"}} | quantization_config | bf16, f16 or f32
-granite | {"num_local_experts": 8} | num_local_experts | expected 0
+granite | {"num_local_experts": 8} | num_local_experts | is a mixture of experts
 granite | {"position_embedding_type": "nope"} | position_embedding_type | "rope"
-hybrid | {"num_local_experts": 64} | num_local_experts | expected 0
+hybrid | {"num_local_experts": 64} | num_local_experts | is a mixture of experts
 hybrid | {"position_embedding_type": null} | position_embedding_type | missing
 hybrid | {"position_embedding_type": "nope"} | position_embedding_type | is "nope"
 hybrid | {"layer_types": null} | layer_types | missing
 hybrid | {"layer_types": ["attention"]} | layer_types | expected 2 layer types
-hybrid | {"layer_types": ["attention", "mamba"]} | layer_types[1] | Mamba
+hybrid | {"layer_types": ["attention", "mamba"]} | layer_types[1] | Granite 4 hybrid (Mamba-2)
+hybrid | {"layer_types": ["linear_attention", "full_attention"]} | layer_types[0] | Granite 4 hybrid (Mamba-2)
+granite | {"architectures": ["GraniteMoeForCausalLM"]} | architectures | is a mixture of experts
+granite | {"architectures": ["GraniteMoeSharedForCausalLM"]} | architectures | is a mixture of experts
+granite | {"architectures": ["BambaForCausalLM"]} | architectures | Granite 4 hybrid (Mamba-2)
 hybrid | {"layer_types": "attention"} | layer_types | expected 2 layer types
 hybrid | {"shared_intermediate_size": null} | shared_intermediate_size | missing
 llama | {"attention_bias": true} | attention_bias | expected false

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::header::Header;
 use crate::error::{Error, Result};
+use crate::sources::forms::{HYBRID, MIXTURE_OF_EXPERTS};
 
 /// The rotary base that llama.cpp takes when a file does not name one.
 const DEFAULT_ROPE_THETA: f64 = 10000.0;
@@ -95,7 +96,11 @@ fn architecture<'a>(file: &Path, header: &Header<'a>) -> Result<&'a str> {
     match header.text(key)?.ok_or_else(|| header.missing(key))? {
         known @ ("granite" | "llama") => Ok(known),
         other => {
-            let problem = format!("{other:?} is not supported, only granite and llama");
+            let problem = match other {
+                "granitehybrid" => format!("{other} {HYBRID}"),
+                "granitemoe" => format!("{other} {MIXTURE_OF_EXPERTS}"),
+                _ => format!("{other:?} is not supported, only granite and llama"),
+            };
             Err(Error::bad_model(file, key, problem))
         }
     }
@@ -116,10 +121,7 @@ fn refuse_unsupported(file: &Path, header: &Header<'_>, architecture: &str) -> R
     match header.count(&experts)? {
         None | Some(0) => {}
         Some(n) => {
-            return refuse(
-                &experts,
-                format!("{n} experts: only dense models are supported"),
-            );
+            return refuse(&experts, format!("{n} experts: this {MIXTURE_OF_EXPERTS}"));
         }
     }
     let scaling = key("rope.scaling.type");

@@ -198,10 +198,7 @@ impl<'a> Cursor<'a> {
         shape.reverse();
         let kind = self.u32(name)?;
         let Some(format) = Format::from_ggml(kind) else {
-            return bad(format!(
-                "has the ggml type {kind}; we read {}",
-                Format::all_names()
-            ));
+            return bad(Format::refusal(kind));
         };
         Ok((name, shape, format, self.u64(name)?))
     }

@@ -37,19 +37,31 @@ static FORMATS: [Entry; 13] = [
     Entry { ggml: 14, name: "q6_k", candle: GgmlDType::Q6K },
 ];
 
+/// Types that are not read, by their names in llama.cpp: codes from a codebook (IQ…), ternary, four-bit floats, and blocks
+/// laid out for one CPU. Those for activations and integers hold no weights.
+#[rustfmt::skip]
+static UNREAD: [(u32, &str); 28] = [
+    (4, "Q4_2"), (5, "Q4_3"), (9, "Q8_1"), (15, "Q8_K"),
+    (16, "IQ2_XXS"), (17, "IQ2_XS"), (18, "IQ3_XXS"), (19, "IQ1_S"), (20, "IQ4_NL"), (21, "IQ3_S"), (22, "IQ2_S"), (23, "IQ4_XS"),
+    (24, "I8"), (25, "I16"), (26, "I32"), (27, "I64"), (28, "F64"), (29, "IQ1_M"),
+    (31, "Q4_0_4_4"), (32, "Q4_0_4_8"), (33, "Q4_0_8_8"), (34, "TQ1_0"), (35, "TQ2_0"),
+    (36, "IQ4_NL_4_4"), (37, "IQ4_NL_4_8"), (38, "IQ4_NL_8_8"), (39, "MXFP4"), (40, "NVFP4"),
+];
+
 impl Format {
     /// The format with this number in the file.
     pub fn from_ggml(ggml: u32) -> Option<Self> {
         FORMATS.iter().find(|entry| entry.ggml == ggml).map(Self)
     }
 
-    /// The names of all formats, for messages.
-    pub fn all_names() -> String {
-        FORMATS
-            .iter()
-            .map(|entry| entry.name)
-            .collect::<Vec<_>>()
-            .join(", ")
+    /// Why a tensor with this number cannot be read, and what to do.
+    pub fn refusal(ggml: u32) -> String {
+        let name = UNREAD.iter().find(|(number, _)| *number == ggml);
+        let advice = "get the Q8_0 file of the same repository";
+        match name {
+            Some((_, name)) => format!("is of type {name}, which cannot be read; {advice}"),
+            None => format!("is of a type that is not known here (number {ggml}); {advice}"),
+        }
     }
 
     /// The name for people, as in `q8_0`.

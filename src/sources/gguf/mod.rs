@@ -4,6 +4,7 @@ mod config;
 mod cursor;
 mod format;
 mod header;
+mod pre_tokenizer;
 mod tokenizer;
 
 use std::collections::BTreeMap;

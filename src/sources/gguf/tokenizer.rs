@@ -7,16 +7,11 @@ use std::path::Path;
 
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use tokenizers::pre_tokenizers::digits::Digits;
-use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{AddedToken, Tokenizer};
 
 use super::header::Header;
+use super::pre_tokenizer::{PreTokenizer, of_granite, of_label};
 use crate::error::{Error, Result};
-
-/// The split of cl100k_base, which Granite 4 and DBRX share.
-const CL100K: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -57,14 +52,11 @@ pub fn build(file: &Path, header: &Header<'_>) -> Result<Tokenizer> {
             ));
         }
     }
-    let pre = header.text(PRE)?.ok_or_else(|| header.missing(PRE))?;
-    let Some(pre_tokenizer) = pre_tokenizer(pre) else {
-        let problem =
-            format!("{pre:?} is not supported, only gpt-2, smollm, refact, dbrx and llama-bpe");
-        return Err(bad(PRE, problem));
-    };
-
     let tokens = required(TOKENS)?;
+    let PreTokenizer {
+        split,
+        ignore_merges,
+    } = pre_tokenizer(file, header, &tokens)?;
     let mut ids = Vocab::default();
     for (id, token) in (0u32..).zip(&tokens) {
         if let Some(earlier) = ids.insert((*token).to_owned(), id) {
@@ -92,14 +84,12 @@ pub fn build(file: &Path, header: &Header<'_>) -> Result<Tokenizer> {
         .map(pair)
         .collect::<Result<Vec<_>>>()?;
 
-    // Llama 3 has tokens that no sequence of its merges leads to; a word that is a token is taken whole.
-    let ignore_merges = pre == "llama-bpe";
     let bpe = BPE::builder()
         .vocab_and_merges(ids, merges)
         .ignore_merges(ignore_merges);
     let bpe = bpe.build().map_err(|e| bad(MERGES, e.to_string()))?;
     let mut tokenizer = Tokenizer::new(bpe);
-    tokenizer.with_pre_tokenizer(Some(pre_tokenizer));
+    tokenizer.with_pre_tokenizer(Some(split));
     tokenizer.with_decoder(Some(ByteLevel::new(true, true, true)));
 
     let matched_in_text = tokens.iter().zip(types).filter_map(|(token, kind)| {
@@ -112,22 +102,24 @@ pub fn build(file: &Path, header: &Header<'_>) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// What the name of a pre-tokenizer stands for.
-fn pre_tokenizer(name: &str) -> Option<PreTokenizerWrapper> {
-    // `true` last: also split as GPT-2 did, into words, numbers, punctuation and space.
-    let gpt2 = ByteLevel::new(false, true, true);
-    let bytes_only = ByteLevel::new(false, true, false);
-    Some(match name {
-        // Granite 3 files carry the name `refact`, for which llama.cpp splits off every digit first. Granite's own
-        // tokenizer does not, and the two differ on numerals such as `½`.
-        "gpt-2" | "refact" => gpt2.into(),
-        "smollm" => Sequence::new(vec![Digits::new(true).into(), gpt2.into()]).into(),
-        // Llama 3 and cl100k_base split alike; only `ignore_merges` differs.
-        "dbrx" | "llama-bpe" => {
-            let pattern = SplitPattern::Regex(CL100K.into());
-            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false).ok()?;
-            Sequence::new(vec![split.into(), bytes_only.into()]).into()
-        }
-        _ => return None,
-    })
+/// What splits the text, by its label. Converters label a Granite in ways of their own, or not at all; its vocabulary
+/// tells how it splits.
+fn pre_tokenizer(file: &Path, header: &Header<'_>, tokens: &[&str]) -> Result<PreTokenizer> {
+    let label = header.text(PRE)?;
+    if let Some(found) = label.and_then(of_label) {
+        return Ok(found);
+    }
+    if header.text("general.architecture")? == Some("granite") {
+        let (split, family) = of_granite(tokens);
+        tracing::warn!(
+            "{PRE}: {} is not known here; text is split as by {family}",
+            label.map_or("an absent label".into(), |label| format!("{label:?}"))
+        );
+        return Ok(split);
+    }
+    let label = label.ok_or_else(|| header.missing(PRE))?;
+    let problem = format!(
+        "{label:?} is not known here, so text cannot be split as the model expects; take the model's safetensors"
+    );
+    Err(Error::bad_model(file, PRE, problem))
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::sources::forms::{self, Form};
 
 /// How the codes of a folder are to be understood.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,13 @@ impl Method {
             json: &config[KEY],
             path: KEY.into(),
         };
+        // MLX says how many bits under a name of its own, and often here as well.
+        for key in ["quantization", KEY] {
+            let bits = &config[key]["bits"];
+            if bits.is_number() && config[key]["quant_method"].is_null() {
+                return Err(forms::MLX.refusal(file, &format!("{key}.bits")));
+            }
+        }
         if fields.json.is_null() {
             return Ok(None);
         }
@@ -37,10 +45,14 @@ impl Method {
         match fields.json["quant_method"].as_str() {
             Some("compressed-tensors") => compressed_tensors(&fields).map(Some),
             Some("bitsandbytes") => llm_int8(&fields).map(Some),
-            _ => Err(fields.is_but(
-                "quant_method",
-                "expected compressed-tensors or bitsandbytes; for others use the bf16, f16 or f32 checkpoint",
-            )),
+            method => {
+                const NAME: &str = "quant_method";
+                if let Some(form) = method.and_then(Form::by_method) {
+                    return Err(fields.bad(NAME, &form.problem()));
+                }
+                let expected = "expected compressed-tensors or bitsandbytes";
+                Err(fields.is_but(NAME, &format!("{expected}; {}", forms::UNQUANTIZED)))
+            }
         }
     }
 
@@ -55,7 +67,7 @@ impl Method {
 }
 
 fn compressed_tensors(fields: &Fields<'_>) -> Result<Method> {
-    fields.one_of("format", &["int-quantized"])?;
+    fields.format()?;
     fields.one_of("quantization_status", &["compressed"])?;
     fields.absent("kv_cache_scheme")?;
     fields.absent("transform_config")?;
@@ -69,7 +81,7 @@ fn compressed_tensors(fields: &Fields<'_>) -> Result<Method> {
     for name in groups.object()?.keys() {
         let group = groups.under(name);
         group.object()?;
-        group.one_of("format", &["int-quantized"])?;
+        group.format()?;
         group.absent("output_activations")?;
         activations(&group.under("input_activations"))?;
         let of_group = weights(&group.under("weights"))?;
@@ -91,8 +103,12 @@ fn weights(fields: &Fields<'_>) -> Result<bool> {
     fields.eight_bits()?;
     fields.one_of("strategy", &["channel", "tensor"])?;
     fields.flag("dynamic", false)?;
-    for name in ["group_size", "block_structure", "actorder"] {
+    for name in ["group_size", "block_structure"] {
         fields.absent(name)?;
+    }
+    // In which order columns were rounded leaves no trace in the file; only groups of reordered columns would.
+    if fields.json["actorder"] != false {
+        fields.one_of("actorder", &["weight", "static"])?;
     }
     match &fields.json["symmetric"] {
         Value::Null => Ok(true),
@@ -118,7 +134,11 @@ fn activations(fields: &Fields<'_>) -> Result<()> {
 }
 
 fn llm_int8(fields: &Fields<'_>) -> Result<Method> {
-    fields.flag("load_in_4bit", false)?;
+    for name in ["load_in_4bit", "_load_in_4bit"] {
+        if fields.json[name] == true {
+            return Err(fields.bad(name, &forms::BITSANDBYTES_4BIT.problem()));
+        }
+    }
     fields.flag("llm_int8_has_fp16_weight", false)?;
     match fields.json["load_in_8bit"] {
         Value::Bool(true) => Ok(Method::LlmInt8),
@@ -150,6 +170,15 @@ impl<'a> Fields<'a> {
     /// Null, or an object without fields.
     fn is_empty(&self) -> bool {
         self.json.is_null() || self.json.as_object().is_some_and(serde_json::Map::is_empty)
+    }
+
+    /// Refuses a `format` other than int8 in plain rows, by its name where it has one.
+    fn format(&self) -> Result<()> {
+        const NAME: &str = "format";
+        match self.json[NAME].as_str().and_then(Form::by_format) {
+            Some(form) => Err(self.bad(NAME, &form.problem())),
+            None => self.one_of(NAME, &["int-quantized"]),
+        }
     }
 
     /// Refuses a field that says anything.

@@ -1,0 +1,104 @@
+//! Which of a repository's GGUF files to take: by the label of the quantization in a file's name.
+
+use std::path::Path;
+
+use super::reference::is_gguf;
+
+/// Labels that can be read, the best for int8 first: Q8_0's own eight bits are made from the float weights and half the
+/// download of those; below it, the more bits the closer.
+const BEST_FIRST: [&str; 22] = [
+    "Q8_0", "BF16", "F16", "F32", "Q6_K_L", "Q6_K", "Q5_K_L", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0",
+    "Q4_K_L", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "Q3_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K_S",
+    "Q2_K_L", "Q2_K",
+];
+
+/// The models among a repository's files: GGUF files beside its README. Parts of models and what helps to make or to use
+/// one are not.
+pub fn models<'n>(files: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
+    let is_model = |name: &&str| {
+        let plain = name.to_lowercase();
+        let is_part = plain.contains("-of-0") && plain.contains("-0000");
+        is_gguf(Path::new(name))
+            && !name.contains('/')
+            && !is_part
+            && !plain.starts_with("mmproj")
+            && !plain.contains("imatrix")
+    };
+    files.filter(is_model).collect()
+}
+
+/// The label in a file's name: what follows the last `-`, or the last `.` before the extension.
+pub fn label(file: &str) -> &str {
+    let stem = &file[..file.len() - ".gguf".len()];
+    stem.rsplit(['-', '.']).next().unwrap_or(stem)
+}
+
+/// The file that `wanted` names, by its label or in full; of several with the label the first.
+pub fn named<'n>(files: &[&'n str], wanted: &str) -> Option<&'n str> {
+    let in_full = files.iter().find(|file| **file == wanted);
+    let by_label = || {
+        let mut sorted = files.to_vec();
+        sorted.sort_unstable();
+        let has_label = |file: &&str| label(file).eq_ignore_ascii_case(wanted);
+        sorted.into_iter().find(has_label)
+    };
+    in_full.copied().or_else(by_label)
+}
+
+/// The file to take where none was named: the best that can be read, or the only one whatever it is called.
+pub fn best<'n>(files: &[&'n str]) -> Option<&'n str> {
+    match files {
+        [only] => Some(only),
+        _ => BEST_FIRST.iter().find_map(|label| named(files, label)),
+    }
+}
+
+/// The labels of all files, for people.
+pub fn listed(files: &[&str]) -> String {
+    let mut labels: Vec<&str> = files.iter().map(|file| label(file)).collect();
+    labels.sort_unstable();
+    labels.dedup();
+    labels.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILES: [&str; 9] = [
+        "README.md",
+        "granite-3.3-2b-instruct-Q4_K_M.gguf",
+        "granite-3.3-2b-instruct-IQ2_XXS.gguf",
+        "granite-3.3-2b-instruct.f16.gguf",
+        "granite-3.3-2b-instruct-Q8_0.gguf",
+        "granite-3.3-2b-instruct-Q6_K.GGUF",
+        "granite-3.3-2b-instruct-BF16-00001-of-00002.gguf",
+        "mmproj-granite-F16.gguf",
+        "Q8_0/granite-Q8_0.gguf",
+    ];
+
+    #[test]
+    fn eight_bits_come_first_then_floats_then_the_most_bits() {
+        let mut files = models(FILES.into_iter());
+        assert_eq!(listed(&files), "IQ2_XXS, Q4_K_M, Q6_K, Q8_0, f16");
+        for expected in ["-Q8_0.gguf", ".f16.gguf", "-Q6_K.GGUF", "-Q4_K_M.gguf"] {
+            let best = best(&files).unwrap();
+            assert!(best.ends_with(expected), "{best}");
+            files.retain(|file| *file != best);
+        }
+        // Whatever it is, the only one is what was asked for; opening it says what is wrong.
+        assert_eq!(files.len(), 1);
+        assert_eq!(best(&files), Some(files[0]));
+        assert_eq!(best(&["a-IQ2_XXS.gguf", "a-IQ4_NL.gguf"]), None);
+    }
+
+    #[test]
+    fn a_file_is_named_by_its_label_in_any_case_or_in_full() {
+        let files = models(FILES.into_iter());
+        let f16 = Some("granite-3.3-2b-instruct.f16.gguf");
+        assert_eq!(named(&files, "F16"), f16);
+        assert_eq!(named(&files, "granite-3.3-2b-instruct.f16.gguf"), f16);
+        assert_eq!(named(&files, "Q5_K_M"), None);
+        assert_eq!(named(&files, "K_M"), None);
+    }
+}

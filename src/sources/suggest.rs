@@ -1,0 +1,101 @@
+//! What someone may have meant who named a folder or file that is not there.
+
+use std::path::Path;
+
+use super::reference::Reference;
+use crate::error::Error;
+
+/// Models that are asked for by name, as the hub calls them: the dense Granites, and the one that needs no hub.
+const KNOWN: [&str; 14] = [
+    "demo",
+    "hf:ibm-granite/granite-3.3-2b-instruct",
+    "hf:ibm-granite/granite-3.3-8b-instruct",
+    "hf:ibm-granite/granite-3.2-2b-instruct",
+    "hf:ibm-granite/granite-3.2-8b-instruct",
+    "hf:ibm-granite/granite-3.1-2b-instruct",
+    "hf:ibm-granite/granite-3.1-8b-instruct",
+    "hf:ibm-granite/granite-3.0-2b-instruct",
+    "hf:ibm-granite/granite-3.0-8b-instruct",
+    "hf:ibm-granite/granite-4.0-350m",
+    "hf:ibm-granite/granite-4.0-1b",
+    "hf:ibm-granite/granite-4.0-micro",
+    "hf:ibm-granite/granite-4.1-3b",
+    "hf:ibm-granite/granite-4.1-8b",
+];
+
+/// How alike two names must be, from 0 to 1, for one to be suggested for the other: a letter or two apart.
+const ALIKE: f64 = 0.8;
+
+/// The error for `path`, where there is nothing.
+pub fn not_there(path: &Path) -> Error {
+    let text = path.to_string_lossy();
+    let hub = format!("hf:{text}");
+    let is_repository = !text.starts_with(['.', '~']) && hub.parse::<Reference>().is_ok();
+    let problem = "no such file or folder";
+    let meant = if is_repository {
+        format!("; the repository of that name on the Hugging Face hub is {hub}")
+    } else {
+        nearest(&text)
+            .map(|known| format!("; did you mean {known}?"))
+            .unwrap_or_default()
+    };
+    Error::not_found(path, format!("{problem}{meant}"))
+}
+
+/// The known model that `text`, a bare name, comes closest to. Ollama's `granite3.3:2b` is such a name too.
+fn nearest(text: &str) -> Option<&'static str> {
+    let is_name = |text: &str| !text.contains(['/', '\\']) && !text.starts_with('.');
+    let letters = |text: &str| -> String {
+        let text = text.rsplit('/').next().unwrap_or(text).to_lowercase();
+        text.chars().filter(|c| c.is_alphanumeric()).collect()
+    };
+    let wanted = letters(text);
+    let score = |known: &&&str| {
+        let known = letters(known);
+        // The beginning of a name is more than like it.
+        let begins = !wanted.is_empty() && known.starts_with(&wanted);
+        f64::from(begins) + strsim::jaro_winkler(&known, &wanted)
+    };
+    let best = KNOWN
+        .iter()
+        .rev()
+        .max_by(|a, b| score(a).total_cmp(&score(b)))?;
+    (is_name(text) && score(&best) >= ALIKE).then_some(*best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_repository_s_name_is_suggested_with_its_prefix() {
+        let line = not_there(Path::new("ibm-granite/granite-3.3-2b-instruct")).to_string();
+        assert!(
+            line.ends_with("is hf:ibm-granite/granite-3.3-2b-instruct"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_almost_known_is_completed_and_others_are_left_alone() {
+        for (text, meant) in [
+            ("granite3.3", Some("hf:ibm-granite/granite-3.3-2b-instruct")),
+            (
+                "granite3.3:8b",
+                Some("hf:ibm-granite/granite-3.3-8b-instruct"),
+            ),
+            (
+                "granite-4.0-micro",
+                Some("hf:ibm-granite/granite-4.0-micro"),
+            ),
+            ("granite-4.1-3B", Some("hf:ibm-granite/granite-4.1-3b")),
+            ("dmeo", Some("demo")),
+            ("llama.gguf", None),
+            ("/models/granite-4.1-3b", None),
+            ("./granite-4.1-3b", None),
+            ("mistral", None),
+        ] {
+            assert_eq!(nearest(text), meant, "{text}");
+        }
+    }
+}
