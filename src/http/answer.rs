@@ -271,7 +271,22 @@ impl Answer {
     }
 }
 
+/// What the scores of a token with so many alternatives take, as values and written out.
+pub const fn scored_bytes(alternatives: usize) -> usize {
+    // A name and a number in the answer are some 60 bytes, and twice that while it is being put together.
+    128 * (1 + alternatives)
+}
+
 impl Piece {
+    /// About what this adds to an answer that is put together: text twice, as it is and written out.
+    fn bytes(&self) -> usize {
+        let scores = self.tokens.iter().map(|token| match &token.score {
+            Some(score) => scored_bytes(score.top.len()),
+            None => size_of::<PlacedToken>(),
+        });
+        2 * self.text.len() + scores.sum::<usize>()
+    }
+
     /// Puts the piece that follows behind this one.
     pub fn append(&mut self, next: Self) {
         self.text += &next.text;
@@ -326,12 +341,15 @@ impl Pieces {
     /// All answers, each put together from its pieces.
     ///
     /// # Errors
-    /// When a generation fails or is cut off: half an answer is none.
+    /// When a generation fails, is cut off or has no memory left: half an answer is none.
     pub async fn collect(mut self) -> Result<Vec<Piece>, ApiError> {
         let mut answers = Vec::new();
         answers.resize_with(self.answers.len(), Piece::default);
+        let mut bytes = 0;
         while let Some(piece) = self.next().await {
             let piece = piece?;
+            bytes += piece.bytes();
+            self.record.hold_more(bytes)?;
             let answer: &mut Piece = &mut answers[piece.index];
             answer.index = piece.index;
             answer.append(piece);

@@ -1,23 +1,26 @@
 //! Reading a request, within limits: how many headers, how long a body, how long it may take.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use futures_util::StreamExt;
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use super::App;
 use super::error_body::ApiError;
+use super::memory::{FREE_BYTES, Held, parsed_bytes, reserve};
+use super::observe::Record;
 
-/// How much of a body that is too long is read and thrown away. Closing with bytes unread resets the connection, and
-/// the client would see that instead of our answer.
-const MAX_DISCARDED_BYTES: usize = 8 << 20;
 /// The megabyte of the default limit takes this long at 0.8 Mbit/s; whoever is slower holds a connection for nothing.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
+/// The same where others wait for the memory that a body holds: those who send slowly must not keep out those who do
+/// not.
+const BUSY_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The bytes of a JSON body: of the right type, not too long, and in time.
+/// The bytes of a JSON body: of the right type, not too long, and in time. What they take is held by the request's record.
 pub struct JsonBytes(pub Vec<u8>);
 
 impl FromRequest<App> for JsonBytes {
@@ -25,10 +28,22 @@ impl FromRequest<App> for JsonBytes {
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
         check_type(request.headers())?;
-        match timeout(BODY_DEADLINE, read(request, app.limits().body_bytes)).await {
-            Ok(read) => read.map(JsonBytes),
-            Err(_elapsed) => Err(ApiError::BodyTimeout(BODY_DEADLINE)),
+        let record = request.extensions().get::<Arc<Record>>().cloned();
+        let mut held = app.memory().hold();
+        let in_the_way = async {
+            sleep(BUSY_DEADLINE).await;
+            app.memory().shortage().await;
+        };
+        let body = tokio::select! {
+            body = read(request, app.limits().body_bytes, &mut held) => body?,
+            () = in_the_way => return Err(ApiError::OutOfMemory),
+            () = sleep(BODY_DEADLINE) => return Err(ApiError::BodyTimeout(BODY_DEADLINE)),
+        };
+        held.resize(parsed_bytes(&body)).await?;
+        if let Some(record) = record {
+            record.keep(held);
         }
+        Ok(Self(body))
     }
 }
 
@@ -57,30 +72,34 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-async fn read(request: Request, max_bytes: usize) -> Result<Vec<u8>, ApiError> {
-    // The header is a claim, so it sizes nothing beyond the limit.
-    let claimed: usize = request
-        .headers()
-        .get(CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok())
-        .unwrap_or(0);
-    let mut body = Vec::with_capacity(claimed.min(max_bytes));
-    let mut received = 0;
+/// Reads a body of at most `max_bytes`, in memory that is `held` before it is filled.
+async fn read(request: Request, max_bytes: usize, held: &mut Held) -> Result<Vec<u8>, ApiError> {
+    let too_large = || ApiError::BodyTooLarge(max_bytes);
+    let claimed = request.headers().get(CONTENT_LENGTH);
+    let claimed = claimed.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    if claimed.is_some_and(|claimed| claimed > max_bytes) {
+        // What comes of it is read when the connection is closed, so that the answer arrives.
+        return Err(too_large());
+    }
+    let mut body = Vec::new();
+    // All at once: bodies that each held a part and waited for the rest would wait for each other.
+    let mut room = claimed.unwrap_or(FREE_BYTES);
+    held.resize(room).await?;
+    reserve(&mut body, room)?;
     let mut chunks = request.into_body().into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_client_stopped| ApiError::BodyIncomplete)?;
-        received += chunk.len();
-        if received <= max_bytes {
-            body.extend_from_slice(&chunk);
-        } else {
-            body = Vec::new();
-            if received.max(claimed) > MAX_DISCARDED_BYTES {
-                break;
-            }
+        let length = body.len() + chunk.len();
+        if length > max_bytes {
+            return Err(too_large());
         }
-    }
-    if received > max_bytes {
-        return Err(ApiError::BodyTooLarge(max_bytes));
+        if length > room {
+            room = max_bytes;
+            held.resize(room).await?;
+            let more = room - body.len();
+            reserve(&mut body, more)?;
+        }
+        body.extend_from_slice(&chunk);
     }
     Ok(body)
 }

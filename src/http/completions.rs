@@ -9,11 +9,12 @@ use axum::http::HeaderName;
 use axum::response::{IntoResponse, Response};
 use tokio::task::spawn_blocking;
 
-use super::answer::{Answer, Piece, Pieces, Rules};
+use super::answer::{Answer, Piece, Pieces, Rules, scored_bytes};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
-use super::fields::{MAX_REPEATED, ignored_header, invalid};
+use super::fields::{ignored_header, invalid};
 use super::logprobs::{self, Logprobs};
+use super::memory::copied;
 use super::observe::Record;
 use super::streaming::{self, EventShape, event};
 use super::wire::{
@@ -47,6 +48,7 @@ pub async fn complete(
     let (prompts, generations) = prepare(model, Arc::clone(&request)).await?;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
     record.set_prompt_tokens(prompt_tokens);
+    record.hold(held_bytes(&prompts, &request))?;
     let streams = model.engine.submit(generations).map_err(refused)?;
 
     let sampling = &request.sampling;
@@ -128,7 +130,7 @@ async fn prepare(
         for prompt in &prompts {
             for choice in 0..request.best_of {
                 let mut generation = template.clone();
-                generation.prompt = prompt.to_vec();
+                generation.prompt = copied(prompt, request.max_tokens)?;
                 generation.sampling.seed = sampling.seed(choice);
                 generations.push(generation);
             }
@@ -138,6 +140,17 @@ async fn prepare(
     spawn_blocking(work)
         .await
         .map_err(|_panicked| ApiError::Internal)?
+}
+
+/// What is kept of the request while it is answered: its prompts, a copy of each for every answer, and the scores of
+/// prompts that are echoed, as they are written out.
+fn held_bytes(prompts: &[Arc<[u32]>], request: &CompletionRequest) -> usize {
+    let ids: usize = prompts.iter().map(|prompt| prompt.len()).sum();
+    let scored = match request.sampling.logprobs {
+        Some(alternatives) if request.echo => scored_bytes(alternatives),
+        _ => 0,
+    };
+    ids.saturating_mul(size_of::<u32>() + request.best_of * (size_of::<u32>() + scored))
 }
 
 /// The tokens around a prompt whose answer goes between it and a suffix.
@@ -174,7 +187,7 @@ impl Middle {
 
 fn ids(tokenizer: &Tokenizer, prompt: &Prompt, context: usize) -> Result<Vec<u32>, ApiError> {
     match prompt {
-        Prompt::Ids(ids) => Ok(ids.clone()),
+        Prompt::Ids(ids) => copied(ids, 0),
         Prompt::Text(text) => encode(tokenizer, "prompt", text, context),
     }
 }
@@ -386,17 +399,4 @@ fn likelihood(answer: &Piece) -> f64 {
         .filter_map(|token| token.score.as_ref());
     let sum: f64 = scores.map(|score| f64::from(score.token.1)).sum();
     sum / answer.tokens.len().max(1) as f64
-}
-
-impl ServedModel {
-    /// Refuses any name but ours. No name ever becomes a path.
-    pub(super) fn check_name(&self, name: &str) -> Result<(), ApiError> {
-        if name == self.name {
-            return Ok(());
-        }
-        Err(ApiError::ModelNotFound {
-            requested: name.chars().take(MAX_REPEATED).collect(),
-            served: self.name.clone(),
-        })
-    }
 }

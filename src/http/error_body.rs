@@ -77,7 +77,7 @@ pub enum ApiError {
     #[error("this path does not have this method; see the Allow header")]
     MethodNotAllowed,
     /// No key, or none we know.
-    #[error("a valid API key is required: send 'Authorization: Bearer KEY'")]
+    #[error("a valid API key is required: send 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'")]
     Unauthorized,
     /// The body did not arrive in time.
     #[error("the body did not arrive within {} seconds", .0.as_secs())]
@@ -88,6 +88,19 @@ pub enum ApiError {
     /// The body is longer than allowed.
     #[error("the body is longer than {0} bytes")]
     BodyTooLarge(usize),
+    /// What is made of the request is more than there is for all requests.
+    #[error(
+        "the request takes {bytes} bytes of memory, and all together may take {total}: send less at once"
+    )]
+    RequestTooLarge {
+        /// What it takes.
+        bytes: usize,
+        /// What there is.
+        total: usize,
+    },
+    /// Other requests hold the memory that this one needs, or the system has none.
+    #[error("there is no memory left for this request; retry later")]
+    OutOfMemory,
     /// The body is of another type or compressed.
     #[error("{0}")]
     UnsupportedMediaType(&'static str),
@@ -134,7 +147,7 @@ pub const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     content-type: application/json\r\ncontent-length: 123\r\nconnection: close\r\nretry-after: 1\r\n\r\n\
     {\"error\":{\"message\":\"too many connections; retry later\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}\n";
 
-/// While loading or draining: long enough not to hammer, short enough to notice soon.
+/// While loading, draining or short of memory: long enough not to hammer, short enough to notice soon.
 const RETRY_SOON: Duration = Duration::from_secs(1);
 
 impl ApiError {
@@ -157,6 +170,8 @@ impl ApiError {
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::BodyIncomplete => (StatusCode::BAD_REQUEST, "body_incomplete"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::RequestTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
+            Self::OutOfMemory => (StatusCode::SERVICE_UNAVAILABLE, "out_of_memory"),
             Self::UnsupportedMediaType(_) => {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")
             }
@@ -190,7 +205,7 @@ impl ApiError {
     const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after } => Some(*retry_after),
-            Self::Loading | Self::Draining => Some(RETRY_SOON),
+            Self::Loading | Self::Draining | Self::OutOfMemory => Some(RETRY_SOON),
             _ => None,
         }
     }
@@ -244,6 +259,7 @@ impl IntoResponse for ApiError {
             Self::BodyTimeout(_)
             | Self::BodyIncomplete
             | Self::BodyTooLarge(_)
+            | Self::OutOfMemory
             | Self::Draining => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }

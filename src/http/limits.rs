@@ -5,6 +5,8 @@
 pub struct Limits {
     /// Bytes of a request's body.
     pub body_bytes: usize,
+    /// Bytes that all requests may hold together: bodies, prompts, and answers that are put together.
+    pub memory_bytes: usize,
     /// Prompts in one request.
     pub prompts: usize,
     /// Answers to each prompt (`n`, `best_of`).
@@ -23,6 +25,8 @@ impl Default for Limits {
             // More than any context holds as text (131,072 tokens are about half of it), little enough for a thousand
             // connections at once.
             body_bytes: 1 << 20,
+            // So many of the longest bodies at once; ordinary ones need none of it.
+            memory_bytes: 64 << 20,
             // As many as the default batch holds. More in one body would let one client fill the queue at the price of
             // one request, and two requests do the same work.
             prompts: 16,

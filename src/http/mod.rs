@@ -1,22 +1,26 @@
 //! Everything that knows HTTP, and nothing else does.
 //!
 //! A request comes in through [`server`] (connections, their limits and their end), is watched by [`observe`] and
-//! reaches [`completions`], which reads it as [`wire`] and [`sampling`] define, field by field ([`fields`]). The tokens
+//! reaches by [`routes`] one like [`completions`], which reads it as [`wire`] and [`sampling`] define, field by field ([`fields`]). The tokens
 //! become text in [`answer`] and events in [`streaming`]. Whatever goes wrong on the way is an [`error_body::ApiError`].
 
+pub mod accept;
 pub mod answer;
 pub mod auth;
 pub mod body;
 pub mod chat;
 pub mod completions;
+pub mod connection;
 pub mod error_body;
 pub mod fields;
 pub mod health;
 pub mod limits;
 pub mod logprobs;
+pub mod memory;
 pub mod models;
 pub mod observe;
 pub mod openapi;
+pub mod routes;
 pub mod sampling;
 pub mod server;
 pub mod stall;
@@ -28,20 +32,17 @@ pub mod wire;
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use axum::Router;
-use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
 use tokio::sync::watch;
-use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::engine::Engine;
 use crate::telemetry::Metrics;
 use crate::text::Tokenizer;
 use crate::text::chat::ChatTemplate;
-use auth::ApiKeys;
 use error_body::ApiError;
 use limits::Limits;
+use memory::RequestMemory;
 use models::Facts;
+use routes::Access;
 
 /// What the handlers share. It exists before the model does, so that the port answers while the model loads.
 #[derive(Clone)]
@@ -49,7 +50,8 @@ pub struct App(Arc<Shared>);
 
 struct Shared {
     metrics: Arc<Metrics>,
-    keys: Option<ApiKeys>,
+    access: Access,
+    memory: RequestMemory,
     limits: Limits,
     model: OnceLock<ServedModel>,
     phase: watch::Sender<Phase>,
@@ -57,8 +59,10 @@ struct Shared {
 
 /// The model once it is loaded, and how it presents itself.
 pub struct ServedModel {
-    /// The name clients use.
+    /// The name clients use, and the one in answers.
     pub name: String,
+    /// Other names that clients may use.
+    pub aliases: Vec<String>,
     /// Where it came from, for `/v1/models`.
     pub root: String,
     /// Weights, number format, build and instruction set: together with a request they decide the answer's bytes.
@@ -90,10 +94,11 @@ pub enum Phase {
 
 impl App {
     /// An application without a model: everything under `/v1` answers 503 until [`App::serve_model`].
-    pub fn new(metrics: Arc<Metrics>, keys: Option<ApiKeys>, limits: Limits) -> Self {
+    pub fn new(metrics: Arc<Metrics>, access: Access, limits: Limits) -> Self {
         Self(Arc::new(Shared {
             metrics,
-            keys,
+            access,
+            memory: RequestMemory::new(limits.memory_bytes),
             limits,
             model: OnceLock::new(),
             phase: watch::Sender::new(Phase::Open),
@@ -127,9 +132,19 @@ impl App {
         self.0.model.get().map(|model| model.engine.clone())
     }
 
+    /// Who may ask, from where, and under which paths.
+    pub fn access(&self) -> &Access {
+        &self.0.access
+    }
+
     /// How much a request may ask for.
     fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    /// What requests hold together.
+    fn memory(&self) -> &RequestMemory {
+        &self.0.memory
     }
 
     fn metrics(&self) -> &Arc<Metrics> {
@@ -144,61 +159,6 @@ impl App {
             let _ = phase.wait_for(|&phase| phase == Phase::Cut).await;
         }
     }
-}
-
-/// Paths that need no key: what probes and Prometheus read, and the description of the API. All others, unknown ones
-/// included, do.
-const PUBLIC: [&str; 7] = [
-    "/health",
-    "/livez",
-    "/readyz",
-    "/version",
-    "/metrics",
-    "/openapi.json",
-    "/docs",
-];
-
-/// Everything the service answers.
-pub fn router(app: App) -> Router {
-    let routes = Router::new()
-        .route("/v1/completions", post(completions::complete))
-        .route("/v1/chat/completions", post(chat::complete))
-        .route("/v1/embeddings", post(models::embeddings))
-        .route("/v1/models", get(models::list))
-        // Names may contain slashes.
-        .route("/v1/models/{*name}", get(models::show))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .route("/tokenizer_info", get(tokenize::info))
-        .route("/openapi.json", get(openapi::document))
-        .route("/docs", get(openapi::page))
-        .merge(operations());
-    with_middleware(routes, app)
-}
-
-/// What the admin port answers: the routes of probes and Prometheus only.
-pub fn admin_router(app: App) -> Router {
-    with_middleware(operations(), app)
-}
-
-fn operations() -> Router<App> {
-    Router::new()
-        .route("/health", get(health::ready))
-        .route("/livez", get(health::live))
-        .route("/readyz", get(health::ready))
-        .route("/version", get(health::version))
-        .route("/metrics", get(observe::metrics))
-}
-
-/// The layers from the inside out: the last one added sees the request first.
-fn with_middleware(routes: Router<App>, app: App) -> Router {
-    routes
-        .fallback(async || ApiError::PathNotFound)
-        .method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
-        .layer(from_fn_with_state(app.clone(), auth::require_key))
-        .layer(CatchPanicLayer::custom(observe::panicked))
-        .layer(from_fn_with_state(app.clone(), observe::observe))
-        .with_state(app)
 }
 
 /// Now, as the API writes times.

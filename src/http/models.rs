@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::body::JsonBytes;
 use super::error_body::ApiError;
+use super::fields::MAX_REPEATED;
 use super::{App, ServedModel};
 use crate::int8::scheme::Scheme;
 use crate::model::packed::EvaluationRecord;
@@ -54,10 +55,10 @@ pub struct Facts {
 }
 
 impl<'a> Card<'a> {
-    fn of(model: &'a ServedModel) -> Self {
+    fn of(model: &'a ServedModel, id: &'a str) -> Self {
         let chat = model.chat.as_ref();
         Self {
-            id: &model.name,
+            id,
             object: "model",
             created: model.created,
             owned_by: "microgranite",
@@ -75,10 +76,12 @@ impl<'a> Card<'a> {
     }
 }
 
-/// The list of the one model.
+/// The list of the one model, by each of its names.
 pub async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
-    let card = Card::of(app.model()?);
-    Ok(Json(json!({"object": "list", "data": [card]})))
+    let model = app.model()?;
+    let names = std::iter::once(&model.name).chain(&model.aliases);
+    let cards: Vec<Card<'_>> = names.map(|name| Card::of(model, name)).collect();
+    Ok(Json(json!({"object": "list", "data": cards})))
 }
 
 /// One model by name.
@@ -88,10 +91,23 @@ pub async fn show(
 ) -> Result<Json<Value>, ApiError> {
     let model = app.model()?;
     model.check_name(&name)?;
-    Ok(Json(json!(Card::of(model))))
+    Ok(Json(json!(Card::of(model, &name))))
 }
 
 /// `POST /v1/embeddings`: said plainly, because clients try.
 pub async fn embeddings(JsonBytes(_): JsonBytes) -> ApiError {
     ApiError::NoEmbeddings
+}
+
+impl ServedModel {
+    /// Refuses any name but ours. No name ever becomes a path.
+    pub(super) fn check_name(&self, name: &str) -> Result<(), ApiError> {
+        if name == self.name || self.aliases.iter().any(|alias| alias == name) {
+            return Ok(());
+        }
+        Err(ApiError::ModelNotFound {
+            requested: name.chars().take(MAX_REPEATED).collect(),
+            served: self.name.clone(),
+        })
+    }
 }

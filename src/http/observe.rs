@@ -17,8 +17,11 @@ use hyper::body::{Frame, SizeHint};
 
 use super::App;
 use super::error_body::{ApiError, ErrorCode};
+use super::memory::Held;
 use crate::telemetry::Metrics;
 
+/// Routes that are asked every few seconds; their lines would drown the others.
+const FREQUENT: [&str; 5] = ["/health", "/ping", "/livez", "/readyz", "/metrics"];
 /// The routes that count in `requests_total` and `request_duration_seconds`: probes would drown them.
 const COUNTED: [&str; 2] = ["/v1/completions", "/v1/chat/completions"];
 
@@ -38,9 +41,39 @@ pub struct Record {
     completion_tokens: AtomicUsize,
     has_failed: AtomicBool,
     is_complete: AtomicBool,
+    /// What the request and its answer take of the memory for requests.
+    held: Mutex<Option<Held>>,
+    /// What is held beside the answer.
+    held_bytes: AtomicUsize,
 }
 
 impl Record {
+    /// Keeps the memory of the body until the request ends.
+    pub fn keep(&self, held: Held) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
+    }
+
+    /// Holds `bytes` from now on, in place of what the body took.
+    ///
+    /// # Errors
+    /// [`ApiError::RequestTooLarge`] or [`ApiError::OutOfMemory`].
+    pub fn hold(&self, bytes: usize) -> Result<(), ApiError> {
+        self.held_bytes.store(bytes, Relaxed);
+        self.hold_more(0)
+    }
+
+    /// Holds `bytes` beside what [`Self::hold`] said.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn hold_more(&self, bytes: usize) -> Result<(), ApiError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *held {
+            Some(held) => held.try_resize(self.held_bytes.load(Relaxed).saturating_add(bytes)),
+            None => Ok(()),
+        }
+    }
+
     /// Token counts as they become known.
     pub fn set_prompt_tokens(&self, count: usize) {
         self.prompt_tokens.store(count, Relaxed);
@@ -191,7 +224,7 @@ impl Drop for Record {
         }
         if outcome == "error" {
             line!(tracing::Level::ERROR);
-        } else if super::PUBLIC.contains(&self.route.as_str()) {
+        } else if FREQUENT.contains(&self.route.as_str()) {
             line!(tracing::Level::DEBUG);
         } else {
             line!(tracing::Level::INFO);
@@ -207,7 +240,9 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
         metrics: Arc::clone(app.metrics()),
         id: id.clone(),
         method: request.method().clone(),
-        route: route.map_or("unknown", MatchedPath::as_str).to_owned(),
+        route: route.map_or("unknown".to_owned(), |route| {
+            canonical(route.as_str(), &app.access().root_path)
+        }),
         started: Instant::now(),
         status: AtomicU16::new(0),
         code: OnceLock::new(),
@@ -215,6 +250,8 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
         completion_tokens: AtomicUsize::new(0),
         has_failed: AtomicBool::new(false),
         is_complete: AtomicBool::new(false),
+        held: Mutex::new(None),
+        held_bytes: AtomicUsize::new(0),
     });
     request.extensions_mut().insert(Arc::clone(&record));
 
@@ -226,6 +263,18 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     let header = HeaderName::from_static("x-request-id");
     response.headers_mut().insert(header, id);
     response.map(|body| Body::new(Watched { body, record }))
+}
+
+/// A route as it is without a prefix, and with `/v1` where that may be left out.
+fn canonical(route: &str, root_path: &str) -> String {
+    let route = route.strip_prefix(root_path).unwrap_or(route);
+    match COUNTED
+        .iter()
+        .find(|full| full.strip_prefix("/v1") == Some(route))
+    {
+        Some(full) => (*full).to_owned(),
+        None => route.to_owned(),
+    }
 }
 
 /// The client's `X-Request-Id` if it is harmless in a log, or a new one.

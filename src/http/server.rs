@@ -3,32 +3,41 @@
 //! An accept loop of our own on hyper, because axum's has no limit on connections, no deadline for headers and none
 //! for clients that do not read.
 
-use std::io::{ErrorKind, Write};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderName, HeaderValue, Request, Response, Version};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::error_body::TOO_MANY_CONNECTIONS;
+use super::accept::{Acceptor, Refusals};
+use super::connection::{Answering, Connection, Deadlines, Exchange, Exchanges};
 use super::stall::WriteStall;
-use super::{App, Phase, router};
+use super::{App, Phase, routes};
 
 /// Limits on connections. The defaults are for a port that strangers can reach.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Connections at once; more are refused. Each may hold a body of a megabyte, idle ones a few kilobytes.
+    /// Connections at once; more are refused.
     pub max_connections: usize,
-    /// From the end of the last request, or from the start, until a whole head has come. So it is also how long an idle
-    /// connection is kept.
-    pub header_deadline: Duration,
+    /// From the first byte of a request until its whole head has come; a new connection has as long to send that byte.
+    pub head_deadline: Duration,
+    /// How long a connection may be idle between requests. Clients and proxies that reuse connections should give up on
+    /// them earlier than the server does, or a request now and then meets a closing connection and is lost.
+    pub keep_alive: Duration,
     /// How long a client may read nothing while there is something to read.
     pub write_stall: Duration,
     /// Bytes of a request's headers; hyper answers 431 to more.
@@ -39,7 +48,9 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             max_connections: 1024,
-            header_deadline: Duration::from_secs(10),
+            head_deadline: Duration::from_secs(10),
+            // Load balancers keep idle connections for 60 seconds and ask those behind them to keep them longer.
+            keep_alive: Duration::from_secs(75),
             write_stall: Duration::from_secs(30),
             // Cookies and tokens of single sign-on stay below this.
             header_bytes: 32 << 10,
@@ -49,10 +60,28 @@ impl Default for Settings {
 
 /// Clients send a dozen headers; proxies add a few. hyper answers 431 to more.
 const MAX_HEADERS: usize = 64;
-/// Bounds what a connection buffers in each direction, unless its headers may be longer.
-const MAX_BUFFER_BYTES: usize = 64 << 10;
-/// When the process is out of file descriptors, accepting fails at once and would be tried without a pause.
-const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
+/// What hyper buffers of a connection in each direction, unless heads may be longer: enough for a packet train, and
+/// little enough for a thousand connections.
+const BUFFER_BYTES: usize = 16 << 10;
+/// What the kernel is asked to hold of an answer that is not being read; it takes twice as much, its own records
+/// included. A stream of 100 tokens per second needs it for half a second; longer answers wait for their reader.
+const SEND_BUFFER_BYTES: usize = 16 << 10;
+/// The tasks, timers and headers of a connection, and the beginning of a body.
+const STATE_BYTES: usize = 32 << 10;
+/// How much later an idle connection is closed than clients are told, so that their last request is still on time.
+const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(2);
+
+impl Settings {
+    /// The most memory that one connection takes beside the body of its request: what is buffered of its input and
+    /// output, here and in the kernel, and its state.
+    pub fn connection_bytes(&self) -> usize {
+        self.buffer_bytes() + BUFFER_BYTES + 2 * SEND_BUFFER_BYTES + STATE_BYTES
+    }
+
+    fn buffer_bytes(&self) -> usize {
+        BUFFER_BYTES.max(self.header_bytes)
+    }
+}
 
 /// A running service: the application on its port, until it is drained.
 pub struct Server {
@@ -74,7 +103,7 @@ impl Server {
         };
         let serve = serve(
             listener,
-            router(app.clone()),
+            routes::router(app.clone()),
             settings,
             stopped,
             FLUSH_GRACE,
@@ -123,39 +152,56 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
     grace: Duration,
 ) {
+    // Connections have it from the port they come in by.
+    if let Err(error) = set_socket_send_buffer_size(&listener, SEND_BUFFER_BYTES) {
+        tracing::debug!(%error, "cannot set SO_SNDBUF");
+    }
+    let deadlines = Deadlines {
+        head: settings.head_deadline,
+        idle: settings.keep_alive + KEEP_ALIVE_MARGIN,
+    };
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        .header_read_timeout(settings.header_deadline)
+        // Our own come first. Without one, hyper would not read between requests until bytes come, and nothing would
+        // start ours.
+        .header_read_timeout(deadlines.idle + deadlines.head)
         .max_headers(MAX_HEADERS)
         .max_header_size(settings.header_bytes)
-        .max_buf_size(MAX_BUFFER_BYTES.max(2 * settings.header_bytes));
+        .max_buf_size(settings.buffer_bytes());
+    let promise = KeepAlive::new(settings.keep_alive);
     let service = TowerToHyperService::new(router);
     let places = Arc::new(Semaphore::new(settings.max_connections));
     let connections = GracefulShutdown::new();
+    let mut acceptor = Acceptor::new(listener);
+    let refusals = Refusals::default();
 
     let accept_all = async {
         loop {
-            let socket = match listener.accept().await {
-                Ok((socket, _peer)) => socket,
-                Err(error) => {
-                    // A client that left the queue is no problem of ours; anything else needs time to pass.
-                    if error.kind() != ErrorKind::ConnectionAborted {
-                        tracing::warn!(%error, "cannot accept connections");
-                        sleep(PAUSE_AFTER_FAILED_ACCEPT).await;
-                    }
+            let socket = match acceptor.accept().await {
+                Ok(socket) => socket,
+                Err(without_descriptor) => {
+                    refusals.refuse(without_descriptor);
                     continue;
                 }
             };
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                refuse(socket);
+                refusals.refuse(socket);
                 continue;
             };
             // Tokens are small packets that should leave at once.
             if let Err(error) = socket.set_nodelay(true) {
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
-            let io = TokioIo::new(WriteStall::new(socket, settings.write_stall));
-            let connection = connections.watch(http.serve_connection(io, service.clone()));
+            let exchanges = Exchanges::default();
+            let socket = WriteStall::new(socket, settings.write_stall);
+            let io = TokioIo::new(Connection::new(socket, deadlines, exchanges.clone()));
+            let (service, promise) = (service.clone(), promise.clone());
+            let service = service_fn(move |request| {
+                // At once, and not when the answer is first polled: by then hyper has read on.
+                let exchange = exchanges.begin();
+                answer(request, service.clone(), exchange, promise.clone())
+            });
+            let connection = connections.watch(http.serve_connection(io, service));
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
                     // Clients that leave or misbehave: their affair, except when looking for a fault.
@@ -169,15 +215,55 @@ pub async fn serve(
         () = accept_all => {}
         () = stop => {}
     }
-    drop(listener);
+    drop(acceptor);
     if timeout(grace, connections.shutdown()).await.is_err() {
         tracing::warn!("connections were cut off at the end of the grace period");
     }
 }
 
-/// Answers one connection too many, as far as that works without waiting for anything.
-fn refuse(socket: TcpStream) {
-    if let Ok(mut socket) = socket.into_std() {
-        let _client_may_be_gone = socket.write(TOO_MANY_CONNECTIONS);
+/// Answers one request as one exchange of its connection.
+async fn answer(
+    request: Request<Incoming>,
+    service: TowerToHyperService<Router>,
+    exchange: Exchange,
+    promise: KeepAlive,
+) -> Result<Response<Answering>, Infallible> {
+    let is_kept = is_kept(&request);
+    let mut response = service.call(request).await?;
+    if is_kept && !response.headers().contains_key(CONNECTION) {
+        promise.add_to(&mut response);
+    }
+    Ok(response.map(|body| Answering { body, exchange }))
+}
+
+/// Whether the client means to send another request on the same connection.
+fn is_kept(request: &Request<Incoming>) -> bool {
+    let mut tokens = request
+        .headers()
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| {
+            let value = value.to_str().unwrap_or_default();
+            value.split(',').map(str::trim)
+        });
+    match request.version() {
+        Version::HTTP_11 => !tokens.any(|token| token.eq_ignore_ascii_case("close")),
+        _ => tokens.any(|token| token.eq_ignore_ascii_case("keep-alive")),
+    }
+}
+
+/// What clients are told about idle connections.
+#[derive(Clone)]
+struct KeepAlive(HeaderValue);
+
+impl KeepAlive {
+    fn new(timeout: Duration) -> Self {
+        let value = HeaderValue::try_from(format!("timeout={}", timeout.as_secs()));
+        Self(value.expect("digits are valid in a header"))
+    }
+
+    fn add_to(&self, response: &mut Response<Body>) {
+        let name = HeaderName::from_static("keep-alive");
+        response.headers_mut().insert(name, self.0.clone());
     }
 }

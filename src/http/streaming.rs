@@ -4,6 +4,7 @@
 //! dropped, with it the token streams, and the engine frees their places.
 
 use std::convert::Infallible;
+use std::mem;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -20,6 +21,10 @@ use super::error_body::ApiError;
 /// trip over comments seldom wait 15 for a token.
 const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(15);
 
+/// How long the status line waits for the first token. Gateways give up on an answer that has not begun after 30 to 60
+/// seconds; before that, a failure is still a status that clients understand.
+const BEGIN_AFTER: Duration = Duration::from_secs(10);
+
 /// How a route writes its events.
 pub trait EventShape: Send + 'static {
     /// The events for a piece, made with [`event`]; empty if it has nothing to say yet.
@@ -32,13 +37,18 @@ pub trait EventShape: Send + 'static {
 /// Answers with events, one for each token that completes some text.
 ///
 /// # Errors
-/// When the first event is a failure: the status line waits for it, so that the client gets a real error.
+/// When the first event is a failure: the status line waits for it, though not for long, so that the client gets a real
+/// error.
 pub async fn events(mut pieces: Pieces, shape: impl EventShape) -> Result<Response, ApiError> {
-    let first = pieces.next().await.ok_or(ApiError::Internal)??;
+    let first = match timeout(BEGIN_AFTER, pieces.next()).await {
+        Ok(first) => Some(first.ok_or(ApiError::Internal)??),
+        Err(_silence) => None,
+    };
     let events = Events {
         pieces,
         shape,
-        waiting: Some(first),
+        is_late: first.is_none(),
+        waiting: first,
         is_over: false,
     };
     let frames = stream::unfold(events, |mut events| async move {
@@ -60,6 +70,8 @@ struct Events<S> {
     shape: S,
     /// The piece that was awaited before the status line.
     waiting: Option<Piece>,
+    /// Whether the status line could not wait for it.
+    is_late: bool,
     is_over: bool,
 }
 
@@ -68,6 +80,9 @@ impl<S: EventShape> Events<S> {
     async fn next(&mut self) -> Option<Bytes> {
         if self.is_over {
             return None;
+        }
+        if mem::take(&mut self.is_late) {
+            return Some(Bytes::from_static(b": waiting\n\n"));
         }
         loop {
             let piece = match self.waiting.take() {

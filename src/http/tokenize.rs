@@ -1,7 +1,9 @@
 //! `/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's shapes, which evaluation tools speak.
 
-use axum::Json;
+use std::sync::Arc;
+
 use axum::extract::State;
+use axum::{Extension, Json};
 use serde::Serialize;
 use tokio::task::spawn_blocking;
 
@@ -11,7 +13,11 @@ use super::completions;
 use super::error_body::ApiError;
 use super::fields::{Fields, invalid};
 use super::logprobs;
+use super::observe::Record;
 use super::{App, ServedModel};
+
+/// What an id and its text take, as values and written out.
+const BYTES_PER_TOKEN: usize = 96;
 
 /// Ids of a text.
 #[derive(Serialize)]
@@ -45,6 +51,7 @@ pub struct Info {
 /// `POST /tokenize`: the ids of a text or of a conversation.
 pub async fn tokenize(
     State(app): State<App>,
+    Extension(record): Extension<Arc<Record>>,
     JsonBytes(body): JsonBytes,
 ) -> Result<Json<Tokenized>, ApiError> {
     let model = app.model()?;
@@ -71,6 +78,7 @@ pub async fn tokenize(
         None => return Err(ApiError::Missing { param: "prompt" }),
     };
     fields.finish(app.limits().strict)?;
+    record.hold(tokens.len().saturating_mul(BYTES_PER_TOKEN))?;
     let names = tokens
         .iter()
         .map(|&id| logprobs::name(&model.tokenizer, id));

@@ -17,7 +17,8 @@ async fn raw(service: &Service, bytes: &[u8]) -> String {
     let read = socket.read_to_end(&mut answer);
     let limit = Duration::from_secs(20);
     let read = tokio::time::timeout(limit, read).await;
-    let _reset_after_the_answer = read.expect("the connection is closed");
+    let read = read.expect("the connection is closed");
+    read.expect("closed in good order, not reset");
     String::from_utf8(answer).unwrap()
 }
 
@@ -63,7 +64,7 @@ async fn how_long_headers_may_be_can_be_set() {
 async fn headers_that_trickle_in_are_cut_off_at_the_deadline() {
     let options = Options {
         server: server::Settings {
-            header_deadline: Duration::from_millis(300),
+            head_deadline: Duration::from_millis(300),
             ..server::Settings::default()
         },
         ..Options::default()
@@ -131,7 +132,9 @@ async fn a_connection_too_many_is_told_so() {
         assert!(socket.read(&mut [0; 256]).await.unwrap() > 0);
         held.push(socket);
     }
-    let answer = raw(&service, b"").await;
+    // Whether or not it has sent something.
+    raw(&service, b"").await;
+    let answer = raw(&service, b"GET /livez HTTP/1.1\r\n\r\n").await;
     assert!(
         answer.starts_with("HTTP/1.1 503") && answer.contains("too_many_connections"),
         "{answer}"
@@ -144,4 +147,121 @@ async fn a_connection_too_many_is_told_so() {
         200,
         "their places are free again"
     );
+}
+
+/// Sends `request` on a connection and returns the head of the answer.
+async fn head_of(socket: &mut TcpStream, request: &str) -> String {
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+        let mut bytes = [0; 1024];
+        let count = socket.read(&mut bytes).await.unwrap();
+        assert!(count > 0, "the connection is open");
+        answer.extend_from_slice(&bytes[..count]);
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn an_idle_connection_is_kept_longer_than_a_head_may_take_and_clients_are_told() {
+    let options = Options {
+        server: server::Settings {
+            head_deadline: Duration::from_millis(200),
+            keep_alive: Duration::from_secs(75),
+            ..server::Settings::default()
+        },
+        ..Options::default()
+    };
+    let service = Service::with(Fake::babbling(), options);
+    let mut socket = TcpStream::connect(service.address).await.unwrap();
+    for _ in 0..3 {
+        let head = head_of(&mut socket, "GET /livez HTTP/1.1\r\n\r\n").await;
+        assert!(head.contains("keep-alive: timeout=75\r\n"), "{head}");
+        tokio::time::sleep(Duration::from_millis(600)).await;
+    }
+    for request in [
+        "GET /livez HTTP/1.1\r\nconnection: close\r\n\r\n",
+        "GET /livez HTTP/1.0\r\n\r\n",
+    ] {
+        let answer = raw(&service, request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1."), "{answer}");
+        assert!(!answer.contains("keep-alive:"), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_end_after_their_time_and_at_once_when_the_server_stops() {
+    let options = |keep_alive| Options {
+        server: server::Settings {
+            keep_alive,
+            ..server::Settings::default()
+        },
+        ..Options::default()
+    };
+    let service = Service::with(Fake::babbling(), options(Duration::ZERO));
+    let mut socket = TcpStream::connect(service.address).await.unwrap();
+    head_of(&mut socket, "GET /livez HTTP/1.1\r\n\r\n").await;
+    let limit = Duration::from_secs(8);
+    let mut nothing = Vec::new();
+    let end = tokio::time::timeout(limit, socket.read_to_end(&mut nothing));
+    end.await.expect("its time is over").unwrap();
+
+    let mut service = Service::with(Fake::babbling(), options(Duration::from_secs(75)));
+    let mut socket = TcpStream::connect(service.address).await.unwrap();
+    head_of(&mut socket, "GET /livez HTTP/1.1\r\n\r\n").await;
+    let start = Instant::now();
+    let drained = service.drain(Duration::from_secs(20));
+    assert!(drained.await.unwrap());
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "nobody waited for it"
+    );
+}
+
+#[tokio::test]
+async fn refusals_arrive_before_a_connection_with_unread_input_is_closed() {
+    let service = Service::start(Fake::babbling());
+    let post = "POST /v1/completions HTTP/1.1\r\ncontent-type: application/json\r\n";
+    let long_uri = format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(1 << 20));
+    let long_header = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
+    let body = " ".repeat(12 << 20);
+    let long_body = format!("{post}content-length: {}\r\n\r\n{body}", body.len());
+    // Refused without a look at the body.
+    let other_type = long_body.replace("application/json", "text/plain");
+    let nowhere = long_body.replace("/v1/completions", "/nowhere");
+    for (request, status) in [
+        (long_uri, 431),
+        (long_header, 431),
+        (long_body, 413),
+        (other_type, 415),
+        (nowhere, 404),
+    ] {
+        let answer = raw(&service, request.as_bytes()).await;
+        let expected = format!("HTTP/1.1 {status}");
+        assert!(answer.starts_with(&expected), "{status}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_sending_side_gets_its_answer() {
+    let model = Fake::babbling().with_step_time(Duration::from_millis(20));
+    let service = Service::start(model);
+    // Takes longer than a client that has left is waited for.
+    let body = r#"{"prompt": "x", "max_tokens": 60, "stream": true}"#;
+    let stream = format!(
+        "POST /v1/completions HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    for (request, end) in [
+        ("GET /livez HTTP/1.1\r\n\r\n", "\"alive\"}"),
+        (&*stream, "data: [DONE]\n\n\r\n0\r\n\r\n"),
+    ] {
+        let mut socket = TcpStream::connect(service.address).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        socket.shutdown().await.unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(answer.ends_with(end), "{answer}");
+    }
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use microgranite::engine::{self, Engine};
-use microgranite::http::auth::ApiKeys;
 use microgranite::http::limits::Limits;
 use microgranite::http::models::Facts;
+use microgranite::http::routes::Access;
 use microgranite::http::server::{self, Server};
 use microgranite::http::{App, ServedModel};
 use microgranite::model::Forward;
@@ -33,7 +33,8 @@ pub const MODEL: &str = "granite-test";
 pub struct Options {
     pub engine: engine::Settings,
     pub server: server::Settings,
-    pub keys: Option<ApiKeys>,
+    pub access: Access,
+    pub aliases: Vec<String>,
     pub limits: Limits,
     pub chat_template: Option<&'static str>,
     pub tokenizer: Option<Tokenizer>,
@@ -65,10 +66,11 @@ impl Service {
 
     fn of(model: Option<Box<dyn Forward>>, options: Options) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let app = App::new(Arc::clone(&metrics), options.keys, options.limits);
+        let app = App::new(Arc::clone(&metrics), options.access, options.limits);
         if let Some(model) = model {
             app.serve_model(ServedModel {
                 name: MODEL.to_owned(),
+                aliases: options.aliases,
                 root: "tests".to_owned(),
                 fingerprint: "test-fingerprint".to_owned(),
                 created: 1_700_000_000,

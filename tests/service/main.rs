@@ -1,8 +1,10 @@
 //! The service as its clients see it: real connections, the real engine, and a model that is cheap to run.
 
+mod access;
 mod chat;
 mod completions;
 mod connections;
+mod descriptors;
 mod eval;
 mod fake;
 mod fields;

@@ -1,16 +1,17 @@
 //! Many clients, bad clients, and the end.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use microgranite::engine;
+use microgranite::http::limits::Limits;
 use microgranite::http::server;
 use microgranite::model::{self, Forward, ModelConfig};
 use microgranite::sources;
 use microgranite::telemetry::Metrics;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpSocket;
+use tokio::net::{TcpSocket, TcpStream};
 
 use crate::fake::Fake;
 use crate::harness::{
@@ -245,4 +246,132 @@ async fn a_client_that_never_reads_is_cut_off() {
         .await;
     service.idle_within_a_second().await;
     drop(socket);
+}
+
+/// A service with little memory for requests: two bodies of the greatest length, and no more.
+fn short_of_memory() -> Options {
+    Options {
+        limits: Limits {
+            body_bytes: 100 << 10,
+            memory_bytes: 250 << 10,
+            ..Limits::default()
+        },
+        ..Options::default()
+    }
+}
+
+/// A request whose body is `length` bytes of text that asks for a token.
+fn long_request(length: usize) -> String {
+    let mut body = json!({"prompt": "x", "max_tokens": 1}).to_string();
+    body += &" ".repeat(length - body.len());
+    body
+}
+
+#[tokio::test]
+async fn slow_bodies_give_way_to_others_and_short_requests_never_wait() {
+    let service = Service::with(Fake::babbling(), short_of_memory());
+    let mut slow = Vec::new();
+    for _ in 0..2 {
+        let mut socket = TcpStream::connect(service.address).await.unwrap();
+        let head = "POST /v1/completions HTTP/1.1\r\ncontent-type: application/json\r\n";
+        let head = format!("{head}content-length: {}\r\n\r\n{{", 100 << 10);
+        socket.write_all(head.as_bytes()).await.unwrap();
+        slow.push(socket);
+    }
+    let long = || {
+        let request = service.client.post(service.url("/v1/completions"));
+        let request = request.header("content-type", "application/json");
+        request.body(long_request(90 << 10)).send()
+    };
+    // Until both have arrived.
+    let start = Instant::now();
+    let refused = loop {
+        let answer = long().await.unwrap();
+        if answer.status() != 200 {
+            break answer;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(2),
+            "the memory is taken"
+        );
+    };
+    assert_eq!(refused.status(), 503);
+    assert_eq!(refused.headers()["retry-after"], "1");
+    let error: Value = refused.json().await.unwrap();
+    assert_eq!(error["error"]["code"], "out_of_memory");
+    service
+        .complete(json!({"prompt": "x", "max_tokens": 1}))
+        .await;
+
+    while long().await.unwrap().status() != 200 {
+        let limit = Duration::from_secs(8);
+        assert!(
+            start.elapsed() < limit,
+            "before the deadline of slow bodies"
+        );
+    }
+    let mut answer = Vec::new();
+    slow[0].read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 503"), "told why");
+}
+
+#[tokio::test]
+async fn the_memory_of_a_request_comes_back_however_it_ends() {
+    let service = Service::with(Fake::babbling(), short_of_memory());
+    let post = |path: &str| {
+        let request = service.client.post(service.url(path));
+        request.header("content-type", "application/json")
+    };
+    for _ in 0..5 {
+        // In one piece, without a length, refused, broken off, and far from the engine.
+        let body = long_request(90 << 10);
+        let answer = post("/v1/completions")
+            .body(body.clone())
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 200);
+        let pieces = body
+            .as_bytes()
+            .chunks(10_000)
+            .map(|piece| Ok::<_, std::io::Error>(piece.to_vec()));
+        let pieces: Vec<_> = pieces.collect();
+        let stream = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
+        let answer = post("/v1/completions").body(stream).send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let answer = post("/v1/completions")
+            .body("x".repeat(90 << 10))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 400);
+        let mut socket = TcpStream::connect(service.address).await.unwrap();
+        let head = "POST /v1/completions HTTP/1.1\r\ncontent-type: application/json\r\n";
+        let head = format!("{head}content-length: {}\r\n\r\n{{", 90 << 10);
+        socket.write_all(head.as_bytes()).await.unwrap();
+        drop(socket);
+        let text = json!({"prompt": "word ".repeat(500)}).to_string();
+        assert_eq!(
+            post("/tokenize").body(text).send().await.unwrap().status(),
+            200
+        );
+    }
+}
+
+#[tokio::test]
+async fn what_can_never_fit_the_memory_for_requests_is_413() {
+    let service = Service::with(Fake::babbling(), short_of_memory());
+    let bomb = format!(
+        "{{\"prompt\": \"x\", \"tools\": [{}[]]}}",
+        "[],".repeat(20_000)
+    );
+    let scores = json!({"prompt": vec![5; 3000], "echo": true, "logprobs": 20, "max_tokens": 1});
+    for body in [bomb, scores.to_string()] {
+        let request = service.client.post(service.url("/v1/completions"));
+        let request = request.header("content-type", "application/json");
+        let answer = request.body(body).send().await.unwrap();
+        assert_eq!(answer.status(), 413);
+        let error: Value = answer.json().await.unwrap();
+        assert_eq!(error["error"]["code"], "request_too_large");
+    }
 }

@@ -189,6 +189,10 @@ fn bad_usage_is_64_whether_typed_or_in_the_environment() {
         &["serve", "--log-format", "xml"],
         &["serve", "--log", "=,="],
         &["serve", "--model", "hf:nonsense"],
+        &["serve", "--cors-origin", "example.org"],
+        &["serve", "--root-path", "no-slash"],
+        &["serve", "--served-model-name", "a,,b"],
+        &["serve", "--max-request-memory", "1MiB"],
     ] {
         let (code, text) = run(microgranite(arguments));
         assert_eq!(code, 64, "{arguments:?}: {text}");

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use microgranite::engine;
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, Next};
-use crate::harness::{self, Service, byte_tokens, first_event, read_events, streamed_text};
+use crate::harness::{
+    self, Options, Service, byte_tokens, first_event, read_events, streamed_text,
+};
 
 #[tokio::test]
 async fn a_stream_carries_the_text_then_the_reason_then_the_usage() {
@@ -152,4 +155,49 @@ async fn an_engine_that_dies_fails_what_runs_and_the_probes_say_so() {
     let response = service.completion(&body).send().await.unwrap();
     assert_eq!(response.status(), 503);
     assert_eq!(response.headers()["x-should-retry"], "false");
+}
+
+#[tokio::test]
+async fn a_stream_that_waits_begins_with_a_comment_and_a_late_failure_is_an_event() {
+    let options = || Options {
+        engine: engine::Settings {
+            max_batch: 1,
+            ..engine::Settings::default()
+        },
+        ..Options::default()
+    };
+    // Holds the one place for 20 seconds.
+    let model = || Fake::babbling().with_step_time(Duration::from_millis(5));
+    let long = json!({"prompt": "x", "max_tokens": 4000, "stream": true});
+    let short = json!({"prompt": "y", "max_tokens": 2, "stream": true, "nonsense": 1});
+
+    let mut ends = Service::with(model(), options());
+    let goes_on = Service::with(model(), options());
+    let mut running = Vec::new();
+    for service in [&ends, &goes_on] {
+        running.push(first_event(service.completion(&long).send().await.unwrap()).await);
+    }
+    let (fails, answers) = tokio::join!(
+        ends.completion(&short).send(),
+        goes_on.completion(&short).send()
+    );
+    let (mut fails, mut answers) = (fails.unwrap(), answers.unwrap());
+    for answer in [&mut fails, &mut answers] {
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["x-ignored-params"], "nonsense");
+        assert_eq!(
+            &answer.chunk().await.unwrap().unwrap()[..],
+            b": waiting\n\n"
+        );
+    }
+    drop(ends.drain(Duration::ZERO));
+    let events = read_events(fails).await;
+    assert_eq!(events.last().unwrap()["error"]["code"], "draining");
+
+    drop(running);
+    let events = read_events(answers).await;
+    assert_eq!(
+        events.last().unwrap()["choices"][0]["finish_reason"],
+        "length"
+    );
 }

@@ -8,7 +8,7 @@ use crate::http::limits::Limits;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Limits on one request")]
 pub struct LimitArgs {
-    /// Longest body. Each connection can hold as much memory.
+    /// Longest body.
     #[arg(
         long,
         env = "MICROGRANITE_MAX_BODY",
@@ -17,7 +17,17 @@ pub struct LimitArgs {
     )]
     max_body: ByteSize,
 
-    /// Longest headers, all of them together. Each connection can hold twice as much memory.
+    /// Memory for requests, all of them together: their bodies, prompts, and answers that are put together. Less fits a
+    /// smaller machine and refuses long requests with 503 when many come at once. A request of 16 KiB needs none of it.
+    #[arg(
+        long,
+        env = "MICROGRANITE_MAX_REQUEST_MEMORY",
+        value_name = "SIZE",
+        default_value = "64MiB"
+    )]
+    max_request_memory: ByteSize,
+
+    /// Longest headers, all of them together. Each connection can hold as much memory.
     #[arg(
         long,
         env = "MICROGRANITE_MAX_HEADER",
@@ -51,6 +61,9 @@ pub struct LimitArgs {
 /// Headers beyond this are no headers.
 const MOST_HEADER_BYTES: u64 = 1 << 20;
 
+/// A body of plain text takes twice its length, and what has many commas more.
+const LEAST_BODIES: u64 = 4;
+
 impl LimitArgs {
     /// Bytes of a request's headers.
     ///
@@ -66,15 +79,27 @@ impl LimitArgs {
     }
 
     /// The limits as the service takes them.
-    pub fn limits(&self) -> Limits {
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the longest body and what is made of it do not fit the memory for requests.
+    pub fn limits(&self) -> Result<Limits> {
+        let least = self.max_body.0.saturating_mul(LEAST_BODIES);
+        if self.max_request_memory.0 < least {
+            let problem = format!(
+                "--max-request-memory must be at least {LEAST_BODIES} times --max-body: {}",
+                ByteSize(least)
+            );
+            return Err(Error::Usage(problem));
+        }
         let unlimited = Limits::default().tokens;
-        Limits {
+        Ok(Limits {
             body_bytes: usize::try_from(self.max_body.0).unwrap_or(usize::MAX),
+            memory_bytes: usize::try_from(self.max_request_memory.0).unwrap_or(usize::MAX),
             prompts: self.max_prompts,
             choices: self.max_choices,
             tokens: self.max_tokens.unwrap_or(unlimited),
             stops: self.max_stops,
             strict: self.strict,
-        }
+        })
     }
 }

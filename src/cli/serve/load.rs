@@ -53,8 +53,10 @@ pub fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> 
     })?;
     progress.finish();
 
-    let name = args.served_model_name.clone();
-    let name = name.unwrap_or_else(|| served_name(&args.model, &checkpoint.name));
+    let (name, aliases) = match args.served_model_name.split_first() {
+        Some((name, aliases)) => (name.clone(), aliases.to_vec()),
+        None => (served_name(&args.model, &checkpoint.name), Vec::new()),
+    };
     let made = checkpoint.packed.as_ref().map(Quantization::of);
     let mut made = made.transpose()?;
     // The newest is the last.
@@ -90,6 +92,7 @@ pub fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> 
     );
     let model = ServedModel {
         name,
+        aliases,
         root: args.model.to_string(),
         fingerprint: format!(
             "microgranite-{}-{}-int8-{kernel}",
@@ -158,6 +161,7 @@ fn model_settings(args: &Args, checkpoint: &Checkpoint) -> Result<model::Setting
         model::footprint_of(checkpoint, &config),
         context,
         args.max_batch,
+        args.clients()?,
         memory::limit(),
     )?;
     Ok(model::Settings {

@@ -1,5 +1,7 @@
 //! `microgranite serve`: load a model, answer requests, leave in good order.
 
+mod access;
+mod descriptors;
 mod limits;
 mod load;
 mod plan;
@@ -18,11 +20,11 @@ use super::WeightsArg;
 use crate::config::{self, ByteSize};
 use crate::engine::{self, Health};
 use crate::error::{Error, Result};
-use crate::http::auth::ApiKeys;
 use crate::http::server::{self, Server};
-use crate::http::{self, App};
+use crate::http::{App, routes};
 use crate::sources::{self, Reference};
 use crate::telemetry::Metrics;
+use access::AccessArgs;
 use limits::LimitArgs;
 use load::Loaded;
 
@@ -95,24 +97,30 @@ pub struct Args {
     #[arg(long, env = "MICROGRANITE_SPECULATION", value_name = "N", default_value_t = engine::Settings::default().speculation)]
     speculation: usize,
 
-    /// Connections at once; more are refused. Each can hold up to a megabyte of request.
+    /// Connections at once; more are refused with 503. Each needs a file descriptor and its buffers: the limit on descriptors
+    /// is raised to what they need, or this number is lowered to the descriptors there are.
     #[arg(long, env = "MICROGRANITE_MAX_CONNECTIONS", value_name = "N", value_parser = config::positive, default_value_t = server::Settings::default().max_connections)]
     max_connections: usize,
+
+    /// How long a connection may be idle between requests, in seconds. Keep it above the idle time of the proxies and clients
+    /// that reuse connections, or they lose a request now and then; less frees connections sooner.
+    #[arg(long, env = "MICROGRANITE_KEEP_ALIVE", value_name = "SECS", default_value = "75", value_parser = config::seconds)]
+    keep_alive: Duration,
 
     #[command(flatten)]
     limits: LimitArgs,
 
-    /// The name clients use for the model. [default: the name in REF]
-    #[arg(long, env = "MICROGRANITE_SERVED_MODEL_NAME", value_name = "NAME")]
-    served_model_name: Option<String>,
+    /// The name clients use for the model, or several with commas between them: all are accepted, the first is the one in
+    /// answers. [default: the name in REF]
+    #[arg(long, env = "MICROGRANITE_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',', value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    served_model_name: Vec<String>,
 
     /// A Jinja file with a chat template, in place of the model's own.
     #[arg(long, env = "MICROGRANITE_CHAT_TEMPLATE", value_name = "FILE")]
     chat_template: Option<PathBuf>,
 
-    /// A file with one API key per line; requests need one of them. Without it everyone who reaches the port is served.
-    #[arg(long, env = "MICROGRANITE_API_KEY_FILE", value_name = "FILE")]
-    api_key_file: Option<PathBuf>,
+    #[command(flatten)]
+    access: AccessArgs,
 
     /// After SIGTERM, how long running answers may take to finish, in seconds. Keep the pod's grace period above it.
     #[arg(long, env = "MICROGRANITE_DRAIN_TIMEOUT", value_name = "SECS", default_value = "120", value_parser = config::seconds)]
@@ -127,14 +135,11 @@ const MAX_BLOCKING_THREADS: usize = 4;
 ///
 /// # Errors
 /// Whatever keeps the service from starting, and [`Error::Internal`] if its engine dies.
-pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
-    let keys = args
-        .api_key_file
-        .as_deref()
-        .map(ApiKeys::read)
-        .transpose()?;
+pub fn run(mut args: Args, sources: sources::Settings) -> Result<()> {
+    args.max_connections = descriptors::connections(args.max_connections);
+    let access = args.access.access(args.admin_listen.is_some())?;
     let metrics = Arc::new(Metrics::new());
-    let app = App::new(Arc::clone(&metrics), keys, args.limits.limits());
+    let app = App::new(Arc::clone(&metrics), access, args.limits.limits()?);
     if let Some(address) = args.admin_listen {
         serve_admin(address, app.clone())?;
     }
@@ -150,6 +155,31 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     outcome
 }
 
+impl Args {
+    /// How connections are kept.
+    fn server(&self) -> Result<server::Settings> {
+        Ok(server::Settings {
+            max_connections: self.max_connections,
+            keep_alive: self.keep_alive,
+            header_bytes: self.limits.header_bytes()?,
+            ..server::Settings::default()
+        })
+    }
+
+    /// What clients can make this process hold.
+    fn clients(&self) -> Result<plan::Clients> {
+        let server = self.server()?;
+        Ok(plan::Clients {
+            connections: match self.admin_listen {
+                Some(_) => server.max_connections + descriptors::ADMIN_CONNECTIONS,
+                None => server.max_connections,
+            },
+            connection_bytes: server.connection_bytes(),
+            request_bytes: self.limits.limits()?.memory_bytes,
+        })
+    }
+}
+
 /// The port first, so that it answers 503 while the model loads; then the model; then wait for the end.
 async fn serve(
     args: Args,
@@ -158,19 +188,16 @@ async fn serve(
     app: App,
 ) -> Result<()> {
     let mut stop_signals = StopSignals::new()?;
+    tokio::spawn(access::keep_keys(app.clone(), access::hangups()?));
     let listener = TcpListener::bind(args.listen)
         .await
         .map_err(|problem| cannot_listen("--listen", args.listen, problem))?;
     let address = listener.local_addr().unwrap_or(args.listen);
-    let settings = server::Settings {
-        max_connections: args.max_connections,
-        header_bytes: args.limits.header_bytes()?,
-        ..server::Settings::default()
-    };
+    let settings = args.server()?;
     let server = Server::start(listener, app.clone(), settings);
     tracing::info!(%address, "listening; loading the model");
 
-    let (drain_timeout, needs_key) = (args.drain_timeout, args.api_key_file.is_some());
+    let (drain_timeout, needs_key) = (args.drain_timeout, app.access().keys.is_some());
     let loading = tokio::task::spawn_blocking(move || load::load(&args, &sources, metrics));
     let Loaded { model, facts } = tokio::select! {
         loaded = loading => loaded.map_err(|panic| Error::Internal(format!("loading: {panic}")))??,
@@ -241,12 +268,15 @@ fn serve_admin(address: SocketAddr, app: App) -> Result<()> {
     let listener = runtime
         .block_on(TcpListener::bind(address))
         .map_err(failed)?;
-    let router = http::admin_router(app);
+    let router = routes::admin_router(app);
     let never = std::future::pending();
     let serve = server::serve(
         listener,
         router,
-        server::Settings::default(),
+        server::Settings {
+            max_connections: descriptors::ADMIN_CONNECTIONS,
+            ..server::Settings::default()
+        },
         never,
         Duration::ZERO,
     );

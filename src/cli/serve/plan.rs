@@ -12,22 +12,46 @@ const MARGIN: u64 = 256 << 20;
 /// retrieval fit, and longer ones borrow from shorter neighbours.
 const TOKENS_PER_PLACE: usize = 4096;
 
+/// What clients can make the process hold: every connection its buffers, and all requests together their share.
+#[derive(Debug, Clone, Copy)]
+pub struct Clients {
+    /// Connections at once.
+    pub connections: usize,
+    /// Bytes of each.
+    pub connection_bytes: usize,
+    /// Bytes of all bodies, and of what is made of them.
+    pub request_bytes: usize,
+}
+
+impl Clients {
+    const fn connections(self) -> u64 {
+        (self.connections as u64).saturating_mul(self.connection_bytes as u64)
+    }
+}
+
 /// Bytes for the KV cache: as `asked`, or enough for `max_batch` sequences of ordinary length, though at most half of
 /// what `limit` leaves.
 ///
 /// # Errors
-/// [`Error::Config`] with "needs X, limit Y" when weights, cache and margin do not fit.
+/// [`Error::Config`] with "needs X, limit Y" when weights, cache, clients and margin do not fit.
 pub fn kv_bytes(
     asked: Option<ByteSize>,
     footprint: Footprint,
     context: usize,
     max_batch: usize,
+    clients: Clients,
     limit: Option<Limit>,
 ) -> Result<u64> {
     let pages_per_place = context.min(TOKENS_PER_PLACE).div_ceil(PAGE_TOKENS);
     let pages = (max_batch as u64).saturating_mul(pages_per_place as u64);
     let wanted = pages.saturating_mul(footprint.kv_page);
-    let beside = footprint.weights.saturating_add(MARGIN);
+    let of_clients = clients
+        .connections()
+        .saturating_add(clients.request_bytes as u64);
+    let beside = footprint
+        .weights
+        .saturating_add(MARGIN)
+        .saturating_add(of_clients);
     let kv = match (asked, &limit) {
         (Some(ByteSize(asked)), _) => asked,
         (None, Some(limit)) => {
@@ -39,10 +63,13 @@ pub fn kv_bytes(
     };
     match limit {
         Some(limit) if beside.saturating_add(kv) > limit.bytes => Err(Error::Config(format!(
-            "not enough memory: needs {} ({} weights, {} KV cache, {} beside), limit {} ({})",
+            "not enough memory: needs {} ({} weights, {} KV cache, {} requests, {} for {} connections, {} beside), limit {} ({})",
             ByteSize(beside.saturating_add(kv)),
             ByteSize(footprint.weights),
             ByteSize(kv),
+            ByteSize(clients.request_bytes as u64),
+            ByteSize(clients.connections()),
+            clients.connections,
             ByteSize(MARGIN),
             ByteSize(limit.bytes),
             limit.source,
@@ -60,13 +87,21 @@ mod tests {
         kv_page: 2_785_280,
     };
 
+    const CLIENTS: Clients = Clients {
+        connections: 1024,
+        connection_bytes: 112 << 10,
+        request_bytes: 64 << 20,
+    };
+    /// All that is neither weights nor cache.
+    const BESIDE: u64 = MARGIN + (112 << 20) + (64 << 20);
+
     fn plan(asked: Option<u64>, limit: u64) -> Result<u64> {
         let limit = Limit {
             bytes: limit,
             source: "cgroup v2",
         };
         let asked = asked.map(ByteSize);
-        kv_bytes(asked, GRANITE_2B, 131_072, 16, Some(limit))
+        kv_bytes(asked, GRANITE_2B, 131_072, 16, CLIENTS, Some(limit))
     }
 
     #[test]
@@ -79,7 +114,7 @@ mod tests {
         let limit = 4 << 30;
         assert_eq!(
             plan(None, limit).unwrap(),
-            (limit - 2_600_000_000 - MARGIN) / 2
+            (limit - 2_600_000_000 - BESIDE) / 2
         );
     }
 
@@ -88,11 +123,19 @@ mod tests {
         let error = plan(None, 1 << 30).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "not enough memory: needs 2.67 GiB (2.42 GiB weights, 2.66 MiB KV cache, 256 MiB beside), limit 1.00 GiB (cgroup v2)"
+            "not enough memory: needs 2.85 GiB (2.42 GiB weights, 2.66 MiB KV cache, 64.0 MiB requests, 112 MiB for 1024 connections, 256 MiB beside), limit 1.00 GiB (cgroup v2)"
         );
         assert_eq!(error.exit_code(), 78);
         assert!(plan(Some(2 << 30), 4 << 30).is_err());
         assert!(plan(Some(u64::MAX), 4 << 30).is_err());
         assert_eq!(plan(Some(1 << 30), 4 << 30).unwrap(), 1 << 30);
+    }
+
+    #[test]
+    fn the_last_byte_that_clients_can_hold_is_in_the_plan() {
+        let kv = 1 << 30;
+        let limit = GRANITE_2B.weights + kv + BESIDE;
+        assert_eq!(plan(Some(kv), limit).unwrap(), kv);
+        assert!(plan(Some(kv), limit - 1).is_err());
     }
 }

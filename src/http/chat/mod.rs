@@ -20,6 +20,7 @@ use super::body::JsonBytes;
 use super::completions::{encode_error, refused};
 use super::error_body::ApiError;
 use super::fields::ignored_header;
+use super::memory::copied;
 use super::observe::Record;
 use super::{App, ServedModel, streaming, unix_seconds};
 use crate::engine::Generation;
@@ -53,20 +54,19 @@ pub async fn complete(
     let conversation = std::mem::take(&mut request.conversation);
     let prompt: Arc<[u32]> = encode(model, template, conversation).await?.into();
     record.set_prompt_tokens(prompt.len());
+    record.hold(prompt.len().saturating_mul(size_of::<u32>() * (1 + n)))?;
     let max_tokens = max_tokens(model, &request, prompt.len(), app.limits().tokens)?;
     let request = Arc::new(request);
     let generation = generation(model, &request).await?;
     let generations = (0..n).map(|choice| {
         let mut generation = generation.clone();
-        generation.prompt = prompt.to_vec();
+        generation.prompt = copied(&prompt, max_tokens)?;
         generation.max_tokens = max_tokens;
         generation.sampling.seed = request.sampling.seed(choice);
-        generation
+        Ok(generation)
     });
-    let streams = model
-        .engine
-        .submit(generations.collect())
-        .map_err(refused)?;
+    let generations = generations.collect::<Result<Vec<_>, ApiError>>()?;
+    let streams = model.engine.submit(generations).map_err(refused)?;
 
     let rules = Arc::new(Rules {
         stop: request.sampling.stop.clone(),

@@ -18,7 +18,12 @@ use super::limits::Limits;
 
 /// `GET /openapi.json`.
 pub async fn document(State(app): State<App>) -> Json<Value> {
-    Json(describe(app.limits()))
+    let access = app.access();
+    let mut document = describe(app.limits());
+    if !access.root_path.is_empty() {
+        document["servers"] = json!([{"url": access.root_path}]);
+    }
+    Json(document)
 }
 
 /// `GET /docs`: shows `/openapi.json`. The page is whole: no browser has to fetch anything from elsewhere.
@@ -44,18 +49,22 @@ pub fn describe(limits: &Limits) -> Value {
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
             "description": "IBM Granite at eight bits behind OpenAI's API. The same request gives the same bytes, whatever \
                 else the server is doing. In requests, null is the same as absent; fields that mean nothing to the server \
-                are named in the header X-Ignored-Params of the answer, or refused if the server is strict.",
+                are named in the header X-Ignored-Params of the answer, or refused if the server is strict. The paths below /v1 \
+                answer without it too.",
         },
         "tags": [
             {"name": "generate", "description": "Text from text."},
             {"name": "model", "description": "What is served."},
             {"name": "tokens", "description": "Text to ids and back."},
-            {"name": "operations", "description": "For probes, collectors and people. These need no key."},
+            {"name": "operations", "description": "For probes, collectors and people. Probes need no key; the others need one where the server has an admin port."},
         ],
         "paths": paths(),
         "components": {
             "schemas": schemas,
-            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+            },
         },
     })
 }
@@ -66,7 +75,7 @@ const ALWAYS: [(u16, &str); 3] = [
     (500, "A defect of the server."),
     (
         503,
-        "The model is loading, the server is stopping, or it has too many connections; see Retry-After.",
+        "The model is loading, the server is stopping, or it has no place for the connection or no memory for the request; see Retry-After.",
     ),
 ];
 /// What a route with a body may answer.
@@ -77,7 +86,10 @@ const WITH_BODY: [(u16, &str); 5] = [
     ),
     (404, "The request names a model that is not served here."),
     (408, "The body did not arrive in time."),
-    (413, "The body is too long."),
+    (
+        413,
+        "The body is too long, or what is made of it takes too much memory.",
+    ),
     (415, "The body is not JSON in UTF-8, or compressed."),
 ];
 const QUEUE_FULL: (u16, &str) = (429, "The queue is full; see Retry-After.");
@@ -105,7 +117,7 @@ fn paths() -> Value {
     );
     show["parameters"] = name;
     let embeddings = json!({
-        "operationId": "create_embeddings", "tags": ["generate"], "security": [{}, {"key": []}],
+        "operationId": "create_embeddings", "tags": ["generate"], "security": [{}, {"key": []}, {"header": []}],
         "summary": "Refused: the model makes text",
         "requestBody": {"content": {"application/json": {"schema": {}}}},
         "responses": errors(&[&WITH_BODY[..], &ALWAYS].concat()),
@@ -114,12 +126,13 @@ fn paths() -> Value {
         "/v1/completions": generate("create_completion", "Continue a text", "CompletionRequest", "Completion"),
         "/v1/chat/completions": generate("create_chat_completion", "Answer a conversation", "ChatRequest", "ChatCompletion"),
         "/v1/embeddings": {"post": embeddings},
-        "/v1/models": {"get": get("list_models", "model", "The one model", "ModelList", &[])},
+        "/v1/models": {"get": get("list_models", "model", "The one model, by each of its names", "ModelList", &[])},
         "/v1/models/{name}": {"get": show},
         "/tokenize": {"post": post("tokenize", "tokens", "The ids of a text or a conversation", "TokenizeRequest", "Tokenized", &[])},
         "/detokenize": {"post": post("detokenize", "tokens", "The text of ids", "DetokenizeRequest", "Detokenized", &[])},
         "/tokenizer_info": {"get": get("tokenizer_info", "tokens", "What clients need to know of the tokenizer", "TokenizerInfo", &[])},
         "/health": {"get": open("health", "Whether a request sent now would be taken", "application/json", true)},
+        "/ping": {"get": open("ping", "The same", "application/json", true)},
         "/readyz": {"get": open("readyz", "The same", "application/json", true)},
         "/livez": {"get": open("livez", "Whether anything short of a restart can help", "application/json", true)},
         "/version": {"get": open("version", "The build", "application/json", false)},
@@ -133,7 +146,7 @@ fn get(id: &str, tag: &str, summary: &str, answer: &str, more: &[(u16, &str)]) -
     let mut responses = errors(&[more, &ALWAYS].concat());
     responses["200"] = ok("application/json", reference(answer));
     json!({
-        "operationId": id, "tags": [tag], "summary": summary, "security": [{}, {"key": []}],
+        "operationId": id, "tags": [tag], "summary": summary, "security": [{}, {"key": []}, {"header": []}],
         "responses": responses,
     })
 }

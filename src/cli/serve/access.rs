@@ -1,0 +1,148 @@
+//! Who may ask, from where, and under which paths, as flags of `serve`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use axum::http::HeaderValue;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+use crate::error::{Error, Result};
+use crate::http::App;
+use crate::http::auth::ApiKeys;
+use crate::http::routes::Access;
+
+/// Who may ask, from where, and under which paths.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Access")]
+pub struct AccessArgs {
+    /// A file with one API key per line; lines that begin with # are comments. Requests need one of the keys, as bearer
+    /// token or in X-Api-Key. Without it everyone who reaches the port is served. A changed file is read again within
+    /// seconds, and on SIGHUP.
+    #[arg(long, env = "MICROGRANITE_API_KEY_FILE", value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+
+    /// Let pages of this origin (https://chat.example.org) ask from within a browser; give it several times or with commas
+    /// for several, * for all. Without keys, * lets every page that somebody here opens use the model.
+    #[arg(long, env = "MICROGRANITE_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
+    cors_origin: Vec<HeaderValue>,
+
+    /// What stands before every path (/granite), for proxies that do not take it off. Probes answer without it too.
+    #[arg(long, env = "MICROGRANITE_ROOT_PATH", value_name = "PATH", default_value = "", value_parser = root_path)]
+    root_path: String,
+}
+
+/// How often the file of keys is looked at. Kubernetes takes a minute to bring a changed secret to it.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+impl AccessArgs {
+    /// What the service checks requests against.
+    ///
+    /// # Errors
+    /// Those of [`ApiKeys::read`].
+    pub fn access(&self, has_admin_port: bool) -> Result<Access> {
+        let file = self.api_key_file.as_deref();
+        Ok(Access {
+            keys: file.map(ApiKeys::read).transpose()?,
+            has_admin_port,
+            root_path: self.root_path.clone(),
+            cors_origins: self.cors_origin.clone(),
+        })
+    }
+}
+
+/// SIGHUP, which from now on ends nothing.
+///
+/// # Errors
+/// [`Error::Internal`] if the system does not let it be listened to.
+pub fn hangups() -> Result<Signal> {
+    let hangups = signal(SignalKind::hangup());
+    hangups.map_err(|problem| Error::Internal(format!("signals: {problem}")))
+}
+
+/// Reads the file of keys again when it changes, and at every one of `hangups`.
+pub async fn keep_keys(app: App, mut hangups: Signal) {
+    loop {
+        let is_asked = tokio::select! {
+            _ = hangups.recv() => true,
+            () = sleep(LOOK_EVERY) => false,
+        };
+        let app = app.clone();
+        let look = move || {
+            if let Some(keys) = &app.access().keys {
+                keys.reload(is_asked);
+            }
+        };
+        // Many keys take a moment, and this thread writes everyone's tokens.
+        let _a_panic_is_in_the_log = spawn_blocking(look).await;
+    }
+}
+
+/// Reads an origin as browsers send it: a scheme, a host, perhaps a port, and nothing else.
+fn origin(text: &str) -> std::result::Result<HeaderValue, String> {
+    let expected =
+        "write an origin such as https://chat.example.org or http://localhost:3000, or *";
+    let is_origin = || {
+        let (scheme, host) = text.split_once("://")?;
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && !b"/?#@,".contains(&byte);
+        let is_good = !scheme.is_empty() && !host.is_empty() && host.bytes().all(is_plain);
+        is_good.then_some(())
+    };
+    if text != "*" && is_origin().is_none() {
+        return Err(expected.to_owned());
+    }
+    // Browsers write schemes and hosts in small letters.
+    HeaderValue::try_from(text.to_ascii_lowercase()).map_err(|_| expected.to_owned())
+}
+
+/// Reads a prefix of paths; a slash at the end changes nothing.
+fn root_path(text: &str) -> std::result::Result<String, String> {
+    let path = text.trim_end_matches('/');
+    let is_segment = |segment: &str| {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        !segment.is_empty() && segment.bytes().all(is_plain)
+    };
+    match path.strip_prefix('/') {
+        _ if path.is_empty() => Ok(String::new()),
+        Some(segments) if segments.split('/').all(is_segment) => Ok(path.to_owned()),
+        _ => Err("write a path such as /granite, of letters, digits and -._~".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_have_a_scheme_and_a_host_and_nothing_behind_them() {
+        for good in ["*", "https://chat.example.org", "http://localhost:3000"] {
+            assert_eq!(origin(good).unwrap(), good);
+        }
+        assert_eq!(
+            origin("HTTPS://Chat.example.org").unwrap(),
+            "https://chat.example.org"
+        );
+        for bad in [
+            "",
+            "example.org",
+            "https://",
+            "https://a/",
+            "https://a/b",
+            "https://a b",
+            "**",
+        ] {
+            assert!(origin(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn prefixes_are_plain_paths() {
+        for (text, path) in [("", ""), ("/", ""), ("/a", "/a"), ("/a/b-1/", "/a/b-1")] {
+            assert_eq!(root_path(text).unwrap(), path);
+        }
+        for bad in ["a", "//a", "/a//b", "/{a}", "/a b", "/a?b", "/ä"] {
+            assert!(root_path(bad).is_err(), "{bad}");
+        }
+    }
+}

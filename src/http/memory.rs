@@ -1,0 +1,249 @@
+//! Memory that requests hold: their bodies, what is made of them, and answers that are put together. All of it comes
+//! from one budget, which start-up has found to fit the machine.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, interval, sleep_until};
+
+use super::error_body::ApiError;
+
+/// What every request may hold outside the budget: it is counted with its connection. So requests of ordinary length
+/// are never kept waiting by long ones, whatever these do.
+pub const FREE_BYTES: usize = 16 << 10;
+/// The budget is counted in these: a semaphore hands out no more than 2³² at once.
+const UNIT_BYTES: usize = 1 << 10;
+/// How long a request waits for memory before it is told to come back.
+const MAX_WAIT: Duration = Duration::from_secs(1);
+/// How often those who wait say so to those who are slow.
+const REMIND_EVERY: Duration = Duration::from_millis(100);
+
+/// What the values of a JSON document take in memory at most, beside their text. An object or a list of one entry has
+/// room for four, of about 100 bytes each with their keys, and a table to find them.
+const BYTES_PER_NEST: usize = 512;
+/// An entry of a list that has just doubled its room.
+const BYTES_PER_ENTRY: usize = 160;
+
+/// The budget; clones share it.
+#[derive(Debug, Clone)]
+pub struct RequestMemory(Arc<Budget>);
+
+#[derive(Debug)]
+struct Budget {
+    total: usize,
+    units: Arc<Semaphore>,
+    /// Told as long as somebody waits.
+    shortage: Notify,
+}
+
+/// A part of the budget, until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    memory: RequestMemory,
+    /// `None` while all fits what is free.
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl RequestMemory {
+    /// A budget of so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        let units = (bytes / UNIT_BYTES).min(Semaphore::MAX_PERMITS);
+        Self(Arc::new(Budget {
+            total: units.saturating_mul(UNIT_BYTES),
+            units: Arc::new(Semaphore::new(units)),
+            shortage: Notify::new(),
+        }))
+    }
+
+    /// Nothing yet.
+    pub fn hold(&self) -> Held {
+        Held {
+            memory: self.clone(),
+            permit: None,
+        }
+    }
+
+    /// Resolves when somebody waits for memory.
+    pub async fn shortage(&self) {
+        self.0.shortage.notified().await;
+    }
+
+    /// Waits for its turn; `None` if that does not come soon enough.
+    async fn acquire(&self, units: u32) -> Option<OwnedSemaphorePermit> {
+        let semaphore = Arc::clone(&self.0.units);
+        let mut turn = pin!(semaphore.acquire_many_owned(units));
+        let mut end = pin!(sleep_until(Instant::now() + MAX_WAIT));
+        let mut remind = interval(REMIND_EVERY);
+        loop {
+            tokio::select! {
+                biased;
+                permit = &mut turn => return permit.ok(),
+                () = &mut end => return None,
+                _ = remind.tick() => self.0.shortage.notify_waiters(),
+            }
+        }
+    }
+}
+
+impl Held {
+    /// Holds `bytes` from now on, in place of what it held. Waits a moment if it needs more than there is.
+    ///
+    /// # Errors
+    /// [`ApiError::RequestTooLarge`] if there is never so much, [`ApiError::OutOfMemory`] if there is not soon.
+    pub async fn resize(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let missing = self.shrink(bytes)?;
+        if missing > 0 {
+            let more = self.memory.acquire(missing).await;
+            self.add(more.ok_or(ApiError::OutOfMemory)?);
+        }
+        Ok(())
+    }
+
+    /// As [`Self::resize`], without waiting.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn try_resize(&mut self, bytes: usize) -> Result<(), ApiError> {
+        let missing = self.shrink(bytes)?;
+        if missing > 0 {
+            let semaphore = Arc::clone(&self.memory.0.units);
+            let more = semaphore.try_acquire_many_owned(missing);
+            self.add(more.map_err(|_none_left| ApiError::OutOfMemory)?);
+        }
+        Ok(())
+    }
+
+    /// Gives back what is beyond `bytes` and returns the units that are missing to it.
+    fn shrink(&mut self, bytes: usize) -> Result<u32, ApiError> {
+        if bytes <= FREE_BYTES {
+            self.permit = None;
+            return Ok(0);
+        }
+        let total = self.memory.0.total;
+        if bytes > total {
+            return Err(ApiError::RequestTooLarge { bytes, total });
+        }
+        let units = bytes.div_ceil(UNIT_BYTES);
+        let held = self
+            .permit
+            .as_ref()
+            .map_or(0, OwnedSemaphorePermit::num_permits);
+        if let Some(permit) = &mut self.permit {
+            drop(permit.split(held.saturating_sub(units)));
+        }
+        let missing = units.saturating_sub(held);
+        u32::try_from(missing).map_err(|_| ApiError::RequestTooLarge { bytes, total })
+    }
+
+    fn add(&mut self, more: OwnedSemaphorePermit) {
+        match &mut self.permit {
+            Some(permit) => permit.merge(more),
+            None => self.permit = Some(more),
+        }
+    }
+}
+
+/// The most that a JSON document takes once it is read, itself included: found by counting what could begin a value.
+pub fn parsed_bytes(json: &[u8]) -> usize {
+    let cost = |&byte: &u8| match byte {
+        b'[' | b'{' => BYTES_PER_NEST,
+        b',' => BYTES_PER_ENTRY,
+        _ => 0,
+    };
+    // What stands in strings counts too: less work than to tell the difference, and little in ordinary text.
+    let values: usize = json.iter().map(cost).sum();
+    2 * json.len() + values
+}
+
+/// A copy of `ids` with room for `more`, or the refusal that there is no memory for it.
+///
+/// # Errors
+/// [`ApiError::OutOfMemory`].
+pub fn copied(ids: &[u32], more: usize) -> Result<Vec<u32>, ApiError> {
+    let mut copy = Vec::new();
+    reserve(&mut copy, ids.len().saturating_add(more))?;
+    copy.extend_from_slice(ids);
+    Ok(copy)
+}
+
+/// Makes room for `more` items. An allocation that fails is the failure of one request, not of all.
+///
+/// # Errors
+/// [`ApiError::OutOfMemory`].
+pub fn reserve<T>(items: &mut Vec<T>, more: usize) -> Result<(), ApiError> {
+    items.try_reserve_exact(more).map_err(|error| {
+        tracing::warn!(%error, more, "no memory for a request");
+        ApiError::OutOfMemory
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn left(memory: &RequestMemory) -> usize {
+        memory.0.units.available_permits() * UNIT_BYTES
+    }
+
+    #[tokio::test]
+    async fn what_is_held_comes_back_and_small_requests_need_none() {
+        let memory = RequestMemory::new(100 << 10);
+        let mut held = memory.hold();
+        held.resize(60 << 10).await.unwrap();
+        assert_eq!(left(&memory), 40 << 10);
+        held.resize(80 << 10).await.unwrap();
+        assert_eq!(left(&memory), 20 << 10);
+
+        let mut other = memory.hold();
+        assert!(matches!(
+            other.try_resize(30 << 10),
+            Err(ApiError::OutOfMemory)
+        ));
+        other.try_resize(FREE_BYTES).unwrap();
+        assert_eq!(left(&memory), 20 << 10);
+
+        held.try_resize(20 << 10).unwrap();
+        assert_eq!(left(&memory), 80 << 10);
+        held.try_resize(10).unwrap();
+        assert_eq!(left(&memory), 100 << 10);
+        let too_much = held.resize((100 << 10) + 1).await;
+        assert!(matches!(too_much, Err(ApiError::RequestTooLarge { .. })));
+        held.resize(100 << 10).await.unwrap();
+        drop(held);
+        assert_eq!(left(&memory), 100 << 10);
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_is_heard_gets_its_turn_or_is_told_to_come_back() {
+        let memory = RequestMemory::new(100 << 10);
+        let mut slow = memory.hold();
+        slow.resize(100 << 10).await.unwrap();
+        let mut second = memory.hold();
+        let waiting = second.resize(50 << 10);
+        assert!(matches!(waiting.await, Err(ApiError::OutOfMemory)));
+
+        let heard = memory.clone();
+        let gives_way = async move {
+            heard.shortage().await;
+            drop(slow);
+        };
+        let (waited, ()) = tokio::join!(second.resize(50 << 10), gives_way);
+        waited.unwrap();
+        assert_eq!(left(&memory), 50 << 10);
+    }
+
+    #[test]
+    fn documents_of_many_small_values_are_counted_as_such() {
+        // What a document of each kind takes per byte, found by looking at the allocator.
+        let of = |piece: &str| {
+            let json = format!("[{}0]", piece.repeat(1000));
+            parsed_bytes(json.as_bytes()) / json.len()
+        };
+        assert!(of("0,") >= 72);
+        assert!(of("[0],") >= 90);
+        assert!(of("{\"a\":0},") >= 60);
+        assert!(of("some text, as people write it. ") < 10);
+    }
+}
