@@ -32,13 +32,13 @@ const RUNS: usize = 7;
 const SCALAR_SHAPE: &str = "output";
 
 fn main() {
-    let mut pool = Pool::new(1);
+    let mut pool = Pool::new(1).unwrap();
     let chosen = available()[0].name();
     println!(
         "matrix   kernel        rows        ms      GB/s      TOPS   share of arithmetic peak"
     );
     for (name, columns, depth) in SHAPES {
-        let matrix = Matrix::random(columns, depth, &mut pool);
+        let matrix = Matrix::random(columns, depth, &mut pool).unwrap();
         for kernel in available() {
             for rows in ROWS {
                 if kernel.name() == "scalar" && (name != SCALAR_SHAPE || rows > 1) {
@@ -84,16 +84,18 @@ fn measure(kernel: Kernel, pool: &mut Pool, matrix: &Matrix, rows: usize) -> Str
 fn activations(kernel: Kernel, rows: usize, width: usize) -> Activations {
     let mut input = Activations::new(rows, width);
     let groups = input.groups();
-    Pool::new(1).run(groups, input.by_group(), |_, _, parts| {
-        for (index, group) in groups_of(rows, parts).enumerate() {
-            for (row, codes) in group.codes.iter_mut().enumerate() {
-                let mut values =
-                    std::array::from_fn(|i| ((index + row) as f32 + i as f32 * 0.7).sin());
-                (group.scales[row], group.sums[row]) =
-                    kernel.quantize_group(Rotation::Full, &mut values, 256, codes);
+    Pool::new(1)
+        .unwrap()
+        .run(groups, input.by_group(), |_, _, parts| {
+            for (index, group) in groups_of(rows, parts).enumerate() {
+                for (row, codes) in group.codes.iter_mut().enumerate() {
+                    let mut values =
+                        std::array::from_fn(|i| ((index + row) as f32 + i as f32 * 0.7).sin());
+                    (group.scales[row], group.sums[row]) =
+                        kernel.quantize_group(Rotation::Full, &mut values, 256, codes);
+                }
             }
-        }
-    });
+        });
     input
 }
 

@@ -1,6 +1,7 @@
 //! Values as people type them in flags and variables.
 
 use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZero;
 use std::str::FromStr;
 use std::time::Duration;
@@ -54,14 +55,61 @@ impl fmt::Display for ByteSize {
     }
 }
 
-/// Reads whole seconds, with or without an `s` behind them.
+/// Reads a size from `LOW` to `HIGH` bytes.
+///
+/// # Errors
+/// In words for the person who typed it.
+pub fn size<const LOW: u64, const HIGH: u64>(text: &str) -> Result<ByteSize, String> {
+    let size: ByteSize = text.parse()?;
+    if (LOW..=HIGH).contains(&size.0) {
+        return Ok(size);
+    }
+    let (low, high) = (ByteSize(LOW), ByteSize(HIGH));
+    Err(format!("write a size from {low} to {high}"))
+}
+
+/// Reads a whole number from `LOW` to `HIGH`.
+///
+/// # Errors
+/// In words for the person who typed it.
+pub fn whole<const LOW: usize, const HIGH: usize>(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok();
+    let number = number.filter(|number| (LOW..=HIGH).contains(number));
+    number.ok_or_else(|| format!("write a whole number from {LOW} to {HIGH}"))
+}
+
+/// More threads than any machine has cores.
+pub const MOST_THREADS: usize = 4096;
+/// More tokens than any context has: a bound for arithmetic, where the model's own is not known yet.
+pub const MOST_TOKENS: usize = 1 << 24;
+
+/// Reads a number of threads.
+///
+/// # Errors
+/// In words for the person who typed it.
+pub fn thread_count(text: &str) -> Result<usize, String> {
+    whole::<1, MOST_THREADS>(text)
+}
+
+/// Reads a number of tokens, of which there has to be at least one.
+///
+/// # Errors
+/// In words for the person who typed it.
+pub fn tokens(text: &str) -> Result<usize, String> {
+    whole::<1, MOST_TOKENS>(text)
+}
+
+/// A day: who wants to wait longer does not want to wait.
+const MOST_SECONDS: usize = 24 * 60 * 60;
+
+/// Reads whole seconds, at most a day, with or without an `s` behind them.
 ///
 /// # Errors
 /// In words for the person who typed it.
 pub fn seconds(text: &str) -> Result<Duration, String> {
-    let number = text.strip_suffix('s').unwrap_or(text);
-    let seconds = number.parse().map(Duration::from_secs);
-    seconds.map_err(|_| "write whole seconds, such as 120 or 120s".to_owned())
+    let seconds = whole::<0, MOST_SECONDS>(text.strip_suffix('s').unwrap_or(text));
+    let seconds = seconds.map(|seconds| Duration::from_secs(seconds as u64));
+    seconds.map_err(|_| format!("write whole seconds up to {MOST_SECONDS}, such as 120 or 120s"))
 }
 
 /// Reads a number of which there has to be at least one.
@@ -73,26 +121,60 @@ pub fn positive(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| "write a whole number of at least 1".to_owned())
 }
 
-/// Reads `on` or `off`.
+/// Reads `on` or `off`, or what else people write for them in variables.
 ///
 /// # Errors
 /// In words for the person who typed it.
 pub fn on_off(text: &str) -> Result<bool, String> {
-    match text {
-        "on" => Ok(true),
-        "off" => Ok(false),
+    match text.to_ascii_lowercase().as_str() {
+        "on" | "1" | "true" | "yes" => Ok(true),
+        "off" | "0" | "false" | "no" => Ok(false),
         _ => Err("write on or off".to_owned()),
     }
 }
 
-/// Reads a factor that makes nothing smaller.
+/// Reads an address to listen on, `HOST:PORT`, where the host may be a name.
+///
+/// # Errors
+/// In words for the person who typed it.
+pub fn address(text: &str) -> Result<SocketAddr, String> {
+    const FORM: &str =
+        "write HOST:PORT, such as 127.0.0.1:8080 for this machine only or 0.0.0.0:8080 for all";
+    if let Ok(address) = text.parse() {
+        return Ok(address);
+    }
+    let (host, port) = text.rsplit_once(':').ok_or(FORM)?;
+    if host.is_empty() || port.parse::<u16>().is_err() {
+        return Err(FORM.to_owned());
+    }
+    let found = text.to_socket_addrs().map(Vec::from_iter);
+    let found = found.map_err(|problem| format!("no address of {host} is known: {problem}"))?;
+    // `localhost` has two; clients that are given its name try the older kind in any case.
+    let older = found.iter().find(|address| address.is_ipv4());
+    let address = older.or(found.first()).copied();
+    address.ok_or_else(|| format!("no address of {host} is known"))
+}
+
+/// Reads a factor that makes nothing smaller, up to a thousand.
 ///
 /// # Errors
 /// In words for the person who typed it.
 pub fn factor(text: &str) -> Result<f64, String> {
     let factor = text.parse().ok();
-    let factor = factor.filter(|factor: &f64| *factor >= 1.0 && factor.is_finite());
-    factor.ok_or_else(|| "write a number of at least 1, such as 3 or 1.5".to_owned())
+    let factor = factor.filter(|factor| (1.0..=1000.0).contains(factor));
+    factor.ok_or_else(|| "write a number from 1 to 1000, such as 3 or 1.5".to_owned())
+}
+
+/// The number of compute threads: as many as `asked` for, though no more than [`available_threads`].
+pub fn threads(asked: Option<usize>) -> usize {
+    let available = available_threads();
+    if let Some(asked) = asked.filter(|&asked| asked > available) {
+        tracing::warn!(
+            "--threads {asked}: there are {available} cores for this process, and more threads than cores make \
+             everything slower; using {available}"
+        );
+    }
+    asked.map_or(available, |asked| asked.min(available))
 }
 
 /// Threads this process may run at once: the machine's cores, less what affinity or the cgroup's quota take away. A
@@ -128,11 +210,56 @@ mod tests {
     fn factors_and_switches_are_read_or_refused() {
         assert_eq!(factor("3"), Ok(3.0));
         assert_eq!(factor("1.5"), Ok(1.5));
-        for text in ["0.99", "-3", "inf", "NaN", "", "3x"] {
+        for text in ["0.99", "-3", "inf", "NaN", "", "3x", "1001"] {
             assert!(factor(text).is_err(), "{text}");
         }
-        assert_eq!((on_off("on"), on_off("off")), (Ok(true), Ok(false)));
-        assert!(on_off("true").is_err());
+        for (text, expected) in [("on", true), ("1", true), ("True", true), ("yes", true)] {
+            assert_eq!(on_off(text), Ok(expected), "{text}");
+        }
+        for (text, expected) in [
+            ("off", false),
+            ("0", false),
+            ("FALSE", false),
+            ("no", false),
+        ] {
+            assert_eq!(on_off(text), Ok(expected), "{text}");
+        }
+        for text in ["", "2", "maybe"] {
+            assert!(on_off(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn numbers_and_sizes_have_ends() {
+        assert_eq!(whole::<0, 9>("9"), Ok(9));
+        for text in ["10", "-1", "", "1.0", "18446744073709551616"] {
+            assert!(whole::<0, 9>(text).is_err(), "{text}");
+        }
+        assert_eq!(size::<1024, 4096>("4KiB"), Ok(ByteSize(4096)));
+        assert!(size::<1024, 4096>("0").is_err() && size::<1024, 4096>("1G").is_err());
+        assert_eq!(seconds("120s"), Ok(Duration::from_secs(120)));
+        assert!(seconds("18446744073709551615").is_err());
+    }
+
+    #[test]
+    fn an_address_may_have_a_name() {
+        for text in ["127.0.0.1:80", "[::1]:80", "localhost:80"] {
+            assert_eq!(
+                address(text).map(|address| address.port()),
+                Ok(80),
+                "{text}"
+            );
+        }
+        for text in [
+            "8080",
+            ":8080",
+            "localhost",
+            "localhost:many",
+            "localhost:99999",
+            "",
+        ] {
+            assert!(address(text).is_err(), "{text}");
+        }
     }
 
     #[test]

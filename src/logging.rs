@@ -8,6 +8,7 @@
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{IsTerminal, Write};
+use std::str::FromStr;
 use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::time::{Duration, Instant};
@@ -15,8 +16,6 @@ use std::time::{Duration, Instant};
 use prometheus::IntCounter;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
-
-use crate::error::{Error, Result};
 
 /// Lines that may wait to be written: minutes of requests at full load, in about a megabyte.
 const QUEUED_LINES: usize = 4096;
@@ -46,13 +45,24 @@ pub fn lost_lines() -> IntCounter {
     LOST.clone()
 }
 
-/// Starts logging what `filter` lets through (`info`, `debug`, `microgranite=debug,hyper=info`, …), panics included.
-///
-/// # Errors
-/// [`Error::Usage`] when the filter makes no sense.
-pub fn init(format: LogFormat, filter: &str) -> Result<()> {
-    let filter = EnvFilter::try_new(filter)
-        .map_err(|problem| Error::Usage(format!("log filter '{filter}': {problem}")))?;
+/// What is logged: `info`, `debug`, `microgranite=debug,hyper=info`, …
+#[derive(Debug, Clone)]
+pub struct Filter(String);
+
+impl FromStr for Filter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match EnvFilter::try_new(text) {
+            Ok(_) => Ok(Self(text.to_owned())),
+            Err(problem) => Err(problem.to_string()),
+        }
+    }
+}
+
+/// Starts logging what `filter` lets through, panics included.
+pub fn init(format: LogFormat, filter: &Filter) {
+    let filter = EnvFilter::new(&filter.0);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(Stderr)
@@ -67,7 +77,6 @@ pub fn init(format: LogFormat, filter: &str) -> Result<()> {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     log_panics();
-    Ok(())
 }
 
 /// Makes panics lines of the log. The hook of the standard library writes to standard error, and waits for it.

@@ -74,7 +74,7 @@ fn round_weights(scheme: &Scheme, values: &[f32], rows: usize, depth: usize) -> 
 /// The matrix that would serve.
 fn pack(scheme: &Scheme, values: &[f32], rows: usize, depth: usize) -> Result<Matrix> {
     // The matrices are too small for starting threads to pay.
-    let mut pool = Pool::new(1);
+    let mut pool = Pool::new(1).unwrap();
     let fill = |panel: usize, out: &mut [f32]| {
         let rest = &values[panel * PANEL * depth..];
         let len = rest.len().min(out.len());
@@ -222,17 +222,24 @@ mod tests {
         let widths: Vec<usize> = (0..out.groups())
             .map(|group| out.group_width(group))
             .collect();
-        Pool::new(1).run(widths.len(), out.by_group(), |_, range, parts| {
-            for (group, out) in range.zip(groups_of(ROWS, parts)) {
-                for (row, codes) in out.codes.iter_mut().enumerate() {
-                    let mut padded = [0.0; GROUP];
-                    padded[..widths[group]]
-                        .copy_from_slice(&values[row * DEPTH + group * GROUP..][..widths[group]]);
-                    (out.scales[row], out.sums[row]) =
-                        kernels::best().quantize_group(rotation, &mut padded, widths[group], codes);
+        Pool::new(1)
+            .unwrap()
+            .run(widths.len(), out.by_group(), |_, range, parts| {
+                for (group, out) in range.zip(groups_of(ROWS, parts)) {
+                    for (row, codes) in out.codes.iter_mut().enumerate() {
+                        let mut padded = [0.0; GROUP];
+                        padded[..widths[group]].copy_from_slice(
+                            &values[row * DEPTH + group * GROUP..][..widths[group]],
+                        );
+                        (out.scales[row], out.sums[row]) = kernels::best().quantize_group(
+                            rotation,
+                            &mut padded,
+                            widths[group],
+                            codes,
+                        );
+                    }
                 }
-            }
-        });
+            });
         out
     }
 
@@ -268,7 +275,7 @@ mod tests {
             let mut served = vec![0.0; packed.panels() * ROWS * PANEL];
             multiply(
                 kernels::best(),
-                &mut Pool::new(1),
+                &mut Pool::new(1).unwrap(),
                 &packed,
                 &quantized(scheme.rotation, &x),
                 &mut served,

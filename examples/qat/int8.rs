@@ -57,7 +57,7 @@ impl Tensors for InMemory<'_> {
 
 /// Packs the weights as `microgranite quantize --rounding nearest` does and sets the model up as `serve` does.
 pub fn quantize(model: &Granite, scheme: &Scheme) -> Result<Served> {
-    let (config, kernel, mut pool) = (model.config.clone(), kernels::best(), Pool::new(1));
+    let (config, kernel, mut pool) = (model.config.clone(), kernels::best(), Pool::new(1)?);
     let weights = weights::load(
         &config,
         &InMemory(model),
@@ -67,7 +67,7 @@ pub fn quantize(model: &Granite, scheme: &Scheme) -> Result<Served> {
         &mut |_, _| (),
     )?;
     let pages = CONTEXT.div_ceil(PAGE_TOKENS);
-    Ok(Served::new(config, weights, pages, CONTEXT, kernel, pool))
+    Served::new(config, weights, pages, CONTEXT, kernel, pool)
 }
 
 /// The logits after every token of a sequence that starts at position 0: `[ids.len()][vocab]`.

@@ -52,7 +52,7 @@ fn verify(checkpoint: &Checkpoint, progress_bar: bool) -> Result<()> {
         return Err(Error::Usage(problem.into()));
     };
     let mut progress = Progress::new("verifying", progress_bar);
-    let mut pool = Pool::new(config::available_threads());
+    let mut pool = Pool::new(config::available_threads())?;
     packed::verify(packed, &mut pool, &mut |done, total| {
         progress.show(done, total);
     })?;

@@ -20,7 +20,7 @@ pub use parse::{Ending, parse};
 use serde::Serialize;
 
 use crate::error::{Error, Result};
-use crate::logging::{self, LogFormat};
+use crate::logging::{self, Filter, LogFormat};
 use crate::model::Placement;
 use crate::sources;
 
@@ -32,6 +32,7 @@ pub struct Cli {
     #[arg(
         long,
         global = true,
+        help_heading = "Logging",
         env = "MICROGRANITE_LOG_FORMAT",
         value_enum,
         default_value = "text"
@@ -42,11 +43,12 @@ pub struct Cli {
     #[arg(
         long,
         global = true,
+        help_heading = "Logging",
         env = "MICROGRANITE_LOG",
         value_name = "FILTER",
         default_value = "info"
     )]
-    log: String,
+    log: Filter,
 
     #[command(subcommand)]
     command: Command,
@@ -64,14 +66,15 @@ enum Command {
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 success, 64 bad usage, 65 bad model file, 66 file not found, 69 download failed,
-70 defect in this program, 74 reading or writing failed, 78 settings that cannot work here.";
+70 defect in this program, 74 reading or writing failed, 75 something hung when it should have ended,
+78 settings that cannot work here.";
 
 /// Runs the command.
 ///
 /// # Errors
 /// The one that ends the program, with its exit code.
 pub fn run(cli: Cli) -> Result<()> {
-    logging::init(cli.log_format, &cli.log)?;
+    logging::init(cli.log_format, &cli.log);
     let variable = |name: &str| std::env::var(name).ok();
     let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
     match cli.command {

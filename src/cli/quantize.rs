@@ -70,11 +70,11 @@ pub struct Args {
     calibrate: Option<PathBuf>,
 
     /// Tokens of the calibration text to run. More are more exact, and take longer.
-    #[arg(long, value_name = "N", value_parser = config::positive, default_value_t = 4096)]
+    #[arg(long, value_name = "N", value_parser = config::tokens, default_value_t = 4096)]
     calibration_tokens: usize,
 
     /// Threads to work with. [default: the cores, or the cgroup's quota]
-    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::positive)]
+    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 }
 
@@ -147,7 +147,7 @@ pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
     }
     let staging = Staging::new(&args.output, args.force)?;
     write_companions(&checkpoint, staging.path())?;
-    let threads = args.threads.unwrap_or_else(config::available_threads);
+    let threads = config::threads(args.threads);
     let mut progress = Progress::new("quantizing", sources.progress_bar);
     let mut show = |done, total| progress.show(done, total);
     let quantization = packed::write(&checkpoint, &plan, threads, staging.path(), &mut show)?;

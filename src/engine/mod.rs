@@ -25,6 +25,7 @@ mod adjust;
 pub mod pages;
 pub mod prefix_cache;
 mod queue;
+mod recent_steps;
 pub mod request;
 pub mod sampler;
 pub mod scheduler;
@@ -178,6 +179,15 @@ pub enum Health {
     Failed,
 }
 
+/// A running step, for those who watch that it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Step {
+    /// Steps are counted.
+    pub number: u64,
+    /// What a step of its size may take by what the last ones took; `None` before there were any.
+    pub usual: Option<Duration>,
+}
+
 /// A handle to the engine; clones share it. When the last one is dropped, the engine drains.
 #[derive(Debug, Clone)]
 pub struct Engine {
@@ -289,6 +299,11 @@ impl Engine {
     /// How the engine is.
     pub fn health(&self) -> Health {
         self.handle.queue.health()
+    }
+
+    /// The step that is running, or `None` while there is no work.
+    pub fn step(&self) -> Option<Step> {
+        self.handle.queue.step()
     }
 
     /// How long the current step has been running, or `None` while there is no work: an engine whose step is much older

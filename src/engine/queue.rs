@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use prometheus::IntGauge;
 use tokio::sync::watch;
 
+use super::recent_steps::RecentSteps;
 use super::sequence::Sequence;
-use super::{Health, Refusal};
+use super::{Health, Refusal, Step};
 
 /// A client told to come back sooner than this would only knock again.
 const MIN_RETRY: Duration = Duration::from_secs(1);
@@ -38,6 +39,11 @@ struct State {
     drain_rate: DrainRate,
     /// When the step began that is running now.
     step_began: Option<Instant>,
+    /// Steps that began so far.
+    step_number: u64,
+    /// Rows of the step that is running now, once it is planned.
+    step_rows: usize,
+    recent_steps: RecentSteps,
 }
 
 impl Queue {
@@ -51,6 +57,9 @@ impl Queue {
                 places: max_batch,
                 drain_rate: DrainRate::default(),
                 step_began: None,
+                step_number: 0,
+                step_rows: 0,
+                recent_steps: RecentSteps::default(),
             }),
             arrived: Condvar::new(),
             health: watch::Sender::new(Health::Running),
@@ -93,8 +102,8 @@ impl Queue {
     /// `None` says that there will be none any more.
     pub fn take(&self, idle: bool) -> Option<Vec<Sequence>> {
         let mut state = self.lock();
+        state.end_step();
         if idle {
-            state.step_began = None;
             while state.arrivals.is_empty() {
                 if self.health() != Health::Running {
                     return None;
@@ -106,8 +115,14 @@ impl Queue {
             }
         }
         state.step_began = Some(Instant::now());
+        state.step_number += 1;
         state.waiting += state.arrivals.len();
         Some(std::mem::take(&mut state.arrivals))
+    }
+
+    /// The engine reports how many rows the step has that it begins to run.
+    pub fn run_rows(&self, rows: usize) {
+        self.lock().step_rows = rows;
     }
 
     /// The engine reports who still waits, after it `admitted` some into the batch, and the free places in it.
@@ -153,6 +168,15 @@ impl Queue {
         self.health.subscribe()
     }
 
+    /// The current step; `None` while the engine is idle.
+    pub fn step(&self) -> Option<Step> {
+        let state = self.lock();
+        state.step_began.map(|_| Step {
+            number: state.step_number,
+            usual: state.recent_steps.longest(state.step_rows),
+        })
+    }
+
     /// How long the current step has been running; `None` while the engine is idle.
     pub fn step_age(&self) -> Option<Duration> {
         self.lock().step_began.map(|began| began.elapsed())
@@ -166,6 +190,18 @@ impl Queue {
     /// Nothing panics while it holds the lock, and the state is whole after every statement: poison says nothing.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Remembers how long the step took that was running, if it had any work.
+    fn end_step(&mut self) {
+        let rows = std::mem::take(&mut self.step_rows);
+        if let Some(began) = self.step_began.take()
+            && rows > 0
+        {
+            self.recent_steps.observe(rows, began.elapsed());
+        }
     }
 }
 

@@ -113,6 +113,7 @@ impl Worker {
             return;
         }
         let rows = self.count_rows();
+        self.queue.run_rows(rows);
         self.forward_and_sample();
         self.scheduler.settle(&self.plan);
         let ended = self.scheduler.remove_if(Sequence::has_ended);

@@ -56,7 +56,7 @@ pub struct Answer {
 /// The answers' texts, piece by piece as the tokens come.
 pub struct Pieces {
     answers: SelectAll<BoxStream<'static, Result<Piece, ApiError>>>,
-    cut: Pin<Box<dyn Future<Output = ()> + Send>>,
+    cut: Pin<Box<dyn Future<Output = ApiError> + Send>>,
     record: Arc<Record>,
 }
 
@@ -300,10 +300,10 @@ impl Piece {
 }
 
 impl Pieces {
-    /// Runs `answers` side by side; `cut` resolves when they must end.
+    /// Runs `answers` side by side; `cut` resolves when they must end, to the reason.
     pub fn new(
         answers: Vec<Answer>,
-        cut: impl Future<Output = ()> + Send + 'static,
+        cut: impl Future<Output = ApiError> + Send + 'static,
         record: Arc<Record>,
     ) -> Self {
         let answers = answers.into_iter().enumerate().map(|(index, answer)| {
@@ -324,7 +324,7 @@ impl Pieces {
         let piece = tokio::select! {
             biased;
             piece = self.answers.next() => piece?,
-            () = &mut self.cut => Err(ApiError::Draining),
+            error = &mut self.cut => Err(error),
         };
         match &piece {
             Ok(piece) => {

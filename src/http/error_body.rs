@@ -116,6 +116,12 @@ pub enum ApiError {
     /// The server is finishing what runs before it stops.
     #[error("the server is shutting down")]
     Draining,
+    /// A step does not end.
+    #[error("the engine does not answer; retry later")]
+    Stalled,
+    /// The weights are not those that were written.
+    #[error("the model's weights are damaged; the server's log has the file and the tensor")]
+    Damaged,
     /// The engine has stopped; only a restart helps.
     #[error("the engine has stopped")]
     EngineStopped,
@@ -178,6 +184,8 @@ impl ApiError {
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+            Self::Stalled => (StatusCode::SERVICE_UNAVAILABLE, "engine_stalled"),
+            Self::Damaged => (StatusCode::SERVICE_UNAVAILABLE, "weights_damaged"),
             Self::EngineStopped => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopped"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
         }
@@ -205,7 +213,7 @@ impl ApiError {
     const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after } => Some(*retry_after),
-            Self::Loading | Self::Draining | Self::OutOfMemory => Some(RETRY_SOON),
+            Self::Loading | Self::Draining | Self::OutOfMemory | Self::Stalled => Some(RETRY_SOON),
             _ => None,
         }
     }
@@ -251,7 +259,7 @@ impl IntoResponse for ApiError {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // OpenAI's clients repeat every 5xx unless told not to.
-            Self::EngineStopped => {
+            Self::EngineStopped | Self::Damaged => {
                 let name = HeaderName::from_static("x-should-retry");
                 headers.insert(name, HeaderValue::from_static("false"));
             }

@@ -11,7 +11,8 @@ use super::error_body::ApiError;
 use super::{App, ServedModel};
 use crate::engine::Health;
 
-/// A step takes two seconds at worst. One that has taken this long will not end.
+/// Readiness goes off within seconds of a step that does not end, and comes back if it ends after all. One that has taken
+/// this long will not, and only a restart helps: loading and warming a model again is dearer than waiting a minute.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
 /// `GET /readyz` and `/health`: whether a request sent now would be taken. A full queue is no reason to say no: then

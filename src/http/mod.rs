@@ -27,6 +27,7 @@ pub mod stall;
 pub mod streaming;
 pub mod structured;
 pub mod tokenize;
+mod watchdog;
 pub mod wire;
 
 use std::sync::{Arc, OnceLock};
@@ -55,6 +56,7 @@ struct Shared {
     limits: Limits,
     model: OnceLock<ServedModel>,
     phase: watch::Sender<Phase>,
+    faults: watch::Sender<Faults>,
 }
 
 /// The model once it is loaded, and how it presents itself.
@@ -81,6 +83,25 @@ pub struct ServedModel {
     pub engine: Engine,
 }
 
+/// What keeps a loaded model from being served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Faults {
+    /// A step does not end. It may yet.
+    stalled: bool,
+    /// The weights are not those that were written. Only a restart helps.
+    damaged: bool,
+}
+
+impl Faults {
+    /// What requests are answered then.
+    fn error(self) -> Option<ApiError> {
+        if self.damaged {
+            return Some(ApiError::Damaged);
+        }
+        self.stalled.then_some(ApiError::Stalled)
+    }
+}
+
 /// How far the end has come. Only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -102,12 +123,32 @@ impl App {
             limits,
             model: OnceLock::new(),
             phase: watch::Sender::new(Phase::Open),
+            faults: watch::Sender::new(Faults::default()),
         }))
     }
 
-    /// Starts answering with `model`. A second call changes nothing.
+    /// Starts answering with `model`, and watching that it does. A second call changes nothing.
     pub fn serve_model(&self, model: ServedModel) {
-        let _already_there = self.0.model.set(model);
+        if self.0.model.set(model).is_ok() {
+            watchdog::start(self);
+        }
+    }
+
+    /// Whether a step does not end. As long as one does not, requests are refused, and those that run fail.
+    fn set_stalled(&self, stalled: bool) {
+        self.0.faults.send_modify(|faults| faults.stalled = stalled);
+    }
+
+    /// From now on all requests are refused, and those that run fail, because the weights are damaged.
+    pub fn set_damaged(&self) {
+        self.0.faults.send_modify(|faults| faults.damaged = true);
+    }
+
+    /// Resolves when a step does not end.
+    pub async fn stalled(&self) {
+        let mut faults = self.0.faults.subscribe();
+        // The sender cannot be gone: `self` holds it.
+        let _ = faults.wait_for(|faults| faults.stalled).await;
     }
 
     /// Moves towards the end: refuses new requests, or cuts off those that still run.
@@ -124,7 +165,10 @@ impl App {
         if *self.0.phase.borrow() > Phase::Open {
             return Err(ApiError::Draining);
         }
-        self.0.model.get().ok_or(ApiError::Loading)
+        match self.0.faults.borrow().error() {
+            Some(error) => Err(error),
+            None => self.0.model.get().ok_or(ApiError::Loading),
+        }
     }
 
     /// The engine, once there is a model.
@@ -151,12 +195,17 @@ impl App {
         &self.0.metrics
     }
 
-    /// Resolves when running answers must end.
-    fn cut(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut phase = self.0.phase.subscribe();
+    /// Resolves when running answers must end, to what they end with.
+    fn cut(&self) -> impl Future<Output = ApiError> + Send + use<> {
+        let (mut phase, mut faults) = (self.0.phase.subscribe(), self.0.faults.subscribe());
         async move {
-            // The sender cannot be gone: `App` outlives its requests. If it were, ending them would be right too.
-            let _ = phase.wait_for(|&phase| phase == Phase::Cut).await;
+            // The senders cannot be gone: `App` outlives its requests. If they were, ending them would be right too.
+            tokio::select! {
+                _ = phase.wait_for(|&phase| phase == Phase::Cut) => ApiError::Draining,
+                fault = faults.wait_for(|faults| faults.error().is_some()) => {
+                    fault.ok().and_then(|fault| fault.error()).unwrap_or(ApiError::Draining)
+                }
+            }
         }
     }
 }

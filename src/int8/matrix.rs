@@ -79,7 +79,7 @@ impl Matrix {
         let (panel_bytes, grouped) = (panel_bytes(depth), depth.div_ceil(GROUP) * PANEL);
         let has_groups = scheme.granularity == Granularity::Group;
         let has_zero_points = scheme.mapping == Mapping::Affine;
-        let mut codes = Memory::zeroed(panels * panel_bytes);
+        let mut codes = Memory::zeroed(panels * panel_bytes)?;
         let mut column = vec![0.0; panels * PANEL];
         let mut group = has_groups.then(|| vec![0.0; panels * grouped]);
         let mut zero_points = has_zero_points.then(|| vec![0; panels * grouped]);
@@ -134,7 +134,7 @@ impl Matrix {
     ) -> Result<Self> {
         let (panels, panel_bytes) = (columns.div_ceil(PANEL), panel_bytes(depth));
         let groups = depth.div_ceil(GROUP);
-        let mut codes = Memory::zeroed(panels * panel_bytes);
+        let mut codes = Memory::zeroed(panels * panel_bytes)?;
         let mut scales = vec![0.0; panels * PANEL];
         let mut points = vec![ZERO_POINT as u8; panels * groups * PANEL];
         let mut threads: Vec<(Vec<u8>, Result<()>)> = (0..pool.threads())
@@ -218,10 +218,13 @@ impl Matrix {
     }
 
     /// A matrix of random codes, the same for any number of threads, for measuring speed.
-    pub fn random(columns: usize, depth: usize, pool: &mut Pool) -> Self {
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Config`] if there is no memory for it.
+    pub fn random(columns: usize, depth: usize, pool: &mut Pool) -> Result<Self> {
         let panels = columns.div_ceil(PANEL);
         let panel_bytes = panel_bytes(depth);
-        let mut codes = Memory::zeroed(panels * panel_bytes);
+        let mut codes = Memory::zeroed(panels * panel_bytes)?;
         pool.run(
             panels,
             PerUnit::new(codes.bytes_mut(), panel_bytes),
@@ -238,7 +241,8 @@ impl Matrix {
             group: None,
             zero_points: None,
         };
-        Self::from_parts(columns, depth, Rotation::Full, codes, scales)
+        let matrix = Self::from_parts(columns, depth, Rotation::Full, codes, scales);
+        Ok(matrix)
     }
 
     /// Number of outputs.

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use memmap2::{Advice, MmapMut};
 
+use crate::config::ByteSize;
+use crate::error::{Error, Result};
 use crate::sources::Mapped;
 
 /// A stretch of memory that holds weights.
@@ -21,15 +23,18 @@ impl Memory {
     /// A decoding step walks through all weights once. With 4 KiB pages that is 600,000 address translations for a 2B
     /// model, each a walk through two sets of page tables on a virtual machine; 2 MiB pages need 1,200.
     ///
-    /// # Panics
-    /// If the system refuses the address space.
-    pub fn zeroed(len: usize) -> Self {
+    /// # Errors
+    /// [`Error::Config`] if the system refuses the address space.
+    pub fn zeroed(len: usize) -> Result<Self> {
         // An empty mapping is an error, and a model has no empty matrix.
-        let map = MmapMut::map_anon(len.max(1)).expect("the system refuses memory for weights");
+        let map = MmapMut::map_anon(len.max(1)).map_err(|problem| {
+            let size = ByteSize(len as u64);
+            Error::Config(format!("no memory for {size} of weights: {problem}"))
+        })?;
         #[cfg(target_os = "linux")]
         // Only advice: without huge pages everything works, a little slower.
         let _ = map.advise(Advice::HugePage);
-        Self(Place::Own(map))
+        Ok(Self(Place::Own(map)))
     }
 
     /// The bytes `range` of a mapped file: nothing is read now, and every process that maps the file shares the pages.

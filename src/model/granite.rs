@@ -6,6 +6,7 @@ use super::quantized::{PANELS_PER_GROUP, quantize_normed};
 use super::rotary::Rotary;
 use super::weights::{Layer, Weights};
 use super::{Forward, ModelConfig, PAGE_TOKENS, Span, WeightMemory};
+use crate::error::Result;
 use crate::int8::activations::Activations;
 use crate::int8::floats::Floats;
 use crate::int8::kernels::Kernel;
@@ -48,6 +49,9 @@ struct Workspace {
 
 impl Granite {
     /// Puts a model together; `page_count` KV pages are reserved and `context` bounds every sequence.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Config`] if there is no memory for the pages.
     pub fn new(
         config: ModelConfig,
         weights: Weights,
@@ -55,7 +59,7 @@ impl Granite {
         context: usize,
         kernel: Kernel,
         pool: Pool,
-    ) -> Self {
+    ) -> Result<Self> {
         let work = Workspace {
             places: Vec::new(),
             tables: Vec::new(),
@@ -71,9 +75,9 @@ impl Granite {
             logits: Vec::new(),
             scratch: vec![Floats::default(); pool.threads()],
         };
-        Self {
+        Ok(Self {
             memory: weights.memory(super::tensors::elements(&config)),
-            cache: KvCache::new(&config, page_count),
+            cache: KvCache::new(&config, page_count)?,
             rotary: Rotary::new(config.head_dim, config.rope_theta),
             config,
             weights,
@@ -81,7 +85,7 @@ impl Granite {
             kernel,
             pool,
             work,
-        }
+        })
     }
 
     /// The model's shape and constants.

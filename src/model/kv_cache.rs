@@ -7,6 +7,8 @@ use bytemuck::Pod;
 use memmap2::{Advice, MmapMut};
 
 use super::{ModelConfig, PAGE_TOKENS};
+use crate::config::ByteSize;
+use crate::error::{Error, Result};
 use crate::int8::ZERO_POINT;
 use crate::int8::kernels::pool::PerUnit;
 
@@ -37,15 +39,15 @@ struct Lazy<T> {
 }
 
 impl<T: Pod> Lazy<T> {
-    fn zeroed(len: usize) -> Self {
+    fn zeroed(len: usize) -> std::io::Result<Self> {
         // An empty mapping is an error.
         let bytes = len.max(1) * size_of::<T>();
-        let map = MmapMut::map_anon(bytes).expect("the system refuses memory for the KV cache");
+        let map = MmapMut::map_anon(bytes)?;
         #[cfg(target_os = "linux")]
         // Only advice: a system that insists on huge pages commits more at once, within what is reserved.
         let _ = map.advise(Advice::NoHugePage);
         let kind = PhantomData;
-        Self { map, kind }
+        Ok(Self { map, kind })
     }
 }
 
@@ -114,20 +116,32 @@ impl KvCache {
     }
 
     /// Reserves `page_count` pages. The system commits the memory as pages are first written.
-    pub fn new(config: &ModelConfig, page_count: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the system refuses the address space.
+    pub fn new(config: &ModelConfig, page_count: usize) -> Result<Self> {
         let tokens = config.num_kv_heads * page_count * PAGE_TOKENS;
-        let layer = || LayerCache {
-            pages: page_count,
-            head_dim: config.head_dim,
-            keys: Lazy::zeroed(tokens * config.head_dim),
-            values: Lazy::zeroed(tokens * config.head_dim),
-            key_scales: Lazy::zeroed(tokens),
-            value_scales: Lazy::zeroed(tokens),
+        let layer = |_| {
+            Ok(LayerCache {
+                pages: page_count,
+                head_dim: config.head_dim,
+                keys: Lazy::zeroed(tokens * config.head_dim)?,
+                values: Lazy::zeroed(tokens * config.head_dim)?,
+                key_scales: Lazy::zeroed(tokens)?,
+                value_scales: Lazy::zeroed(tokens)?,
+            })
         };
-        Self {
-            layers: (0..config.num_layers).map(|_| layer()).collect(),
-            page_count,
-        }
+        let layers = (0..config.num_layers)
+            .map(layer)
+            .collect::<std::io::Result<_>>();
+        let layers = layers.map_err(|problem| {
+            let page = Self::page_bytes(config) as u64;
+            let (size, page) = (ByteSize(page * page_count as u64), ByteSize(page));
+            Error::Config(format!(
+                "no memory for a KV cache of {size} ({page_count} pages of {page}): {problem}"
+            ))
+        })?;
+        Ok(Self { layers, page_count })
     }
 
     /// Fills every page with numbers of no meaning, as if sequences had, so that attention can be timed without running

@@ -148,7 +148,7 @@ pub fn load(
 ) -> Result<Granite> {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let (context, page_count) = limits(&config, settings)?;
-    let (kernel, mut pool) = (kernels::best(), kernels::pool::Pool::new(settings.threads));
+    let (kernel, mut pool) = (kernels::best(), kernels::pool::Pool::new(settings.threads)?);
     let weights = match &checkpoint.packed {
         Some(packed) => packed::load(&config, packed, settings.weights, &mut pool, progress)?,
         None => weights::load(
@@ -160,9 +160,7 @@ pub fn load(
             progress,
         )?,
     };
-    Ok(Granite::new(
-        config, weights, page_count, context, kernel, pool,
-    ))
+    Granite::new(config, weights, page_count, context, kernel, pool)
 }
 
 /// A model of the given shape with random codes: as fast as a real one, and its text is noise.
@@ -171,11 +169,9 @@ pub fn load(
 /// [`Error::Config`] if the KV cache cannot hold a page.
 pub fn random(config: ModelConfig, settings: &Settings) -> Result<Granite> {
     let (context, page_count) = limits(&config, settings)?;
-    let (kernel, mut pool) = (kernels::best(), kernels::pool::Pool::new(settings.threads));
-    let weights = weights::random(&config, &mut pool);
-    Ok(Granite::new(
-        config, weights, page_count, context, kernel, pool,
-    ))
+    let (kernel, mut pool) = (kernels::best(), kernels::pool::Pool::new(settings.threads)?);
+    let weights = weights::random(&config, &mut pool)?;
+    Granite::new(config, weights, page_count, context, kernel, pool)
 }
 
 /// The longest sequence and the number of KV pages.

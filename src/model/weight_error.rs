@@ -76,7 +76,7 @@ pub fn measure(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Vec<TensorError>> {
     // The threads are borrowed apart from the weights.
-    let mut pool = Pool::new(granite.threads());
+    let mut pool = Pool::new(granite.threads())?;
     let placed = placed(granite);
     let total = placed.len() as u64;
     let mut errors = Vec::with_capacity(placed.len());

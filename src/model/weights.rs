@@ -157,31 +157,40 @@ impl Source for Quantizer<'_> {
 }
 
 /// Weights of the right shapes with random codes and unit norms.
-pub fn random(config: &ModelConfig, pool: &mut Pool) -> Weights {
+///
+/// # Errors
+/// [`crate::error::Error::Config`] if there is no memory for them.
+pub fn random(config: &ModelConfig, pool: &mut Pool) -> Result<Weights> {
     let (hidden, width) = (config.hidden_size, config.intermediate_size);
     let (q, kv) = (
         config.num_heads * config.head_dim,
         config.num_kv_heads * config.head_dim,
     );
     let gate_up = 2 * width.next_multiple_of(PANEL / 2);
-    let mut layer = || Layer {
-        attention_norm: vec![1.0; hidden],
-        qkv: Matrix::random(q + 2 * kv, hidden, pool),
-        output: Matrix::random(hidden, q, pool),
-        feed_forward_norm: vec![1.0; hidden],
-        gate_up: Matrix::random(gate_up, hidden, pool),
-        down: Matrix::random(hidden, width, pool),
+    let mut layer = || {
+        Ok(Layer {
+            attention_norm: vec![1.0; hidden],
+            qkv: Matrix::random(q + 2 * kv, hidden, pool)?,
+            output: Matrix::random(hidden, q, pool)?,
+            feed_forward_norm: vec![1.0; hidden],
+            gate_up: Matrix::random(gate_up, hidden, pool)?,
+            down: Matrix::random(hidden, width, pool)?,
+        })
     };
-    let layers = (0..config.num_layers).map(|_| layer()).collect();
-    let head =
-        (!config.tie_word_embeddings).then(|| Matrix::random(config.vocab_size, hidden, pool));
+    let layers = (0..config.num_layers)
+        .map(|_| layer())
+        .collect::<Result<_>>()?;
+    let head = match config.tie_word_embeddings {
+        true => None,
+        false => Some(Matrix::random(config.vocab_size, hidden, pool)?),
+    };
     let final_norm = vec![1.0 / config.logits_scaling; hidden];
-    Weights {
-        embedding: Matrix::random(config.vocab_size, hidden, pool),
+    Ok(Weights {
+        embedding: Matrix::random(config.vocab_size, hidden, pool)?,
         head,
         layers,
         final_norm,
-    }
+    })
 }
 
 impl Weights {

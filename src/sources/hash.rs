@@ -16,6 +16,20 @@ pub fn sha256_of(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
 }
 
+/// The SHA-256 of bytes in memory, which are taken in pieces, each of which is asked for by `before_piece`.
+pub fn sha256_in_pieces<E>(
+    bytes: &[u8],
+    piece: usize,
+    before_piece: &mut dyn FnMut() -> Result<(), E>,
+) -> Result<String, E> {
+    let mut hasher = Sha256::new();
+    for piece in bytes.chunks(piece) {
+        before_piece()?;
+        hasher.update(piece);
+    }
+    Ok(hexadecimal(&hasher.finalize()))
+}
+
 /// As [`sha256`], and copies what it hashes to `to`.
 pub fn copy_hashed(from: impl Read, to: &mut impl Write, limit: u64) -> io::Result<String> {
     let mut both = Hashing {

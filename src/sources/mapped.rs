@@ -1,10 +1,15 @@
 //! A read-only memory map of a model file: the one place outside the kernels where `unsafe` is allowed.
 
-#![expect(unsafe_code, reason = "mapping a file is unsafe; see `Mapped::open`")]
+#![expect(
+    unsafe_code,
+    reason = "mapping a file is unsafe, see `Mapped::open`, and so is hearing of its end, see `explain_bus_errors`"
+)]
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::SystemTime;
 
 use memmap2::{Advice, Mmap};
 
@@ -14,6 +19,21 @@ use crate::error::{Error, Result};
 pub struct Mapped {
     path: PathBuf,
     map: Mmap,
+    /// Not the path's: that may have another file by now.
+    file: File,
+    /// When the file was last written to, as of the last look.
+    modified: Mutex<Option<SystemTime>>,
+}
+
+/// What became of a mapped file since the last look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    None,
+    /// Something was written, perhaps what was there before.
+    Written,
+    /// It is shorter than its map: reading the rest ends the process.
+    Shrunk,
 }
 
 impl Mapped {
@@ -34,14 +54,33 @@ impl Mapped {
         // SAFETY: the bytes behind a map must not change or shrink while it lives. This program never writes to a
         // model file in place: downloads and packed models are written under another name and renamed, which leaves an
         // existing map on the old file. Whoever operates the service must do the same when replacing a model, and
-        // the README says so; truncating the file under a running server ends it with SIGBUS, as it does for every
-        // server that maps its weights. All readers here treat the bytes as untrusted numbers, so a changed value
+        // the README says so; truncating the file under a running server ends it, with a message. All readers here treat the bytes as untrusted numbers, so a changed value
         // can make an answer wrong but not an access out of bounds.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        explain_bus_errors();
         Ok(Self {
             path: path.into(),
             map,
+            modified: Mutex::new(modified(&metadata)),
+            file,
         })
+    }
+
+    /// What became of the file since the last look, or since it was opened. A file whose state cannot be told, as when its
+    /// server is gone, has not changed.
+    pub fn change(&self) -> Change {
+        let Ok(metadata) = self.file.metadata() else {
+            return Change::None;
+        };
+        if metadata.len() < self.map.len() as u64 {
+            return Change::Shrunk;
+        }
+        let mut last = self.modified.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = modified(&metadata);
+        match std::mem::replace(&mut *last, now) == now {
+            true => Change::None,
+            false => Change::Written,
+        }
     }
 
     /// The file that is mapped.
@@ -74,5 +113,49 @@ impl Deref for Mapped {
 
     fn deref(&self) -> &[u8] {
         &self.map
+    }
+}
+
+fn modified(metadata: &Metadata) -> Option<SystemTime> {
+    metadata.modified().ok()
+}
+
+/// `EX_IOERR`, as of every other failure to read.
+#[cfg(unix)]
+const EXIT_IO: libc::c_int = 74;
+
+/// Makes SIGBUS, which the system sends to whoever reads a page of a map that is behind the end of the file or that the
+/// disk cannot give, a message and an exit code. There is nothing to go on with: the instruction that reads would read
+/// again.
+fn explain_bus_errors() {
+    #[cfg(unix)]
+    {
+        const MESSAGE: &[u8] = b"error: a page of a mapped model file cannot be read: \
+            the file became shorter while it was in use, or its disk fails (SIGBUS)\n";
+        static ONCE: Once = Once::new();
+        ONCE.call_once(|| {
+            let say_and_end = || {
+                let mut stderr = libc::pollfd {
+                    fd: libc::STDERR_FILENO,
+                    events: libc::POLLOUT,
+                    revents: 0,
+                };
+                // SAFETY: `stderr` and `MESSAGE` outlive the calls, and the lengths are theirs. A handler may call
+                // nothing that takes locks or allocates; poll, write and _exit are on POSIX's list of what it may call.
+                unsafe {
+                    // Nobody may be reading; then the exit code has to do.
+                    if libc::poll(&raw mut stderr, 1, 0) > 0 {
+                        libc::write(libc::STDERR_FILENO, MESSAGE.as_ptr().cast(), MESSAGE.len());
+                    }
+                    libc::_exit(EXIT_IO)
+                }
+            };
+            // SAFETY: what the handler does is safe in one, see above. It runs after the handler of the standard library,
+            // which reports overflows of stacks and returns for all else.
+            let registered = unsafe { signal_hook_registry::register(libc::SIGBUS, say_and_end) };
+            if let Err(error) = registered {
+                tracing::debug!(%error, "SIGBUS will have no message");
+            }
+        });
     }
 }

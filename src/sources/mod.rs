@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 
-pub use mapped::Mapped;
+pub use mapped::{Change, Mapped};
 pub use reference::Reference;
 pub use settings::{Settings, Token};
 

@@ -138,8 +138,8 @@ fn the_grace_period_covers_the_pre_stop_sleep_and_the_drain() {
         .as_u64()
         .expect("a number");
     assert!(
-        grace >= sleep + drain + 5,
-        "{grace} s < {sleep} + {drain} + 5 s"
+        grace >= sleep + drain + 10,
+        "{grace} s < {sleep} + {drain} + 10 s"
     );
 }
 

@@ -113,7 +113,7 @@ fn damaged_codes_are_found_by_verify() {
     let verify = |folder: &Path| {
         let checkpoint = open(folder);
         let packed = checkpoint.packed.as_ref().unwrap();
-        packed::verify(packed, &mut Pool::new(2), &mut |_, _| ())
+        packed::verify(packed, &mut Pool::new(2).unwrap(), &mut |_, _| ())
     };
     verify(folder.path()).unwrap();
     let tensor = "model.layers.0.self_attn.o_proj.codes";

@@ -28,7 +28,7 @@ pub fn tiny() -> String {
 }
 
 /// Kills a process that a test leaves behind.
-pub struct Running(Child);
+pub struct Running(pub Child);
 
 /// Serves `model` and waits until it is ready: the process and where it answers.
 pub fn running(model: &str) -> (Running, String) {

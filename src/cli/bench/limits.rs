@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use crate::error::Result;
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::{PerThread, Pool};
 use crate::int8::memory::Memory;
@@ -30,11 +31,14 @@ pub struct Meter {
 
 impl Meter {
     /// Allocates and touches the buffer.
-    pub fn new() -> Self {
-        let mut buffer = Memory::zeroed(READ_BYTES);
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Config`] if there is no memory for it.
+    pub fn new() -> Result<Self> {
+        let mut buffer = Memory::zeroed(READ_BYTES)?;
         // Touched, so that it is real memory and not the system's one page of zeros.
         buffer.bytes_mut().fill(1);
-        Self { buffer }
+        Ok(Self { buffer })
     }
 
     /// One measurement of each limit.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::limits::{Limits, Meter, median};
+use crate::error::Result;
 use crate::model::{Forward, Granite, PAGE_TOKENS, Span};
 
 /// Tokens that every stream holds when its decoding is timed: a page, so that attention has something to read.
@@ -57,12 +58,15 @@ impl Plan {
 }
 
 /// Runs the plan behind a progress bar on standard error.
-pub fn run(model: &mut Granite, plan: &Plan) -> Results {
+///
+/// # Errors
+/// [`crate::error::Error::Config`] if there is no memory to measure.
+pub fn run(model: &mut Granite, plan: &Plan) -> Result<Results> {
     let bar = ProgressBar::new((plan.runs * (1 + plan.batches.len())) as u64);
     bar.set_style(
         ProgressStyle::with_template("{msg:28} {wide_bar} {pos}/{len}").expect("a valid template"),
     );
-    let meter = Meter::new();
+    let meter = Meter::new()?;
     let mut all = Vec::new();
     let mut sample = |model: &mut Granite, bar: &ProgressBar| {
         bar.inc(1);
@@ -96,11 +100,11 @@ pub fn run(model: &mut Granite, plan: &Plan) -> Results {
         });
     }
     bar.finish_and_clear();
-    Results {
+    Ok(Results {
         limits: medians(&all),
         prefill,
         decode,
-    }
+    })
 }
 
 fn time(runs: &[(Duration, Limits)]) -> f64 {

@@ -7,8 +7,9 @@ mod report;
 use clap::Args as ClapArgs;
 
 use super::{WeightsArg, print};
-use crate::config;
+use crate::config::{self, ByteSize};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::model::{self, Granite, shapes};
 use crate::sources::{self, Reference};
 use measure::Plan;
@@ -23,30 +24,34 @@ pub struct Args {
     ///
     /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
     /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
+    #[arg(value_name = "REF", conflicts_with_all = ["shape", "model"])]
+    reference: Option<Reference>,
+    /// The same as REF
     #[arg(long, value_name = "REF", conflicts_with = "shape")]
     model: Option<Reference>,
     /// A published shape with random weights: needs no download, and is as fast as the real model
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(shapes::names()))]
     shape: Option<String>,
     /// Prompt tokens of the prefill measurement
-    #[arg(long, default_value_t = 512, value_name = "TOKENS")]
+    #[arg(long, default_value_t = 512, value_name = "TOKENS", value_parser = config::tokens)]
     prompt: usize,
-    /// Numbers of streams to decode at once
+    /// Numbers of streams to decode at once, 1 to 1024
     #[arg(
         long,
         value_delimiter = ',',
+        value_parser = config::whole::<1, 1024>,
         default_value = "1,2,4,8,16,32",
         value_name = "N,N,…"
     )]
     batch: Vec<usize>,
-    /// Runs of each measurement; the median is reported
-    #[arg(long, default_value_t = 5, value_name = "N")]
+    /// Runs of each measurement, 1 to 1000; the median is reported
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = config::whole::<1, 1000>)]
     runs: usize,
-    /// Decoding steps in a run
-    #[arg(long, default_value_t = 16, value_name = "N")]
+    /// Decoding steps in a run, 1 to 10000
+    #[arg(long, default_value_t = 16, value_name = "N", value_parser = config::whole::<1, 10_000>)]
     steps: usize,
     /// Compute threads; the default is what the CPU quota and affinity allow
-    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N")]
+    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
     #[command(flatten)]
     weights: WeightsArg,
@@ -58,22 +63,17 @@ pub struct Args {
 /// Runs the command and prints to standard output.
 ///
 /// # Errors
-/// Whatever loading the model gives, and [`Error::Usage`] for numbers that make no sense.
+/// Whatever loading the model gives, and [`Error::Config`] for numbers that the model or the memory has no room for.
 pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
-    if args.prompt == 0 || args.runs == 0 || args.steps == 0 || args.batch.contains(&0) {
-        return Err(Error::Usage(
-            "--prompt, --runs, --steps and --batch take numbers above zero".into(),
-        ));
-    }
     let plan = Plan {
         prompt: args.prompt,
         batches: args.batch.clone(),
         runs: args.runs,
         steps: args.steps,
     };
-    let threads = args.threads.unwrap_or_else(config::available_threads);
+    let threads = config::threads(args.threads);
     let (name, mut model) = load(args, &plan, threads, sources)?;
-    let results = measure::run(&mut model, &plan);
+    let results = measure::run(&mut model, &plan)?;
     let report = report::Report::new(&name, &model, &results);
     print(&report, args.json)
 }
@@ -92,19 +92,40 @@ fn load(
     };
     if let Some(shape) = &args.shape {
         let config = shapes::named(shape).expect("the argument parser knows the names");
+        let footprint = model::footprint(&config);
+        check_room(footprint, plan)?;
         let settings = settings(&config);
         return Ok((shape.clone(), model::random(config, &settings)?));
     }
-    let reference = args.model.clone().unwrap_or(Reference::Demo);
+    let named = args.reference.as_ref().or(args.model.as_ref());
+    let reference = named.cloned().unwrap_or(Reference::Demo);
     let checkpoint = sources::open(&reference, sources)?;
     let config = model::ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let longest = config.max_positions;
     if plan.longest() > longest {
-        return Err(Error::Usage(format!(
+        return Err(Error::Config(format!(
             "--prompt {}: the model's context is {longest} tokens",
             plan.prompt
         )));
     }
+    check_room(model::footprint_of(&checkpoint, &config), plan)?;
     let model = model::load(&checkpoint, &settings(&config), &mut |_, _| ())?;
     Ok((checkpoint.name, model))
+}
+
+/// Refuses what this machine has no memory for, before it is filled.
+fn check_room(footprint: model::Footprint, plan: &Plan) -> Result<()> {
+    let cache = (plan.pages() as u64).saturating_mul(footprint.kv_page);
+    let needed = footprint.weights.saturating_add(cache);
+    match memory::limit() {
+        Some(limit) if needed > limit.bytes => Err(Error::Config(format!(
+            "not enough memory: needs {} ({} weights, {} KV cache), limit {} ({})",
+            ByteSize(needed),
+            ByteSize(footprint.weights),
+            ByteSize(cache),
+            ByteSize(limit.bytes),
+            limit.source,
+        ))),
+        _ => Ok(()),
+    }
 }

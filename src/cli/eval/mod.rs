@@ -37,7 +37,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Stop after this many tokens of the text: fewer are sooner done, and have larger standard errors
-    #[arg(long, value_name = "N", value_parser = config::positive)]
+    #[arg(long, value_name = "N", value_parser = config::tokens)]
     tokens: Option<usize>,
     /// Evaluate the weights in llama.cpp's Q8_0 as well, on the same text: takes the memory of a second float model
     #[arg(long)]
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
     /// Compute threads; the default is what the CPU quota and affinity allow
-    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::positive)]
+    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
     /// Print JSON instead of a table
     #[arg(long)]
@@ -121,7 +121,7 @@ fn evaluate(
     }
     let mut progress = Progress::new("quantizing", sources.progress_bar);
     let settings = model::Settings {
-        threads: args.threads.unwrap_or_else(config::available_threads),
+        threads: config::threads(args.threads),
         kv_bytes: window.div_ceil(PAGE_TOKENS) as u64 * model::footprint(&config).kv_page,
         context: None,
         weights: model::Placement::default(),

@@ -15,7 +15,7 @@ use crate::http::routes::Access;
 
 /// Who may ask, from where, and under which paths.
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Access")]
+#[command(next_help_heading = "Security")]
 pub struct AccessArgs {
     /// A file with one API key per line; lines that begin with # are comments. Requests need one of the keys, as bearer
     /// token or in X-Api-Key. Without it everyone who reaches the port is served. A changed file is read again within

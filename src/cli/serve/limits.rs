@@ -8,74 +8,74 @@ use crate::http::limits::Limits;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Limits on one request")]
 pub struct LimitArgs {
-    /// Longest body.
+    /// Longest body, 1KiB to 64MiB.
     #[arg(
         long,
         env = "MICROGRANITE_MAX_BODY",
         value_name = "SIZE",
+        value_parser = config::size::<1024, MOST_BODY_BYTES>,
         default_value = "1MiB"
     )]
     max_body: ByteSize,
 
     /// Memory for requests, all of them together: their bodies, prompts, and answers that are put together. Less fits a
     /// smaller machine and refuses long requests with 503 when many come at once. A request of 16 KiB needs none of it.
+    /// At least four times --max-body, at most 1024GiB.
     #[arg(
         long,
         env = "MICROGRANITE_MAX_REQUEST_MEMORY",
         value_name = "SIZE",
+        value_parser = config::size::<4096, MOST_REQUEST_MEMORY>,
         default_value = "64MiB"
     )]
     max_request_memory: ByteSize,
 
-    /// Longest headers, all of them together. Each connection can hold as much memory.
+    /// Longest headers, all of them together, 1KiB to 1MiB. Each connection can hold as much memory.
     #[arg(
         long,
         env = "MICROGRANITE_MAX_HEADER",
         value_name = "SIZE",
+        value_parser = config::size::<1024, MOST_HEADER_BYTES>,
         default_value = "32KiB"
     )]
     max_header: ByteSize,
 
-    /// Prompts in one request. More lets one client fill the queue at the price of one request.
-    #[arg(long, env = "MICROGRANITE_MAX_PROMPTS", value_name = "N", value_parser = config::positive, default_value_t = Limits::default().prompts)]
+    /// Prompts in one request, 1 to 1024. More lets one client fill the queue at the price of one request.
+    #[arg(long, env = "MICROGRANITE_MAX_PROMPTS", value_name = "N", value_parser = config::whole::<1, 1024>, default_value_t = Limits::default().prompts)]
     max_prompts: usize,
 
-    /// Answers to each prompt (n, best_of). More lets one client fill the queue at the price of one request.
-    #[arg(long, env = "MICROGRANITE_MAX_CHOICES", value_name = "N", value_parser = config::positive, default_value_t = Limits::default().choices)]
+    /// Answers to each prompt (n, best_of), 1 to 1024. More lets one client fill the queue at the price of one request.
+    #[arg(long, env = "MICROGRANITE_MAX_CHOICES", value_name = "N", value_parser = config::whole::<1, 1024>, default_value_t = Limits::default().choices)]
     max_choices: usize,
 
     /// Tokens of each answer (max_tokens). Less keeps single answers from holding their place for long.
     /// [default: what the context leaves]
-    #[arg(long, env = "MICROGRANITE_MAX_TOKENS", value_name = "N", value_parser = config::positive)]
+    #[arg(long, env = "MICROGRANITE_MAX_TOKENS", value_name = "N", value_parser = config::tokens)]
     max_tokens: Option<usize>,
 
-    /// Stop strings. Each takes a little time for every character.
-    #[arg(long, env = "MICROGRANITE_MAX_STOPS", value_name = "N", default_value_t = Limits::default().stops)]
+    /// Stop strings, 0 to 1024. Each takes a little time for every character.
+    #[arg(long, env = "MICROGRANITE_MAX_STOPS", value_name = "N", value_parser = config::whole::<0, 1024>, default_value_t = Limits::default().stops)]
     max_stops: usize,
 
     /// Refuse fields that nobody knows with 400, instead of naming them in X-Ignored-Params.
-    #[arg(long, env = "MICROGRANITE_STRICT")]
+    #[arg(long, env = "MICROGRANITE_STRICT", value_parser = clap::builder::BoolishValueParser::new())]
     strict: bool,
 }
 
 /// Headers beyond this are no headers.
 const MOST_HEADER_BYTES: u64 = 1 << 20;
+/// A prompt of a hundred thousand ids is below one of these.
+const MOST_BODY_BYTES: u64 = 64 << 20;
+/// More than any machine has.
+const MOST_REQUEST_MEMORY: u64 = 1 << 40;
 
 /// A body of plain text takes twice its length, and what has many commas more.
 const LEAST_BODIES: u64 = 4;
 
 impl LimitArgs {
     /// Bytes of a request's headers.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] when no request fits, or hardly any memory does.
-    pub fn header_bytes(&self) -> Result<usize> {
-        match self.max_header.0 {
-            bytes @ 1024..=MOST_HEADER_BYTES => Ok(bytes as usize),
-            _ => Err(Error::Usage(
-                "--max-header must be from 1KiB to 1MiB".into(),
-            )),
-        }
+    pub fn header_bytes(&self) -> usize {
+        self.max_header.0 as usize
     }
 
     /// The limits as the service takes them.

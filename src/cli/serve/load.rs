@@ -15,6 +15,7 @@ use crate::int8::scheme::Scheme;
 use crate::memory;
 use crate::model::packed::Quantization;
 use crate::model::{self, ModelConfig};
+use crate::sources::packed::Packed;
 use crate::sources::{self, Checkpoint, Reference};
 use crate::telemetry::Metrics;
 use crate::text::Tokenizer;
@@ -28,21 +29,81 @@ pub struct Loaded {
     pub facts: String,
 }
 
-/// Opens, checks, loads and starts the model. Takes long: runs on a thread of its own.
+/// A model that was found, opened and checked, as far as that works without reading its weights.
+pub struct Prepared {
+    reference: Reference,
+    checkpoint: Checkpoint,
+    settings: model::Settings,
+    tokenizer: Tokenizer,
+    chat: Option<ChatTemplate>,
+}
+
+impl Prepared {
+    /// The weights, if they are packed and stay where they are.
+    pub fn packed(&self) -> Option<Packed> {
+        self.checkpoint.packed.clone()
+    }
+}
+
+/// As [`prepare`], for a model that is on this machine; `None` for one that has to be fetched first.
 ///
 /// # Errors
-/// Whatever opening and loading it gives, and [`Error::Config`] for settings that do not fit the model or this machine.
-pub fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> Result<Loaded> {
-    let started = Instant::now();
-    let checkpoint = sources::open(&args.model, sources)?;
-    // What can be refused without reading the weights comes first.
+/// As [`prepare`].
+pub fn prepare_local(args: &Args, sources: &sources::Settings) -> Result<Option<Prepared>> {
+    if let Some(file) = &args.model.chat_template {
+        read_template(file)?;
+    }
+    let offline = sources::Settings {
+        offline: true,
+        ..sources.clone()
+    };
+    match prepare(args, &offline) {
+        Err(Error::Unavailable(_)) if !sources.offline => Ok(None),
+        prepared => prepared.map(Some),
+    }
+}
+
+/// Opens and checks the model, fetching it first where that is needed.
+///
+/// # Errors
+/// Whatever opening it gives, and [`Error::Config`] for settings that do not fit the model or this machine.
+pub fn prepare(args: &Args, sources: &sources::Settings) -> Result<Prepared> {
+    let reference = args.model.reference();
+    let checkpoint = sources::open(&reference, sources)?;
     let settings = model_settings(args, &checkpoint)?;
     let file = tokenizer_file(&checkpoint.config_file);
     let tokenizer = Tokenizer::new(checkpoint.tokenizer.clone(), &file)?;
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     tokenizer.check_rows(config.vocab_size, &file)?;
-    let chat = chat_template(args.chat_template.as_deref(), &checkpoint, &tokenizer)?;
+    let template = args.model.chat_template.as_deref();
+    let chat = chat_template(template, &checkpoint, &tokenizer)?;
+    Ok(Prepared {
+        reference,
+        checkpoint,
+        settings,
+        tokenizer,
+        chat,
+    })
+}
 
+/// Loads and starts the model. Takes long: runs on a thread of its own.
+///
+/// # Errors
+/// Whatever loading it gives.
+pub fn load(
+    args: &Args,
+    prepared: Prepared,
+    sources: &sources::Settings,
+    metrics: Arc<Metrics>,
+) -> Result<Loaded> {
+    let started = Instant::now();
+    let Prepared {
+        reference,
+        checkpoint,
+        settings,
+        tokenizer,
+        chat,
+    } = prepared;
     let work = match checkpoint.packed {
         Some(_) => "loading",
         None => "quantizing",
@@ -53,9 +114,9 @@ pub fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> 
     })?;
     progress.finish();
 
-    let (name, aliases) = match args.served_model_name.split_first() {
+    let (name, aliases) = match args.model.served_model_name.split_first() {
         Some((name, aliases)) => (name.clone(), aliases.to_vec()),
-        None => (served_name(&args.model, &checkpoint.name), Vec::new()),
+        None => (served_name(&reference, &checkpoint.name), Vec::new()),
     };
     let made = checkpoint.packed.as_ref().map(Quantization::of);
     let mut made = made.transpose()?;
@@ -63,14 +124,14 @@ pub fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> 
     let accuracy = made.as_mut().and_then(|made| made.evaluations.pop());
     let (memory, kernel) = (granite.memory().clone(), granite.kernel().name());
     let (threads, architecture) = (granite.threads(), granite.config().architecture);
-    let defaults = engine::Settings::default();
+    let (defaults, batching) = (engine::Settings::default(), &args.batching);
     let engine_settings = engine::Settings {
-        max_batch: args.max_batch,
-        max_queue: args.max_queue,
-        step_tokens: defaults.step_tokens.max(args.max_batch),
-        prompt_rows: engine::PromptRows::Slowdown(args.max_slowdown),
-        prefix_cache: args.prefix_cache,
-        speculation: args.speculation,
+        max_batch: batching.max_batch,
+        max_queue: batching.max_queue,
+        step_tokens: defaults.step_tokens.max(batching.max_batch),
+        prompt_rows: engine::PromptRows::Slowdown(batching.max_slowdown),
+        prefix_cache: batching.prefix_cache,
+        speculation: batching.speculation,
     };
     let engine = Engine::start(Box::new(granite), engine_settings, Arc::clone(&metrics))?;
     let context = engine.limits().context_length;
@@ -93,7 +154,7 @@ pub fn load(args: &Args, sources: &sources::Settings, metrics: Arc<Metrics>) -> 
     let model = ServedModel {
         name,
         aliases,
-        root: args.model.to_string(),
+        root: reference.to_string(),
         fingerprint: format!(
             "microgranite-{}-{}-int8-{kernel}",
             env!("CARGO_PKG_VERSION"),
@@ -128,9 +189,7 @@ fn chat_template(
     let eos = checkpoint.eos_token_ids.first().copied();
     let compile = |source: &str| ChatTemplate::new(source, tokenizer, bos, eos);
     if let Some(file) = file {
-        let source =
-            std::fs::read_to_string(file).map_err(|problem| Error::not_found(file, problem))?;
-        let compiled = compile(&source);
+        let compiled = compile(&read_template(file)?);
         return compiled
             .map(Some)
             .map_err(|problem| Error::bad_model(file, "template", problem));
@@ -147,28 +206,33 @@ fn chat_template(
     }
 }
 
+fn read_template(file: &Path) -> Result<String> {
+    std::fs::read_to_string(file).map_err(|problem| Error::not_found(file, problem))
+}
+
 /// Threads, cache and context, checked against the model and this machine.
 fn model_settings(args: &Args, checkpoint: &Checkpoint) -> Result<model::Settings> {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let most = config.max_positions;
-    let context = args.context.unwrap_or(most);
+    let batching = &args.batching;
+    let context = batching.context.unwrap_or(most);
     if context > most {
         let problem = format!("--context {context}: this model takes at most {most} tokens");
         return Err(Error::Config(problem));
     }
     let kv_bytes = plan::kv_bytes(
-        args.kv_cache,
+        batching.kv_cache,
         model::footprint_of(checkpoint, &config),
         context,
-        args.max_batch,
+        batching.max_batch,
         args.clients()?,
         memory::limit(),
     )?;
     Ok(model::Settings {
-        threads: args.threads.unwrap_or_else(config::available_threads),
+        threads: config::threads(batching.threads),
         kv_bytes,
         context: Some(context),
-        weights: args.weights.weights,
+        weights: args.model.weights.weights,
     })
 }
 

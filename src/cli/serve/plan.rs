@@ -52,6 +52,12 @@ pub fn kv_bytes(
         .weights
         .saturating_add(MARGIN)
         .saturating_add(of_clients);
+    if let Some(asked) = asked.filter(|asked| asked.0 < footprint.kv_page) {
+        let page = ByteSize(footprint.kv_page);
+        return Err(Error::Config(format!(
+            "--kv-cache: {asked} is too small: one page takes {page}"
+        )));
+    }
     let kv = match (asked, &limit) {
         (Some(ByteSize(asked)), _) => asked,
         (None, Some(limit)) => {

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use crate::error::{Error, Result};
+
 /// How long a thread looks for the next phase before it parks: longer than the gap between two steps (sampling, sending
 /// tokens), short enough that an idle server uses no CPU.
 const SPIN: Duration = Duration::from_micros(100);
@@ -53,7 +55,10 @@ pub struct Pool {
 
 impl Pool {
     /// Starts `threads − 1` workers; the caller of [`Pool::run`] is the first thread.
-    pub fn new(threads: usize) -> Self {
+    ///
+    /// # Errors
+    /// [`Error::Config`] when the system does not give that many.
+    pub fn new(threads: usize) -> Result<Self> {
         let workers = threads.max(1) - 1;
         let shared = Arc::new(Shared {
             phase: UnsafeCell::new(None),
@@ -64,17 +69,21 @@ impl Pool {
             panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
-        let workers = (0..workers)
-            .map(|index| {
-                let shared = Arc::clone(&shared);
-                let handle = std::thread::Builder::new()
-                    .name(format!("compute-{}", index + 1))
-                    .spawn(move || work(&shared, index))
-                    .expect("the system refuses to start a compute thread");
-                (handle.thread().clone(), Some(handle))
-            })
-            .collect();
-        Self { shared, workers }
+        let mut pool = Self {
+            shared,
+            workers: Vec::with_capacity(workers),
+        };
+        for index in 0..workers {
+            let shared = Arc::clone(&pool.shared);
+            let handle = std::thread::Builder::new()
+                .name(format!("compute-{}", index + 1))
+                .spawn(move || work(&shared, index));
+            let handle = handle.map_err(|problem| {
+                Error::Config(format!("{threads} compute threads: {problem}"))
+            })?;
+            pool.workers.push((handle.thread().clone(), Some(handle)));
+        }
+        Ok(pool)
     }
 
     /// How many threads share the work, the caller included.
@@ -330,7 +339,7 @@ mod tests {
     #[test]
     fn every_unit_is_visited_once_whatever_the_number_of_threads() {
         for threads in [1, 2, 3, 5] {
-            let mut pool = Pool::new(threads);
+            let mut pool = Pool::new(threads).unwrap();
             for units in [0, 1, 2, 7, 64] {
                 let mut data = vec![0u32; units * 3];
                 for _ in 0..50 {
@@ -346,7 +355,7 @@ mod tests {
 
     #[test]
     fn a_parked_pool_wakes_up() {
-        let mut pool = Pool::new(2);
+        let mut pool = Pool::new(2).unwrap();
         let mut counts = [0u32; 2];
         for _ in 0..3 {
             std::thread::sleep(10 * SPIN);
@@ -357,7 +366,7 @@ mod tests {
 
     #[test]
     fn a_panic_in_a_worker_reaches_the_caller_and_the_pool_lives_on() {
-        let mut pool = Pool::new(3);
+        let mut pool = Pool::new(3).unwrap();
         let caught = catch_unwind(AssertUnwindSafe(|| {
             pool.run(3, (), |thread, _, ()| {
                 assert_ne!(thread, 2, "worker two fails")
@@ -372,6 +381,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "units of")]
     fn parts_shorter_than_the_units_are_refused() {
-        Pool::new(2).run(4, PerUnit::new(&mut [0u8; 3], 1), |_, _, _| ());
+        Pool::new(2)
+            .unwrap()
+            .run(4, PerUnit::new(&mut [0u8; 3], 1), |_, _, _| ());
     }
 }

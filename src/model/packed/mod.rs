@@ -15,6 +15,7 @@
 
 mod read;
 mod record;
+mod verify;
 mod write;
 
 use std::collections::BTreeMap;
@@ -29,8 +30,9 @@ use crate::int8::scheme::Scheme;
 use crate::int8::{GROUP, PANEL};
 use crate::sources::packed::Packed;
 
-pub use read::{load, verify};
+pub use read::load;
 pub use record::{EvaluationRecord, record};
+pub use verify::{verify, verify_in_pieces};
 pub use write::{Plan, write};
 
 #[cfg(doc)]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::verify::compare;
 use super::{Quantization, StoredTensor, tensor_of_norm, tensors_of_matrix};
 use crate::error::{Error, Result};
 use crate::int8::kernels::pool::{PerUnit, Pool};
@@ -12,14 +13,13 @@ use crate::model::parts::{self, MatrixPart, NormPart, Source};
 use crate::model::tensors::elements;
 use crate::model::weights::Weights;
 use crate::model::{ModelConfig, Placement};
-use crate::sources::hash::sha256_of;
 use crate::sources::packed::Packed;
 
 /// Bytes of the smallest share of a thread: small enough to share a matrix evenly, large enough to be worth a call.
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Takes in the weights: codes where `placement` says, scales and norms as copies. Scales and norms are compared with
-/// their checksums; codes cannot do worse than give wrong text, and [`verify`] compares them.
+/// their checksums; codes cannot do worse than give wrong text, and [`super::verify`] compares them.
 ///
 /// # Errors
 /// [`Error::BadModel`] for a tensor that is missing, of another shape than `config` asks for, not what was written, not
@@ -47,51 +47,6 @@ pub fn load(
         return Err(Error::bad_model(packed.file().path(), name, problem));
     }
     Ok(weights.folded(config))
-}
-
-/// Compares every tensor with its checksum, on all threads of `pool`. `progress` hears of bytes done and bytes in all.
-///
-/// # Errors
-/// [`Error::BadModel`] naming the first tensor that is not what was written.
-pub fn verify(packed: &Packed, pool: &mut Pool, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-    let quantization = Quantization::of(packed)?;
-    let names: Vec<&str> = packed.names().collect();
-    let size = |name: &str| packed.bytes(name).map_or(0, <[u8]>::len) as u64;
-    let (mut done, total) = (0, names.iter().map(|name| size(name)).sum());
-    for names in names.chunks(pool.threads()) {
-        let mut outcomes: Vec<Result<()>> = names.iter().map(|_| Ok(())).collect();
-        let parts = PerUnit::new(&mut outcomes, 1);
-        pool.run(names.len(), parts, |_, range, outcomes| {
-            for (index, outcome) in range.zip(outcomes) {
-                let bytes = packed.bytes(names[index]).unwrap_or_default();
-                *outcome = compare(packed, &quantization, names[index], bytes);
-            }
-        });
-        outcomes.into_iter().collect::<Result<()>>()?;
-        done += names.iter().map(|name| size(name)).sum::<u64>();
-        progress(done, total);
-    }
-    Ok(())
-}
-
-/// Refuses bytes that are not what was written.
-fn compare(packed: &Packed, quantization: &Quantization, name: &str, bytes: &[u8]) -> Result<()> {
-    let Some(written) = quantization.checksums.get(name) else {
-        let problem = format!("has no checksum for {name}");
-        return Err(Error::bad_model(
-            &packed.quantization_file,
-            "checksums",
-            problem,
-        ));
-    };
-    let found = sha256_of(bytes);
-    if found != *written {
-        let problem = format!(
-            "is damaged: its SHA-256 is {found}, but {written} was written; copy or pack the model again"
-        );
-        return Err(Error::bad_model(packed.file().path(), name, problem));
-    }
-    Ok(())
 }
 
 struct Reader<'a> {
@@ -160,7 +115,7 @@ impl Reader<'_> {
             return Ok(Memory::of_file(Arc::clone(file), range));
         }
         let bytes = &file[range];
-        let mut copy = Memory::zeroed(bytes.len());
+        let mut copy = Memory::zeroed(bytes.len())?;
         let chunks = copy.bytes_mut().chunks_mut(CHUNK_BYTES);
         let mut pairs: Vec<_> = chunks.zip(bytes.chunks(CHUNK_BYTES)).collect();
         let count = pairs.len();

@@ -58,7 +58,7 @@ pub fn write(
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let tensors = checkpoint.tensors.as_ref();
     check_shapes(&config, tensors)?;
-    let (kernel, mut pool, scheme) = (kernels::best(), Pool::new(threads), &plan.scheme);
+    let (kernel, mut pool, scheme) = (kernels::best(), Pool::new(threads)?, &plan.scheme);
     let walk = |tensors| Walk::new(&config, tensors, &plan.sequences);
     let smoothed = match plan.smooth {
         Some(alpha) => {

@@ -1,0 +1,119 @@
+//! Watches the engine from a thread of its own: a step that does not end must not leave clients waiting.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::{App, Shared};
+use crate::engine::Step;
+
+/// Between two looks at the engine.
+const TICK: Duration = Duration::from_millis(100);
+/// No step is called stalled before this: the system itself can keep a thread waiting for a second.
+const LEAST: Duration = Duration::from_secs(2);
+/// A step may take so many times as long as the longest of the last ones: a longer context, a busier machine.
+const TIMES_USUAL: u32 = 4;
+/// No step is waited for longer than this. Also what the first steps get, of which nothing is known.
+const MOST: Duration = Duration::from_secs(15);
+
+/// Starts the thread. It ends when the application does.
+pub fn start(app: &App) {
+    let shared = Arc::downgrade(&app.0);
+    let started = std::thread::Builder::new()
+        .name("watchdog".into())
+        .spawn(move || watch(&shared));
+    if let Err(error) = started {
+        tracing::error!(%error, "no thread to watch the engine");
+    }
+}
+
+fn watch(shared: &Weak<Shared>) {
+    let (mut watched, mut is_stalled, mut last) = (Watched::default(), false, Instant::now());
+    loop {
+        std::thread::sleep(TICK);
+        let Some(app) = shared.upgrade().map(App) else {
+            return;
+        };
+        let passed = last.elapsed();
+        last = Instant::now();
+        let Some(engine) = app.engine() else { continue };
+        let stalled = watched.see(engine.step(), passed);
+        match (is_stalled, stalled) {
+            (false, Some(age)) => {
+                let step_age = engine.step_age().unwrap_or(age);
+                tracing::error!(?step_age, "a step does not end; refusing requests");
+                app.metrics().engine_stalls_total.inc();
+                app.set_stalled(true);
+            }
+            (true, None) => {
+                tracing::warn!("the step has ended after all; taking requests again");
+                app.set_stalled(false);
+            }
+            _ => {}
+        }
+        is_stalled = stalled.is_some();
+    }
+}
+
+/// A step, and for how long it has been seen running.
+#[derive(Default)]
+struct Watched {
+    number: Option<u64>,
+    seen: Duration,
+}
+
+impl Watched {
+    /// How long the step has been running if that is too long.
+    ///
+    /// What counts is the time during which this thread ran too: a process that is stopped as a whole, by a debugger or
+    /// together with its machine, has not stalled.
+    fn see(&mut self, step: Option<Step>, passed: Duration) -> Option<Duration> {
+        let number = step.map(|step| step.number);
+        if number.is_none() || number != self.number {
+            *self = Self {
+                number,
+                seen: Duration::ZERO,
+            };
+            return None;
+        }
+        self.seen += passed.min(2 * TICK);
+        let usual = step.and_then(|step| step.usual);
+        let limit = usual.map_or(MOST, |usual| (usual * TIMES_USUAL).clamp(LEAST, MOST));
+        (self.seen > limit).then_some(self.seen)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Seconds until a step is called stalled.
+    fn seconds(usual: Option<Duration>) -> f64 {
+        let step = Some(Step { number: 7, usual });
+        let mut watched = Watched::default();
+        let ticks = (0..1000).take_while(|_| watched.see(step, TICK).is_none());
+        (ticks.count() as u32 * TICK).as_secs_f64()
+    }
+
+    #[test]
+    fn a_step_may_take_four_times_the_usual_within_bounds() {
+        let about = |found: f64, expected: f64| (found - expected).abs() < 0.3;
+        assert!(about(seconds(Some(Duration::from_millis(3))), 2.0));
+        assert!(about(seconds(Some(Duration::from_secs(2))), 8.0));
+        assert!(about(seconds(Some(Duration::from_secs(60))), 15.0));
+        assert!(about(seconds(None), 15.0), "nothing measured yet");
+    }
+
+    #[test]
+    fn another_step_an_idle_engine_and_a_stopped_process_are_no_stalls() {
+        let usual = Some(Duration::from_millis(50));
+        let mut watched = Watched::default();
+        for number in 0..1000 {
+            let step = Some(Step { number, usual });
+            assert_eq!(watched.see(step, TICK), None);
+            assert_eq!(watched.see(None, TICK), None);
+        }
+        let step = Some(Step { number: 7, usual });
+        assert_eq!(watched.see(step, TICK), None);
+        assert_eq!(watched.see(step, Duration::from_secs(3600)), None);
+    }
+}
