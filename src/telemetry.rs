@@ -102,6 +102,10 @@ pub struct Metrics {
     pub prefix_cache_hits_total: IntCounter,
     /// Cached KV pages that were given to another text.
     pub prefix_cache_evictions_total: IntCounter,
+    /// Generations that gave their KV pages back before their end, to go on later.
+    pub preemptions_total: IntCounter,
+    /// Generations that failed because the model gave logits that are not finite.
+    pub nonfinite_logits_total: IntCounter,
     /// Tokens guessed by prompt lookup and run.
     pub speculation_drafted_tokens_total: IntCounter,
     /// Guessed tokens that were right; they are among the tokens generated.
@@ -216,6 +220,16 @@ impl Metrics {
                 r,
                 "prefix_cache_evictions_total",
                 "Cached KV pages that were given to another text.",
+            ),
+            preemptions_total: counter(
+                r,
+                "preemptions_total",
+                "Generations that gave their KV pages back before their end, to go on later.",
+            ),
+            nonfinite_logits_total: counter(
+                r,
+                "nonfinite_logits_total",
+                "Generations that failed because the model gave logits that are not finite.",
             ),
             speculation_drafted_tokens_total: counter(
                 r,

@@ -17,9 +17,8 @@
 //! | [`sampler`] | logits → token, and how likely it was |
 //!
 //! What callers may rely on: the same generation gives the same tokens whatever else runs, whatever was cached and
-//! whatever was guessed; [`Engine::submit`] never
-//! waits; dropping a [`TokenStream`] frees what it held; an accepted generation is never preempted, because all its
-//! pages are reserved when it is admitted.
+//! whatever was guessed; [`Engine::submit`] never waits; dropping a [`TokenStream`] frees what it held; a generation
+//! that is preempted for want of KV pages goes on later with the same tokens, and nothing of it is lost.
 
 mod adjust;
 pub mod pages;
@@ -155,7 +154,8 @@ pub enum Refusal {
     /// More would wait than may.
     #[error("the server is at capacity; retry in {} s", retry_after.as_secs())]
     QueueFull {
-        /// When there is likely to be room, by the rate at which the queue has been moving: 1 to 60 s, whole seconds.
+        /// When all that waits now is likely to have been admitted, by the rate at which the queue has been moving: 1 to
+        /// 60 s, whole seconds.
         retry_after: Duration,
     },
     /// The engine finishes what it has and accepts nothing new.

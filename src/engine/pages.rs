@@ -57,23 +57,37 @@ impl Pages {
         self.cache.as_ref().map(find).unwrap_or_default()
     }
 
+    /// How many of the free pages it takes to hold the pages `found` and as many others as make `count`.
+    pub fn cost(&self, found: &[u32], count: usize) -> usize {
+        let is_free = |&&page: &&u32| self.pages[page as usize].holders == 0;
+        count.saturating_sub(found.len()) + found.iter().filter(is_free).count()
+    }
+
     /// Holds the pages `found` and as many blank ones as make `count`, in this order; or none if too few are free.
     pub fn take(&mut self, found: &[u32], count: usize) -> Option<Vec<u32>> {
-        let blank = count - found.len();
-        let is_free = |&&page: &&u32| self.pages[page as usize].holders == 0;
-        if blank + found.iter().filter(is_free).count() > self.free() {
+        if self.cost(found, count) > self.free() {
             return None;
         }
         let mut taken = Vec::with_capacity(count);
         // First, so that they are not among those that have to go.
-        found.iter().for_each(|&page| self.hold(page));
+        self.share(found);
         taken.extend(found);
-        self.evict(blank.saturating_sub(self.blank.len()));
-        taken.extend(self.blank.drain(self.blank.len() - blank..).rev());
-        for &page in &taken[found.len()..] {
-            self.pages[page as usize].holders = 1;
-        }
+        self.extend(&mut taken, count - found.len());
         Some(taken)
+    }
+
+    /// Takes `count` blank pages, of which at least so many are free, and puts them behind `pages`.
+    pub fn extend(&mut self, pages: &mut Vec<u32>, count: usize) {
+        self.evict(count.saturating_sub(self.blank.len()));
+        for page in self.blank.drain(self.blank.len() - count..).rev() {
+            self.pages[page as usize].holders = 1;
+            pages.push(page);
+        }
+    }
+
+    /// Holds the published pages `found`.
+    pub fn share(&mut self, found: &[u32]) {
+        found.iter().for_each(|&page| self.hold(page));
     }
 
     /// Publishes page `index` of a sequence's `pages`, which holds `tokens`, for those with the same `salt`; all before it are
@@ -96,15 +110,9 @@ impl Pages {
             return;
         };
         if let Some(other) = cache.insert(page, before, tokens) {
-            self.exchange(&mut pages[index..], &[other]);
-        }
-    }
-
-    /// Puts the published pages `found` in the place of the first of a sequence's `pages`, which are free then.
-    pub fn exchange(&mut self, pages: &mut [u32], found: &[u32]) {
-        for (own, &found) in pages.iter_mut().zip(found) {
-            self.hold(found);
-            self.release(std::mem::replace(own, found));
+            self.hold(other);
+            self.release(page);
+            pages[index] = other;
         }
     }
 
@@ -149,7 +157,7 @@ impl Pages {
         let Some(last) = count.checked_sub(1) else {
             return;
         };
-        // A look at every page, only when somebody is admitted to a full cache: some microseconds for thousands.
+        // A look at every page, only when one is taken from a full cache: some microseconds for thousands.
         let is_idle = |&page: &u32| self.pages[page as usize].holders == 0 && cache.contains(page);
         let mut idle: Vec<u32> = (0..self.pages.len() as u32).filter(is_idle).collect();
         idle.select_nth_unstable_by_key(last, |&page| self.pages[page as usize].released);

@@ -90,9 +90,10 @@ impl Queue {
         }
         // Who finds a free place does not count as waiting.
         let waiting = state.waiting + state.arrivals.len() + count;
-        let excess = waiting.saturating_sub(self.max_queue + state.places);
-        if excess > 0 {
-            let retry_after = state.drain_rate.time_for(excess, Instant::now());
+        if waiting > self.max_queue + state.places {
+            // Until all of them have a place, and not only one more: the same answer goes to many, who all come back.
+            let ahead = waiting - state.places;
+            let retry_after = state.drain_rate.time_for(ahead, Instant::now());
             return Err(Refusal::QueueFull { retry_after });
         }
         Ok(())

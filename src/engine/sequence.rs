@@ -35,8 +35,13 @@ pub(super) struct Sequence {
     /// What changes the logits before.
     adjustments: Option<Adjustments>,
     scores: Option<usize>,
-    scores_prompt: bool,
+    /// Tokens of the prompt that are to be scored, and how many have been.
+    scores_wanted: usize,
+    scored: usize,
     cache_salt: u128,
+    /// Positions that have been computed or were found in the prefix cache. A sequence that is preempted computes some of
+    /// them again.
+    computed: usize,
     /// Where events go. It has room for all of them, so sending never waits.
     events: mpsc::Sender<TokenEvent>,
     /// What [`TokenStream::cached_tokens`] says.
@@ -77,8 +82,15 @@ impl Sequence {
         let sequence = Self {
             adjustments,
             scores: generation.scores,
-            scores_prompt: generation.score_prompt,
+            // Nothing comes before the first token, which could say how likely it was.
+            scores_wanted: if generation.score_prompt {
+                prompt_len - 1
+            } else {
+                0
+            },
+            scored: 0,
             cache_salt: generation.cache_salt,
+            computed: 0,
             prompt_len,
             tokens,
             drafts: 0,
@@ -120,9 +132,23 @@ impl Sequence {
         self.tokens.len() - self.drafts - self.prompt_len
     }
 
-    /// Notes how many tokens of the prompt need not be computed.
-    pub fn set_cached_tokens(&self, count: usize) {
+    /// Whether none of it has been computed or found in the prefix cache.
+    pub const fn is_new(&self) -> bool {
+        self.computed == 0
+    }
+
+    /// Notes that the first `count` tokens of the prompt need not be computed.
+    pub fn set_cached_tokens(&mut self, count: usize) {
         self.cached_tokens.store(count, Ordering::Relaxed);
+        self.computed = count;
+    }
+
+    /// Notes that all positions before `end` are computed. Returns how many tokens of the prompt are among those that
+    /// were not before.
+    pub fn set_computed(&mut self, end: usize) -> usize {
+        let before = self.computed.min(self.prompt_len);
+        self.computed = self.computed.max(end);
+        self.computed.min(self.prompt_len) - before
     }
 
     /// Guesses at the next tokens, `most` of them at most and as far as `bet` says that it pays.
@@ -170,8 +196,8 @@ impl Sequence {
         self.end.is_some()
     }
 
-    /// Takes the logits of the row at `position`, which say what comes after it: the next token of the prompt is scored,
-    /// and after the last token of all a new one is chosen and accepted.
+    /// Takes the logits of the row at `position`, which say what comes after it: the next token of the prompt is scored
+    /// if it has not been, and after the last token of all a new one is chosen and accepted.
     ///
     /// Returns whether the row behind it holds, if there is one in this step: it does if it ran on the very token that
     /// stands there now.
@@ -184,10 +210,14 @@ impl Sequence {
         metrics: &Metrics,
     ) -> bool {
         if position + 1 < self.prompt_len {
-            let next = self.tokens[position + 1];
-            match sampler.score(logits, next, self.scores.unwrap_or(0)) {
-                Some(score) => self.report(TokenEvent::Score(Box::new(score))),
-                None => self.fail(TokenEvent::Failed),
+            // Rows that are computed again after a preemption have been scored.
+            if position == self.scored && self.scored < self.scores_wanted {
+                let next = self.tokens[position + 1];
+                self.scored += 1;
+                match sampler.score(logits, next, self.scores.unwrap_or(0)) {
+                    Some(score) => self.report(TokenEvent::Score(Box::new(score))),
+                    None => self.fail(TokenEvent::Failed, metrics),
+                }
             }
             return !self.has_ended();
         }
@@ -202,7 +232,7 @@ impl Sequence {
             }
             // Whatever the settings left, the text so far is as long as they let it become.
             Ok(None) => self.end = Some(TokenEvent::Finished(FinishReason::Complete)),
-            Err(problem) => self.fail(problem),
+            Err(problem) => self.fail(problem, metrics),
         }
         false
     }
@@ -290,8 +320,9 @@ impl Sequence {
     }
 
     /// Ends the generation without success.
-    fn fail(&mut self, end: TokenEvent) {
+    fn fail(&mut self, end: TokenEvent, metrics: &Metrics) {
         if end == TokenEvent::Failed {
+            metrics.nonfinite_logits_total.inc();
             let generated = self.generated();
             error!(generated, "logits are not finite; this generation fails");
         }
@@ -325,7 +356,7 @@ impl Job for Sequence {
     }
 
     fn scores_prompt(&self) -> bool {
-        self.scores_prompt
+        self.scored < self.scores_wanted
     }
 }
 

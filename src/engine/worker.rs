@@ -187,41 +187,38 @@ impl Worker {
                 }
             }
             let rows = end - work.start;
-            if work.start >= sequence.prompt_len() {
-                sequence.end_drafts(work.rows - 1, rows - 1, &self.metrics);
-            }
+            let accepted = work.drafts - (work.rows - rows);
+            sequence.end_drafts(work.drafts, accepted, &self.metrics);
             work.rows = rows;
         }
     }
 
-    /// Counts what the planned step takes in; returns its rows.
-    fn count_rows(&self) -> usize {
+    /// Counts what the planned step takes in; returns its rows. What is computed again after a preemption counts as rows,
+    /// and as nothing else.
+    fn count_rows(&mut self) -> usize {
         let now = Instant::now();
         let metrics = &self.metrics;
-        let (mut prompt_rows, mut rows) = (0, 0);
+        let (mut prompt_tokens, mut rows) = (0, 0);
         for work in &self.plan {
-            let running = &self.scheduler.running()[work.index];
-            let (sequence, reused) = (&running.job, running.reused());
+            let running = &mut self.scheduler.running_mut()[work.index];
+            let reused = running.reused();
+            let sequence = &mut running.job;
             rows += work.rows;
-            if work.start >= sequence.prompt_len() {
-                continue;
-            }
-            prompt_rows += work.rows;
-            // Its first step.
-            if work.start == reused {
+            if sequence.is_new() {
                 let wait = now - sequence.arrived();
                 metrics.queue_wait_seconds.observe(wait.as_secs_f64());
                 sequence.set_cached_tokens(reused);
-                prompt_rows += reused;
+                prompt_tokens += reused;
                 if self.settings.prefix_cache {
                     let queries = &metrics.prefix_cache_queries_total;
                     queries.inc_by(sequence.prompt_len() as u64);
                     metrics.prefix_cache_hits_total.inc_by(reused as u64);
                 }
             }
+            prompt_tokens += sequence.set_computed(work.start + work.rows);
         }
         metrics.batch_rows.observe(rows as f64);
-        metrics.prompt_tokens_total.inc_by(prompt_rows as u64);
+        metrics.prompt_tokens_total.inc_by(prompt_tokens as u64);
         rows
     }
 
@@ -232,11 +229,13 @@ impl Worker {
         let pages = self.scheduler.pages();
         let evictions = &self.metrics.prefix_cache_evictions_total;
         evictions.inc_by(pages.evicted() - evictions.get());
+        let preemptions = &self.metrics.preemptions_total;
+        preemptions.inc_by(self.scheduler.preemptions() - preemptions.get());
         self.kv_cached.set(bytes(&*self.model, pages.cached()));
         self.kv_used
             .set(bytes(&*self.model, self.scheduler.pages_used()));
         let waiting = self.scheduler.waiting();
-        let places = self.settings.max_batch - running;
+        let places = self.settings.max_batch.saturating_sub(running);
         self.queue.report(waiting, places, admitted);
     }
 }

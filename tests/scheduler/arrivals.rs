@@ -32,17 +32,23 @@ enum Event {
 #[derive(Debug)]
 struct Job {
     id: usize,
-    /// The prompt and all that will follow it.
+    /// The prompt, all that will follow it, and more, for drafts that go too far.
     text: Vec<u32>,
     prompt: usize,
+    tokens: usize,
     generated: usize,
+    /// What was known when it was admitted last.
+    prefill: usize,
     rows_done: usize,
     drafts: usize,
 }
 
+/// Drafts at once.
+const MOST_DRAFTS: usize = 9;
+
 impl microgranite::engine::scheduler::Job for Job {
     fn tokens(&self) -> &[u32] {
-        &self.text[..self.prompt + self.generated]
+        &self.text[..self.prompt + self.generated + self.drafts]
     }
 
     fn drafts(&self) -> usize {
@@ -52,7 +58,7 @@ impl microgranite::engine::scheduler::Job for Job {
 
 impl Job {
     fn decodes(&self) -> bool {
-        self.rows_done >= self.prompt
+        self.rows_done >= self.prefill
     }
 }
 
@@ -60,7 +66,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     let arrive = (0..3_u32, 1..400_usize, 1..100_usize);
     let event = prop_oneof![
         2 => arrive.prop_map(|(text, prompt, tokens)| Event::Arrive { text, prompt, tokens }),
-        6 => (0..9_usize, 0..9_usize).prop_map(|(drafts, right)| Event::Step { drafts, right }),
+        6 => (0..MOST_DRAFTS, 0..MOST_DRAFTS).prop_map(|(drafts, right)| Event::Step { drafts, right }),
         1 => (0..20_usize).prop_map(Event::Leave),
     ];
     prop::collection::vec(event, 1..120)
@@ -79,8 +85,8 @@ fn check_pages(scheduler: &Scheduler<Job>) {
     let mut used: HashSet<u32> = HashSet::new();
     for one in scheduler.running() {
         let job = &one.job;
-        let all = Pages::needed(job.text.len());
-        assert_eq!(one.pages().len(), all, "everything is reserved");
+        let range = Pages::needed(job.rows_done)..=Pages::needed(job.prompt + job.tokens);
+        assert!(range.contains(&one.pages().len()), "{one:?}");
         used.extend(&one.pages()[..Pages::needed(job.rows_done)]);
         for (index, &page) in one.pages().iter().enumerate() {
             let end = (index + 1) * PAGE_TOKENS;
@@ -96,41 +102,48 @@ fn check_pages(scheduler: &Scheduler<Job>) {
     assert_eq!(scheduler.pages_used(), used.len());
 }
 
-/// Runs one step and checks every promise about it; returns the ids that were admitted.
+/// Runs one step and checks every promise about it; returns who was admitted for the first time, and whether its prompt is
+/// longer than a step.
 fn checked_step(
     scheduler: &mut Scheduler<Job>,
     budget: Budget,
     prompt_rows: usize,
     (drafts, right): (usize, usize),
-) -> Vec<usize> {
+) -> Vec<(bool, usize)> {
     let before: HashSet<usize> = scheduler.running().iter().map(|r| r.job.id).collect();
     scheduler.admit();
+    let mut admitted = Vec::new();
     for one in scheduler.running_mut() {
         let reused = one.reused();
         if !before.contains(&one.job.id) {
-            assert!(reused.is_multiple_of(PAGE_TOKENS) && reused < one.job.prompt);
+            let job = &mut one.job;
+            if job.prefill == 0 {
+                admitted.push((job.prompt > budget.step_tokens, job.id));
+            }
+            job.prefill = job.prompt + job.generated;
+            assert!(reused.is_multiple_of(PAGE_TOKENS) && reused < job.prefill);
+            job.rows_done = reused;
+        } else if reused > one.job.rows_done {
+            // Who had not begun was given what others computed meanwhile.
             one.job.rows_done = reused;
         }
-        one.job.drafts = drafts;
     }
     check_pages(scheduler);
+    for one in scheduler.running_mut() {
+        one.job.drafts = drafts;
+    }
     let mut plan = Vec::new();
     scheduler.plan(prompt_rows, &mut plan);
-    for one in scheduler.running_mut() {
-        let reused = one.reused();
-        // Who had not begun may have been given what others computed meanwhile.
-        assert!(reused.is_multiple_of(PAGE_TOKENS) && reused < one.job.prompt);
-        one.job.rows_done = one.job.rows_done.max(reused);
-    }
 
     let running = scheduler.running();
-    assert!(running.len() <= budget.max_batch);
+    assert!(running.len() <= 2 * budget.max_batch);
+    let decoding = running.iter().filter(|one| one.job.decodes()).count();
+    assert!(decoding <= budget.max_batch);
     let rows: usize = plan.iter().map(|work| work.rows).sum();
     assert!(rows <= budget.step_tokens);
     let planned: HashSet<usize> = plan.iter().map(|work| work.index).collect();
     assert_eq!(planned.len(), plan.len(), "one span per generation");
-    let anyone_decodes = running.iter().any(|one| one.job.decodes());
-    let any_prompt = running.iter().any(|one| !one.job.decodes());
+    let any_prompt = decoding < running.len();
     let mut rows_of_prompts = 0;
     for work in &plan {
         let job = &running[work.index].job;
@@ -140,25 +153,26 @@ fn checked_step(
             assert_eq!(work.rows, work.logit_rows);
             let most = if any_prompt { 1 } else { 1 + drafts };
             assert!((1..=most).contains(&work.rows));
-            assert!(end < job.text.len(), "the last token is never run");
+            assert_eq!(work.drafts, work.rows - 1);
+            let whole = job.prompt + job.tokens;
+            assert!(end < whole, "the last token is never run");
         } else {
-            assert!(end <= job.prompt);
-            assert_eq!(work.logit_rows, usize::from(end == job.prompt));
+            assert!(end <= job.prefill);
+            assert_eq!(work.logit_rows, usize::from(end == job.prefill));
+            assert_eq!(work.drafts, 0);
             rows_of_prompts += work.rows;
         }
     }
     for (index, one) in running.iter().enumerate() {
         assert!(!one.job.decodes() || planned.contains(&index), "{one:?}");
     }
-    if anyone_decodes {
+    if decoding > 0 {
         assert!(rows_of_prompts <= prompt_rows.max(1));
     }
-    if any_prompt {
+    if any_prompt && decoding < budget.max_batch {
         assert!(rows_of_prompts > 0, "prompts move in every step");
     }
 
-    let admitted = running.iter().map(|one| one.job.id);
-    let admitted = admitted.filter(|id| !before.contains(id)).collect();
     for work in &mut plan {
         let job = &mut scheduler.running_mut()[work.index].job;
         if job.decodes() {
@@ -168,11 +182,13 @@ fn checked_step(
             job.generated += work.logit_rows;
         }
         job.rows_done += work.rows;
-        job.drafts = 0;
+    }
+    for one in scheduler.running_mut() {
+        one.job.drafts = 0;
     }
     scheduler.settle(&plan);
     check_pages(scheduler);
-    scheduler.remove_if(|job| job.prompt + job.generated == job.text.len());
+    scheduler.remove_if(|job| job.generated == job.tokens);
     check_pages(scheduler);
     admitted
 }
@@ -190,10 +206,12 @@ proptest! {
             match event {
                 Event::Arrive { text, prompt, tokens } => {
                     // The texts differ from some page on only, so that they share some, too.
-                    let text = (0..(prompt + tokens) as u32).map(|at| at / (100 + 50 * text));
-                    let text = text.collect();
-                    let id = arrived;
-                    let job = Job { id, text, prompt, generated: 0, rows_done: 0, drafts: 0 };
+                    let length = prompt + tokens + MOST_DRAFTS;
+                    let text = (0..length as u32).map(|at| at / (100 + 50 * text)).collect();
+                    let job = Job {
+                        id: arrived, text, prompt, tokens,
+                        generated: 0, prefill: 0, rows_done: 0, drafts: 0,
+                    };
                     scheduler.arrive(job, prompt, tokens);
                     in_flight.push(arrived);
                     arrived += 1;
@@ -219,7 +237,10 @@ proptest! {
         }
         prop_assert!(scheduler.is_empty());
         prop_assert_eq!(scheduler.pages().free(), PAGES);
-        prop_assert!(admitted.is_sorted(), "nobody overtakes: {:?}", admitted);
+        for long in [false, true] {
+            let alike = admitted.iter().filter(|one| one.0 == long);
+            prop_assert!(alike.is_sorted(), "nobody overtakes its like: {:?}", admitted);
+        }
     }
 }
 

@@ -94,7 +94,8 @@ impl CheckedModel {
 
     fn check(&self, spans: &[Span<'_>]) {
         assert!(!spans.is_empty(), "a step without work");
-        assert!(spans.len() <= self.max_batch, "more spans than the batch");
+        let most = 2 * self.max_batch;
+        assert!(spans.len() <= most, "more spans than slots, lent ones too");
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         assert!(rows <= self.step_tokens, "{rows} rows are over the budget");
         // Pages by whether their holder writes into them in this step or may do so later.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use microgranite::engine::{
     Constraint, Engine, FinishReason, Generation, Health, PromptRows, Refusal, Sampling, Settings,
-    TokenEvent, TokenStream,
+    TokenEvent,
 };
 use microgranite::error::Error;
 use microgranite::telemetry::Metrics;
@@ -14,7 +14,8 @@ use crate::checked_model::{
     CheckedModel, NAN_TOKEN, PAGE_BYTES, PANIC_TOKEN, VOCAB, greedy, logits_after,
 };
 use crate::harness::{
-    LENGTH, collect, eventually, generation, kv_bytes, small, start, start_gated, submit, within,
+    LENGTH, collect, events, eventually, generation, kv_bytes, small, start, start_gated, submit,
+    within,
 };
 
 /// Prompt lengths around page and chunk edges, half of them sampled, from 1 to 60 tokens.
@@ -156,7 +157,7 @@ fn leaving_frees_place_and_pages_within_a_step() {
     let (engine, metrics, stepper) = start_gated(settings, 20);
     let decoding = submit(&engine, generation(1, 10, 100));
     assert_eq!(stepper.began(), [(0, 10)]);
-    let in_prompt = submit(&engine, generation(2, 300, 100));
+    let in_prompt = submit(&engine, generation(2, 60, 100));
     let waiting = submit(&engine, generation(3, 7, 2));
     let last = submit(&engine, generation(4, 8, 2));
     stepper.go();
@@ -444,15 +445,6 @@ fn settings_that_cannot_work_are_refused() {
         );
     }
     refused(small(), 0);
-}
-
-/// All events of a stream, in order.
-async fn events(mut stream: TokenStream) -> Vec<TokenEvent> {
-    let mut events = Vec::new();
-    while let Some(event) = within(stream.next()).await {
-        events.push(event);
-    }
-    events
 }
 
 /// The log-probability of `token` after `history`, worked out without an engine.

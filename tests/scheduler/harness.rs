@@ -67,6 +67,15 @@ pub async fn collect(mut stream: TokenStream) -> (Vec<u32>, TokenEvent) {
     }
 }
 
+/// All events of a stream, in order.
+pub async fn events(mut stream: TokenStream) -> Vec<TokenEvent> {
+    let mut events = Vec::new();
+    while let Some(event) = within(stream.next()).await {
+        events.push(event);
+    }
+    events
+}
+
 /// A test that hangs should say where.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
     let limit = Duration::from_secs(20);

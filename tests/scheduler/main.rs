@@ -4,6 +4,7 @@ mod arrivals;
 mod checked_model;
 mod engine;
 mod harness;
+mod preemption;
 mod reuse;
 mod sampling;
 mod scripts;

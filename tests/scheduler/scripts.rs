@@ -1,6 +1,7 @@
 //! Runs the text scripts beside this file: given these arrivals, these steps.
 //!
-//! A line that begins with `>` is a command; the lines below it, up to the next command, are what it must say.
+//! A line that begins with `>` is a command; the lines below it, up to the next command, are what it must say. After a
+//! change of the rules `BLESS=1 cargo test --test scheduler scripts` writes down what happens now, to be read line by line.
 //!
 //! | command | what it does and says |
 //! |---|---|
@@ -9,10 +10,11 @@
 //! | `arrive NAME prompt=N tokens=N` | a generation arrives, with a text of its own |
 //! | `arrive NAME prompt=N tokens=N like=OTHER` | one whose text is OTHER's, as far as both go |
 //! | `score NAME prompt=N tokens=N like=OTHER` | the same, and it wants the logits of its whole prompt |
-//! | `step` | one step; the positions that each generation runs, the token it gets, and who has all its tokens |
+//! | `step` | one step; how many were preempted, the positions that each generation runs, the token it gets, and who has all its tokens |
+//! | `run steps=N` | so many steps, of which only preemptions and ends are told |
 //! | `draft NAME drafts=N right=N` | a step before which NAME guesses N tokens, of which the first so many are right |
 //! | `leave NAME` | a generation is cancelled |
-//! | `state` | who runs, who waits, pages that hold tokens and pages that nobody has reserved |
+//! | `state` | who runs, who waits, pages that hold tokens and pages that nobody holds |
 //! | `cache` | pages that are free but can be found, and pages that were given to another text so far |
 //! | `pages NAME` | the pages of a generation, in order |
 
@@ -20,14 +22,15 @@ use std::fmt::Write;
 use std::path::Path;
 
 use microgranite::engine::pages::Pages;
-use microgranite::engine::scheduler::{Budget, Job as _, Scheduler};
+use microgranite::engine::scheduler::{Budget, Scheduler};
 
 /// What the script knows of a generation.
 struct Job {
     name: String,
-    /// The whole text: the prompt and all that will be generated.
+    /// The prompt, all that will be generated, and more, for drafts that go too far.
     text: Vec<u32>,
     prompt: usize,
+    tokens: usize,
     generated: usize,
     drafts: usize,
     scores: bool,
@@ -35,7 +38,7 @@ struct Job {
 
 impl microgranite::engine::scheduler::Job for Job {
     fn tokens(&self) -> &[u32] {
-        &self.text[..self.prompt + self.generated]
+        &self.text[..self.prompt + self.generated + self.drafts]
     }
 
     fn drafts(&self) -> usize {
@@ -46,6 +49,9 @@ impl microgranite::engine::scheduler::Job for Job {
         self.scores
     }
 }
+
+/// Drafts that a script may ask for.
+const MOST_DRAFTS: usize = 30;
 
 struct Script {
     scheduler: Scheduler<Job>,
@@ -67,6 +73,10 @@ fn every_script_says_what_happens() {
     for path in scripts {
         let script = std::fs::read_to_string(&path).unwrap();
         let happened = run(&script);
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&path, &happened).unwrap();
+            continue;
+        }
         assert!(
             happened == script,
             "{} does not say what happened:\n{happened}",
@@ -126,6 +136,13 @@ impl Script {
                 String::new()
             }
             ["step"] => self.step(0),
+            ["run", steps] => {
+                let steps = 0..number(steps, "steps");
+                let said: String = steps.map(|_| self.step(0)).collect();
+                let is_news = |line: &&str| !line.contains("..");
+                let news = said.lines().filter(is_news);
+                news.map(|line| format!("{line}\n")).collect()
+            }
             ["draft", name, drafts, right] => {
                 self.job(name).drafts = number(drafts, "drafts");
                 self.step(number(right, "right"))
@@ -166,8 +183,9 @@ impl Script {
         let first = 1000 * text.expect("it was added") as u32;
         let job = Job {
             name: name.into(),
-            text: (first..).take(prompt + tokens).collect(),
+            text: (first..).take(prompt + tokens + MOST_DRAFTS).collect(),
             prompt,
+            tokens,
             generated: 0,
             drafts: 0,
             scores,
@@ -178,10 +196,15 @@ impl Script {
 
     fn step(&mut self, right: usize) -> String {
         let scheduler = &mut self.scheduler;
+        let preempted = scheduler.preemptions();
         scheduler.admit();
         let mut plan = Vec::new();
         scheduler.plan(self.prompt_rows, &mut plan);
         let mut said = String::new();
+        let preempted = scheduler.preemptions() - preempted;
+        if preempted > 0 {
+            writeln!(said, "{preempted} preempted").unwrap();
+        }
         if plan.is_empty() {
             said += "nothing to do\n";
         }
@@ -189,20 +212,14 @@ impl Script {
             let job = &mut scheduler.running_mut()[work.index].job;
             let end = work.start + work.rows;
             write!(said, "{} {}..{end}", job.name, work.start).unwrap();
-            let reaches_end = end >= job.tokens().len();
+            let reaches_end = end - work.drafts == job.prompt + job.generated;
             if work.logit_rows > usize::from(reaches_end) {
                 write!(said, ", {} rows of logits", work.logit_rows).unwrap();
             }
-            if work.start >= job.prompt {
-                work.rows = work.rows.min(1 + right);
-            }
             if reaches_end {
-                let rows = if work.start < job.prompt {
-                    1
-                } else {
-                    work.rows
-                };
-                for _ in 0..rows {
+                let right = right.min(work.drafts);
+                work.rows -= work.drafts - right;
+                for _ in 0..1 + right {
                     job.generated += 1;
                     write!(said, ", token {}", job.generated).unwrap();
                 }
@@ -211,7 +228,7 @@ impl Script {
             said.push('\n');
         }
         scheduler.settle(&plan);
-        for job in scheduler.remove_if(|job| job.prompt + job.generated == job.text.len()) {
+        for job in scheduler.remove_if(|job| job.generated == job.tokens) {
             writeln!(said, "{} ends", job.name).unwrap();
         }
         said

@@ -30,6 +30,8 @@ const SERIES: &[&str] = &[
     "model_reference_bytes{dtype=f32}",
     "model_weight_bytes{component,dtype}",
     "prefix_cache_evictions_total",
+    "preemptions_total",
+    "nonfinite_logits_total",
     "prefix_cache_hits_total",
     "prefix_cache_queries_total",
     "process_cpu_seconds_total",

@@ -168,7 +168,8 @@ struct BatchArgs {
     #[arg(long, env = "MICROGRANITE_CONTEXT", value_name = "N", value_parser = config::tokens)]
     context: Option<usize>,
 
-    /// Memory for the KV cache: 512MiB, 2GiB, 1G or bytes. More lets more and longer answers run at once.
+    /// Memory for the KV cache: 512MiB, 2GiB, 1G or bytes. More lets more and longer answers run at once; when it is used
+    /// up the newest answer pauses until there is room again.
     /// [default: 4096 tokens per place in the batch, at most half of the memory left]
     #[arg(long, env = "MICROGRANITE_KV_CACHE", value_name = "SIZE")]
     kv_cache: Option<ByteSize>,
