@@ -14,6 +14,8 @@ const LEAST: Duration = Duration::from_secs(2);
 const TIMES_USUAL: u32 = 4;
 /// No step is waited for longer than this. Also what the first steps get, of which nothing is known.
 const MOST: Duration = Duration::from_secs(15);
+/// Unless steps of its size do take that long: a large model on a small machine is slow and has not stalled.
+const TIMES_USUAL_AT_LEAST: u32 = 2;
 
 /// Starts the thread. It ends when the application does.
 pub fn start(app: &App) {
@@ -77,7 +79,10 @@ impl Watched {
         }
         self.seen += passed.min(2 * TICK);
         let usual = step.and_then(|step| step.usual);
-        let limit = usual.map_or(MOST, |usual| (usual * TIMES_USUAL).clamp(LEAST, MOST));
+        let limit = usual.map_or(MOST, |usual| {
+            let limit = usual.saturating_mul(TIMES_USUAL).clamp(LEAST, MOST);
+            limit.max(usual.saturating_mul(TIMES_USUAL_AT_LEAST))
+        });
         (self.seen > limit).then_some(self.seen)
     }
 }
@@ -99,7 +104,8 @@ mod tests {
         let about = |found: f64, expected: f64| (found - expected).abs() < 0.3;
         assert!(about(seconds(Some(Duration::from_millis(3))), 2.0));
         assert!(about(seconds(Some(Duration::from_secs(2))), 8.0));
-        assert!(about(seconds(Some(Duration::from_secs(60))), 15.0));
+        assert!(about(seconds(Some(Duration::from_secs(5))), 15.0));
+        assert!(about(seconds(Some(Duration::from_secs(20))), 40.0));
         assert!(about(seconds(None), 15.0), "nothing measured yet");
     }
 

@@ -114,6 +114,8 @@ pub struct Footprint {
     pub weights: u64,
     /// Bytes of one KV page over all layers.
     pub kv_page: u64,
+    /// Bytes that each row of a step takes while it runs: logits twice, and what passes between the matrices.
+    pub step_row: u64,
 }
 
 /// What a model of this shape will take.
@@ -121,6 +123,9 @@ pub fn footprint(config: &ModelConfig) -> Footprint {
     Footprint {
         weights: tensors::packed_bytes(config),
         kv_page: kv_cache::KvCache::page_bytes(config) as u64,
+        step_row: 4
+            * (2 * config.vocab_size + 8 * config.hidden_size + 3 * config.intermediate_size)
+                as u64,
     }
 }
 

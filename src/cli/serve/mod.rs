@@ -5,11 +5,11 @@ mod descriptors;
 mod limits;
 mod load;
 mod plan;
+mod ready;
 mod signals;
 mod verify;
 
-use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -286,10 +286,10 @@ impl Service {
             () = stop_signals.next() => return Ok(()),
         };
         let engine = model.engine.clone();
-        let ready = ready_text(address, &model.name, &facts, needs_key);
+        let ready = ready::ready_text(address, &model.name, &facts, needs_key);
         app.serve_model(model);
         stop_signals.set_serving();
-        show(ready);
+        ready::show(ready);
         tracing::info!(%address, "ready");
 
         let engine_died = tokio::select! {
@@ -341,37 +341,6 @@ impl Service {
         }
         Ok(loaded)
     }
-}
-
-/// Puts `text` on standard output, on a thread that may take its time: nobody may be reading.
-fn show(text: String) {
-    let write = move || std::io::stdout().write_all(text.as_bytes());
-    // What is lost then is in the log too.
-    let _no_thread = std::thread::Builder::new()
-        .name("stdout".into())
-        .spawn(write);
-}
-
-/// What standard output says when the first request can come: where, what, and a command that works.
-fn ready_text(address: SocketAddr, name: &str, facts: &str, needs_key: bool) -> String {
-    let mut reachable = address;
-    if address.ip().is_unspecified() {
-        reachable.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
-    }
-    let key = if needs_key {
-        " -H \"authorization: Bearer $API_KEY\""
-    } else {
-        ""
-    };
-    // A name from a folder can hold anything; JSON and the shell both have their quotes.
-    let body = serde_json::json!({
-        "model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0,
-    });
-    let body = body.to_string().replace('\'', r"'\''");
-    format!(
-        "{name} is ready on http://{address}\n{facts}\n\n\
-         curl http://{reachable}/v1/completions{key} -H 'content-type: application/json' -d '{body}'\n"
-    )
 }
 
 /// Answers probes and Prometheus on a thread and a runtime of their own, until the process ends.

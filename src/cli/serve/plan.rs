@@ -8,6 +8,8 @@ use crate::model::{Footprint, PAGE_TOKENS};
 /// What a process holds beside weights and KV cache: tokenizer, activations of the largest step, code, and what the
 /// allocator keeps. Twice what Granite 2B shows.
 const MARGIN: u64 = 256 << 20;
+/// Rows of the largest step whose activations [`MARGIN`] holds: those of the default settings.
+const ROWS_IN_MARGIN: usize = 128;
 /// Context per place in the batch that the KV cache has room for by default: prompts and answers of a chat or of
 /// retrieval fit, and longer ones borrow from shorter neighbours.
 const TOKENS_PER_PLACE: usize = 4096;
@@ -48,9 +50,12 @@ pub fn kv_bytes(
     let of_clients = clients
         .connections()
         .saturating_add(clients.request_bytes as u64);
+    // A step has a row for every place in the batch.
+    let rows = max_batch.saturating_sub(ROWS_IN_MARGIN) as u64;
+    let margin = MARGIN.saturating_add(rows.saturating_mul(footprint.step_row));
     let beside = footprint
         .weights
-        .saturating_add(MARGIN)
+        .saturating_add(margin)
         .saturating_add(of_clients);
     if let Some(asked) = asked.filter(|asked| asked.0 < footprint.kv_page) {
         let page = ByteSize(footprint.kv_page);
@@ -76,7 +81,7 @@ pub fn kv_bytes(
             ByteSize(clients.request_bytes as u64),
             ByteSize(clients.connections()),
             clients.connections,
-            ByteSize(MARGIN),
+            ByteSize(margin),
             ByteSize(limit.bytes),
             limit.source,
         ))),
@@ -91,6 +96,7 @@ mod tests {
     const GRANITE_2B: Footprint = Footprint {
         weights: 2_600_000_000,
         kv_page: 2_785_280,
+        step_row: 4 * (2 * 49_159 + 8 * 2048 + 3 * 8192),
     };
 
     const CLIENTS: Clients = Clients {
@@ -135,6 +141,29 @@ mod tests {
         assert!(plan(Some(2 << 30), 4 << 30).is_err());
         assert!(plan(Some(u64::MAX), 4 << 30).is_err());
         assert_eq!(plan(Some(1 << 30), 4 << 30).unwrap(), 1 << 30);
+    }
+
+    #[test]
+    fn a_cache_without_room_for_a_page_is_refused() {
+        let error = plan(Some(10), 24 << 30).unwrap_err();
+        let line = "--kv-cache: 10 B is too small: one page takes 2.66 MiB";
+        assert_eq!(error.to_string(), line);
+    }
+
+    #[test]
+    fn a_step_of_a_thousand_rows_is_in_the_plan() {
+        let plan = |max_batch, limit| {
+            let limit = Limit {
+                bytes: limit,
+                source: "cgroup v2",
+            };
+            let asked = Some(ByteSize(1 << 30));
+            kv_bytes(asked, GRANITE_2B, 131_072, max_batch, CLIENTS, Some(limit))
+        };
+        let enough_for_128 = GRANITE_2B.weights + (1 << 30) + BESIDE;
+        assert!(plan(128, enough_for_128).is_ok());
+        assert!(plan(1024, enough_for_128).is_err());
+        assert!(plan(1024, enough_for_128 + (1 << 30)).is_ok());
     }
 
     #[test]
