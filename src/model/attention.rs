@@ -144,7 +144,7 @@ pub fn attention(
     let pages = cache.by_head();
     // Where every thread has as many key heads as the others, and their outputs are whole groups, nothing that a thread
     // makes is wanted by another before the end.
-    if kv_heads.is_multiple_of(pool.threads()) && width.is_multiple_of(GROUP) {
+    if kv_heads.is_multiple_of(pool.active()) && width.is_multiple_of(GROUP) {
         let attended = PerUnit::new(attended, rows * width);
         let out = out.by_groups(width / GROUP);
         let parts = ((queries, pages), attended, out, PerThread::new(scratch));

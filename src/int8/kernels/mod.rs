@@ -27,6 +27,7 @@ mod ymm;
 #[cfg(test)]
 mod contract;
 
+mod crew;
 pub mod pool;
 
 pub use vector::tree_sum;

@@ -1,22 +1,29 @@
 //! The compute threads: a fixed set that divides a range of units between them, the caller taking part.
 //!
-//! A phase costs about a microsecond while the threads spin; after a tenth of a millisecond without work they park and cost nothing.
+//! A phase costs about a microsecond while the threads spin; after a tenth of a millisecond without work they park and
+//! cost nothing. Where other processes want the same cores, fewer threads take part; see [`super::crew`].
 
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use super::crew::{Account, Crew, Given};
 use crate::error::{Error, Result};
 
-/// How long a thread looks for the next phase before it parks: longer than the gap between two steps (sampling, sending
-/// tokens), short enough that an idle server uses no CPU.
+/// How long a thread looks for the next phase, or for the end of the others' shares, before it parks: longer than the gap
+/// between two steps (sampling, sending tokens) and than what the threads differ by on cores of their own; short enough
+/// that an idle server uses no CPU, and that little is burnt while a thread that others wait for has no core.
 const SPIN: Duration = Duration::from_micros(100);
+
+/// Bits of `Shared::generation` that say how many threads take part in the phase; the others count phases. A worker so
+/// learns of a phase and of its part in it at once, and one that takes no part never looks at the phase.
+const ACTIVE_BITS: u32 = 16;
 
 /// What a phase runs on each thread.
 type Phase<'a> = dyn Fn(usize) + Sync + 'a;
@@ -24,12 +31,18 @@ type Phase<'a> = dyn Fn(usize) + Sync + 'a;
 struct Shared {
     /// The current phase. Written by the caller between phases only, while every worker waits.
     phase: UnsafeCell<Option<*const Phase<'static>>>,
-    /// Counts phases; a worker runs one when it changes.
+    /// Counts phases, and says how many threads take part, see [`ACTIVE_BITS`]. A worker runs one when it changes.
     generation: AtomicUsize,
     /// Workers that have not finished the current phase.
     unfinished: AtomicUsize,
     stopping: AtomicBool,
     parked: Vec<AtomicBool>,
+    /// Who waits parked for the last worker to finish, if the caller does.
+    caller: Mutex<Option<Thread>>,
+    caller_parked: AtomicBool,
+    /// Whether the workers write down in this phase what they were given.
+    looking: AtomicBool,
+    given: Vec<[AtomicU64; 2]>,
     /// Whether there is a `panic` of this phase, so that nobody takes the lock to see that there is none.
     panicked: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
@@ -45,12 +58,28 @@ impl Shared {
     fn lock_panic(&self) -> MutexGuard<'_, Option<Box<dyn Any + Send>>> {
         self.panic.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn lock_caller(&self) -> MutexGuard<'_, Option<Thread>> {
+        self.caller.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What `worker` wrote down last.
+    fn given(&self, worker: usize) -> Given {
+        let [ran, waited] = &self.given[worker];
+        Given {
+            ran: ran.load(Ordering::Relaxed),
+            waited: waited.load(Ordering::Relaxed),
+        }
+    }
 }
 
 /// A fixed set of compute threads.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<(Thread, Option<JoinHandle<()>>)>,
+    crew: Crew,
+    /// The caller's. It may be another thread than before.
+    account: Account,
 }
 
 impl Pool {
@@ -60,18 +89,29 @@ impl Pool {
     /// [`Error::Config`] when the system does not give that many.
     pub fn new(threads: usize) -> Result<Self> {
         let workers = threads.max(1) - 1;
+        if workers >> ACTIVE_BITS > 0 {
+            return Err(Error::Config(format!(
+                "{threads} compute threads: too many"
+            )));
+        }
         let shared = Arc::new(Shared {
             phase: UnsafeCell::new(None),
             generation: AtomicUsize::new(0),
             unfinished: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
+            caller: Mutex::new(None),
+            caller_parked: AtomicBool::new(false),
+            looking: AtomicBool::new(false),
+            given: (0..workers).map(|_| Default::default()).collect(),
             panicked: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
         let mut pool = Self {
             shared,
             workers: Vec::with_capacity(workers),
+            crew: Crew::new(workers + 1, Instant::now()),
+            account: Account::own(),
         };
         for index in 0..workers {
             let shared = Arc::clone(&pool.shared);
@@ -91,18 +131,23 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// How many of them take part at present: fewer where other processes want the same cores.
+    pub fn active(&self) -> usize {
+        self.crew.active()
+    }
+
     /// Divides `units` evenly and runs `body(thread, its units, its share of parts)` on every thread that has any.
     ///
-    /// The division depends only on `units` and the number of threads, so a thread always streams the same weights.
-    /// A panic in a body is carried to the caller once all threads have finished.
+    /// The division depends only on `units` and the number of threads that take part, so a thread streams the same weights
+    /// again and again. A panic in a body is carried to the caller once all threads have finished.
     pub fn run<P: Parts>(
         &mut self,
         units: usize,
         parts: P,
         body: impl Fn(usize, Range<usize>, P::Share) + Sync,
     ) {
-        let threads = self.threads();
-        parts.check(units, threads);
+        parts.check(units, self.threads());
+        let threads = self.active();
         self.phase(&|thread| {
             let share = share_of(units, thread, threads);
             if !share.is_empty() {
@@ -115,9 +160,31 @@ impl Pool {
 
     /// `&mut self` keeps two phases from running at once.
     fn phase(&mut self, phase: &Phase<'_>) {
-        if self.workers.is_empty() {
-            return phase(0);
+        let looking = self.crew.is_due(Instant::now());
+        let helpers = self.crew.active() - 1;
+        let own = if helpers == 0 {
+            catch_unwind(AssertUnwindSafe(|| phase(0)))
+        } else {
+            self.share_phase(phase, helpers, looking)
+        };
+        if looking {
+            self.look();
         }
+        let shared = &*self.shared;
+        let is_one = shared.panicked.swap(false, Ordering::Relaxed);
+        let theirs = is_one.then(|| shared.lock_panic().take()).flatten();
+        if let Some(panic) = own.err().or(theirs) {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Runs `phase` on the first `helpers` workers and on this thread; returns how it ended here.
+    fn share_phase(
+        &self,
+        phase: &Phase<'_>,
+        helpers: usize,
+        looking: bool,
+    ) -> std::thread::Result<()> {
         let shared = &*self.shared;
         let pointer: *const Phase<'_> = phase;
         // SAFETY: only the lifetime changes. The pointer is followed by workers during this call only: they are counted
@@ -125,38 +192,65 @@ impl Pool {
         let pointer: *const Phase<'static> = unsafe { std::mem::transmute(pointer) };
         // SAFETY: no worker reads `phase` now, see `Shared`.
         unsafe { *shared.phase.get() = Some(pointer) };
-        shared
-            .unfinished
-            .store(self.workers.len(), Ordering::Relaxed);
-        shared.generation.fetch_add(1, Ordering::SeqCst);
-        for ((worker, _), parked) in self.workers.iter().zip(&shared.parked) {
+        shared.unfinished.store(helpers, Ordering::Relaxed);
+        shared.looking.store(looking, Ordering::Relaxed);
+        let phases = shared.generation.load(Ordering::Relaxed) >> ACTIVE_BITS;
+        let generation = (phases.wrapping_add(1) << ACTIVE_BITS) | helpers;
+        shared.generation.store(generation, Ordering::SeqCst);
+        for ((worker, _), parked) in self.workers.iter().zip(&shared.parked).take(helpers) {
             if parked.load(Ordering::SeqCst) {
                 worker.unpark();
             }
         }
         let own = catch_unwind(AssertUnwindSafe(|| phase(0)));
-        let mut spins = 0u32;
-        while shared.unfinished.load(Ordering::Acquire) > 0 {
-            spins += 1;
-            // With fewer CPUs than threads the worker needs this one to go on.
-            if spins.is_multiple_of(1 << 14) {
-                std::thread::yield_now()
-            } else {
-                std::hint::spin_loop()
-            }
+        wait_for_workers(shared);
+        own
+    }
+
+    /// Decides by what the threads were given how many take part from now on.
+    fn look(&mut self) {
+        if !self.account.is_own() {
+            self.account = Account::own();
         }
-        let is_one = shared.panicked.swap(false, Ordering::Relaxed);
-        let theirs = is_one.then(|| shared.lock_panic().take()).flatten();
-        if let Some(panic) = own.err().or(theirs) {
-            resume_unwind(panic);
+        if let Some(own) = self.account.read() {
+            let workers = (0..self.workers.len()).map(|worker| self.shared.given(worker));
+            let given = std::iter::once(own).chain(workers);
+            self.crew.look(given, Instant::now());
         }
     }
+}
+
+/// Waits until all workers have finished their shares: spins for a while, then parks, since a worker that has no core may
+/// need this one.
+fn wait_for_workers(shared: &Shared) {
+    let start = Instant::now();
+    loop {
+        for _ in 0..256 {
+            if shared.unfinished.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        if start.elapsed() > SPIN {
+            break;
+        }
+    }
+    *shared.lock_caller() = Some(std::thread::current());
+    shared.caller_parked.store(true, Ordering::SeqCst);
+    // The last worker lowers `unfinished` before it looks at `caller_parked`, so one of the two sees the other.
+    while shared.unfinished.load(Ordering::SeqCst) > 0 {
+        std::thread::park();
+    }
+    shared.caller_parked.store(false, Ordering::SeqCst);
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        self.shared.generation.fetch_add(1, Ordering::SeqCst);
+        let next_phase = 1 << ACTIVE_BITS;
+        self.shared
+            .generation
+            .fetch_add(next_phase, Ordering::SeqCst);
         for (worker, handle) in &mut self.workers {
             worker.unpark();
             if let Some(handle) = handle.take() {
@@ -168,14 +262,20 @@ impl Drop for Pool {
 }
 
 fn work(shared: &Shared, index: usize) {
+    let account = Account::own();
     let mut seen = 0;
+    let mut idle_since = Instant::now();
     loop {
-        seen = next_generation(shared, index, seen);
+        seen = next_generation(shared, index, seen, idle_since);
         if shared.stopping.load(Ordering::SeqCst) {
             return;
         }
-        // SAFETY: `Pool::phase` wrote the pointer before it raised `generation`, and keeps it alive until this worker
-        // lowers `unfinished`.
+        let helpers = seen & ((1 << ACTIVE_BITS) - 1);
+        if index >= helpers {
+            continue;
+        }
+        // SAFETY: `Pool::share_phase` wrote the pointer before it raised `generation`, and keeps it alive until this
+        // worker, which is one of those it counts, lowers `unfinished`.
         let phase = unsafe { (*shared.phase.get()).map(|phase| &*phase) };
         if let Some(phase) = phase
             && let Err(panic) = catch_unwind(AssertUnwindSafe(|| phase(index + 1)))
@@ -184,13 +284,26 @@ fn work(shared: &Shared, index: usize) {
             // Seen by the caller, which waits for this worker to lower `unfinished`.
             shared.panicked.store(true, Ordering::Relaxed);
         }
-        shared.unfinished.fetch_sub(1, Ordering::Release);
+        if shared.looking.load(Ordering::Relaxed)
+            && let Some(given) = account.read()
+        {
+            let [ran, waited] = &shared.given[index];
+            ran.store(given.ran, Ordering::Relaxed);
+            waited.store(given.waited, Ordering::Relaxed);
+        }
+        let was_last = shared.unfinished.fetch_sub(1, Ordering::SeqCst) == 1;
+        if was_last
+            && shared.caller_parked.load(Ordering::SeqCst)
+            && let Some(caller) = &*shared.lock_caller()
+        {
+            caller.unpark();
+        }
+        idle_since = Instant::now();
     }
 }
 
-/// Waits for a phase after `seen`: spins for a while, then parks.
-fn next_generation(shared: &Shared, index: usize, seen: usize) -> usize {
-    let start = Instant::now();
+/// Waits for a phase after `seen`: spins until [`SPIN`] after it had something to do last, then parks.
+fn next_generation(shared: &Shared, index: usize, seen: usize, idle_since: Instant) -> usize {
     loop {
         for _ in 0..256 {
             let generation = shared.generation.load(Ordering::Acquire);
@@ -199,7 +312,7 @@ fn next_generation(shared: &Shared, index: usize, seen: usize) -> usize {
             }
             std::hint::spin_loop();
         }
-        if start.elapsed() > SPIN {
+        if idle_since.elapsed() > SPIN {
             shared.parked[index].store(true, Ordering::SeqCst);
             // The caller raises `generation` before it looks at `parked`, so one of the two sees the other.
             while shared.generation.load(Ordering::SeqCst) == seen {

@@ -1,0 +1,248 @@
+//! How many of the compute threads take part, by what the system gives them.
+//!
+//! All threads wait for the slowest at the end of every phase. When other processes want the same cores, a thread may
+//! lose its core for a few milliseconds in the middle of a phase that takes a tenth of one, and everyone waits for it: two
+//! threads on two busy cores can be slower than one. So every [`WINDOW`] each thread reads how long it ran and how long it
+//! was ready to run and had no core, and as many take part as are likely to be fastest. Those that were sent away are
+//! tried again from time to time. The division of the work changes no result.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+/// Between two looks: a dozen of the system's time slices, which are three to four milliseconds.
+const WINDOW: Duration = Duration::from_millis(50);
+/// Before those that were sent away are tried again. If that was too soon, twice as long: one window in 20 to 160.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// What one thread was given so far, in nanoseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(super) struct Given {
+    /// It ran.
+    pub ran: u64,
+    /// It could have run, and had no core.
+    pub waited: u64,
+}
+
+/// The kernel's account of the thread that asks.
+#[derive(Debug)]
+pub(super) struct Account {
+    thread: ThreadId,
+    file: Option<File>,
+}
+
+impl Account {
+    /// That of the calling thread.
+    pub fn own() -> Self {
+        Self {
+            thread: thread::current().id(),
+            // Absent where the kernel keeps no such account: then all threads always take part.
+            file: File::open("/proc/thread-self/schedstat").ok(),
+        }
+    }
+
+    /// Whether it is the calling thread's.
+    pub fn is_own(&self) -> bool {
+        self.thread == thread::current().id()
+    }
+
+    /// What the thread was given so far, if the kernel tells.
+    pub fn read(&self) -> Option<Given> {
+        // Two numbers of at most twenty digits and a count of time slices.
+        let mut bytes = [0; 64];
+        let count = self.file.as_ref()?.read_at(&mut bytes, 0).ok()?;
+        let text = std::str::from_utf8(bytes.get(..count)?).ok()?;
+        let mut numbers = text.split_ascii_whitespace().map(str::parse);
+        let (ran, waited) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        Some(Given { ran, waited })
+    }
+}
+
+/// Decides how many threads take part.
+#[derive(Debug)]
+pub(super) struct Crew {
+    /// How many take part now.
+    active: usize,
+    /// What each thread had been given at the last look.
+    before: Vec<Given>,
+    looked: Instant,
+    /// When those that were sent away are tried again.
+    retry: Instant,
+    pause: Duration,
+    /// Whether the last look sent nobody away, though all take part.
+    is_settled: bool,
+}
+
+impl Crew {
+    /// All of `threads` threads.
+    pub fn new(threads: usize, now: Instant) -> Self {
+        Self {
+            active: threads,
+            before: vec![Given::default(); threads],
+            looked: now,
+            retry: now,
+            pause: FIRST_PAUSE,
+            is_settled: true,
+        }
+    }
+
+    /// How many take part.
+    pub const fn active(&self) -> usize {
+        self.active
+    }
+
+    /// Whether it is time to [`Crew::look`].
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.before.len() > 1 && now.saturating_duration_since(self.looked) >= WINDOW
+    }
+
+    /// Takes what each thread that takes part has been given so far, and decides anew.
+    pub fn look(&mut self, given: impl Iterator<Item = Given>, now: Instant) {
+        let threads = self.before.len();
+        let mut cores = 0.0;
+        for (given, before) in given.zip(&mut self.before).take(self.active) {
+            let ran = given.ran.saturating_sub(before.ran) as f64;
+            let waited = given.waited.saturating_sub(before.waited) as f64;
+            *before = given;
+            // A thread that did nothing wanted nothing.
+            cores += if ran + waited > 0.0 {
+                ran / (ran + waited)
+            } else {
+                1.0
+            };
+        }
+        self.looked = now;
+        let best = fastest(self.active, cores);
+        if best < self.active {
+            // The longer it has been useless, the less often it is tried.
+            self.pause = if self.is_settled {
+                FIRST_PAUSE
+            } else {
+                (2 * self.pause).min(LONGEST_PAUSE)
+            };
+            self.is_settled = false;
+            self.active = best;
+            self.retry = now + self.pause;
+        } else if self.active == threads {
+            self.is_settled = true;
+        } else if now >= self.retry {
+            self.active = threads;
+        }
+    }
+}
+
+/// How many of `most` threads are likely to be fastest where the system gives `cores` cores' time to all of them together.
+///
+/// As long as each has a core of its own, they are as fast as they are many. More of them run only `cores / n` of the time
+/// each, and a phase gets on while all run at once: that share to the power of `n`, if they are interrupted independently.
+fn fastest(most: usize, cores: f64) -> usize {
+    let speed = |threads: usize| {
+        let threads = threads as f64;
+        threads * (cores / threads).min(1.0).powf(threads)
+    };
+    let all = (1..=most).rev();
+    let faster = |best: usize, next: usize| {
+        if speed(next) > speed(best) {
+            next
+        } else {
+            best
+        }
+    };
+    all.reduce(faster).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_take_part_as_are_fastest_together() {
+        for (threads, cores, best) in [
+            (2, 2.0, 2),
+            // A daemon takes a tenth of both: two are still faster than one.
+            (2, 1.8, 2),
+            (2, 1.5, 2),
+            // One busy neighbour on two cores, and two of them.
+            (2, 1.33, 1),
+            (2, 1.0, 1),
+            (4, 3.9, 4),
+            (4, 3.5, 3),
+            (4, 2.0, 2),
+            (16, 15.95, 16),
+            (16, 15.5, 15),
+            (16, 8.0, 8),
+            (1, 0.3, 1),
+        ] {
+            assert_eq!(fastest(threads, cores), best, "{threads} on {cores}");
+        }
+    }
+
+    #[test]
+    fn whoever_is_sent_away_is_tried_again_and_less_often_each_time() {
+        let start = Instant::now();
+        let mut now = start;
+        let mut crew = Crew::new(2, now);
+        let mut sums = [Given::default(); 2];
+        let mut window = |crew: &mut Crew, share: f64| {
+            now += WINDOW;
+            for sum in &mut sums[..crew.active()] {
+                sum.ran += (share * 50e6) as u64;
+                sum.waited += ((1.0 - share) * 50e6) as u64;
+            }
+            assert!(crew.is_due(now));
+            crew.look(sums.into_iter(), now);
+            now - start
+        };
+        window(&mut crew, 0.97);
+        assert_eq!(crew.active(), 2);
+        // A neighbour takes half of both cores, then all is well for the one that goes on.
+        let left = window(&mut crew, 0.5);
+        let mut returns = Vec::new();
+        let mut last = left;
+        while returns.len() < 5 {
+            assert_eq!(crew.active(), 1);
+            let now = window(&mut crew, 1.0);
+            if crew.active() == 2 {
+                returns.push((now - last).as_millis());
+                last = window(&mut crew, 0.5);
+            }
+        }
+        assert_eq!(returns, [1000, 2000, 4000, 8000, 8000]);
+        // The neighbour has gone: the next time both stay.
+        while crew.active() == 1 {
+            window(&mut crew, 1.0);
+        }
+        window(&mut crew, 1.0);
+        assert_eq!(crew.active(), 2);
+        let again = window(&mut crew, 0.5);
+        while crew.active() == 1 {
+            last = window(&mut crew, 1.0);
+        }
+        assert_eq!((last - again).as_millis(), 1000, "a new start");
+    }
+
+    #[test]
+    fn a_thread_that_had_nothing_to_do_is_not_taken_for_a_crowded_one() {
+        let start = Instant::now();
+        let mut crew = Crew::new(2, start);
+        crew.look([Given::default(); 2].into_iter(), start + WINDOW);
+        assert_eq!(crew.active(), 2);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_kernel_accounts_for_what_a_thread_runs() {
+        let account = Account::own();
+        assert!(account.is_own());
+        // Some kernels are built without it.
+        let Some(before) = account.read() else { return };
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(30) {
+            std::hint::spin_loop();
+        }
+        let after = account.read().expect("it was there before");
+        assert!(after.ran > before.ran, "{before:?} {after:?}");
+    }
+}
