@@ -110,6 +110,9 @@ pub struct Metrics {
     pub speculation_drafted_tokens_total: IntCounter,
     /// Guessed tokens that were right; they are among the tokens generated.
     pub speculation_accepted_tokens_total: IntCounter,
+    /// Grammars that requests came with, by what became of them: `hit` (compiled or refused before), `compiled`, `refused`,
+    /// `timeout`, `busy` (too many waited), `unavailable`.
+    pub grammars_total: IntCounterVec,
     /// Rows per step: prompt tokens, decoding sequences and their drafts together.
     pub batch_rows: Histogram,
     /// Weights as loaded, by component and dtype.
@@ -241,6 +244,12 @@ impl Metrics {
                 "speculation_accepted_tokens_total",
                 "Guessed tokens that were right.",
             ),
+            grammars_total: counters(
+                r,
+                "grammars_total",
+                "Grammars that requests came with, by what became of them.",
+                &["outcome"],
+            ),
             batch_rows: histogram(r, "batch_rows", "Rows per step.", BATCH_ROWS),
             model_weight_bytes: gauges(
                 r,
@@ -307,6 +316,16 @@ impl Metrics {
         }
         for reason in ["stop", "length"] {
             metrics.answers_total.with_label_values(&[reason]);
+        }
+        for outcome in [
+            "hit",
+            "compiled",
+            "refused",
+            "timeout",
+            "busy",
+            "unavailable",
+        ] {
+            metrics.grammars_total.with_label_values(&[outcome]);
         }
         for state in ["used", "cached", "reserved"] {
             metrics.kv_cache_bytes.with_label_values(&[state]);

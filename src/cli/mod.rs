@@ -23,6 +23,7 @@ use crate::error::{Error, Result};
 use crate::logging::{self, Filter, LogFormat};
 use crate::model::Placement;
 use crate::sources;
+use crate::text::grammar;
 
 /// Serve IBM Granite at eight bits on plain CPUs.
 #[derive(Debug, Parser)]
@@ -62,6 +63,9 @@ enum Command {
     Bench(bench::Args),
     Pull(pull::Args),
     Inspect(inspect::Args),
+    /// For the server itself: compiles one grammar within limits.
+    #[command(hide = true, name = grammar::trial::COMMAND)]
+    CheckGrammar,
 }
 
 const EXIT_CODES: &str = "\
@@ -74,6 +78,11 @@ Exit codes: 0 success, 64 bad usage, 65 bad model file, 66 file not found, 69 do
 /// # Errors
 /// The one that ends the program, with its exit code.
 pub fn run(cli: Cli) -> Result<()> {
+    if matches!(cli.command, Command::CheckGrammar) {
+        let pipes = (std::io::stdin(), std::io::stdout());
+        let checked = grammar::trial::run_here(pipes.0, pipes.1);
+        return checked.map_err(|problem| Error::Internal(problem.to_string()));
+    }
     logging::init(cli.log_format, &cli.log);
     let variable = |name: &str| std::env::var(name).ok();
     let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
@@ -84,6 +93,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Bench(args) => bench::run(&args, &sources),
         Command::Pull(args) => pull::run(args, &sources),
         Command::Inspect(args) => inspect::run(args, &sources),
+        Command::CheckGrammar => unreachable!("it ran above"),
     }
 }
 

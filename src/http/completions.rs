@@ -17,6 +17,7 @@ use super::logprobs::{self, Logprobs};
 use super::memory::copied;
 use super::observe::Record;
 use super::streaming::{self, EventShape, event};
+use super::structured::UNENFORCED;
 use super::wire::{
     Choice, Completion, CompletionRequest, Prompt, StreamOptions, Truncation, Usage,
 };
@@ -45,10 +46,14 @@ pub async fn complete(
 
     let ignored = mem::take(&mut request.ignored);
     let request = Arc::new(request);
-    let (prompts, generations) = prepare(model, Arc::clone(&request)).await?;
+    let (prompts, mut generations) = prepare(model, Arc::clone(&request)).await?;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
     record.set_prompt_tokens(prompt_tokens);
     record.hold(held_bytes(&prompts, &request))?;
+    let grammar = request.sampling.grammar.as_ref();
+    let unenforced = model
+        .constrain(&mut generations, grammar, app.limits().strict)
+        .await?;
     let streams = model.engine.submit(generations).map_err(refused)?;
 
     let sampling = &request.sampling;
@@ -94,6 +99,9 @@ pub async fn complete(
         let header = HeaderName::from_static("x-ignored-params");
         response.headers_mut().insert(header, names);
     }
+    if let Some(keywords) = unenforced {
+        response.headers_mut().insert(UNENFORCED, keywords);
+    }
     Ok(response)
 }
 
@@ -104,7 +112,7 @@ async fn prepare(
 ) -> Result<(Vec<Arc<[u32]>>, Vec<Generation>), ApiError> {
     let limits = model.engine.limits();
     let (tokenizer, eos_ids) = (Arc::clone(&model.tokenizer), model.stop_ids.clone());
-    // A long text or a grammar takes a while, and this thread also writes everyone else's tokens.
+    // A long text takes a while, and this thread also writes everyone else's tokens.
     let work = move || {
         let sampling = &request.sampling;
         let mut template = sampling.generation(&tokenizer, &eos_ids, limits.vocab_size)?;

@@ -110,6 +110,9 @@ pub enum ApiError {
         /// When room is likely.
         retry_after: Duration,
     },
+    /// The process that compiles grammars cannot be started.
+    #[error("grammars cannot be compiled now; retry later, or ask without one")]
+    GrammarsUnavailable,
     /// The model is being loaded.
     #[error("the model is loading")]
     Loading,
@@ -182,6 +185,7 @@ impl ApiError {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")
             }
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            Self::GrammarsUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "grammars_unavailable"),
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Self::Stalled => (StatusCode::SERVICE_UNAVAILABLE, "engine_stalled"),
@@ -213,7 +217,11 @@ impl ApiError {
     const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after } => Some(*retry_after),
-            Self::Loading | Self::Draining | Self::OutOfMemory | Self::Stalled => Some(RETRY_SOON),
+            Self::Loading
+            | Self::Draining
+            | Self::OutOfMemory
+            | Self::Stalled
+            | Self::GrammarsUnavailable => Some(RETRY_SOON),
             _ => None,
         }
     }

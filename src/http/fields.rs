@@ -136,6 +136,11 @@ impl<'a> Fields<'a> {
         }))
     }
 
+    /// The names of the fields that have not been taken.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields.keys().map(String::as_str)
+    }
+
     /// Whether a field is there that has not been taken.
     pub fn has(&self, param: &str) -> bool {
         self.fields.contains_key(param)

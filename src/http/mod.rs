@@ -37,8 +37,8 @@ use tokio::sync::watch;
 
 use crate::engine::Engine;
 use crate::telemetry::Metrics;
-use crate::text::Tokenizer;
 use crate::text::chat::ChatTemplate;
+use crate::text::{Grammars, Tokenizer};
 use error_body::ApiError;
 use limits::Limits;
 use memory::RequestMemory;
@@ -75,6 +75,8 @@ pub struct ServedModel {
     pub stop_ids: Vec<u32>,
     /// Text ↔ ids.
     pub tokenizer: Arc<Tokenizer>,
+    /// What answers must be → constraints on their tokens.
+    pub grammars: Arc<Grammars>,
     /// Makes prompts of conversations, if the model is made for them.
     pub chat: Option<Arc<ChatTemplate>>,
     /// What is known about the weights.

@@ -9,9 +9,9 @@ use super::ServedModel;
 use super::error_body::ApiError;
 use super::fields::{Fields, invalid};
 use super::limits::Limits;
-use super::structured;
-use crate::engine::{Constraint, Generation, Sampling};
-use crate::text::{Grammar, Tokenizer};
+use super::structured::{self, FromField};
+use crate::engine::{Generation, Sampling};
+use crate::text::Tokenizer;
 
 /// Entries of `logit_bias`, `allowed_token_ids` and `bad_words`: each costs a little time for every token.
 pub const MAX_ENTRIES: usize = 1024;
@@ -36,7 +36,7 @@ pub struct SamplingRequest {
     /// Log-probabilities of generated tokens, with so many alternatives; each route has its own field for it.
     pub logprobs: Option<usize>,
     /// What the answer must be.
-    pub grammar: Option<(&'static str, Grammar)>,
+    pub grammar: Option<FromField>,
     ignore_eos: bool,
     bad_words: Vec<String>,
     cache_salt: u128,
@@ -110,8 +110,8 @@ impl SamplingRequest {
         Ok(request)
     }
 
-    /// A generation by these fields, without prompt and length. Compiles the grammar and tokenizes words: takes time in
-    /// proportion to them, so call it where blocking is fine.
+    /// A generation by these fields, without prompt, length and grammar. Tokenizes words: takes time in proportion to
+    /// them, so call it where blocking is fine.
     ///
     /// # Errors
     /// The first field that does not fit the model.
@@ -152,16 +152,6 @@ impl SamplingRequest {
                 }
             }
         }
-        let constraint = match &self.grammar {
-            None => None,
-            Some((param, grammar)) => {
-                let compiled = tokenizer.constraint(grammar, eos_ids, vocab_size);
-                let constraint = compiled.map_err(|problem| {
-                    invalid(param, format!("a grammar that compiles: {problem}"))
-                })?;
-                Some(Box::new(constraint) as Box<dyn Constraint>)
-            }
-        };
         let mut stop_ids = self.stop_token_ids.clone();
         if !self.ignore_eos {
             stop_ids.extend_from_slice(eos_ids);
@@ -170,7 +160,6 @@ impl SamplingRequest {
             min_tokens: self.min_tokens,
             sampling,
             stop_ids,
-            constraint,
             scores: self.logprobs,
             cache_salt: self.cache_salt,
             ..Generation::default()

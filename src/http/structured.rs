@@ -1,31 +1,72 @@
-//! `response_format` and `structured_outputs`: what an answer must be.
+//! What an answer must be: `response_format`, `structured_outputs`, and the older names that clients still send.
+//!
+//! A field that constrains the answer is honoured or refused. None is ignored: whoever sent it would take free text for
+//! what was asked.
 
+use std::time::Duration;
+
+use axum::http::HeaderValue;
 use serde_json::value::RawValue;
 
+use super::ServedModel;
 use super::error_body::ApiError;
 use super::fields::{Fields, invalid};
+use crate::engine::Generation;
 use crate::text::Grammar;
+use crate::text::grammar::Problem;
 
 /// Alternatives in `structured_outputs.choice`.
-const MAX_CHOICES: usize = 1024;
+pub const MAX_CHOICES: usize = 1024;
+/// Header that names the keywords of a schema that the answer may break.
+pub const UNENFORCED: &str = "x-unenforced-schema-keywords";
+/// When a grammar that found too many before it may try again: about what one of them takes.
+const RETRY_BUSY: Duration = Duration::from_secs(2);
 
-/// Takes both fields; returns the grammar and the field that has it.
+/// A grammar and the field that has it.
+pub type FromField = (&'static str, Grammar);
+
+/// Takes all fields that constrain the answer; returns the grammar and the field that has it.
 ///
 /// # Errors
-/// When a field is not one of the documented forms, or both are there.
-pub fn grammar(fields: &mut Fields<'_>) -> Result<Option<(&'static str, Grammar)>, ApiError> {
-    let format = response_format(fields)?;
-    let outputs = structured_outputs(fields)?;
-    if format.is_some() && outputs.is_some() {
-        let expected = "left out where 'response_format' is given";
-        return Err(invalid("structured_outputs", expected));
+/// When a field is not one of the documented forms, or there is more than one.
+pub fn grammar(fields: &mut Fields<'_>) -> Result<Option<FromField>, ApiError> {
+    let given = [
+        ("response_format", response_format(fields)?),
+        ("structured_outputs", structured_outputs(fields)?),
+        ("guided_json", schema(fields, "guided_json")?),
+        (
+            "guided_regex",
+            fields.take("guided_regex", "a string")?.map(Grammar::Regex),
+        ),
+        ("guided_choice", choice(fields, "guided_choice")?),
+        ("guided_grammar", lark(fields, "guided_grammar")?),
+        ("grammar", lark(fields, "grammar")?),
+        ("json_schema", schema(fields, "json_schema")?),
+    ];
+    const SPACING: &str = "JSON has one space after commas and colons here, so leave it out";
+    fields.only("guided_whitespace_pattern", SPACING, |_: &&RawValue| false)?;
+    // Says who enforces, not what.
+    if fields
+        .take::<&RawValue>("guided_decoding_backend", "a string")?
+        .is_some()
+    {
+        fields.ignore("guided_decoding_backend");
     }
-    Ok(format
-        .map(|grammar| ("response_format", grammar))
-        .or(outputs.map(|grammar| ("structured_outputs", grammar))))
+    let mut given = given.into_iter();
+    let mut given = given
+        .by_ref()
+        .filter_map(|(param, grammar)| Some((param, grammar?)));
+    let first = given.next();
+    match (&first, given.next()) {
+        (Some((first, _)), Some((second, _))) => Err(invalid(
+            second,
+            format!("left out where '{first}' is given"),
+        )),
+        _ => Ok(first),
+    }
 }
 
-/// OpenAI's field.
+/// OpenAI's field. Others send the schema beside the type.
 fn response_format(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiError> {
     const PARAM: &str = "response_format";
     const EXPECTED: &str = "an object whose 'type' is 'text', 'json_object', or 'json_schema' beside {\"json_schema\": {\"schema\": …}}";
@@ -37,12 +78,14 @@ fn response_format(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiError>
         .take("type", "")
         .map_err(refused)?
         .ok_or_else(|| invalid(PARAM, EXPECTED))?;
-    let grammar = match kind.as_str() {
-        "text" => None,
-        "json_object" => Some(Grammar::JsonObject),
-        "json_schema" => {
-            let holder = format.object("json_schema", "").map_err(refused)?;
-            let mut holder = holder.ok_or_else(|| invalid(PARAM, EXPECTED))?;
+    let beside: Option<&RawValue> = format.take("schema", "").map_err(refused)?;
+    let beside = beside.map(|schema| Grammar::JsonSchema(schema.get().to_owned()));
+    let holder = format.object("json_schema", "").map_err(refused)?;
+    let grammar = match (kind.as_str(), holder, beside) {
+        ("text", None, None) => None,
+        ("json_object", None, beside) => Some(beside.unwrap_or(Grammar::JsonObject)),
+        ("json_schema", None, Some(beside)) => Some(beside),
+        ("json_schema", Some(mut holder), None) => {
             let schema: Option<&RawValue> = holder.take("schema", "").map_err(refused)?;
             let schema = schema.ok_or_else(|| invalid(PARAM, EXPECTED))?;
             // These name the schema for the model; it is enforced here whatever they say.
@@ -66,34 +109,104 @@ fn structured_outputs(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiErr
     let Some(mut outputs) = fields.object(PARAM, EXPECTED)? else {
         return Ok(None);
     };
-    let mut given = Vec::new();
-    if let Some(schema) = outputs.take::<&RawValue>("json", "").map_err(refused)? {
-        // A schema may come as an object or as its text.
-        let text = serde_json::from_str(schema.get());
-        given.push(Grammar::JsonSchema(
-            text.unwrap_or_else(|_| schema.get().to_owned()),
-        ));
-    }
-    if let Some(regex) = outputs.take("regex", "").map_err(refused)? {
-        given.push(Grammar::Regex(regex));
-    }
-    if let Some(lark) = outputs.take("grammar", "").map_err(refused)? {
-        given.push(Grammar::Lark(lark));
-    }
-    if let Some(choices) = outputs.take::<Vec<String>>("choice", "").map_err(refused)? {
-        if choices.is_empty() || choices.len() > MAX_CHOICES || choices.contains(&String::new()) {
+    let any: bool = outputs
+        .take("json_object", "")
+        .map_err(refused)?
+        .unwrap_or(false);
+    let regex: Option<String> = outputs.take("regex", "").map_err(refused)?;
+    let given = [
+        schema(&mut outputs, "json").map_err(refused)?,
+        regex.map(Grammar::Regex),
+        lark(&mut outputs, "grammar").map_err(refused)?,
+        choice(&mut outputs, "choice").map_err(|_| {
             let expected =
                 format!("an object whose 'choice' is 1 to {MAX_CHOICES} non-empty strings");
-            return Err(invalid(PARAM, expected));
-        }
-        given.push(Grammar::Choice(choices));
+            invalid(PARAM, expected)
+        })?,
+        any.then_some(Grammar::JsonObject),
+    ];
+    // What these ask for is so anyway: no white space but single blanks, no properties but those that are listed.
+    for name in [
+        "disable_any_whitespace",
+        "disable_additional_properties",
+        "disable_fallback",
+    ] {
+        let _: Option<bool> = outputs.take(name, "").map_err(refused)?;
     }
-    if outputs.take("json_object", "").map_err(refused)? == Some(true) {
-        given.push(Grammar::JsonObject);
+    if let Some(name) = outputs.names().next() {
+        let shown: String = name.chars().take(super::fields::MAX_REPEATED).collect();
+        return Err(invalid(
+            PARAM,
+            format!("{EXPECTED}; '{shown}' cannot be enforced"),
+        ));
     }
-    fields.ignore_rest(PARAM, outputs);
-    match given.len() {
-        1 => Ok(given.pop()),
+    let mut given = given.into_iter().flatten();
+    match (given.next(), given.next()) {
+        (Some(grammar), None) => Ok(Some(grammar)),
         _ => Err(invalid(PARAM, EXPECTED)),
+    }
+}
+
+/// A schema, which may come as an object or as its text.
+fn schema(fields: &mut Fields<'_>, param: &'static str) -> Result<Option<Grammar>, ApiError> {
+    let schema = fields.take::<&RawValue>(param, "a JSON schema")?;
+    Ok(schema.map(|schema| {
+        let text = serde_json::from_str(schema.get());
+        Grammar::JsonSchema(text.unwrap_or_else(|_| schema.get().to_owned()))
+    }))
+}
+
+fn choice(fields: &mut Fields<'_>, param: &'static str) -> Result<Option<Grammar>, ApiError> {
+    let expected = format!("a list of 1 to {MAX_CHOICES} non-empty strings");
+    let Some(choices) = fields.take::<Vec<String>>(param, &expected)? else {
+        return Ok(None);
+    };
+    if choices.is_empty() || choices.len() > MAX_CHOICES || choices.contains(&String::new()) {
+        return Err(invalid(param, expected));
+    }
+    Ok(Some(Grammar::Choice(choices)))
+}
+
+fn lark(fields: &mut Fields<'_>, param: &'static str) -> Result<Option<Grammar>, ApiError> {
+    let lark = fields.take(param, "a grammar in Lark")?;
+    Ok(lark.map(Grammar::Lark))
+}
+
+impl ServedModel {
+    /// Puts a grammar on all `generations`. Returns the keywords of its schema that the answers may break, for a header.
+    ///
+    /// # Errors
+    /// When the grammar does not compile within its limits, or has such keywords and the server `is_strict`.
+    pub(super) async fn constrain(
+        &self,
+        generations: &mut [Generation],
+        grammar: Option<&FromField>,
+        is_strict: bool,
+    ) -> Result<Option<HeaderValue>, ApiError> {
+        let Some((param, grammar)) = grammar else {
+            return Ok(None);
+        };
+        let compiled = self.grammars.constraints(grammar, generations.len()).await;
+        let compiled = compiled.map_err(|problem| match problem {
+            Problem::Refused(problem) => {
+                invalid(param, format!("a grammar that compiles: {problem}"))
+            }
+            Problem::Busy => ApiError::QueueFull {
+                retry_after: RETRY_BUSY,
+            },
+            Problem::Unavailable => ApiError::GrammarsUnavailable,
+        })?;
+        let keywords = compiled.unenforced.join(", ");
+        if is_strict && !keywords.is_empty() {
+            let expected = format!("a schema without {keywords}, which cannot be enforced");
+            return Err(invalid(param, expected));
+        }
+        for (generation, constraint) in generations.iter_mut().zip(compiled.constraints) {
+            generation.constraint = Some(constraint);
+        }
+        let is_empty = keywords.is_empty();
+        Ok((!is_empty)
+            .then(|| HeaderValue::try_from(keywords).ok())
+            .flatten())
     }
 }

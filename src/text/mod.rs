@@ -15,6 +15,6 @@ pub mod stop;
 pub mod tokenizer;
 
 pub use decoder::Decoder;
-pub use grammar::Grammar;
+pub use grammar::{Grammar, Grammars};
 pub use stop::StopStrings;
 pub use tokenizer::Tokenizer;

@@ -1,14 +1,12 @@
 //! Text → token ids, and the bytes behind every id.
 
 use std::path::Path;
-use std::sync::OnceLock;
 
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::{
     Model, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
 };
 
-use super::grammar::{Grammar, GrammarConstraint, Grammars};
 use crate::error::{Error, Result};
 
 /// A byte-level BPE tokenizer (the kind every Granite and SmolLM checkpoint has), ready to serve.
@@ -23,8 +21,6 @@ pub struct Tokenizer {
     longest: usize,
     /// Whether the tokens of a text hold all of its bytes, as they do unless the file asks for changes to the text.
     is_lossless: bool,
-    /// Made for the first grammar.
-    grammars: OnceLock<std::result::Result<Grammars, String>>,
 }
 
 /// A token with a meaning of its own, such as the end of a turn.
@@ -127,7 +123,6 @@ impl Tokenizer {
             is_lossless: inner.get_normalizer().is_none()
                 && !added.values().any(|token| token.lstrip || token.rstrip),
             inner,
-            grammars: OnceLock::new(),
         })
     }
 
@@ -279,23 +274,6 @@ impl Tokenizer {
     /// The id of a token by its name, such as `<|fim_prefix|>`.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
-    }
-
-    /// The constraint that `grammar` puts on the tokens of a model with `vocab_size` logits, whose texts end with one of
-    /// `eos_ids`; these are the same at every call. Call it where blocking is fine.
-    ///
-    /// # Errors
-    /// In words for whoever wrote the grammar.
-    pub fn constraint(
-        &self,
-        grammar: &Grammar,
-        eos_ids: &[u32],
-        vocab_size: usize,
-    ) -> std::result::Result<GrammarConstraint, String> {
-        let grammars = self
-            .grammars
-            .get_or_init(|| Grammars::new(self, eos_ids, vocab_size));
-        grammars.as_ref().map_err(Clone::clone)?.constraint(grammar)
     }
 
     /// Whether a token is control rather than text; such tokens are left out of answers.

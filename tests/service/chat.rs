@@ -9,10 +9,10 @@ use crate::harness::{
 };
 
 /// Turns begin with `<|unused_1|>`, and tools are called as Granite 4 calls them.
-const TEMPLATE: &str = "{%- if tools %}{{ '<|unused_2|>Use <tool_call>: ' + (tools | tojson) + '<|end_of_text|>\n' }}{% endif %}{% for m in messages %}{{ '<|unused_1|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}{{ '<tool_call>' + (c.function | tojson) + '</tool_call>' }}{% endfor %}{{ '<|end_of_text|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|unused_1|>assistant\n' }}{% endif %}";
+pub const TEMPLATE: &str = "{%- if tools %}{{ '<|unused_2|>Use <tool_call>: ' + (tools | tojson) + '<|end_of_text|>\n' }}{% endif %}{% for m in messages %}{{ '<|unused_1|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}{{ '<tool_call>' + (c.function | tojson) + '</tool_call>' }}{% endfor %}{{ '<|end_of_text|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|unused_1|>assistant\n' }}{% endif %}";
 const TURN: u32 = 317;
 
-fn serving(model: Fake) -> Service {
+pub fn serving(model: Fake) -> Service {
     let options = Options {
         chat_template: Some(TEMPLATE),
         ..Options::default()
@@ -35,7 +35,7 @@ fn answering(text: &str) -> Fake {
     })
 }
 
-async fn send(service: &Service, path: &str, body: &Value) -> Response {
+pub async fn send(service: &Service, path: &str, body: &Value) -> Response {
     let request = service.client.post(service.url(path)).json(body);
     request.send().await.unwrap()
 }

@@ -14,8 +14,8 @@ use microgranite::http::server::{self, Server};
 use microgranite::http::{App, ServedModel};
 use microgranite::model::Forward;
 use microgranite::telemetry::Metrics;
-use microgranite::text::Tokenizer;
 use microgranite::text::chat::ChatTemplate;
+use microgranite::text::{Grammars, Tokenizer, grammar};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -25,6 +25,8 @@ use tokio::sync::oneshot;
 pub const VOCAB: usize = 320;
 /// Its end of text.
 pub const END_OF_TEXT: u32 = 0;
+/// The program.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_microgranite");
 /// The name the model is served under.
 pub const MODEL: &str = "granite-test";
 
@@ -38,6 +40,10 @@ pub struct Options {
     pub limits: Limits,
     pub chat_template: Option<&'static str>,
     pub tokenizer: Option<Tokenizer>,
+    /// How long compiling a grammar may take; long if absent, since tests share the machine.
+    pub grammar_deadline: Option<Duration>,
+    /// The program that tries grammars; the real one if absent.
+    pub grammar_program: Option<&'static str>,
 }
 
 /// A running service. Dropping it ends it, answers included.
@@ -68,6 +74,18 @@ impl Service {
         let metrics = Arc::new(Metrics::new());
         let app = App::new(Arc::clone(&metrics), options.access, options.limits);
         if let Some(model) = model {
+            let engine = Engine::start(model, options.engine, Arc::clone(&metrics)).unwrap();
+            let tokenizer = options.tokenizer.unwrap_or_else(tokenizer);
+            let grammars = Grammars::new(
+                &tokenizer,
+                &[END_OF_TEXT],
+                VOCAB,
+                grammar::Settings {
+                    deadline: options.grammar_deadline.unwrap_or(Duration::from_secs(30)),
+                    program: Some(options.grammar_program.unwrap_or(PROGRAM).into()),
+                },
+                Arc::clone(&metrics),
+            );
             app.serve_model(ServedModel {
                 name: MODEL.to_owned(),
                 aliases: options.aliases,
@@ -76,12 +94,13 @@ impl Service {
                 created: 1_700_000_000,
                 stop_ids: vec![END_OF_TEXT],
                 chat: options.chat_template.map(|source| {
-                    let template = ChatTemplate::new(source, &tokenizer(), None, Some(END_OF_TEXT));
+                    let template = ChatTemplate::new(source, &tokenizer, None, Some(END_OF_TEXT));
                     Arc::new(template.unwrap())
                 }),
                 facts: Facts::default(),
-                tokenizer: Arc::new(options.tokenizer.unwrap_or_else(tokenizer)),
-                engine: Engine::start(model, options.engine, Arc::clone(&metrics)).unwrap(),
+                tokenizer: Arc::new(tokenizer),
+                grammars: Arc::new(grammars),
+                engine,
             });
         }
         let (address, bound) = mpsc::channel();

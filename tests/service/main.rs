@@ -10,6 +10,8 @@ mod eval;
 mod fake;
 mod fields;
 mod flags;
+mod grammar_fields;
+mod grammars;
 mod harness;
 mod logs;
 mod metrics;

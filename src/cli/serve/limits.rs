@@ -1,8 +1,12 @@
 //! How much one request may ask for, as flags of `serve`.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use crate::config::{self, ByteSize};
 use crate::error::{Error, Result};
 use crate::http::limits::Limits;
+use crate::text::grammar;
 
 /// Limits on requests. What is beyond is refused by name, never cut down.
 #[derive(Debug, clap::Args)]
@@ -57,7 +61,13 @@ pub struct LimitArgs {
     #[arg(long, env = "MICROGRANITE_MAX_STOPS", value_name = "N", value_parser = config::whole::<0, 1024>, default_value_t = Limits::default().stops)]
     max_stops: usize,
 
-    /// Refuse fields that nobody knows with 400, instead of naming them in X-Ignored-Params.
+    /// Seconds that compiling a schema, a regular expression or a grammar may take, from 1 to 60. More takes larger ones;
+    /// less frees the place sooner that a hostile one holds.
+    #[arg(long, env = "MICROGRANITE_GRAMMAR_TIMEOUT", value_name = "SECS", default_value = "2", value_parser = grammar_timeout)]
+    grammar_timeout: Duration,
+
+    /// Refuse fields that nobody knows with 400, instead of naming them in X-Ignored-Params; and schemas of which not all
+    /// can be enforced, instead of naming what is not in X-Unenforced-Schema-Keywords.
     #[arg(long, env = "MICROGRANITE_STRICT", value_parser = clap::builder::BoolishValueParser::new())]
     strict: bool,
 }
@@ -76,6 +86,19 @@ impl LimitArgs {
     /// Bytes of a request's headers.
     pub fn header_bytes(&self) -> usize {
         self.max_header.0 as usize
+    }
+
+    /// How grammars are compiled: tried by this very program, which on Linux is there whatever became of its file.
+    pub fn grammars(&self) -> grammar::Settings {
+        let itself = PathBuf::from("/proc/self/exe");
+        let program = match itself.exists() {
+            true => Some(itself),
+            false => std::env::current_exe().ok(),
+        };
+        grammar::Settings {
+            deadline: self.grammar_timeout,
+            program: Some(program.unwrap_or_default()),
+        }
     }
 
     /// The limits as the service takes them.
@@ -101,5 +124,14 @@ impl LimitArgs {
             stops: self.max_stops,
             strict: self.strict,
         })
+    }
+}
+
+/// A minute is more than any grammar takes that fits a request.
+fn grammar_timeout(text: &str) -> std::result::Result<Duration, String> {
+    let timeout = config::seconds(text)?;
+    match timeout.as_secs() {
+        1..=60 => Ok(timeout),
+        _ => Err("write whole seconds from 1 to 60".to_owned()),
     }
 }

@@ -18,8 +18,8 @@ use crate::model::{self, ModelConfig};
 use crate::sources::packed::Packed;
 use crate::sources::{self, Checkpoint, Reference};
 use crate::telemetry::Metrics;
-use crate::text::Tokenizer;
 use crate::text::chat::ChatTemplate;
+use crate::text::{Grammars, Tokenizer};
 
 /// A model that is ready, and a line about it.
 pub struct Loaded {
@@ -135,6 +135,13 @@ pub fn load(
     };
     let engine = Engine::start(Box::new(granite), engine_settings, Arc::clone(&metrics))?;
     let context = engine.limits().context_length;
+    let grammars = Grammars::new(
+        &tokenizer,
+        &checkpoint.eos_token_ids,
+        engine.limits().vocab_size,
+        args.limits.grammars(),
+        Arc::clone(&metrics),
+    );
 
     metrics.set_model_memory(&memory);
     metrics.set_info(&name, &format!("{architecture:?}"), context, kernel);
@@ -163,6 +170,7 @@ pub fn load(
         created: http::unix_seconds(),
         stop_ids: checkpoint.eos_token_ids,
         tokenizer: Arc::new(tokenizer),
+        grammars: Arc::new(grammars),
         chat: chat.map(Arc::new),
         facts: Facts {
             scheme: made.map_or_else(Scheme::default, |made| made.scheme),

@@ -22,6 +22,7 @@ use super::error_body::ApiError;
 use super::fields::ignored_header;
 use super::memory::copied;
 use super::observe::Record;
+use super::structured::UNENFORCED;
 use super::{App, ServedModel, streaming, unix_seconds};
 use crate::engine::Generation;
 use crate::text::chat::calls::CallSyntax;
@@ -65,7 +66,11 @@ pub async fn complete(
         generation.sampling.seed = request.sampling.seed(choice);
         Ok(generation)
     });
-    let generations = generations.collect::<Result<Vec<_>, ApiError>>()?;
+    let mut generations = generations.collect::<Result<Vec<_>, ApiError>>()?;
+    let grammar = request.sampling.grammar.as_ref();
+    let unenforced = model
+        .constrain(&mut generations, grammar, app.limits().strict)
+        .await?;
     let streams = model.engine.submit(generations).map_err(refused)?;
 
     let rules = Arc::new(Rules {
@@ -102,6 +107,9 @@ pub async fn complete(
     if let Some(names) = ignored_header(&request.ignored) {
         response.headers_mut().insert("x-ignored-params", names);
     }
+    if let Some(keywords) = unenforced {
+        response.headers_mut().insert(UNENFORCED, keywords);
+    }
     Ok(response)
 }
 
@@ -129,7 +137,7 @@ async fn generation(
 ) -> Result<Generation, ApiError> {
     let (request, tokenizer) = (Arc::clone(request), Arc::clone(&model.tokenizer));
     let (stop_ids, vocab_size) = (model.stop_ids.clone(), model.engine.limits().vocab_size);
-    // Compiling a grammar takes a while.
+    // Tokenizing takes a while.
     spawn_blocking(move || {
         request
             .sampling

@@ -10,7 +10,6 @@ use crate::http::fields::{Fields, invalid};
 use crate::http::limits::Limits;
 use crate::http::sampling::{MAX_LOGPROBS, SamplingRequest};
 use crate::http::wire::{StreamOptions, max_tokens, stream_options};
-use crate::text::Grammar;
 use crate::text::chat::calls::CallSyntax;
 use crate::text::chat::{Conversation, Ending};
 
@@ -81,7 +80,10 @@ impl ChatRequest {
         let stream = stream_options(f)?;
         conversation.ending = take_ending(f)?;
         if must_call {
-            if let Some((param, _)) = sampling.grammar {
+            // OpenAI's field says what a text must be, and the answer will be none; all others say what the answer must be.
+            if let Some((param, _)) = sampling.grammar
+                && param != "response_format"
+            {
                 return Err(invalid(param, "left out where 'tool_choice' forces a call"));
             }
             if conversation.ending != Ending::Answer {
@@ -112,11 +114,9 @@ impl ChatRequest {
     pub fn force_call(&mut self, syntax: &CallSyntax) {
         if self.must_call {
             let tools = self.tools.iter();
-            let tools: Vec<_> = tools
-                .map(|tool| (tool.name.clone(), tool.parameters.clone()))
-                .collect();
-            let schema = syntax.schema(&tools).to_string();
-            self.sampling.grammar = Some(("tools", Grammar::JsonSchema(schema)));
+            let parameters = |tool: &Tool| tool.parameters.as_ref().map(ToString::to_string);
+            let tools = tools.map(|tool| (tool.name.clone(), parameters(tool)));
+            self.sampling.grammar = Some(("tools", syntax.forced(tools.collect())));
         }
     }
 }

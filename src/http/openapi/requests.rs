@@ -216,6 +216,7 @@ fn sampling(limits: &Limits) -> Value {
         }})),
         "response_format": optional("object", json!({"required": ["type"], "description": "What the answer must be.", "properties": {
             "type": {"enum": ["text", "json_object", "json_schema"]},
+            "schema": schema,
             "json_schema": optional("object", json!({"required": ["schema"], "properties": {"schema": schema}})),
         }})),
         "structured_outputs": optional("object", json!({"description": "The same in vLLM's form: one of these.", "properties": {
@@ -225,6 +226,14 @@ fn sampling(limits: &Limits) -> Value {
             "choice": optional("array", json!({"minItems": 1, "maxItems": 1024, "items": {"type": "string", "minLength": 1}})),
             "grammar": optional("string", json!({"description": "Lark."})),
         }})),
+        "guided_json": {"description": "A JSON schema, as an object or as text: vLLM's older name."},
+        "guided_regex": optional("string", json!({})),
+        "guided_choice": optional("array", json!({"minItems": 1, "maxItems": 1024, "items": {"type": "string", "minLength": 1}})),
+        "guided_grammar": optional("string", json!({"description": "Lark."})),
+        "guided_decoding_backend": {"description": "Changes nothing."},
+        "guided_whitespace_pattern": {"type": "null"},
+        "json_schema": {"description": "A JSON schema: llama.cpp's name."},
+        "grammar": optional("string", json!({"description": "Lark: llama.cpp's name."})),
         "priority": optional("integer", json!({"description": "Changes nothing: requests are served in order."})),
         "cache_salt": optional("string", json!({"minLength": 1, "description":
             "Share what was computed of prompts only with requests that have the same."})),

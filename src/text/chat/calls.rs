@@ -3,11 +3,12 @@
 use std::mem;
 
 use serde::Deserialize;
+use serde_json::json;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 use super::ToolCall;
 use crate::text::Tokenizer;
+use crate::text::grammar::{Calls, Grammar};
 
 /// Calls in one answer; more of them is a model that repeats itself.
 const MAX_CALLS: usize = 128;
@@ -112,28 +113,11 @@ impl CallSyntax {
         }
     }
 
-    /// The JSON schema of what follows the opener when a call is forced. `tools` are the names that may be called and
-    /// the schemas of their arguments.
-    pub fn schema(&self, tools: &[(String, Option<Value>)]) -> Value {
-        let call = |(name, arguments): &(String, Option<Value>)| {
-            let any = json!({"type": "object"});
-            json!({
-                "type": "object",
-                "properties": {"name": {"const": name}, "arguments": arguments.as_ref().unwrap_or(&any)},
-                "required": ["name", "arguments"],
-                "additionalProperties": false,
-            })
-        };
-        let call = match tools {
-            [only] => call(only),
-            _ => json!({"anyOf": tools.iter().map(call).collect::<Vec<_>>()}),
-        };
-        match self {
-            Self::Tags => call,
-            Self::List { .. } => {
-                json!({"type": "array", "items": call, "minItems": 1, "maxItems": 1})
-            }
-        }
+    /// What follows the opener when a call is forced. `tools` are the names that may be called and the schemas of their
+    /// arguments.
+    pub fn forced(&self, tools: Vec<(String, Option<String>)>) -> Grammar {
+        let is_list = matches!(self, Self::List { .. });
+        Grammar::Calls(Calls { tools, is_list })
     }
 }
 

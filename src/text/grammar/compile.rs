@@ -1,0 +1,336 @@
+//! Grammar → constraint, with llguidance.
+//!
+//! Compiling is not bounded by anything but its input: see [`super::trial`] for what stands between this and a client.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::Arc;
+
+use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::derivre::ExprRef;
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::{
+    ApproximateTokEnv, InferenceCapabilities, SimpleVob, TokEnv, TokRxInfo, TokTrie,
+};
+use llguidance::{Matcher, ParserFactory, TokenParser};
+use serde_json::{Value, json};
+
+use super::{Calls, Grammar, MAX_BYTES, regex, schema::Schemas};
+use crate::engine::Constraint;
+use crate::text::Tokenizer;
+
+/// Symbols of a compiled grammar: some megabytes of memory.
+const MAX_GRAMMAR_SIZE: usize = 100_000;
+/// States of the lexer, at one to two kilobytes each, so that an answer holds at most about 50 MB for them.
+const MAX_LEXER_STATES: usize = 30_000;
+/// Work on one mask: about four milliseconds for the lexer and one for the parser, since the whole batch waits for it.
+const STEP_LEXER_FUEL: u64 = 50_000;
+const STEP_MAX_ITEMS: usize = 20_000;
+/// Work on the lexer of a new grammar, on a thread where nobody waits for it: about ten milliseconds.
+const INITIAL_LEXER_FUEL: u64 = 500_000;
+/// Ways on from one state of the lexer. The work on one byte grows with their square and is not divided, so this is what
+/// bounds the time of a step that the fuel alone would let pass.
+const MAX_BRANCHES: usize = 1_000;
+
+/// The tokens that a grammar is compiled for.
+pub struct Vocabulary {
+    /// By id. Special tokens begin with the marker: a grammar can name them, but no character matches them.
+    words: Vec<Vec<u8>>,
+    /// How many logits the model has.
+    size: usize,
+    /// Ids that end a text.
+    eos: Vec<u32>,
+}
+
+impl Vocabulary {
+    /// The model's own.
+    pub fn of(tokenizer: &Tokenizer, eos_ids: &[u32], size: usize) -> Self {
+        let eos: Vec<u32> = eos_ids
+            .iter()
+            .copied()
+            .filter(|&id| (id as usize) < size)
+            .collect();
+        let word = |id: u32| {
+            let mut word = tokenizer.bytes(id).to_vec();
+            if !word.is_empty() && (tokenizer.is_special(id) || eos.contains(&id)) {
+                word.insert(0, TokTrie::SPECIAL_TOKEN_MARKER);
+            }
+            word
+        };
+        let mut words: Vec<Vec<u8>> = (0..size as u32).map(word).collect();
+        // A model without an end of text gets one that no logit stands for.
+        words.push([&[TokTrie::SPECIAL_TOKEN_MARKER][..], b"<|no_end_of_text|>"].concat());
+        Self { words, size, eos }
+    }
+
+    /// One token for each byte and the special tokens where they are: as good as the whole vocabulary for telling whether
+    /// a grammar compiles, and made in no time.
+    pub fn bytes(size: usize, eos: Vec<u32>, special: Vec<(u32, Vec<u8>)>) -> Self {
+        let mut words = vec![Vec::new(); size];
+        for (id, word) in special {
+            if let Some(slot) = words.get_mut(id as usize) {
+                *slot = word;
+            }
+        }
+        words.extend((0..=u8::MAX).map(|byte| vec![byte]));
+        Self { words, size, eos }
+    }
+
+    /// What [`Self::bytes`] makes a small vocabulary of.
+    pub fn special(&self) -> Vec<(u32, Vec<u8>)> {
+        let is_special = |word: &&Vec<u8>| word.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER);
+        let words = (0..).zip(&self.words);
+        let special = words.filter(|(_, word)| is_special(word));
+        special.map(|(id, word)| (id, word.clone())).collect()
+    }
+
+    /// How many logits the model has, and the ids that end a text.
+    pub fn size(&self) -> (usize, &[u32]) {
+        (self.size, &self.eos)
+    }
+}
+
+/// Compiles grammars for one vocabulary.
+pub struct Compiler(ParserFactory);
+
+/// A grammar that has been compiled.
+pub struct Compiled {
+    /// At the start of a text.
+    pub constraint: GrammarConstraint,
+    /// Keywords of its schema that the answer may break.
+    pub unenforced: Vec<&'static str>,
+}
+
+impl Compiler {
+    /// Takes a tenth of a second and some megabytes for a whole vocabulary.
+    ///
+    /// # Errors
+    /// When the vocabulary makes no sense.
+    pub fn new(vocabulary: &Vocabulary) -> Result<Self, String> {
+        let words = &vocabulary.words;
+        let info = TokRxInfo::new(words.len() as u32, vocabulary.size as u32);
+        let mut trie = TokTrie::from(&info, words);
+        if !vocabulary.eos.is_empty() {
+            trie = trie.with_eos_tokens(&vocabulary.eos);
+        }
+        let environment: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let slices = SlicedBiasComputer::general_slices();
+        let mut factory =
+            ParserFactory::new(&environment, InferenceCapabilities::default(), &slices)
+                .map_err(|problem| problem.to_string())?;
+        factory.quiet();
+        let limits = factory.limits_mut();
+        limits.max_grammar_size = MAX_GRAMMAR_SIZE;
+        limits.max_lexer_states = MAX_LEXER_STATES;
+        limits.step_lexer_fuel = STEP_LEXER_FUEL;
+        limits.step_max_items = STEP_MAX_ITEMS;
+        limits.initial_lexer_fuel = INITIAL_LEXER_FUEL;
+        limits.verbose_errors = false;
+        Ok(Self(factory))
+    }
+
+    /// The constraint that `grammar` puts on tokens.
+    ///
+    /// # Errors
+    /// In words for whoever wrote the grammar.
+    pub fn compile(&self, grammar: &Grammar) -> Result<Compiled, String> {
+        let compiled = self.attempt(grammar, false);
+        match compiled {
+            // The compiler cannot write every range of numbers as a pattern; which ones it does not say.
+            Err(problem) if problem.contains("Failed to generate regex") => {
+                self.attempt(grammar, true)
+            }
+            compiled => compiled,
+        }
+        .map_err(|problem| explained(grammar, &problem))
+    }
+
+    fn attempt(&self, grammar: &Grammar, drops_bounds: bool) -> Result<Compiled, String> {
+        let (grammar, unenforced) = prepare(grammar, drops_bounds)?;
+        let parser = self.0.create_parser(grammar);
+        let mut parser = parser.map_err(|problem| problem.to_string())?;
+        check_branches(&parser)?;
+        let warnings = parser.grammar_warnings();
+        let mut matcher = Matcher::new(Ok(parser));
+        // Working out the first mask shows whether the grammar is within bounds while that can still be said.
+        let first = matcher.compute_mask_or_eos();
+        let mask = first.map_err(|problem| problem.to_string())?;
+        if mask.is_zero() {
+            return Err("nothing matches it".to_owned());
+        }
+        Ok(Compiled {
+            constraint: GrammarConstraint {
+                matcher,
+                mask: Some(mask),
+            },
+            unenforced: with_warnings(unenforced, &warnings),
+        })
+    }
+}
+
+/// The grammar as the library takes it, and what of it is not enforced.
+fn prepare(
+    grammar: &Grammar,
+    drops_bounds: bool,
+) -> Result<(TopLevelGrammar, Vec<&'static str>), String> {
+    if grammar.bytes() > MAX_BYTES {
+        return Err(format!("it is longer than {MAX_BYTES} bytes"));
+    }
+    let mut schemas = Schemas::new(drops_bounds);
+    let parse =
+        |text: &str| serde_json::from_str::<Value>(text).map_err(|problem| problem.to_string());
+    Ok(match grammar {
+        Grammar::JsonObject => (of_schema(json!({"type": "object"})), Vec::new()),
+        Grammar::JsonSchema(text) => {
+            let schema = schemas.add(&parse(text)?)?;
+            let (schema, unenforced) = schemas.finish(schema);
+            (of_schema(schema), unenforced)
+        }
+        Grammar::Calls(calls) => {
+            let schema = calls.schema(&mut schemas)?;
+            let (schema, unenforced) = schemas.finish(schema);
+            (of_schema(schema), unenforced)
+        }
+        Grammar::Regex(text) => {
+            regex::check(text)?;
+            (TopLevelGrammar::from_regex(text), Vec::new())
+        }
+        Grammar::Choice(choices) => {
+            // Lark's strings are written as JSON's.
+            let choices = choices.iter();
+            let choices = choices.map(|choice| Value::from(&**choice).to_string());
+            let choices: Vec<String> = choices.collect();
+            let lark = format!("start: {}", choices.join(" | "));
+            (TopLevelGrammar::from_lark(lark), Vec::new())
+        }
+        Grammar::Lark(lark) => (TopLevelGrammar::from_lark(lark.clone()), Vec::new()),
+    })
+}
+
+impl Calls {
+    /// The schema of what follows the opener when a call is forced.
+    fn schema(&self, schemas: &mut Schemas) -> Result<Value, String> {
+        let calls = self.tools.iter().map(|(name, parameters)| {
+            let parameters = match parameters {
+                Some(text) => serde_json::from_str(text)
+                    .map_err(|problem| problem.to_string())
+                    .and_then(|schema| schemas.add_object(&schema))
+                    .map_err(|problem| format!("the parameters of '{name}': {problem}"))?,
+                None => json!({"type": "object"}),
+            };
+            Ok(json!({
+                "type": "object",
+                "properties": {"name": {"const": name}, "arguments": parameters},
+                "required": ["name", "arguments"],
+                "additionalProperties": false,
+            }))
+        });
+        let mut calls = calls.collect::<Result<Vec<Value>, String>>()?;
+        let call = match calls.len() {
+            1 => calls.remove(0),
+            _ => json!({"anyOf": calls}),
+        };
+        Ok(match self.is_list {
+            true => json!({"type": "array", "items": call, "minItems": 1, "maxItems": 1}),
+            false => call,
+        })
+    }
+}
+
+/// One space after commas and colons and no other white space: as Python writes JSON, so models have seen much of it, and
+/// no answer spends its tokens on blanks.
+fn of_schema(mut schema: Value) -> TopLevelGrammar {
+    if let Some(fields) = schema.as_object_mut() {
+        let options = json!({
+            "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "lenient": true,
+        });
+        fields.insert("x-guidance".to_owned(), options);
+    }
+    TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(schema))
+}
+
+/// Adds what the library left out by itself.
+fn with_warnings(unenforced: Vec<&'static str>, warnings: &[String]) -> Vec<&'static str> {
+    let mut all: BTreeSet<&'static str> = unenforced.into_iter().collect();
+    for warning in warnings {
+        if warning.contains("oneOf") {
+            all.insert("oneOf");
+        }
+    }
+    all.into_iter().collect()
+}
+
+/// Refuses a lexer in which one byte can lead too many ways on. Every expression comes after its parts, so one pass
+/// suffices.
+fn check_branches(parser: &TokenParser) -> Result<(), String> {
+    let expressions = parser.parser.grammar().lexer_spec().regex_builder.exprset();
+    let mut branches = vec![0_usize; expressions.len()];
+    for index in 1..expressions.len() {
+        let parts = expressions.get_args(ExprRef::new(index as u32));
+        let can_skip = parts
+            .first()
+            .is_some_and(|&first| expressions.is_nullable(first));
+        let of_parts = parts
+            .iter()
+            .map(|part| branches.get(part.as_usize()).copied());
+        let of_parts = of_parts.fold(0, |sum: usize, part| sum.saturating_add(part.unwrap_or(0)));
+        branches[index] = of_parts.saturating_add(usize::from(can_skip));
+        if branches[index] > MAX_BRANCHES {
+            return Err(format!(
+                "its regular expressions have more than {MAX_BRANCHES} parts that may be left out"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The first line of the compiler's message, without the grammar that it may repeat.
+fn explained(grammar: &Grammar, problem: &str) -> String {
+    let is_lark = matches!(grammar, Grammar::Lark(text) if text.contains("::="));
+    if is_lark {
+        return "it looks like GBNF or EBNF (`::=`); write it in Lark, as `start: …`".to_owned();
+    }
+    if problem.starts_with("panic") {
+        return "the compiler has no way to express it".to_owned();
+    }
+    let line = problem.lines().next().unwrap_or_default();
+    line.chars().take(200).collect()
+}
+
+/// The state of a grammar within a text.
+pub struct GrammarConstraint {
+    matcher: Matcher,
+    /// What may come next, once it has been worked out.
+    mask: Option<SimpleVob>,
+}
+
+impl Constraint for GrammarConstraint {
+    fn allowed(&mut self) -> Option<&[u32]> {
+        if self.mask.is_none() {
+            match self.matcher.compute_mask_or_eos() {
+                Ok(mask) => self.mask = Some(mask),
+                Err(problem) => tracing::warn!(%problem, "a grammar takes too much work"),
+            }
+        }
+        self.mask.as_ref().map(SimpleVob::as_slice)
+    }
+
+    fn accept(&mut self, token: u32) -> bool {
+        self.mask = None;
+        self.matcher.consume_token(token).is_ok() && self.matcher.is_stopped()
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(Self {
+            // Not the caches: they are behind a lock, and answers side by side would wait for each other.
+            matcher: self.matcher.deep_clone(),
+            mask: self.mask.clone(),
+        })
+    }
+}
+
+impl fmt::Debug for GrammarConstraint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrammarConstraint").finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,442 @@
+//! JSON schemas as clients write them → schemas as the compiler takes them.
+//!
+//! References are resolved here and point into one flat list of definitions, so that a schema can stand inside another
+//! one and still mean itself. What the compiler cannot enforce is left out and named. An object that lists its
+//! properties has no others, unless the schema says so.
+
+use std::collections::{BTreeSet, HashMap};
+use std::ptr;
+
+use serde_json::{Map, Number, Value, json};
+
+use super::regex;
+
+/// Schemas within a schema, those that references repeat included: the largest in use have a few thousand.
+const MAX_NODES: usize = 20_000;
+/// Targets of references: the compiler follows a chain of them on its stack.
+const MAX_DEFINITIONS: usize = 1_000;
+/// Bounds of more digits overflow in the compiler when it looks for the next power of ten.
+const MAX_BOUND: f64 = 1e17;
+/// Divisors beyond this overflow in the compiler.
+const MAX_DIVISOR: f64 = 1e6;
+
+/// Keywords that hold a schema, a list of schemas, or an object of schemas.
+const ONE: [&str; 3] = ["additionalProperties", "additionalItems", "items"];
+const LIST: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
+const NAMED: [&str; 2] = ["properties", "patternProperties"];
+/// Keywords that the compiler enforces, beside the ones above.
+const VALUES: [&str; 15] = [
+    "type",
+    "enum",
+    "const",
+    "required",
+    "minProperties",
+    "maxProperties",
+    "minItems",
+    "maxItems",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+];
+/// Those of them that are bounds of a number.
+const BOUNDS: [&str; 4] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
+/// Keywords of the standard that constrain and cannot be enforced.
+const UNENFORCED: [&str; 14] = [
+    "not",
+    "if",
+    "dependentSchemas",
+    "dependentRequired",
+    "dependencies",
+    "contains",
+    "minContains",
+    "maxContains",
+    "uniqueItems",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "propertyNames",
+    "$dynamicRef",
+    "$recursiveRef",
+];
+/// Formats that the compiler has a pattern for. All others are annotations, as the standard has it.
+const FORMATS: [&str; 11] = [
+    "date-time",
+    "time",
+    "date",
+    "duration",
+    "email",
+    "hostname",
+    "ipv4",
+    "ipv6",
+    "uuid",
+    "uri",
+    "unknown",
+];
+/// Keywords that say what the object they stand beside looks like.
+const SHAPE: [&str; 4] = [
+    "properties",
+    "patternProperties",
+    "additionalProperties",
+    "unevaluatedProperties",
+];
+
+/// Schemas on their way to the compiler: what they refer to, and what of them is not enforced.
+#[derive(Default)]
+pub struct Schemas {
+    drops_bounds: bool,
+    definitions: Vec<Value>,
+    nodes: usize,
+    unenforced: BTreeSet<&'static str>,
+}
+
+/// One document and the targets of references in it that have been met, by where they lie; each may be needed twice, as
+/// an object that takes further properties and as one that does not.
+struct Document<'a> {
+    root: &'a Value,
+    targets: HashMap<(usize, bool), usize>,
+    pending: Vec<(&'a Value, bool, usize)>,
+    /// Schemas by `$anchor` and `$id`, once they are asked for.
+    names: Option<HashMap<&'a str, &'a Value>>,
+}
+
+impl Schemas {
+    /// None yet. With `drops_bounds` the bounds of numbers are left out, for when the compiler cannot take them.
+    pub fn new(drops_bounds: bool) -> Self {
+        Self {
+            drops_bounds,
+            ..Self::default()
+        }
+    }
+
+    /// Takes one document and returns it in the compiler's form; its references lead to [`Self::finish`]'s definitions.
+    ///
+    /// # Errors
+    /// In words for whoever wrote the schema.
+    pub fn add(&mut self, root: &Value) -> Result<Value, String> {
+        let mut document = Document {
+            root,
+            targets: HashMap::new(),
+            pending: Vec::new(),
+            names: None,
+        };
+        let schema = self.convert(&mut document, root, false)?;
+        // A list, not recursion: a chain of references may be long.
+        while let Some((target, is_open, index)) = document.pending.pop() {
+            self.definitions[index] = self.convert(&mut document, target, is_open)?;
+        }
+        Ok(schema)
+    }
+
+    /// As [`Self::add`], for the arguments of a tool, which are an object whether the schema says so or not.
+    ///
+    /// # Errors
+    /// As [`Self::add`], and when the schema is of something else.
+    pub fn add_object(&mut self, root: &Value) -> Result<Value, String> {
+        let mut schema = match self.add(root)? {
+            Value::Bool(true) => json!({}),
+            schema => schema,
+        };
+        let fields = schema.as_object_mut().ok_or("it allows nothing")?;
+        let is_object = match fields.get("type") {
+            None => true,
+            Some(Value::Array(types)) => types.iter().any(|kind| kind == "object"),
+            Some(kind) => kind == "object",
+        };
+        if !is_object {
+            return Err("it describes no object".to_owned());
+        }
+        fields.insert("type".to_owned(), json!("object"));
+        Ok(schema)
+    }
+
+    /// The schema with all definitions, and the keywords that are not enforced.
+    pub fn finish(self, mut schema: Value) -> (Value, Vec<&'static str>) {
+        if let Some(fields) = schema.as_object_mut()
+            && !self.definitions.is_empty()
+        {
+            let numbered = self.definitions.into_iter().enumerate();
+            let numbered = numbered.map(|(index, value)| (index.to_string(), value));
+            let definitions = Value::Object(numbered.collect());
+            fields.insert("$defs".to_owned(), definitions);
+        }
+        (schema, self.unenforced.into_iter().collect())
+    }
+
+    /// Recursion here is as deep as the text is nested, which the JSON parser bounds at 128.
+    fn convert<'a>(
+        &mut self,
+        document: &mut Document<'a>,
+        schema: &'a Value,
+        is_open: bool,
+    ) -> Result<Value, String> {
+        self.nodes += 1;
+        if self.nodes > MAX_NODES {
+            return Err(format!("it has more than {MAX_NODES} schemas in it"));
+        }
+        let fields = match schema {
+            Value::Bool(_) => return Ok(schema.clone()),
+            Value::Object(fields) => fields,
+            _ => return Err("a schema is an object, true or false".to_owned()),
+        };
+        let composition = Composition::of(fields, is_open);
+        let mut converted = Map::new();
+        for (keyword, value) in fields {
+            let value = match (keyword.as_str(), value) {
+                ("$ref", value) => {
+                    let target = document.resolve(value)?;
+                    self.reference(document, target, composition.opens_parts)?
+                }
+                (name, Value::Object(named)) if NAMED.contains(&name) => {
+                    let convert = |(name, part): (&String, &'a Value)| {
+                        Ok((name.clone(), self.convert(document, part, false)?))
+                    };
+                    if name == "patternProperties" {
+                        named.keys().try_for_each(|pattern| regex::check(pattern))?;
+                    }
+                    Value::Object(named.iter().map(convert).collect::<Result<_, String>>()?)
+                }
+                (name, Value::Array(list)) if LIST.contains(&name) => {
+                    let in_place = matches!(name, "allOf" | "anyOf" | "oneOf");
+                    let is_open = in_place && composition.opens_parts;
+                    let list = list.iter();
+                    let list = list.map(|part| self.convert(document, part, is_open));
+                    Value::Array(list.collect::<Result<_, String>>()?)
+                }
+                (name, part) if ONE.contains(&name) => self.convert(document, part, false)?,
+                (name, _) if NAMED.contains(&name) || LIST.contains(&name) => {
+                    return Err(format!("'{name}' is of the wrong type"));
+                }
+                ("format", Value::String(format)) if !FORMATS.contains(&format.as_str()) => {
+                    self.unenforced.insert("format");
+                    continue;
+                }
+                ("format", value) => value.clone(),
+                ("pattern", Value::String(pattern)) => {
+                    regex::check(pattern)?;
+                    value.clone()
+                }
+                ("multipleOf", Value::Number(number)) if !is_simple_divisor(number) => {
+                    self.unenforced.insert("multipleOf");
+                    continue;
+                }
+                ("multipleOf", value) => value.clone(),
+                (name, value) => match VALUES.iter().find(|known| **known == name) {
+                    Some(name)
+                        if BOUNDS.contains(name) && (self.drops_bounds || !is_in_range(value)) =>
+                    {
+                        self.unenforced.insert(name);
+                        continue;
+                    }
+                    Some(_) => value.clone(),
+                    None => {
+                        self.note(name, value, &composition);
+                        continue;
+                    }
+                },
+            };
+            converted.insert(keyword.clone(), value);
+        }
+        if composition.closes {
+            close(&mut converted);
+        }
+        if !counts_of_properties_are_enforced(&converted) {
+            for name in ["minProperties", "maxProperties"] {
+                if converted.shift_remove(name).is_some() {
+                    self.unenforced.insert(name);
+                }
+            }
+        }
+        Ok(Value::Object(converted))
+    }
+
+    /// A reference to a definition, which is converted later if it is new.
+    fn reference<'a>(
+        &mut self,
+        document: &mut Document<'a>,
+        target: &'a Value,
+        is_open: bool,
+    ) -> Result<Value, String> {
+        // Where it lies tells one value of the document from all others.
+        let key = (ptr::from_ref(target).addr(), is_open);
+        let index = match document.targets.get(&key) {
+            Some(&index) => index,
+            None => {
+                let index = self.definitions.len();
+                if index == MAX_DEFINITIONS {
+                    return Err(format!("it refers to more than {MAX_DEFINITIONS} schemas"));
+                }
+                self.definitions.push(Value::Null);
+                document.targets.insert(key, index);
+                document.pending.push((target, is_open, index));
+                index
+            }
+        };
+        Ok(Value::String(format!("#/$defs/{index}")))
+    }
+
+    /// Remembers a keyword that constrains and is not enforced. What nobody knows is an annotation.
+    fn note(&mut self, keyword: &str, value: &Value, composition: &Composition) {
+        let constrains = match keyword {
+            "uniqueItems" => value == &Value::Bool(true),
+            "unevaluatedProperties" => value == &Value::Bool(false) && !composition.closes,
+            _ => true,
+        };
+        if let Some(name) = UNENFORCED.iter().find(|known| **known == keyword)
+            && constrains
+        {
+            self.unenforced.insert(name);
+        }
+    }
+}
+
+/// How a schema is put together of others that hold for the same value.
+struct Composition {
+    /// Whether it gets `additionalProperties: false`.
+    closes: bool,
+    /// Whether the schemas that it is made of must leave room for each other's properties.
+    opens_parts: bool,
+}
+
+impl Composition {
+    fn of(fields: &Map<String, Value>, is_open: bool) -> Self {
+        let has_shape = SHAPE.iter().any(|name| fields.contains_key(*name));
+        let parts = |name: &str| fields.get(name).and_then(Value::as_array);
+        let all_of = parts("allOf").map_or(0, Vec::len);
+        let groups = usize::from(parts("anyOf").is_some())
+            + usize::from(parts("oneOf").is_some())
+            + usize::from(fields.contains_key("$ref"));
+        // Parts that only say which properties are required, say, add none of their own.
+        let part_has_shape = fields.contains_key("$ref")
+            || ["allOf", "anyOf", "oneOf"].iter().any(|name| {
+                parts(name).is_some_and(|parts| {
+                    parts.iter().any(|part| {
+                        ["$ref", "allOf", "anyOf", "oneOf"]
+                            .iter()
+                            .chain(&SHAPE)
+                            .any(|name| part.get(*name).is_some())
+                    })
+                })
+            });
+        Self {
+            closes: !is_open
+                && !part_has_shape
+                && fields.get("properties").is_some_and(Value::is_object)
+                && !fields.contains_key("additionalProperties"),
+            opens_parts: is_open || has_shape || all_of + groups > 1,
+        }
+    }
+}
+
+/// Lets an object have no properties but those it lists or requires.
+fn close(fields: &mut Map<String, Value>) {
+    let required = fields.get("required").and_then(Value::as_array).cloned();
+    if let Some(Value::Object(properties)) = fields.get_mut("properties") {
+        for name in required.iter().flatten().filter_map(Value::as_str) {
+            if !properties.contains_key(name) {
+                properties.insert(name.to_owned(), Value::Bool(true));
+            }
+        }
+    }
+    fields.insert("additionalProperties".to_owned(), Value::Bool(false));
+}
+
+/// Whether the compiler can count the properties of an object: if it may leave none of them out, or at most or at least
+/// one of a closed list.
+fn counts_of_properties_are_enforced(fields: &Map<String, Value>) -> bool {
+    let required: Vec<&Value> = match fields.get("required") {
+        Some(Value::Array(names)) => names.iter().collect(),
+        _ => Vec::new(),
+    };
+    let properties = fields.get("properties").and_then(Value::as_object);
+    let is_required = |name: &String| required.iter().any(|required| *required == name);
+    if properties.is_none_or(|properties| properties.keys().all(is_required)) {
+        return true;
+    }
+    let one_more = required.len() as u64 + 1;
+    let count = |name: &str| fields.get(name).and_then(Value::as_u64);
+    fields.get("additionalProperties") == Some(&Value::Bool(false))
+        && !fields.contains_key("patternProperties")
+        && count("minProperties").is_none_or(|least| least <= one_more)
+        && count("maxProperties").is_none_or(|most| most == one_more)
+}
+
+impl<'a> Document<'a> {
+    /// What a reference leads to.
+    fn resolve(&mut self, reference: &Value) -> Result<&'a Value, String> {
+        let reference = reference.as_str().ok_or("a '$ref' is a string")?;
+        let (base, fragment) = reference.split_once('#').unwrap_or((reference, ""));
+        let shown: String = reference.chars().take(64).collect();
+        let nowhere = || format!("the reference '{shown}' leads to nothing in the schema");
+        let mut target = self.root;
+        if !base.is_empty() && self.root.get("$id").and_then(Value::as_str) != Some(base) {
+            target = self.named(base).ok_or_else(nowhere)?;
+        }
+        let fragment = percent_decoded(fragment);
+        if fragment.is_empty() || fragment.starts_with('/') {
+            target.pointer(&fragment).ok_or_else(nowhere)
+        } else {
+            self.named(&fragment).ok_or_else(nowhere)
+        }
+    }
+
+    fn named(&mut self, name: &str) -> Option<&'a Value> {
+        let names = self.names.get_or_insert_with(|| {
+            let mut names = HashMap::new();
+            let mut to_visit = vec![self.root];
+            while let Some(value) = to_visit.pop() {
+                match value {
+                    Value::Array(values) => to_visit.extend(values),
+                    Value::Object(fields) => {
+                        for keyword in ["$anchor", "$dynamicAnchor", "$id"] {
+                            if let Some(name) = fields.get(keyword).and_then(Value::as_str) {
+                                names.entry(name).or_insert(value);
+                            }
+                        }
+                        to_visit.extend(fields.values());
+                    }
+                    _ => {}
+                }
+            }
+            names
+        });
+        names.get(name).copied()
+    }
+}
+
+/// A fragment without its `%3C`s; anything else after a `%` stays.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
+        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        match byte {
+            Some(byte) if first == b'%' => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether a bound of a number is one that the compiler can follow.
+fn is_in_range(bound: &Value) -> bool {
+    bound.as_f64().is_none_or(|bound| bound.abs() <= MAX_BOUND)
+}
+
+/// Whether the compiler can follow what is left over of a division.
+fn is_simple_divisor(number: &Number) -> bool {
+    number.as_f64().is_some_and(|divisor| {
+        let whole = (divisor.abs() * 1e6).round();
+        let is_decimal = (whole / 1e6 - divisor.abs()).abs() <= f64::EPSILON * divisor.abs();
+        is_decimal && whole >= 1.0 && whole <= MAX_DIVISOR * 1e6
+    })
+}

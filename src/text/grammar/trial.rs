@@ -1,0 +1,194 @@
+//! Compiling a grammar in a process that may die of it.
+//!
+//! The library that compiles grammars recurses as deep as their references go, takes as long as it takes, and ends the
+//! process when memory or stack run out. So the same work is first done by a child process of the same program, with
+//! limits on memory, stack and time, that is killed when the deadline passes or the client leaves. What came through
+//! there comes through here: the same code does the same work with more stack. Only the vocabulary differs, and what
+//! depends on it is bounded by fuel.
+
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, Signal};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+
+use super::Grammar;
+use super::compile::{Compiler, Vocabulary};
+use crate::memory;
+
+/// The command of the program that does it.
+pub const COMMAND: &str = "check-grammar";
+/// Stack of the thread that compiles: a chain of a thousand references takes about a tenth of it.
+const STACK: usize = 48 << 20;
+/// Heap: the largest grammars within the limits of size take a third of it.
+const HEAP: u64 = 128 << 20;
+/// What a process holds before it does anything, and what allocators reserve without using it.
+const ADDRESS_SPACE: u64 = 1 << 30;
+/// A neighbour's compute threads count three times as much: they have a stream to keep even.
+pub const NICE: i32 = 5;
+
+/// What a client's grammar is compiled with here: the child's stack and then some, so that what fitted there fits.
+pub const MORE_STACK: usize = STACK + (16 << 20);
+
+/// A grammar and all that compiling it depends on.
+#[derive(Serialize, Deserialize)]
+struct Job {
+    grammar: Grammar,
+    seconds: u64,
+    vocabulary_size: usize,
+    eos: Vec<u32>,
+    special: Vec<(u32, Vec<u8>)>,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Verdict {
+    Fits { bytes: u64 },
+    Refused(String),
+}
+
+/// Why a grammar did not come through.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Failure {
+    /// It makes no sense, or is too large; in words for whoever wrote it.
+    Refused(String),
+    /// It takes longer than it may.
+    TimedOut,
+    /// The process could not be started; in words for the log.
+    Unavailable(String),
+}
+
+/// Tries grammars for one vocabulary.
+pub struct Trial {
+    program: PathBuf,
+    deadline: Duration,
+    vocabulary_size: usize,
+    eos: Vec<u32>,
+    special: Vec<(u32, Vec<u8>)>,
+}
+
+impl Trial {
+    /// `program` is this program.
+    pub fn new(program: &Path, deadline: Duration, vocabulary: &Vocabulary) -> Self {
+        let (size, eos) = vocabulary.size();
+        Self {
+            program: program.to_owned(),
+            deadline,
+            vocabulary_size: size,
+            eos: eos.to_owned(),
+            special: vocabulary.special(),
+        }
+    }
+
+    /// Compiles `grammar` elsewhere and returns the memory that the outcome takes. Ends the work when dropped.
+    ///
+    /// # Errors
+    /// See [`Failure`].
+    pub async fn run(&self, grammar: &Grammar) -> Result<u64, Failure> {
+        let job = Job {
+            grammar: grammar.clone(),
+            seconds: self.deadline.as_secs() + 1,
+            vocabulary_size: self.vocabulary_size,
+            eos: self.eos.clone(),
+            special: self.special.clone(),
+        };
+        let unavailable = |problem: std::io::Error| Failure::Unavailable(problem.to_string());
+        let job = serde_json::to_vec(&job).expect("texts and numbers are always JSON");
+        // Every file this program opens is closed in its children, the listening sockets included.
+        let mut child = Command::new(&self.program)
+            .arg(COMMAND)
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(unavailable)?;
+        let mut stdin = child.stdin.take().expect("it is piped");
+        let work = async {
+            // A child that died early says why by its status.
+            let _ = stdin.write_all(&job).await;
+            drop(stdin);
+            child.wait_with_output().await
+        };
+        let output = tokio::time::timeout(self.deadline, work)
+            .await
+            .map_err(|_elapsed| Failure::TimedOut)?
+            .map_err(unavailable)?;
+        match serde_json::from_slice(&output.stdout) {
+            Ok(Verdict::Fits { bytes }) if output.status.success() => Ok(bytes),
+            Ok(Verdict::Refused(problem)) => Err(Failure::Refused(problem)),
+            _ => Err(died(output.status)),
+        }
+    }
+}
+
+/// What it means that the child came to no verdict.
+fn died(status: ExitStatus) -> Failure {
+    use std::os::unix::process::ExitStatusExt;
+    match status.signal() {
+        // The limit on CPU time ends it this way too, and so does a system that has run out of memory.
+        Some(signal) if signal == Signal::KILL.as_raw() => Failure::TimedOut,
+        Some(_) => Failure::Refused("it takes too much memory or is nested too deep".to_owned()),
+        None => Failure::Unavailable(format!("the process for grammars ended with {status}")),
+    }
+}
+
+/// The child's side: reads a job from standard input and writes the verdict to standard output.
+///
+/// # Errors
+/// When the job cannot be read or the verdict not be written.
+pub fn run_here(mut input: impl Read, mut output: impl Write) -> std::io::Result<()> {
+    restrict()?;
+    let mut job = Vec::new();
+    input.read_to_end(&mut job)?;
+    let job: Job = serde_json::from_slice(&job)?;
+    limit(Resource::Cpu, job.seconds)?;
+    let thread = std::thread::Builder::new().stack_size(STACK);
+    let thread = thread.spawn(move || verdict(&job))?;
+    let verdict = thread
+        .join()
+        .unwrap_or_else(|_panic| Verdict::Refused("the compiler has no way to express it".into()));
+    output.write_all(&serde_json::to_vec(&verdict)?)
+}
+
+fn verdict(job: &Job) -> Verdict {
+    let vocabulary = Vocabulary::bytes(job.vocabulary_size, job.eos.clone(), job.special.clone());
+    let held = || memory::resident().map_or(0, |resident| resident.anon);
+    let compiler = match Compiler::new(&vocabulary) {
+        Ok(compiler) => compiler,
+        Err(problem) => return Verdict::Refused(problem),
+    };
+    let before = held();
+    match compiler.compile(&job.grammar) {
+        Ok(compiled) => {
+            let bytes = held().saturating_sub(before);
+            // Taking it apart is part of the trial.
+            drop(compiled);
+            Verdict::Fits { bytes }
+        }
+        Err(problem) => Verdict::Refused(problem),
+    }
+}
+
+/// Limits this process, before it has read anything, to what a grammar may cost.
+fn restrict() -> std::io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Being less important and first to go is a courtesy that some sandboxes do not allow.
+    let _ = rustix::process::setpriority_process(None, NICE);
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+    limit(Resource::Core, 0)?;
+    limit(Resource::Data, HEAP + STACK as u64)?;
+    limit(Resource::As, ADDRESS_SPACE)
+}
+
+fn limit(resource: Resource, value: u64) -> std::io::Result<()> {
+    let limit = Rlimit {
+        current: Some(value),
+        maximum: Some(value),
+    };
+    Ok(rustix::process::setrlimit(resource, limit)?)
+}
