@@ -57,7 +57,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Serve(serve::Args),
+    Serve(Box<serve::Args>),
     Quantize(quantize::Args),
     Eval(eval::Args),
     Bench(bench::Args),
@@ -87,7 +87,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let variable = |name: &str| std::env::var(name).ok();
     let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
     match cli.command {
-        Command::Serve(args) => serve::run(args, sources),
+        Command::Serve(args) => serve::run(*args, sources),
         Command::Quantize(args) => quantize::run(args, &sources),
         Command::Eval(args) => eval::run(&args, &sources),
         Command::Bench(args) => bench::run(&args, &sources),

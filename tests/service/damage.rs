@@ -91,7 +91,7 @@ impl Service {
     }
 
     /// Requests and readiness are refused, and the log says why.
-    fn is_out_of_service(mut self) {
+    fn ends_out_of_service(mut self) {
         self.weights_are("damaged");
         assert_eq!(self.get("/readyz").status(), 503);
         let refused = self.complete().unwrap();
@@ -114,7 +114,7 @@ impl Service {
 fn damage_from_before_the_start_is_found_beside_the_serving() {
     let folder = packed();
     damage(folder.path());
-    Service::start(folder.path(), "background").is_out_of_service();
+    Service::start(folder.path(), "background").ends_out_of_service();
     // Who trusts the disk gets what is on it.
     let trusting = Service::start(folder.path(), "off");
     assert_eq!(trusting.complete().unwrap().status(), 200);
@@ -146,7 +146,7 @@ fn a_file_that_is_written_to_while_it_is_served_is_compared_again() {
     service.weights_are("verified");
     assert_eq!(service.complete().unwrap().status(), 200);
     damage(folder.path());
-    service.is_out_of_service();
+    service.ends_out_of_service();
 }
 
 #[test]
