@@ -1,11 +1,12 @@
 //! Taking connections, and refusing those that are too many: also when the process has no file descriptor left.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -18,6 +19,8 @@ const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
 /// How long a client that was refused may take to read why. Closing at once would reset the connection if the client
 /// has sent its request already, and the refusal would be lost.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
+/// Of a request that came with its connection: a head.
+const MOST_UNREAD_BYTES: usize = 64 << 10;
 /// Refusals that are being read; beyond that, connections are closed without ado.
 const MAX_REFUSALS: usize = 64;
 
@@ -88,10 +91,9 @@ impl Default for Refusals {
 }
 
 impl Refusals {
-    /// Tells the client that there are too many connections, and closes this one.
+    /// Tells the client that there are too many connections, and closes this one when that has been read.
     pub fn refuse(&self, mut socket: TcpStream) {
-        // A new connection has room for so few bytes.
-        let _client_may_be_gone = socket.try_write(TOO_MANY_CONNECTIONS);
+        send_refusal(&socket);
         let Ok(place) = Arc::clone(&self.0).try_acquire_owned() else {
             return;
         };
@@ -105,4 +107,26 @@ impl Refusals {
             drop(place);
         });
     }
+}
+
+/// The same for a connection whose descriptor is needed for the next one: closes it at once, after what has come of its
+/// request, so that it is not reset.
+pub fn refuse_at_once(socket: TcpStream) {
+    send_refusal(&socket);
+    let Ok(mut socket) = socket.into_std() else {
+        return;
+    };
+    let mut left = MOST_UNREAD_BYTES;
+    // It does not wait: the socket is not blocking.
+    while let Ok(count @ 1..) = socket.read(&mut [0; 1024]) {
+        left = left.saturating_sub(count);
+        if left == 0 {
+            return;
+        }
+    }
+}
+
+fn send_refusal(socket: &TcpStream) {
+    // A new connection has room for so few bytes, though the runtime has not seen that yet.
+    let _client_may_be_gone = send(socket, TOO_MANY_CONNECTIONS, SendFlags::NOSIGNAL);
 }

@@ -1,5 +1,6 @@
 //! Reading a request, within limits: how many headers, how long a body, how long it may take.
 
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::time::sleep;
 
 use super::App;
 use super::error_body::ApiError;
-use super::memory::{FREE_BYTES, Held, parsed_bytes, reserve};
+use super::memory::{FREE_BYTES, Held, Turn, parsed_bytes, reserve};
 use super::observe::Record;
 
 /// The megabyte of the default limit takes this long at 0.8 Mbit/s; whoever is slower holds a connection for nothing.
@@ -20,8 +21,9 @@ const BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// not.
 const BUSY_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The bytes of a JSON body: of the right type, not too long, and in time. What they take is held by the request's record.
-pub struct JsonBytes(pub Vec<u8>);
+/// The bytes of a JSON body: of the right type, not too long, and in time; and the turn to read them. What they take is
+/// held by the request's record.
+pub struct JsonBytes(pub Vec<u8>, pub Turn);
 
 impl FromRequest<App> for JsonBytes {
     type Rejection = ApiError;
@@ -30,7 +32,12 @@ impl FromRequest<App> for JsonBytes {
         check_type(request.headers())?;
         let record = request.extensions().get::<Arc<Record>>().cloned();
         let mut held = app.memory().hold();
+        let takes_none =
+            claimed_length(request.headers()).is_some_and(|claimed| claimed <= FREE_BYTES);
         let in_the_way = async {
+            if takes_none {
+                return pending().await;
+            }
             sleep(BUSY_DEADLINE).await;
             app.memory().shortage().await;
         };
@@ -43,7 +50,8 @@ impl FromRequest<App> for JsonBytes {
         if let Some(record) = record {
             record.keep(held);
         }
-        Ok(Self(body))
+        let turn = app.memory().turn(body.len()).await?;
+        Ok(Self(body, turn))
     }
 }
 
@@ -72,11 +80,14 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
+fn claimed_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// Reads a body of at most `max_bytes`, in memory that is `held` before it is filled.
 async fn read(request: Request, max_bytes: usize, held: &mut Held) -> Result<Vec<u8>, ApiError> {
     let too_large = || ApiError::BodyTooLarge(max_bytes);
-    let claimed = request.headers().get(CONTENT_LENGTH);
-    let claimed = claimed.and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let claimed = claimed_length(request.headers());
     if claimed.is_some_and(|claimed| claimed > max_bytes) {
         // What comes of it is read when the connection is closed, so that the answer arrives.
         return Err(too_large());

@@ -14,7 +14,7 @@ use super::body::JsonBytes;
 use super::error_body::ApiError;
 use super::fields::{ignored_header, invalid};
 use super::logprobs::{self, Logprobs};
-use super::memory::copied;
+use super::memory::{Turn, copied};
 use super::observe::Record;
 use super::streaming::{self, EventShape, event};
 use super::structured::UNENFORCED;
@@ -30,7 +30,7 @@ use crate::text::tokenizer::EncodeError;
 pub async fn complete(
     State(app): State<App>,
     Extension(record): Extension<Arc<Record>>,
-    JsonBytes(body): JsonBytes,
+    JsonBytes(body, turn): JsonBytes,
 ) -> Result<Response, ApiError> {
     let model = app.model()?;
     let mut request = CompletionRequest::parse(&body, app.limits())?;
@@ -46,7 +46,7 @@ pub async fn complete(
 
     let ignored = mem::take(&mut request.ignored);
     let request = Arc::new(request);
-    let (prompts, mut generations) = prepare(model, Arc::clone(&request)).await?;
+    let (prompts, mut generations) = prepare(model, Arc::clone(&request), turn).await?;
     let prompt_tokens = prompts.iter().map(|prompt| prompt.len()).sum();
     record.set_prompt_tokens(prompt_tokens);
     record.hold(held_bytes(&prompts, &request))?;
@@ -109,11 +109,13 @@ pub async fn complete(
 async fn prepare(
     model: &ServedModel,
     request: Arc<CompletionRequest>,
+    turn: Turn,
 ) -> Result<(Vec<Arc<[u32]>>, Vec<Generation>), ApiError> {
     let limits = model.engine.limits();
     let (tokenizer, eos_ids) = (Arc::clone(&model.tokenizer), model.stop_ids.clone());
     // A long text takes a while, and this thread also writes everyone else's tokens.
     let work = move || {
+        let _turn = turn;
         let sampling = &request.sampling;
         let mut template = sampling.generation(&tokenizer, &eos_ids, limits.vocab_size)?;
         template.max_tokens = request.max_tokens;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, interval, sleep_until};
+use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use super::error_body::ApiError;
 
@@ -26,6 +26,14 @@ const BYTES_PER_NEST: usize = 512;
 /// An entry of a list that has just doubled its room.
 const BYTES_PER_ENTRY: usize = 160;
 
+/// Bodies beyond this are read one after the other. Four of this length at a time, one for each thread that tokenizes,
+/// take some 80 MiB.
+const LONG_BODY_BYTES: usize = 64 << 10;
+/// What a text takes while it is tokenized, per byte: measured with letters and punctuation by turns.
+const TOKENIZING_BYTES: usize = 320;
+/// How long a body waits until those before it have been read. One of a megabyte takes some seconds on a busy machine.
+const MAX_WAIT_TO_READ: Duration = Duration::from_secs(10);
+
 /// The budget; clones share it.
 #[derive(Debug, Clone)]
 pub struct RequestMemory(Arc<Budget>);
@@ -34,8 +42,23 @@ pub struct RequestMemory(Arc<Budget>);
 struct Budget {
     total: usize,
     units: Arc<Semaphore>,
+    /// One: for the long body that is being read.
+    long_body: Arc<Semaphore>,
     /// Told as long as somebody waits.
     shortage: Notify,
+}
+
+/// The right to read a body, for whatever parses and tokenizes it, on whatever thread: it goes there with the work, and
+/// ends with it even if the client leaves before.
+#[derive(Debug)]
+pub struct Turn(#[expect(dead_code, reason = "held, not looked at")] Option<OwnedSemaphorePermit>);
+
+/// The most that reading bodies takes beside the budget, if the longest has `body_bytes`.
+pub const fn reading_bytes(body_bytes: usize) -> usize {
+    if body_bytes <= LONG_BODY_BYTES {
+        return 0;
+    }
+    body_bytes.saturating_mul(TOKENIZING_BYTES)
 }
 
 /// A part of the budget, until it is dropped.
@@ -53,6 +76,7 @@ impl RequestMemory {
         Self(Arc::new(Budget {
             total: units.saturating_mul(UNIT_BYTES),
             units: Arc::new(Semaphore::new(units)),
+            long_body: Arc::new(Semaphore::new(1)),
             shortage: Notify::new(),
         }))
     }
@@ -62,6 +86,21 @@ impl RequestMemory {
         Held {
             memory: self.clone(),
             permit: None,
+        }
+    }
+
+    /// Waits until a body of so many bytes may be read.
+    ///
+    /// # Errors
+    /// [`ApiError::OutOfMemory`] if that takes too long.
+    pub async fn turn(&self, body_bytes: usize) -> Result<Turn, ApiError> {
+        if body_bytes <= LONG_BODY_BYTES {
+            return Ok(Turn(None));
+        }
+        let turn = Arc::clone(&self.0.long_body).acquire_owned();
+        match timeout(MAX_WAIT_TO_READ, turn).await {
+            Ok(Ok(turn)) => Ok(Turn(Some(turn))),
+            _ => Err(ApiError::OutOfMemory),
         }
     }
 
@@ -232,6 +271,29 @@ mod tests {
         let (waited, ()) = tokio::join!(second.resize(50 << 10), gives_way);
         waited.unwrap();
         assert_eq!(left(&memory), 50 << 10);
+    }
+
+    #[tokio::test]
+    async fn long_bodies_are_read_one_after_the_other_and_short_ones_beside_them() {
+        let memory = RequestMemory::new(1 << 20);
+        let first = memory.turn(LONG_BODY_BYTES + 1).await.unwrap();
+        let second = memory.turn(LONG_BODY_BYTES + 1);
+        let waited = timeout(Duration::from_millis(50), second).await;
+        assert!(waited.is_err(), "the first is still being read");
+        memory.turn(LONG_BODY_BYTES).await.unwrap();
+        drop(first);
+        memory.turn(LONG_BODY_BYTES + 1).await.unwrap();
+    }
+
+    #[test]
+    fn an_allocation_that_fails_is_a_refusal() {
+        let refused = reserve(&mut Vec::<u64>::new(), usize::MAX / 16);
+        assert!(matches!(refused, Err(ApiError::OutOfMemory)));
+        assert!(matches!(
+            copied(&[1], usize::MAX / 8),
+            Err(ApiError::OutOfMemory)
+        ));
+        assert_eq!(copied(&[1, 2], 3).unwrap(), [1, 2]);
     }
 
     #[test]

@@ -95,7 +95,7 @@ pub async fn show(
 }
 
 /// `POST /v1/embeddings`: said plainly, because clients try.
-pub async fn embeddings(JsonBytes(_): JsonBytes) -> ApiError {
+pub async fn embeddings(_: JsonBytes) -> ApiError {
     ApiError::NoEmbeddings
 }
 

@@ -23,7 +23,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::accept::{Acceptor, Refusals};
+use super::accept::{Acceptor, Refusals, refuse_at_once};
 use super::connection::{Answering, Connection, Deadlines, Exchange, Exchanges};
 use super::stall::WriteStall;
 use super::{App, Phase, routes};
@@ -180,7 +180,7 @@ pub async fn serve(
             let socket = match acceptor.accept().await {
                 Ok(socket) => socket,
                 Err(without_descriptor) => {
-                    refusals.refuse(without_descriptor);
+                    refuse_at_once(without_descriptor);
                     continue;
                 }
             };

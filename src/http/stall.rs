@@ -8,7 +8,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
-/// Wraps a connection so that a peer which stops reading is an error after a while.
+/// What a stalled client has to take before it counts as reading again. A byte now and then would keep a stream and all
+/// that waits for it in memory for as long as the client likes.
+const LEAST_PROGRESS: usize = 4 << 10;
+
+/// Wraps a connection so that a peer which stops reading, or hardly reads, is an error after a while.
 ///
 /// Without it a client that opens a stream and never reads would hold its connection, its buffers and its place in the
 /// batch until it cares to leave. The error drops the response body, and that frees the rest.
@@ -17,7 +21,8 @@ pub struct WriteStall<S> {
     limit: Duration,
     /// Runs out at the end of the present stall.
     timer: Pin<Box<Sleep>>,
-    is_stalled: bool,
+    /// What has been taken since the present stall began, if there is one.
+    taken: Option<usize>,
 }
 
 impl<S> WriteStall<S> {
@@ -27,22 +32,25 @@ impl<S> WriteStall<S> {
             socket,
             limit,
             timer: Box::pin(sleep(limit)),
-            is_stalled: false,
+            taken: None,
         }
     }
 
     /// Passes on the outcome of an attempt to write, unless the stall has lasted too long.
-    fn watch<T>(
+    fn watch(
         &mut self,
-        attempt: Poll<io::Result<T>>,
+        attempt: Poll<io::Result<usize>>,
         context: &mut Context<'_>,
-    ) -> Poll<io::Result<T>> {
+    ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(count)) = attempt {
+            let taken = self.taken.map(|taken| taken + count);
+            self.taken = taken.filter(|&taken| taken < LEAST_PROGRESS);
+        }
         if attempt.is_ready() {
-            self.is_stalled = false;
             return attempt;
         }
-        if !self.is_stalled {
-            self.is_stalled = true;
+        if self.taken.is_none() {
+            self.taken = Some(0);
             self.timer.as_mut().reset(Instant::now() + self.limit);
         }
         match self.timer.as_mut().poll(context) {
@@ -75,7 +83,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteStall<S> {
         self.socket.is_write_vectored()
     }
 
+    /// Called when all there was to write has been taken: so much for the stall.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.taken = None;
         Pin::new(&mut self.socket).poll_flush(context)
     }
 
@@ -100,26 +110,45 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn only_a_stall_of_the_whole_limit_is_an_error() {
-        let limit = Duration::from_secs(1);
-        let (server, mut client) = duplex(4);
-        let mut server = WriteStall::new(server, limit);
+    const LIMIT: Duration = Duration::from_secs(1);
+
+    /// Writes chunks of 6 KiB for ever, each flushed, to a client that reads `bytes` every 400 ms, `times` times. Returns
+    /// when that failed.
+    async fn write_to_reader_of(bytes: usize, times: usize) -> Duration {
+        let (server, mut client) = duplex(1 << 10);
+        let mut server = WriteStall::new(server, LIMIT);
         let start = Instant::now();
         let reader = tokio::spawn(async move {
-            let mut bytes = [0; 4];
-            // Slow, but never as slow as the limit: four bytes at a time, then nothing more.
-            for _ in 0..3 {
+            for _ in 0..times {
                 sleep(Duration::from_millis(400)).await;
-                client.read_exact(&mut bytes).await.unwrap();
+                client.read_exact(&mut vec![0; bytes]).await.unwrap();
             }
             client
         });
-        server.write_all(&[7; 16]).await.unwrap();
-        assert!(start.elapsed() > limit, "each stall counts for itself");
-        let client = reader.await.unwrap();
-        let error = server.write_all(&[7; 1]).await.unwrap_err();
+        let error = loop {
+            let written = async {
+                server.write_all(&[7; 6 << 10]).await?;
+                server.flush().await
+            };
+            if let Err(error) = written.await {
+                break error;
+            }
+        };
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        drop(client);
+        let waited = start.elapsed();
+        reader.abort();
+        waited
+    }
+
+    #[tokio::test]
+    async fn whoever_reads_slowly_is_waited_for_and_whoever_stops_is_not() {
+        let waited = write_to_reader_of(4 << 10, 5).await;
+        assert!(waited > 5 * Duration::from_millis(400), "{waited:?}");
+    }
+
+    #[tokio::test]
+    async fn a_byte_now_and_then_is_not_reading() {
+        let (waited, reads) = (write_to_reader_of(1, 20).await, Duration::from_secs(8));
+        assert!((LIMIT..reads / 2).contains(&waited), "{waited:?}");
     }
 }

@@ -52,7 +52,7 @@ pub struct Info {
 pub async fn tokenize(
     State(app): State<App>,
     Extension(record): Extension<Arc<Record>>,
-    JsonBytes(body): JsonBytes,
+    JsonBytes(body, turn): JsonBytes,
 ) -> Result<Json<Tokenized>, ApiError> {
     let model = app.model()?;
     let mut fields = Fields::parse(&body)?;
@@ -66,14 +66,17 @@ pub async fn tokenize(
         Some(text) if text.is_empty() => Vec::new(),
         Some(text) => {
             let tokenizer = model.tokenizer.clone();
-            spawn_blocking(move || completions::encode(&tokenizer, "prompt", &text, context))
-                .await
-                .map_err(|_panicked| ApiError::Internal)??
+            let work = move || {
+                let _turn = turn;
+                completions::encode(&tokenizer, "prompt", &text, context)
+            };
+            let encoded = spawn_blocking(work).await;
+            encoded.map_err(|_panicked| ApiError::Internal)??
         }
         None if fields.has("messages") => {
             let (mut conversation, _tools) = messages::take(&mut fields)?;
             conversation.ending = take_ending(&mut fields)?;
-            chat::encode(model, model.chat_template()?, conversation).await?
+            chat::encode(model, model.chat_template()?, conversation, turn).await?
         }
         None => return Err(ApiError::Missing { param: "prompt" }),
     };
@@ -93,7 +96,7 @@ pub async fn tokenize(
 /// `POST /detokenize`: the text of ids, special tokens included.
 pub async fn detokenize(
     State(app): State<App>,
-    JsonBytes(body): JsonBytes,
+    JsonBytes(body, _turn): JsonBytes,
 ) -> Result<Json<Detokenized>, ApiError> {
     const PARAM: &str = "tokens";
     let model = app.model()?;

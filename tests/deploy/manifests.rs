@@ -6,8 +6,8 @@ const FOLDER: &str = "deploy/kubernetes";
 
 /// Granite 2B's weights at int8, scales and norms included, in bytes.
 const GRANITE_2B_WEIGHTS: u64 = 2_550_000_000;
-/// Tokenizer, activations, thread stacks and the binary, in bytes.
-const PROCESS_OVERHEAD: u64 = 500_000_000;
+/// Tokenizer, activations, thread stacks, the binary, and what clients can make it hold, in bytes.
+const PROCESS_OVERHEAD: u64 = 900_000_000;
 
 fn manifest(name: &str) -> Value {
     let path = format!("{FOLDER}/{name}");

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::process::tiny;
 
@@ -30,17 +30,22 @@ fn serve(ulimit: &str, max_connections: usize) -> Limited {
     Limited(process, address.to_owned())
 }
 
+/// The status line on a new connection, which has to come at once.
+fn ask(server: &Limited) -> ([u8; 12], TcpStream) {
+    let mut socket = TcpStream::connect(&server.1).unwrap();
+    let limit = Some(Duration::from_secs(5));
+    socket.set_read_timeout(limit).unwrap();
+    socket.write_all(b"GET /livez HTTP/1.1\r\n\r\n").unwrap();
+    let mut status = [0; 12];
+    socket.read_exact(&mut status).expect("an answer at once");
+    (status, socket)
+}
+
 /// Opens connections until one is refused, and returns how many were not.
 fn connections(server: &Limited, most: usize) -> usize {
     let mut open = Vec::new();
     for _ in 0..=most {
-        let mut socket = TcpStream::connect(&server.1).unwrap();
-        socket
-            .set_read_timeout(Some(Duration::from_secs(5)))
-            .unwrap();
-        socket.write_all(b"GET /livez HTTP/1.1\r\n\r\n").unwrap();
-        let mut status = [0; 12];
-        socket.read_exact(&mut status).expect("an answer at once");
+        let (status, socket) = ask(server);
         if &status == b"HTTP/1.1 503" {
             break;
         }
@@ -61,4 +66,37 @@ fn without_descriptors_connections_are_fewer_and_the_next_is_refused_at_once() {
     let server = serve("ulimit -n 300", 1024);
     let count = connections(&server, 300);
     assert!((20..300).contains(&count), "{count}");
+}
+
+#[test]
+fn a_process_that_runs_out_of_descriptors_refuses_the_next_at_once_and_recovers() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let server = serve("true", 1024);
+    let few = Rlimit {
+        current: Some(40),
+        maximum: Some(40),
+    };
+    let pid = Pid::from_child(&server.0);
+    prlimit(Some(pid), Resource::Nofile, few).unwrap();
+    let mut open = Vec::new();
+    let mut refused = 0;
+    for _ in 0..60 {
+        let (status, socket) = ask(&server);
+        match &status {
+            b"HTTP/1.1 200" => open.push(socket),
+            status => {
+                assert_eq!(status, b"HTTP/1.1 503");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused >= 20, "{refused}");
+    drop(open);
+    let start = Instant::now();
+    while &ask(&server).0 != b"HTTP/1.1 200" {
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "there is room again"
+        );
+    }
 }

@@ -21,6 +21,7 @@ use super::WeightsArg;
 use crate::config::{self, ByteSize};
 use crate::engine::{self, Health};
 use crate::error::{Error, Result};
+use crate::http::memory;
 use crate::http::server::{self, Server};
 use crate::http::{App, routes};
 use crate::sources::{self, Reference};
@@ -244,14 +245,15 @@ impl Args {
 
     /// What clients can make this process hold.
     fn clients(&self) -> Result<plan::Clients> {
-        let server = self.server();
+        let (server, limits) = (self.server(), self.limits.limits()?);
         Ok(plan::Clients {
             connections: match self.listening.admin_listen {
                 Some(_) => server.max_connections + descriptors::ADMIN_CONNECTIONS,
                 None => server.max_connections,
             },
             connection_bytes: server.connection_bytes(),
-            request_bytes: self.limits.limits()?.memory_bytes,
+            request_bytes: limits.memory_bytes,
+            reading_bytes: memory::reading_bytes(limits.body_bytes),
         })
     }
 }

@@ -23,6 +23,8 @@ pub struct Clients {
     pub connection_bytes: usize,
     /// Bytes of all bodies, and of what is made of them.
     pub request_bytes: usize,
+    /// Bytes that it takes to read the longest body.
+    pub reading_bytes: usize,
 }
 
 impl Clients {
@@ -47,9 +49,9 @@ pub fn kv_bytes(
     let pages_per_place = context.min(TOKENS_PER_PLACE).div_ceil(PAGE_TOKENS);
     let pages = (max_batch as u64).saturating_mul(pages_per_place as u64);
     let wanted = pages.saturating_mul(footprint.kv_page);
-    let of_clients = clients
-        .connections()
-        .saturating_add(clients.request_bytes as u64);
+    let (requests, reading) = (clients.request_bytes as u64, clients.reading_bytes as u64);
+    let of_clients = clients.connections().saturating_add(requests);
+    let of_clients = of_clients.saturating_add(reading);
     // A step has a row for every place in the batch.
     let rows = max_batch.saturating_sub(ROWS_IN_MARGIN) as u64;
     let margin = MARGIN.saturating_add(rows.saturating_mul(footprint.step_row));
@@ -74,11 +76,12 @@ pub fn kv_bytes(
     };
     match limit {
         Some(limit) if beside.saturating_add(kv) > limit.bytes => Err(Error::Config(format!(
-            "not enough memory: needs {} ({} weights, {} KV cache, {} requests, {} for {} connections, {} beside), limit {} ({})",
+            "not enough memory: needs {} ({} weights, {} KV cache, {} requests, {} to read one, {} for {} connections, {} beside), limit {} ({}); smaller --kv-cache, --max-body, --max-connections need less",
             ByteSize(beside.saturating_add(kv)),
             ByteSize(footprint.weights),
             ByteSize(kv),
-            ByteSize(clients.request_bytes as u64),
+            ByteSize(requests),
+            ByteSize(reading),
             ByteSize(clients.connections()),
             clients.connections,
             ByteSize(margin),
@@ -103,9 +106,10 @@ mod tests {
         connections: 1024,
         connection_bytes: 112 << 10,
         request_bytes: 64 << 20,
+        reading_bytes: 320 << 20,
     };
     /// All that is neither weights nor cache.
-    const BESIDE: u64 = MARGIN + (112 << 20) + (64 << 20);
+    const BESIDE: u64 = MARGIN + (112 << 20) + (64 << 20) + (320 << 20);
 
     fn plan(asked: Option<u64>, limit: u64) -> Result<u64> {
         let limit = Limit {
@@ -135,12 +139,12 @@ mod tests {
         let error = plan(None, 1 << 30).unwrap_err();
         assert_eq!(
             error.to_string(),
-            "not enough memory: needs 2.85 GiB (2.42 GiB weights, 2.66 MiB KV cache, 64.0 MiB requests, 112 MiB for 1024 connections, 256 MiB beside), limit 1.00 GiB (cgroup v2)"
+            "not enough memory: needs 3.16 GiB (2.42 GiB weights, 2.66 MiB KV cache, 64.0 MiB requests, 320 MiB to read one, 112 MiB for 1024 connections, 256 MiB beside), limit 1.00 GiB (cgroup v2); smaller --kv-cache, --max-body, --max-connections need less"
         );
         assert_eq!(error.exit_code(), 78);
         assert!(plan(Some(2 << 30), 4 << 30).is_err());
         assert!(plan(Some(u64::MAX), 4 << 30).is_err());
-        assert_eq!(plan(Some(1 << 30), 4 << 30).unwrap(), 1 << 30);
+        assert_eq!(plan(Some(1 << 30), 5 << 30).unwrap(), 1 << 30);
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::body::JsonBytes;
 use super::completions::{encode_error, refused};
 use super::error_body::ApiError;
 use super::fields::ignored_header;
-use super::memory::copied;
+use super::memory::{Turn, copied};
 use super::observe::Record;
 use super::structured::UNENFORCED;
 use super::{App, ServedModel, streaming, unix_seconds};
@@ -34,7 +34,7 @@ use response::{Chunks, Head};
 pub async fn complete(
     State(app): State<App>,
     Extension(record): Extension<Arc<Record>>,
-    JsonBytes(body): JsonBytes,
+    JsonBytes(body, turn): JsonBytes,
 ) -> Result<Response, ApiError> {
     let model = app.model()?;
     let mut request = ChatRequest::parse(&body, app.limits())?;
@@ -53,7 +53,7 @@ pub async fn complete(
     model.engine.has_room(n).map_err(refused)?;
 
     let conversation = std::mem::take(&mut request.conversation);
-    let prompt: Arc<[u32]> = encode(model, template, conversation).await?.into();
+    let prompt: Arc<[u32]> = encode(model, template, conversation, turn).await?.into();
     record.set_prompt_tokens(prompt.len());
     record.hold(prompt.len().saturating_mul(size_of::<u32>() * (1 + n)))?;
     let max_tokens = max_tokens(model, &request, prompt.len(), app.limits().tokens)?;
@@ -152,6 +152,7 @@ pub async fn encode(
     model: &ServedModel,
     template: &Arc<ChatTemplate>,
     conversation: Conversation,
+    turn: Turn,
 ) -> Result<Vec<u32>, ApiError> {
     if conversation.documents.is_some() && !template.mentions("documents") {
         return Err(ApiError::InvalidValue {
@@ -163,6 +164,7 @@ pub async fn encode(
     let (template, tokenizer) = (Arc::clone(template), Arc::clone(&model.tokenizer));
     // A long conversation takes a while, and this thread also writes everyone else's tokens.
     let encoded = spawn_blocking(move || {
+        let _turn = turn;
         template.encode(&tokenizer, &conversation, Timestamp::now(), context)
     })
     .await
