@@ -16,6 +16,7 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use super::auth::{self, ApiKeys};
 use super::error_body::ApiError;
+use super::structured::UNENFORCED;
 use super::{App, chat, completions, health, models, observe, openapi, tokenize};
 
 /// Who may ask, from where, and under which paths.
@@ -141,6 +142,7 @@ fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     let exposed = [
         "x-request-id",
         "x-ignored-params",
+        UNENFORCED,
         "retry-after",
         "retry-after-ms",
     ];
