@@ -9,8 +9,8 @@ use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::{IsTerminal, Write};
 use std::str::FromStr;
-use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
@@ -31,8 +31,8 @@ pub enum LogFormat {
     Json,
 }
 
-/// The queue in front of standard error.
-static STDERR: LazyLock<Queue> = LazyLock::new(|| Queue::new(std::io::stderr()));
+/// The queue in front of standard error, from the first line on.
+static STDERR: OnceLock<Queue> = OnceLock::new();
 /// Lines that were lost. There is one standard error, so there is one count, in whatever registry shows it.
 static LOST: LazyLock<IntCounter> = LazyLock::new(|| {
     let name = "microgranite_log_lines_dropped_total";
@@ -105,12 +105,18 @@ pub fn message(panic: &(dyn Any + Send)) -> &str {
 
 /// Puts text on standard error, behind the log lines that wait.
 pub fn write_stderr(text: &str) {
-    STDERR.put(text.as_bytes());
+    stderr().put(text.as_bytes());
+}
+
+fn stderr() -> &'static Queue {
+    STDERR.get_or_init(|| Queue::new(std::io::stderr()))
 }
 
 /// Waits until what was put before is written, at most for `limit`: nobody may be reading.
 pub fn flush(limit: Duration) {
-    STDERR.flush(limit);
+    if let Some(queue) = STDERR.get() {
+        queue.flush(limit);
+    }
 }
 
 /// What waits to be written.
@@ -184,7 +190,7 @@ impl MakeWriter<'_> for Stderr {
 impl Write for Stderr {
     /// The formatter writes a line in one piece.
     fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-        STDERR.put(text);
+        stderr().put(text);
         Ok(text.len())
     }
 
