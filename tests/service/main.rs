@@ -1,6 +1,7 @@
 //! The service as its clients see it: real connections, the real engine, and a model that is cheap to run.
 
 mod access;
+mod bench;
 mod chat;
 mod completions;
 mod connections;

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
-
+use super::given::{Given, Watch};
 use super::limits::{Limits, Meter, median};
+use crate::cli::progress::Progress;
 use crate::error::Result;
 use crate::model::{Forward, Granite, PAGE_TOKENS, Span};
 
@@ -24,6 +24,8 @@ pub struct Results {
     pub limits: Limits,
     pub prefill: Prefill,
     pub decode: Vec<Decode>,
+    /// What the threads were given of the processors, where the system says.
+    pub given: Option<Given>,
 }
 
 /// One prompt.
@@ -57,28 +59,29 @@ impl Plan {
     }
 }
 
-/// Runs the plan behind a progress bar on standard error.
+/// Runs the plan and shows how far it has come.
 ///
 /// # Errors
 /// [`crate::error::Error::Config`] if there is no memory to measure.
-pub fn run(model: &mut Granite, plan: &Plan) -> Result<Results> {
-    let bar = ProgressBar::new((plan.runs * (1 + plan.batches.len())) as u64);
-    bar.set_style(
-        ProgressStyle::with_template("{msg:28} {wide_bar} {pos}/{len}").expect("a valid template"),
-    );
+pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<Results> {
+    let total = (plan.runs * (1 + plan.batches.len())) as u64;
     let meter = Meter::new()?;
+    let mut watch = Watch::default();
     let mut all = Vec::new();
-    let mut sample = |model: &mut Granite, bar: &ProgressBar| {
-        bar.inc(1);
-        let limits = meter.measure(model.kernel(), model.pool());
-        all.push(limits);
-        limits
+    // One timed run, and the limits right after it.
+    let mut sample = |model: &mut Granite, timed: &mut dyn FnMut(&mut Granite) -> Duration| {
+        let run = watch.during(|| {
+            let time = timed(model);
+            (time, meter.measure(model.kernel(), model.pool()))
+        });
+        all.push(run.1);
+        progress.show(all.len() as u64, total);
+        run
     };
 
-    bar.set_message(format!("prefill of {} tokens", plan.prompt));
     prefill(model, plan.prompt.min(PAGE_TOKENS));
     let runs: Vec<_> = (0..plan.runs)
-        .map(|_| (prefill(model, plan.prompt), sample(model, &bar)))
+        .map(|_| sample(model, &mut |model| prefill(model, plan.prompt)))
         .collect();
     let prefill = Prefill {
         tokens: plan.prompt,
@@ -89,9 +92,8 @@ pub fn run(model: &mut Granite, plan: &Plan) -> Result<Results> {
     model.fill_cache();
     let mut decode = Vec::new();
     for &streams in &plan.batches {
-        bar.set_message(format!("decode of {streams} streams"));
         let runs: Vec<_> = (0..plan.runs)
-            .map(|_| (steps(model, plan, streams), sample(model, &bar)))
+            .map(|_| sample(model, &mut |model| steps(model, plan, streams)))
             .collect();
         decode.push(Decode {
             streams,
@@ -99,11 +101,15 @@ pub fn run(model: &mut Granite, plan: &Plan) -> Result<Results> {
             limits: limits(&runs),
         });
     }
-    bar.finish_and_clear();
+    progress.finish();
+    let cpus = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let cpus = cpus.lines().filter(|line| line.starts_with("cpu")).count();
     Ok(Results {
         limits: medians(&all),
         prefill,
         decode,
+        // The first line is the sum of the others.
+        given: watch.given(model.threads(), cpus.saturating_sub(1)),
     })
 }
 

@@ -1,11 +1,13 @@
 //! `bench`: how fast this machine runs a model, and what share of its limits that is.
 
+mod given;
 mod limits;
 mod measure;
 mod report;
 
 use clap::Args as ClapArgs;
 
+use super::progress::Progress;
 use super::{WeightsArg, print};
 use crate::config::{self, ByteSize};
 use crate::error::{Error, Result};
@@ -17,7 +19,8 @@ use measure::Plan;
 /// Measure prefill and decode on a model, or on a published shape filled with random weights.
 ///
 /// Every figure comes with its share of what the same machine reads and computes at most, measured in the same run
-/// between the timed steps, so figures from a busy machine can be compared.
+/// between the timed steps. Beside them stands how much of the processors the threads were given meanwhile; on a machine that
+/// others use, figures cannot be compared, and a warning says so.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
     /// The model to measure: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo
@@ -56,6 +59,10 @@ pub struct Args {
     #[command(flatten)]
     weights: WeightsArg,
     /// Print JSON instead of a table
+    ///
+    /// "machine" has what it measured of the machine, among it "cpu": the "share" of the time in which the threads ran, the
+    /// "others_cpus" that other processes used meanwhile and the "stolen_cpus" that the host took, of "machine_cpus"; null
+    /// where the system does not say. "undisturbed" is true where the figures can be compared with others.
     #[arg(long)]
     json: bool,
 }
@@ -73,7 +80,8 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
     };
     let threads = config::threads(args.threads);
     let (name, mut model) = load(args, &plan, threads, sources)?;
-    let results = measure::run(&mut model, &plan)?;
+    let progress = Progress::new("measuring", sources.progress_bar);
+    let results = measure::run(&mut model, &plan, progress)?;
     let report = report::Report::new(&name, &model, &results);
     print(&report, args.json)
 }
@@ -109,7 +117,11 @@ fn load(
         )));
     }
     check_room(model::footprint_of(&checkpoint, &config), plan)?;
-    let model = model::load(&checkpoint, &settings(&config), &mut |_, _| ())?;
+    let mut progress = Progress::new("loading", sources.progress_bar);
+    let model = model::load(&checkpoint, &settings(&config), &mut |done, total| {
+        progress.show(done, total);
+    })?;
+    progress.finish();
     Ok((checkpoint.name, model))
 }
 

@@ -97,6 +97,8 @@ impl<'a> Report<'a> {
                 "read_gb_s": limits.read / 1e9,
                 "int8_tops": limits.int8 / 1e12,
                 "f32_tflops": limits.f32 / 1e12,
+                "cpu": self.results.given,
+                "undisturbed": self.results.given.map(|given| given.is_undisturbed()),
             },
             "model": {
                 "name": self.name,
@@ -151,6 +153,15 @@ impl fmt::Display for Report<'_> {
                 "warning    {} threads on {} CPUs (quota or affinity): they wait for each other; try --threads {}",
                 self.threads, self.cpus, self.cpus
             )?;
+        }
+        if let Some(given) = &self.results.given {
+            writeln!(f, "cpu        {given}")?;
+            if !given.is_undisturbed() {
+                writeln!(
+                    f,
+                    "warning    the machine was busy: these figures cannot be compared with others; run it again alone"
+                )?;
+            }
         }
         if let Some(bytes) = self.huge_page_bytes {
             writeln!(
