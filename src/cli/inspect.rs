@@ -5,13 +5,14 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::figures::significant;
 use super::print;
 use super::progress::Progress;
 use crate::config;
 use crate::error::{Error, Result};
 use crate::int8::kernels::pool::Pool;
 use crate::int8::scheme::Scheme;
-use crate::model::packed::{self, EvaluationRecord, Quantization, SourceRecord};
+use crate::model::packed::{self, CalibrationRecord, EvaluationRecord, Quantization, SourceRecord};
 use crate::model::{self, ModelConfig};
 use crate::sources::{self, Checkpoint, Reference, Settings};
 
@@ -38,15 +39,15 @@ pub struct Args {
 /// As [`sources::open`], and [`Error::BadModel`] for a configuration that we do not run or weights that are damaged.
 pub fn run(args: Args, settings: &Settings) -> Result<()> {
     let checkpoint = sources::open(&args.reference, settings)?;
-    let report = Report::of(&checkpoint)?;
+    let mut report = Report::of(&checkpoint)?;
     if args.verify {
-        verify(&checkpoint, settings.progress_bar)?;
+        report.verified = Some(verify(&checkpoint, settings.progress_bar)?);
     }
     print(&report, args.json)
 }
 
-/// Compares the weights with their checksums.
-fn verify(checkpoint: &Checkpoint, progress_bar: bool) -> Result<()> {
+/// Compares the weights with their checksums; returns how much was compared.
+fn verify(checkpoint: &Checkpoint, progress_bar: bool) -> Result<Verified> {
     let Some(packed) = &checkpoint.packed else {
         let problem = "--verify: only a packed model has checksums";
         return Err(Error::Usage(problem.into()));
@@ -57,7 +58,13 @@ fn verify(checkpoint: &Checkpoint, progress_bar: bool) -> Result<()> {
         progress.show(done, total);
     })?;
     progress.finish();
-    Ok(())
+    let sizes = packed
+        .names()
+        .map(|name| packed.bytes(name).map_or(0, <[u8]>::len));
+    Ok(Verified {
+        bytes: sizes.map(|size| size as u64).sum(),
+        checksums: packed.names().count() as u64,
+    })
 }
 
 /// Everything that is printed.
@@ -78,12 +85,27 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     quantization: Option<Made>,
     tokenizer: Tokenizer,
+    /// What `--verify` has compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    verified: Option<Verified>,
+}
+
+/// Weights that are what was written.
+#[derive(Debug, Serialize)]
+struct Verified {
+    bytes: u64,
+    checksums: u64,
 }
 
 /// How a packed model was made.
 #[derive(Debug, Serialize)]
 struct Made {
     scheme: Scheme,
+    /// `compensated` or `nearest`.
+    rounding: &'static str,
+    /// The exponent of SmoothQuant, if activations were smoothed.
+    smooth: Option<f32>,
+    calibration: Option<CalibrationRecord>,
     source: SourceRecord,
     created_by: String,
     kept_codes: Option<String>,
@@ -186,6 +208,12 @@ impl Report {
             },
             quantization: quantization.map(|made| Made {
                 scheme: made.scheme,
+                rounding: match made.compensated {
+                    true => "compensated",
+                    false => "nearest",
+                },
+                smooth: made.smooth,
+                calibration: made.calibration,
                 source: made.source,
                 created_by: made.created_by,
                 kept_codes: made.kept_codes,
@@ -197,6 +225,7 @@ impl Report {
                 eos_token_ids: checkpoint.eos_token_ids.clone(),
                 chat_template: checkpoint.chat_template.is_some(),
             },
+            verified: None,
         })
     }
 }
@@ -305,6 +334,7 @@ impl fmt::Display for Report {
                 evaluations,
                 ..
             } = made;
+            row("rounding", made.rounding())?;
             if let Some(maker) = kept_codes {
                 row("kept codes", format!("of {maker}, without rotation"))?;
             }
@@ -320,8 +350,8 @@ impl fmt::Display for Report {
                 row(
                     "evaluated",
                     format!(
-                        "mean KL {:.5} to {reference} in f32, same top token {:.1} %, perplexity {change:+.2} %",
-                        int8.kl_mean,
+                        "mean KL {} to {reference} in f32, same top token {:.1} %, perplexity {change:+.2} %",
+                        significant(int8.kl_mean, 3),
                         100.0 * int8.same_top_token
                     ),
                 )?;
@@ -343,7 +373,28 @@ impl fmt::Display for Report {
         } else {
             "none"
         };
-        row("chat template", template.into())
+        row("chat template", template.into())?;
+        if let Some(Verified { bytes, checksums }) = self.verified {
+            row("verified", format!("{bytes} bytes, {checksums} checksums"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Made {
+    /// How weights were rounded and on what that is based, in a few words.
+    fn rounding(&self) -> String {
+        let mut words = match self.rounding {
+            "nearest" => "to the nearest".to_owned(),
+            other => other.to_owned(),
+        };
+        if let Some(alpha) = self.smooth {
+            words += &format!(", smoothed by {alpha}");
+        }
+        if let Some(CalibrationRecord { text, tokens, .. }) = &self.calibration {
+            words += &format!(", on {tokens} tokens of {text}");
+        }
+        words
     }
 }
 

@@ -4,12 +4,14 @@
 
 pub mod bench;
 pub mod eval;
+mod figures;
 pub mod inspect;
 mod parse;
 mod progress;
 pub mod pull;
 pub mod quantize;
 pub mod serve;
+mod texts;
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};

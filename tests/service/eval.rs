@@ -1,5 +1,7 @@
 //! `microgranite eval` on the small checkpoints.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::harness::fixture;
@@ -108,9 +110,163 @@ fn the_table_shows_the_float_model_beside_int8_and_the_worst_matrices() {
         "\nf32 ",
         "\nint8 ",
         "the worst 10 of 15",
+        "no more than llama.cpp's Q8_0 loses",
+        "lm_eval --model local-completions",
     ] {
         assert!(out.contains(part), "{part:?} is not in\n{out}");
     }
+    // Divergences of a millionth are numbers too, and a terminal of 80 columns holds every table.
+    assert!(!out.contains("0.00000"), "{out}");
+    let is_command = |line: &&str| line.starts_with("    ");
+    let mut lines = out.lines().filter(|line| !is_command(line));
+    assert_eq!(lines.find(|line| line.chars().count() > 80), None);
+}
+
+/// Packs the small Granite in the given way; returns the folder.
+fn packed(folder: &Path, name: &str, flags: &[&str]) -> String {
+    let path = folder.join(name).display().to_string();
+    let made = microgranite(&["quantize", &tiny(), "-o", &path])
+        .args(flags)
+        .output()
+        .unwrap();
+    let said = String::from_utf8(made.stderr).unwrap();
+    assert!(made.status.success(), "{said}");
+    path
+}
+
+#[test]
+fn packed_models_are_compared_with_one_float_model_in_one_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let channel = packed(folder.path(), "channel", &["--rounding", "nearest"]);
+    let flags = ["--rounding", "nearest", "--granularity", "tensor"];
+    let tensor = packed(folder.path(), "tensor", &flags);
+    let plot = folder.path().join("both.svg").display().to_string();
+    let arguments = [&channel, &tensor, "--tokens", "60", "--against", &tiny()];
+    let (code, out, err) = eval(&[&arguments[..], &["--json", "--plot", &plot]].concat());
+    assert_eq!(code, 0, "{err}");
+    let report: Value = serde_json::from_str(&out).unwrap();
+    let models = report["models"].as_array().unwrap();
+    assert_eq!(models.len(), 2);
+    for (model, (name, path)) in models
+        .iter()
+        .zip([("channel", &channel), ("tensor", &tensor)])
+    {
+        assert_eq!(model["model"], name);
+        assert_eq!(model["reference"], "granite-3-tiny");
+        // The same as it is alone.
+        let (_, alone, _) = eval(&[path, "--tokens", "60", "--against", &tiny(), "--json"]);
+        let alone: Value = serde_json::from_str(&alone).unwrap();
+        assert_eq!(model["kl_mean"], alone["kl_mean"]);
+        assert_eq!(model["tensors"], alone["tensors"]);
+    }
+    assert!(
+        std::fs::read_to_string(&plot)
+            .unwrap()
+            .contains("A: channel, B: tensor")
+    );
+
+    let (code, out, err) = eval(&arguments);
+    assert_eq!(code, 0, "{err}");
+    for part in [
+        "A          channel",
+        "B          tensor",
+        "\nA  ",
+        "\nB  ",
+        "error        A        B\n",
+    ] {
+        assert!(out.contains(part), "{part:?} is not in\n{out}");
+    }
+
+    for (arguments, part) in [
+        (
+            vec![channel.as_str(), "--against", &tensor],
+            "--against CHECKPOINT",
+        ),
+        (vec![channel.as_str(), &tensor], "name the checkpoint"),
+        (vec![channel.as_str()], "name the checkpoint"),
+    ] {
+        let (code, _, err) = eval(&arguments);
+        assert_eq!(code, 64, "{arguments:?}: {err}");
+        assert!(err.contains(part), "{err}");
+    }
+}
+
+#[test]
+fn conversations_and_prompts_with_completions_are_texts_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let conversation = json!({"messages": [
+        {"role": "user", "content": "Where does the cat sit?"},
+        {"role": "assistant", "content": "On the mat."},
+    ]});
+    let lines = [
+        json!({"prompt": "The cat sat", "completion": " on the mat."}),
+        conversation.clone(),
+    ];
+    let lines = lines.map(|line| line.to_string()).join("\n");
+    std::fs::write(path("texts.jsonl"), lines).unwrap();
+    let (code, _, err) = eval(&[&tiny(), "--text", &path("texts.jsonl")]);
+    assert_eq!(code, 64, "{err}");
+    assert!(
+        err.contains("line 2: is a conversation, and the model has no chat template"),
+        "{err}"
+    );
+
+    let with_template = path("granite-with-template");
+    std::fs::create_dir(&with_template).unwrap();
+    for file in std::fs::read_dir(tiny()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(
+            file.path(),
+            Path::new(&with_template).join(file.file_name()),
+        )
+        .unwrap();
+    }
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}";
+    std::fs::write(
+        Path::new(&with_template).join("chat_template.jinja"),
+        template,
+    )
+    .unwrap();
+    let tokens = |text: &str| {
+        std::fs::write(path("one.jsonl"), text).unwrap();
+        let (code, out, err) = eval(&[&with_template, "--text", &path("one.jsonl"), "--json"]);
+        assert_eq!(code, 0, "{err}");
+        let report: Value = serde_json::from_str(&out).unwrap();
+        (
+            report["tokens"].clone(),
+            report["perplexity_reference"].clone(),
+        )
+    };
+    let rendered = "user: Where does the cat sit?\nassistant: On the mat.\n";
+    assert_eq!(
+        tokens(&conversation.to_string()),
+        tokens(&json!(rendered).to_string())
+    );
+
+    let calibrated = path("calibrated");
+    let made = microgranite(&["quantize", &with_template, "-o", &calibrated])
+        .args(["--calibrate", &path("texts.jsonl")])
+        .output()
+        .unwrap();
+    assert!(made.status.success());
+    let said = String::from_utf8(made.stdout).unwrap();
+    assert!(said.contains("their errors cancel"), "{said}");
+    let shown = microgranite(&["inspect", &calibrated, "--verify"]).output();
+    let shown = String::from_utf8(shown.unwrap().stdout).unwrap();
+    for part in [
+        "rounding      compensated, on ",
+        " tokens of texts.jsonl",
+        "\nverified      ",
+        " bytes, ",
+    ] {
+        assert!(shown.contains(part), "{part:?} is not in\n{shown}");
+    }
+    let malformed = json!({"messages": [{"role": "user"}]}).to_string();
+    std::fs::write(path("bad.jsonl"), malformed).unwrap();
+    let (code, _, err) = eval(&[&with_template, "--text", &path("bad.jsonl")]);
+    assert_eq!(code, 64, "{err}");
+    assert!(err.contains("line 1: 'messages' must be"), "{err}");
 }
 
 #[test]
@@ -182,7 +338,15 @@ fn the_result_for_a_packed_model_is_kept_with_it_and_shown() {
         let kept = evaluations.last().unwrap()["kl_mean"].as_f64().unwrap();
         // A number may lose its last bit on its way through a file.
         assert!((kept / newest - 1.0).abs() < 1e-12, "{kept}");
-        assert!(inspect(&[]).contains(&format!("mean KL {newest:.5}")));
+        let shown = inspect(&[]);
+        let (_, figure) = shown
+            .split_once("mean KL ")
+            .expect("the divergence is shown");
+        let figure: f64 = figure.split(' ').next().unwrap().parse().unwrap();
+        assert!(
+            (figure / newest - 1.0).abs() < 0.01,
+            "{figure} for {newest}"
+        );
     }
     let served = quantization(&get("/v1/models"));
     let kept = served["accuracy"]["kl_mean"].as_f64().unwrap();

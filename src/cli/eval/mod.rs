@@ -2,21 +2,23 @@
 
 mod plot;
 mod report;
+mod verdict;
 
 use std::path::PathBuf;
 
 use crate::config;
 use crate::error::{Error, Result};
 use crate::model::evaluate::{Comparison, WINDOW_TOKENS};
-use crate::model::packed::EvaluationRecord;
+use crate::model::packed::{EvaluationRecord, Quantization};
 use crate::model::reference::{Arithmetic, Reference as FloatModel};
-use crate::model::{self, ModelConfig, PAGE_TOKENS, packed, weight_error};
+use crate::model::weight_error::TensorError;
+use crate::model::{self, Granite, ModelConfig, PAGE_TOKENS, packed, weight_error};
 use crate::sources::{self, Checkpoint, Reference};
 use crate::text::samples;
 
-use super::print;
 use super::progress::Progress;
-use report::Report;
+use super::{print, texts};
+use report::{Evaluated, Report};
 
 /// Measure what int8 costs in accuracy: perplexity, divergence from the float model, and the error of every tensor.
 ///
@@ -24,16 +26,19 @@ use report::Report;
 /// in memory whole, four bytes for each weight, and runs at the speed of f32 arithmetic.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The model to evaluate: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo
+    /// The models to evaluate, each: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo
+    ///
+    /// Several are compared with --against in one pass over the text: a float model runs once for all of them.
     ///
     /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
     /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
-    #[arg(value_name = "REF")]
-    reference: Reference,
+    #[arg(value_name = "REF", required = true)]
+    references: Vec<Reference>,
     /// The model whose weights, in f32, are the truth; the default is REF itself
     #[arg(long, value_name = "REF")]
     against: Option<Reference>,
-    /// A text, or a .jsonl file of texts (strings, or objects with a "text"); the default is the beginning of Alice in Wonderland
+    /// A text, or a .jsonl file of texts: strings, or objects with a "text", with the "messages" of a conversation, or with a
+    /// "prompt" and a "completion"; the default is the beginning of Alice in Wonderland
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Stop after this many tokens of the text: fewer are sooner done, and have larger standard errors
@@ -48,15 +53,15 @@ pub struct Args {
     /// Compute threads; the default is what the CPU quota and affinity allow
     #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
-    /// Print JSON instead of a table
+    /// Print JSON instead of a table: for one model an object, for several a list of such objects under "models"
     #[arg(long)]
     json: bool,
 }
 
-/// Evaluates the model and prints the report on standard output.
+/// Evaluates the models and prints the report on standard output.
 ///
 /// # Errors
-/// Whatever reading the text and loading the models give, and [`Error::Usage`] for two models that cannot be compared.
+/// Whatever reading the text and loading the models give, and [`Error::Usage`] for models that cannot be compared.
 pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
     let is_svg = |file: &PathBuf| {
         file.extension()
@@ -66,125 +71,205 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
         let problem = "--plot draws SVG: name a file that ends in .svg";
         return Err(Error::Usage(problem.into()));
     }
-    let (text, documents) = match &args.text {
-        Some(file) => (file.display().to_string(), samples::read(file)?),
-        None => (
-            "the beginning of Alice in Wonderland".into(),
-            vec![samples::ALICE.into()],
-        ),
-    };
-    let report = evaluate(args, sources, text, &documents)?;
+    let report = evaluate(args, &Opened::new(args, sources)?, sources)?;
     if let Some(file) = &args.plot {
-        let drawing = plot::draw(&report.model, &report.tensors)?;
+        let drawing = plot::draw(&report.models)?;
         std::fs::write(file, drawing).map_err(|e| Error::io(file, e))?;
     }
     print(&report, args.json)
 }
 
-fn evaluate(
-    args: &Args,
-    sources: &sources::Settings,
-    text: String,
-    documents: &[String],
-) -> Result<Report> {
-    let checkpoint = sources::open(&args.reference, sources)?;
-    let against = args.against.as_ref();
-    let against = against
-        .map(|against| sources::open(against, sources))
-        .transpose()?;
-    if checkpoint.packed.is_some() && against.is_none() {
-        let problem = "a packed model has no float weights to compare with: name the checkpoint it was made from with --against";
-        return Err(Error::Usage(problem.into()));
+/// The models, and what is the truth for them.
+struct Opened {
+    checkpoints: Vec<Checkpoint>,
+    against: Option<Checkpoint>,
+}
+
+impl Opened {
+    fn new(args: &Args, sources: &sources::Settings) -> Result<Self> {
+        let open = |reference| sources::open(reference, sources);
+        let checkpoints: Vec<Checkpoint> =
+            args.references.iter().map(open).collect::<Result<_>>()?;
+        let against = args.against.as_ref().map(open).transpose()?;
+        let refused = |problem: String| Err(Error::Usage(problem));
+        if against.as_ref().is_some_and(|truth| truth.packed.is_some()) {
+            let models = args.references.iter().chain(&args.against);
+            let models: Vec<String> = models.map(Reference::to_string).collect();
+            return refused(format!(
+                "--against: that model is packed, so it has no float weights; to compare packed models, name the checkpoint they were made from: eval {} --against CHECKPOINT",
+                models.join(" ")
+            ));
+        }
+        if against.is_none() && checkpoints.len() > 1 {
+            let problem = "several models are compared with one: name the checkpoint they were made from with --against";
+            return refused(problem.into());
+        }
+        if against.is_none() && checkpoints[0].packed.is_some() {
+            let problem = "a packed model has no float weights to compare with: name the checkpoint it was made from with --against";
+            return refused(problem.into());
+        }
+        Ok(Self {
+            checkpoints,
+            against,
+        })
     }
-    let truth = against.as_ref().unwrap_or(&checkpoint);
-    // What rounding did is seen against the weights that were rounded.
-    let floats = if checkpoint.packed.is_some() {
-        truth
-    } else {
-        &checkpoint
+
+    /// The checkpoint whose float weights are the truth.
+    fn truth(&self) -> &Checkpoint {
+        self.against.as_ref().unwrap_or(&self.checkpoints[0])
+    }
+
+    /// The ids of each document, which all models must agree on.
+    fn ids(&self, documents: &[String], most: usize) -> Result<Vec<Vec<u32>>> {
+        let ids = self.truth().token_ids(documents, most)?;
+        for checkpoint in &self.checkpoints {
+            if checkpoint.token_ids(documents, most)? != ids {
+                let name = &checkpoint.name;
+                let problem = format!(
+                    "--against: the tokenizers of that model and of {name} cut the text into other tokens"
+                );
+                return Err(Error::Usage(problem));
+            }
+        }
+        Ok(ids)
+    }
+}
+
+fn evaluate(args: &Args, opened: &Opened, sources: &sources::Settings) -> Result<Report> {
+    let truth = opened.truth();
+    let (text, documents) = match &args.text {
+        Some(file) => (file.display().to_string(), texts::read(file, truth)?),
+        None => (
+            "the beginning of Alice in Wonderland".into(),
+            vec![samples::ALICE.into()],
+        ),
     };
-    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
-    let most = args.tokens.unwrap_or(usize::MAX);
-    let ids = checkpoint.token_ids(documents, most)?;
-    if truth.token_ids(documents, most)? != ids {
-        let problem = "--against: that model's tokenizer cuts the text into other tokens";
-        return Err(Error::Usage(problem.into()));
-    }
+    let config = ModelConfig::from_json(&truth.config_file, &truth.config)?;
+    let ids = opened.ids(&documents, args.tokens.unwrap_or(usize::MAX))?;
     let window = WINDOW_TOKENS.min(config.max_positions);
     let windows: Vec<&[u32]> = (ids.iter().flat_map(|ids| ids.chunks(window)))
         .filter(|ids| ids.len() > 1)
         .collect();
-
     if windows.is_empty() {
         let problem = "the text is too short to evaluate on: it needs at least two tokens";
         return Err(Error::Usage(problem.into()));
     }
-    let mut progress = Progress::new("quantizing", sources.progress_bar);
-    let settings = model::Settings {
-        threads: config::threads(args.threads),
-        kv_bytes: window.div_ceil(PAGE_TOKENS) as u64 * model::footprint(&config).kv_page,
-        context: None,
-        weights: model::Placement::default(),
-    };
-    let mut int8 = model::load(&checkpoint, &settings, &mut |done, total| {
-        progress.show(done, total);
-    })?;
-    progress.finish();
-    let mut progress = Progress::new("comparing weights", sources.progress_bar);
-    let tensors = weight_error::measure(&mut int8, floats.tensors.as_ref(), &mut |done, total| {
-        progress.show(done, total)
-    })?;
-    progress.finish();
-    let float = float_model(truth, &config, Arithmetic::F32)?;
+    let threads = config::threads(args.threads);
+    let load = |checkpoint| Candidate::load(checkpoint, truth, window, threads, sources);
+    let candidates = opened.checkpoints.iter().map(load);
+    let mut candidates = candidates.collect::<Result<Vec<_>>>()?;
+    let weights = truth.tensors.as_ref();
+    let float = FloatModel::load(&config, weights, Arithmetic::F32)?;
     let q8_0 = args
         .q8_0
-        .then(|| float_model(truth, &config, Arithmetic::Q8_0));
+        .then(|| FloatModel::load(&config, weights, Arithmetic::Q8_0));
     let q8_0 = q8_0.transpose()?;
 
     let mut progress = Progress::new("evaluating", sources.progress_bar);
-    let (mut of_int8, mut of_q8_0) = (Comparison::default(), Comparison::default());
+    let mut of_q8_0 = Comparison::default();
     for (done, ids) in (1..).zip(&windows) {
         let expected = float.logits(ids)?;
-        of_int8.add_window(ids, &expected, int8.logits(ids))?;
+        for candidate in &mut candidates {
+            let logits = candidate.int8.logits(ids);
+            candidate.compared.add_window(ids, &expected, logits)?;
+        }
         if let Some(q8_0) = &q8_0 {
             of_q8_0.add_window(ids, &expected, &q8_0.logits(ids)?)?;
         }
         progress.show(done, windows.len() as u64);
     }
     progress.finish();
-    let found = EvaluationRecord {
-        reference: truth.name.clone(),
-        kernel: int8.kernel().name().to_owned(),
-        text,
-        window,
-        int8: of_int8.finish()?,
-        q8_0: q8_0.map(|_| of_q8_0.finish()).transpose()?,
+    let q8_0 = q8_0.map(|_| of_q8_0.finish()).transpose()?;
+    let found = |candidate: &mut Candidate<'_>| {
+        Ok(EvaluationRecord {
+            reference: truth.name.clone(),
+            kernel: candidate.int8.kernel().name().to_owned(),
+            text: text.clone(),
+            window,
+            int8: std::mem::take(&mut candidate.compared).finish()?,
+            q8_0: q8_0.clone(),
+        })
     };
-    if let Some(packed) = &checkpoint.packed {
-        // A folder that cannot be written, as in a container, is no reason to lose what was measured.
-        if let Err(problem) = packed::record(packed, &found) {
-            tracing::warn!("the result is not kept with the model: {problem}");
-        }
+    let mut models = Vec::new();
+    for (mut candidate, reference) in candidates.into_iter().zip(&args.references) {
+        let found = found(&mut candidate)?;
+        models.push(candidate.finish(found, reference)?);
     }
-    Ok(Report {
-        model: checkpoint.name.clone(),
-        found,
-        tensors,
-    })
+    Ok(Report { models })
 }
 
-/// The float model of `checkpoint`, which must give logits over the same vocabulary as `config`.
-fn float_model(
-    checkpoint: &Checkpoint,
-    config: &ModelConfig,
-    arithmetic: Arithmetic,
-) -> Result<FloatModel> {
-    let own = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
-    if own.vocab_size != config.vocab_size
-        || own.max_positions < config.max_positions.min(WINDOW_TOKENS)
-    {
-        let problem = "--against: that model has another vocabulary or a shorter context";
-        return Err(Error::Usage(problem.into()));
+/// A model that is being evaluated.
+struct Candidate<'a> {
+    checkpoint: &'a Checkpoint,
+    int8: Granite,
+    tensors: Vec<TensorError>,
+    compared: Comparison,
+}
+
+impl<'a> Candidate<'a> {
+    /// Quantizes or maps the model, and measures what rounding did to its weights.
+    fn load(
+        checkpoint: &'a Checkpoint,
+        truth: &Checkpoint,
+        window: usize,
+        threads: usize,
+        sources: &sources::Settings,
+    ) -> Result<Self> {
+        let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+        let of_truth = ModelConfig::from_json(&truth.config_file, &truth.config)?;
+        if of_truth.vocab_size != config.vocab_size || config.max_positions < window {
+            let problem = format!(
+                "--against: that model and {} differ in vocabulary or context",
+                checkpoint.name
+            );
+            return Err(Error::Usage(problem));
+        }
+        let mut progress = Progress::new("quantizing", sources.progress_bar);
+        let settings = model::Settings {
+            threads,
+            kv_bytes: window.div_ceil(PAGE_TOKENS) as u64 * model::footprint(&config).kv_page,
+            context: None,
+            weights: model::Placement::default(),
+        };
+        let mut int8 = model::load(checkpoint, &settings, &mut |done, total| {
+            progress.show(done, total);
+        })?;
+        progress.finish();
+        // What rounding did is seen against the weights that were rounded.
+        let floats = match checkpoint.packed {
+            Some(_) => truth,
+            None => checkpoint,
+        };
+        let mut progress = Progress::new("comparing weights", sources.progress_bar);
+        let floats = floats.tensors.as_ref();
+        let tensors = weight_error::measure(&mut int8, floats, &mut |done, total| {
+            progress.show(done, total);
+        })?;
+        progress.finish();
+        Ok(Self {
+            checkpoint,
+            int8,
+            tensors,
+            compared: Comparison::default(),
+        })
     }
-    FloatModel::load(&own, checkpoint.tensors.as_ref(), arithmetic)
+
+    /// Keeps what was found with a packed model.
+    fn finish(self, found: EvaluationRecord, reference: &Reference) -> Result<Evaluated> {
+        let mut compensated = false;
+        if let Some(packed) = &self.checkpoint.packed {
+            compensated = Quantization::of(packed)?.compensated;
+            // A folder that cannot be written, as in a container, is no reason to lose what was measured.
+            if let Err(problem) = packed::record(packed, &found) {
+                tracing::warn!("the result is not kept with the model: {problem}");
+            }
+        }
+        Ok(Evaluated {
+            model: self.checkpoint.name.clone(),
+            found,
+            tensors: self.tensors,
+            compensated,
+            reference: reference.to_string(),
+        })
+    }
 }

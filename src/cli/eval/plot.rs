@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use plotters::prelude::*;
 
+use super::report::{Evaluated, Report};
 use crate::error::{Error, Result};
 use crate::model::weight_error::TensorError;
 
@@ -21,14 +22,80 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(60, 60, 60),
 ];
 
-/// Draws the relative error of each matrix against its layer, a line for each kind of matrix; returns SVG.
+/// Draws the relative error of the matrices against their layer; returns SVG. Of one model each kind of matrix has a line;
+/// of several each model has one, the root mean square over the matrices of a layer.
 ///
 /// # Errors
 /// [`Error::Internal`] if the drawing fails, which writing to memory does not.
-pub fn draw(model: &str, tensors: &[TensorError]) -> Result<String> {
+pub fn draw(models: &[Evaluated]) -> Result<String> {
+    let drawing = match models {
+        [one] => Drawing::of_one(&one.model, &one.tensors),
+        several => {
+            let models = several.iter();
+            let models = models.map(|one| (one.model.as_str(), one.tensors.as_slice()));
+            Drawing::of_several(&models.collect::<Vec<_>>())
+        }
+    };
     let mut svg = String::new();
-    draw_on(&mut svg, model, tensors).map_err(|e| Error::Internal(e.to_string()))?;
+    draw_on(&mut svg, &drawing).map_err(|e| Error::Internal(e.to_string()))?;
     Ok(svg)
+}
+
+/// What is drawn.
+struct Drawing {
+    title: String,
+    note: String,
+    /// `(layer, error in percent)` by what the legend calls the line.
+    lines: BTreeMap<String, Vec<(usize, f64)>>,
+}
+
+impl Drawing {
+    fn of_one(model: &str, tensors: &[TensorError]) -> Self {
+        let (blocks, others) = by_kind(tensors);
+        let others: Vec<String> = (others.iter())
+            .map(|(name, percent)| format!("{name} {percent:.2} %"))
+            .collect();
+        Self {
+            title: format!("{model}: what int8 changed in the weights"),
+            note: format!(
+                "root mean square of the error over that of the weights; outside the layers: {}",
+                others.join(", ")
+            ),
+            lines: (blocks.into_iter())
+                .map(|(kind, line)| (kind.to_owned(), line))
+                .collect(),
+        }
+    }
+
+    /// Of models by name.
+    fn of_several(models: &[(&str, &[TensorError])]) -> Self {
+        let names: Vec<String> = (models.iter().enumerate())
+            .map(|(index, (name, _))| format!("{}: {name}", Report::letter(index)))
+            .collect();
+        let line = |(_, tensors): &(&str, &[TensorError])| {
+            let mut layers: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+            for (layer, percent) in by_kind(tensors).0.into_values().flatten() {
+                layers.entry(layer).or_default().push(percent);
+            }
+            let mean = |errors: Vec<f64>| {
+                let squares: f64 = errors.iter().map(|error| error * error).sum();
+                (squares / errors.len() as f64).sqrt()
+            };
+            let points = layers.into_iter();
+            points
+                .map(|(layer, errors)| (layer, mean(errors)))
+                .collect()
+        };
+        let letters = (0..models.len()).map(Report::letter);
+        Self {
+            title: "what int8 changed in the weights".into(),
+            note: format!(
+                "root mean square of the relative errors of a layer's matrices; {}",
+                names.join(", ")
+            ),
+            lines: letters.zip(models.iter().map(line)).collect(),
+        }
+    }
 }
 
 /// `(layer, error in percent)` of each kind of matrix in a block, and `(name, error in percent)` of those outside.
@@ -56,11 +123,9 @@ fn by_kind(tensors: &[TensorError]) -> Errors<'_> {
 
 fn draw_on(
     svg: &mut String,
-    model: &str,
-    tensors: &[TensorError],
+    drawing: &Drawing,
 ) -> std::result::Result<(), Box<dyn std::error::Error>> {
-    let (blocks, others) = by_kind(tensors);
-    let points = || blocks.values().flatten();
+    let points = || drawing.lines.values().flatten();
     let layers = points().map(|point| point.0).max().unwrap_or(0);
     let most = points().map(|point| point.1).fold(0.0, f64::max);
     // Room above the highest point; a model whose codes were kept has no error to scale by.
@@ -75,20 +140,8 @@ fn draw_on(
             .into_font()
             .color(&RGBColor(40, 40, 40))
     };
-    root.draw_text(
-        &format!("{model}: what int8 changed in the weights"),
-        &text(22),
-        (24, 16),
-    )?;
-    let others: Vec<String> = (others
-        .iter()
-        .map(|(name, percent)| format!("{name} {percent:.2} %")))
-    .collect();
-    let note = format!(
-        "root mean square of the error over that of the weights; outside the layers: {}",
-        others.join(", ")
-    );
-    root.draw_text(&note, &text(14), (24, 46))?;
+    root.draw_text(&drawing.title, &text(22), (24, 16))?;
+    root.draw_text(&drawing.note, &text(14), (24, 46))?;
     let (plot, legend) = root.margin(76, 8, 12, 12).split_horizontally(SIZE.0 - 170);
 
     let mut chart = ChartBuilder::on(&plot)
@@ -115,7 +168,7 @@ fn draw_on(
         .label_style(text(14))
         .axis_desc_style(text(15))
         .draw()?;
-    for ((row, (kind, line)), colour) in (0..).zip(&blocks).zip(COLOURS.iter().cycle()) {
+    for ((row, (kind, line)), colour) in (0..).zip(&drawing.lines).zip(COLOURS.iter().cycle()) {
         let at = || line.iter().map(|&(layer, percent)| (layer as f64, percent));
         chart.draw_series(LineSeries::new(at(), colour.stroke_width(2)))?;
         chart.draw_series(at().map(|point| Circle::new(point, 3, colour.filled())))?;
@@ -141,6 +194,31 @@ mod tests {
         }
     }
 
+    fn drawn(drawing: &Drawing) -> String {
+        let mut svg = String::new();
+        draw_on(&mut svg, drawing).unwrap();
+        svg
+    }
+
+    #[test]
+    fn each_of_several_models_is_one_line_over_the_layers() {
+        let of = |errors: [f64; 2]| {
+            let names = ["self_attn.q_proj", "mlp.up_proj"];
+            let name = |part| format!("model.layers.3.{part}.weight");
+            names
+                .iter()
+                .zip(errors)
+                .map(|(part, relative)| error(&name(part), relative))
+                .collect::<Vec<_>>()
+        };
+        let (first, second) = (of([0.03, 0.04]), of([0.01, 0.01]));
+        let drawing = Drawing::of_several(&[("first", &first), ("second", &second)]);
+        assert!((drawing.lines["A"][0].1 - 12.5f64.sqrt()).abs() < 1e-9);
+        assert_eq!(drawing.lines["B"][0].0, 3);
+        let svg = drawn(&drawing);
+        assert!(svg.contains("A: first, B: second"), "{svg}");
+    }
+
     #[test]
     fn a_line_has_the_layers_of_one_kind_in_order() {
         let tensors = [
@@ -154,7 +232,7 @@ mod tests {
         assert_eq!(blocks["q_proj"], [(0, 4.0)]);
         assert_eq!(others, [("embed_tokens", 3.0)]);
 
-        let svg = draw("tiny", &tensors).unwrap();
+        let svg = drawn(&Drawing::of_one("tiny", &tensors));
         for part in [
             "<svg",
             "</svg>",
@@ -169,6 +247,7 @@ mod tests {
 
     #[test]
     fn weights_without_error_are_drawn_too() {
-        assert!(draw("m", &[error("model.layers.0.mlp.up_proj.weight", 0.0)]).is_ok());
+        let tensors = vec![error("model.layers.0.mlp.up_proj.weight", 0.0)];
+        assert!(drawn(&Drawing::of_one("m", &tensors)).contains("</svg>"));
     }
 }
