@@ -206,7 +206,11 @@ fn service_monitor_and_policy_select_the_pods_of_the_deployment() {
             manifest("podmonitor.yaml")["spec"]["selector"]["matchLabels"].take(),
         ),
     ];
-    for (name, selector) in chosen_by {
+    let affinity = pod()["spec"]["affinity"]["podAffinity"].take();
+    let term = &affinity["preferredDuringSchedulingIgnoredDuringExecution"][0]["podAffinityTerm"];
+    assert_eq!(term["topologyKey"], "kubernetes.io/hostname");
+    let affinity = ("affinity", term["labelSelector"]["matchLabels"].clone());
+    for (name, selector) in chosen_by.into_iter().chain([affinity]) {
         let selector = selector.as_object().expect("labels");
         assert!(!selector.is_empty(), "{name} selects everything");
         for (label, value) in selector {
@@ -227,6 +231,61 @@ fn the_pod_monitor_has_no_unknown_field_and_scrapes_the_admin_port() {
     assert_eq!(
         monitor["spec"]["podMetricsEndpoints"],
         json!([{ "port": "admin", "path": "/metrics", "interval": "15s", "scrapeTimeout": "5s" }])
+    );
+}
+
+/// The objects that the README's commands apply, in their order.
+fn objects_of_the_readme() -> Vec<Value> {
+    let readme = crate::read("deploy/README.md");
+    let here_documents = readme.split("<<'YAML'\n").skip(1);
+    let texts = here_documents.map(|text| text.split("    YAML\n").next().expect("an end"));
+    let unindented = texts.map(|text| text.replace("\n    ", "\n"));
+    let objects = unindented.flat_map(|text| {
+        let documents: Vec<String> = text.split("\n---\n").map(str::to_owned).collect();
+        documents
+    });
+    let parse = |text: String| {
+        let text = text.trim_start();
+        serde_saphyr::from_str(text).unwrap_or_else(|e| panic!("{e} in {text}"))
+    };
+    objects.map(parse).collect()
+}
+
+#[test]
+fn the_readme_fills_and_packs_the_claim_that_the_pod_serves() {
+    let [claim, fill, pack] = &objects_of_the_readme()[..] else {
+        panic!("a claim and two pods");
+    };
+    let served = &pod()["spec"]["volumes"][0]["persistentVolumeClaim"];
+    assert_eq!(claim["metadata"]["name"], served["claimName"]);
+    for pod in [fill, pack] {
+        let volume = &pod["spec"]["volumes"][0]["persistentVolumeClaim"];
+        assert_eq!(volume["claimName"], served["claimName"]);
+        // A fresh volume belongs to root; only with the group may the server's user write to it.
+        let identity = &pod["spec"]["securityContext"];
+        for field in ["runAsUser", "runAsGroup", "fsGroup"] {
+            assert_eq!(identity[field], 65532, "{field}");
+        }
+        let mount = &pod["spec"]["containers"][0]["volumeMounts"][0];
+        assert_eq!(mount["mountPath"], server()["volumeMounts"][0]["mountPath"]);
+    }
+    let container = &pack["spec"]["containers"][0];
+    let image = &manifest("kustomization.yaml")["images"][0];
+    let part = |name: &str| image[name].as_str().expect("text").to_owned();
+    assert_eq!(
+        container["image"],
+        format!("{}:{}", part("newName"), part("newTag"))
+    );
+    let args: Vec<String> = serde_json::from_value(container["args"].clone()).expect("texts");
+    let [command, source, output, folder] = &args[..] else {
+        panic!("{args:?}");
+    };
+    assert_eq!([command.as_str(), output], ["quantize", "--output"]);
+    assert_eq!(*folder, flag("--model"), "what is packed is served");
+    let copied = format!("fill-granite-model:{source}\n");
+    assert!(
+        crate::read("deploy/README.md").contains(&copied),
+        "what is copied is packed"
     );
 }
 
