@@ -6,6 +6,11 @@
 # ROUNDS, PROMPT, ANSWER: rounds of measurement, tokens of the prompt and of the answer.
 # WRAP: a command to run each measurement through, such as "taskset -c 0-3".
 set -euo pipefail
+if [ $# -lt 1 ] || [ ! -x "$1" ]; then
+    sed -n '2,7s/^# //p' "$0" >&2
+    [ $# -lt 1 ] || echo "$1 is not a program: build it with cargo build --release" >&2
+    exit 64
+fi
 binary=$(realpath "$1")
 model=${2:-smollm2-135m}
 read -ra wrap <<<"${WRAP:-}"

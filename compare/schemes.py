@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """What each way of quantizing costs in accuracy: a table.
 
 Usage: schemes.py BINARY [REF] [--work DIR] [--tokens N]
@@ -65,7 +66,7 @@ def evaluated(args, folder: pathlib.Path) -> dict:
 def figures(found: dict) -> str:
     change = 100 * (found["perplexity"] / found["perplexity_reference"] - 1)
     return (
-        f"{found['kl_mean']:.5f} ± {found['kl_mean_se']:.5f} | {found['kl_max']:.3f} | "
+        f"{found['kl_mean']:.3g} ± {found['kl_mean_se']:.2g} | {found['kl_max']:.3g} | "
         f"{100 * found['same_top_token']:.1f} % | {change:+.2f} %"
     )
 

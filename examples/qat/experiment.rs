@@ -75,7 +75,9 @@ pub struct Comparison {
 /// Runs the whole experiment for one seed.
 pub fn run(texts: &Texts, seed: u64) -> Result<Outcome> {
     let model = Granite::new(seed)?;
-    train(&model, texts, TRAINING, seed, Arithmetic::Float)?;
+    let what = |way: &str| format!("seed {seed}, {way}");
+    let first = what("f32 from random weights");
+    train(&first, &model, texts, TRAINING, seed, Arithmetic::Float)?;
     let trained = float_loss(texts, &model)?;
     let trained_int8 = int8_loss(texts, &model, &Scheme::default())?;
 
@@ -83,7 +85,11 @@ pub fn run(texts: &Texts, seed: u64) -> Result<Outcome> {
     let tune = |arithmetic| -> Result<Granite> {
         let copy = model.copy()?;
         // Another order of the text than before, and the same for every copy.
-        train(&copy, texts, TUNING, !seed, arithmetic)?;
+        let way = match arithmetic {
+            Arithmetic::Float => "with outliers in f32".into(),
+            Arithmetic::FakeQuantized(scheme) => format!("with rounding, {scheme}"),
+        };
+        train(&what(&way), &copy, texts, TUNING, !seed, arithmetic)?;
         Ok(copy)
     };
     let float = tune(Arithmetic::Float)?;
@@ -142,13 +148,13 @@ mod tests {
         let untrained = float_loss(&texts, &model).unwrap();
         let pace = |steps, pace| Pace { steps, ..pace };
         let training = pace(24, TRAINING);
-        train(&model, &texts, training, 0, Arithmetic::Float).unwrap();
+        train("f32", &model, &texts, training, 0, Arithmetic::Float).unwrap();
         // A model that knows little more than which letters are frequent needs larger outliers to lose by them.
         let factor = 4.0 * OUTLIER;
         model.move_into_weights(&OUTLIER_CHANNELS, factor).unwrap();
         let tuned = |arithmetic| {
             let copy = model.copy().unwrap();
-            train(&copy, &texts, pace(12, TUNING), 1, arithmetic).unwrap();
+            train("tuning", &copy, &texts, pace(12, TUNING), 1, arithmetic).unwrap();
             copy
         };
         let scheme = SCHEMES[0];

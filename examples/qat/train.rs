@@ -17,8 +17,12 @@ pub struct Pace {
     pub learning_rate: f64,
 }
 
-/// Trains all weights of `model` in place, on sequences that `seed` chooses.
+/// Steps between two lines of progress.
+const STEPS_PER_LINE: usize = 50;
+
+/// Trains all weights of `model` in place, on sequences that `seed` chooses. What is being done is said on standard error.
 pub fn train(
+    what: &str,
     model: &Granite,
     texts: &Texts,
     pace: Pace,
@@ -46,6 +50,11 @@ pub fn train(
         let (ids, next) = texts.batch(&mut random)?;
         let loss = cross_entropy(&model.logits(&ids, arithmetic)?, &next)?;
         optimizer.backward_step(&loss)?;
+        let done = step + 1;
+        if done % STEPS_PER_LINE == 0 {
+            let loss: f32 = loss.to_scalar()?;
+            eprintln!("{what}: step {done} of {steps}, loss {loss:.3}");
+        }
     }
     Ok(())
 }

@@ -3,6 +3,10 @@
 #     tests/clients/fuzz.sh URL CASES       CASES per route, beside those that try each boundary
 # Every answer must be one that the description has, none an error of the server, and no connection may drop.
 set -euo pipefail
+if [ $# -lt 2 ]; then
+    sed -n '2,4s/^# //p' "$0" >&2
+    exit 64
+fi
 cd "$(dirname "$0")"
 
 venv=${CLIENTS_VENV:-../../target/clients-venv}

@@ -4,7 +4,7 @@
     load.py URL clients [--clients 16 --rounds 3 --prompt 128 --tokens 32]
         streaming clients in a closed loop, each with prompts of its own: tokens per second, first token, time per token
     load.py URL beside [--prompt 2048]
-        the gaps of one stream while a long prompt comes in, as multiples of its gaps before (serve with --speculation 0)
+        the gaps of one stream while a long prompt comes in, as multiples of its gaps before
     load.py URL quote [--tokens 128]
         an answer that quotes its prompt: time per token, and the answer's SHA-256 (serve with --speculation 0, then 16)
 
@@ -32,15 +32,16 @@ class Server:
     def __init__(self, url: str, seed: int) -> None:
         self.address = urlparse(url)
         with urllib.request.urlopen(url.rstrip("/") + "/v1/models") as answer:
-            self.model = json.load(answer)["data"][0]["id"]
+            model = json.load(answer)["data"][0]
+        self.model, self.context = model["id"], model["max_model_len"]
         self.random = random.Random(seed)
 
     def ids(self, count: int) -> list[int]:
         return [self.random.randrange(100, 49_000) for _ in range(count)]
 
-    async def stream(self, prompt, tokens: int, arrivals: list[float]) -> str:
+    async def stream(self, prompt, tokens: int, arrivals: list[float], temperature: float = 0) -> str:
         """Generates `tokens` tokens; notes when each piece arrives. A connection of its own for each request."""
-        body = {"model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        body = {"model": self.model, "prompt": prompt, "max_tokens": tokens, "temperature": temperature, "ignore_eos": True}
         body = json.dumps(body | {"stream": True, "stream_options": {"include_usage": True}}).encode()
         reader, writer = await asyncio.open_connection(self.address.hostname, self.address.port)
         head = f"POST /v1/completions HTTP/1.1\r\nHost: {self.address.netloc}\r\nContent-Type: application/json\r\n"
@@ -83,23 +84,38 @@ async def clients(server: Server, options) -> dict:
     }
 
 
+def steps(arrivals: list[float]) -> list[float]:
+    """The first arrival of each step: where the server guesses ahead, a step brings several tokens at once."""
+    at_once = 2e-4  # Seconds. Pieces of one write are read microseconds apart, and no step is that short.
+    return [now for before, now in zip([0.0, *arrivals], arrivals) if now - before > at_once]
+
+
 async def beside(server: Server, options) -> dict:
     arrivals, other = [], []
-    stream = asyncio.create_task(server.stream(server.ids(64), 4_000, arrivals))
+    prompt = min(options.prompt, server.context - 1)
+    # At this temperature an answer does not repeat itself, so that there is little to guess.
+    tokens = min(4_000, server.context - 64)
+    stream = asyncio.create_task(server.stream(server.ids(64), tokens, arrivals, temperature=1))
     while len(arrivals) < 60 and not stream.done():
         await asyncio.sleep(0.01)
     sent = time.perf_counter()
-    await server.stream(server.ids(options.prompt), 1, other)
+    await server.stream(server.ids(prompt), 1, other)
+    if stream.done():
+        stream.result()
+        raise SystemExit(f"the stream of {tokens} tokens ended before the prompt was answered: give it less with --prompt")
     stream.cancel()
-    gaps = list(zip(arrivals, arrivals[1:]))
+    gaps = list(zip(steps(arrivals), steps(arrivals)[1:]))
     normal = statistics.median(b - a for a, b in gaps[5:] if b < sent)
     meanwhile = sorted((b - a) / normal for a, b in gaps if b > sent and a < other[0])
+    if not meanwhile:
+        raise SystemExit("the prompt was answered between two tokens of the stream: give it more with --prompt")
     return {
+        "prompt": prompt,
         "normal_milliseconds": round(1e3 * normal, 1),
         "first_token_seconds": round(other[0] - sent, 2),
         "gaps": len(meanwhile),
         "median": round(statistics.median(meanwhile), 2),
-        "second": round(meanwhile[-2], 2),
+        "second": round(meanwhile[max(0, len(meanwhile) - 2)], 2),
         "worst": round(meanwhile[-1], 2),
     }
 

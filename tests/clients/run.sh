@@ -2,6 +2,10 @@
 # Tries clients that people use against the demo model: tests/clients/run.sh BINARY
 # Needs the demo model (`microgranite pull demo`) and a package index for the clients; the tests themselves are offline.
 set -euo pipefail
+if [ $# -lt 1 ] || [ ! -x "$1" ]; then
+    sed -n '2,3s/^# //p' "$0" >&2
+    exit 64
+fi
 binary=$(realpath "$1")
 cd "$(dirname "$0")"
 

@@ -6,6 +6,7 @@ mod live;
 mod load;
 mod manifests;
 mod metrics;
+mod printed;
 mod processes;
 
 use std::path::PathBuf;

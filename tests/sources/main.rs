@@ -25,6 +25,15 @@ fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
+/// The folder with files of published Granites, which tests/README.md describes. Without it a test that needs them is over.
+fn assets() -> Option<PathBuf> {
+    let assets = std::env::var_os("MICROGRANITE_ASSETS");
+    if assets.is_none() {
+        eprintln!("skipped: MICROGRANITE_ASSETS is not set; tests/README.md says what it holds");
+    }
+    assets.map(PathBuf::from)
+}
+
 /// Settings that never reach the network.
 fn offline() -> Settings {
     let offline = |name: &str| (name == "HF_HUB_OFFLINE").then(|| "1".to_owned());

@@ -254,7 +254,10 @@ fn a_refusal_is_one_short_line_whatever_the_file_holds() {
 #[test]
 #[ignore = "needs the Granite configs: set MICROGRANITE_ASSETS"]
 fn the_published_configurations_are_read() {
-    let assets = std::env::var("MICROGRANITE_ASSETS").expect("MICROGRANITE_ASSETS is not set");
+    let Some(assets) = std::env::var_os("MICROGRANITE_ASSETS") else {
+        eprintln!("skipped: MICROGRANITE_ASSETS is not set; tests/README.md says what it holds");
+        return;
+    };
     // (file, hidden, layers, heads, kv heads, head width, feed-forward width, vocabulary, softmax scale)
     for (name, shape, attention_multiplier) in [
         (

@@ -1,0 +1,98 @@
+//! Commands that the documents print can be run: scripts are there and executable, and the binary knows every flag.
+
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+const DOCUMENTS: [&str; 6] = [
+    "README.md",
+    "compare/README.md",
+    "deploy/README.md",
+    "docs/api.md",
+    "examples/README.md",
+    "tests/README.md",
+];
+
+/// Code in a document: indented lines, and what stands between backticks.
+fn code(document: &str) -> Vec<String> {
+    let text = crate::read(document);
+    let indented = text.lines().filter_map(|line| line.strip_prefix("    "));
+    let mut code: Vec<String> = indented.map(str::to_owned).collect();
+    let prose = text.lines().filter(|line| !line.starts_with("    "));
+    for line in prose {
+        code.extend(line.split('`').skip(1).step_by(2).map(str::to_owned));
+    }
+    code
+}
+
+#[test]
+fn scripts_that_are_printed_are_there_and_can_be_run() {
+    let mut scripts = BTreeSet::new();
+    for document in DOCUMENTS {
+        for line in code(document) {
+            let script = line.split(' ').next().unwrap_or_default();
+            let is_script = script.ends_with(".sh") || script.ends_with(".py");
+            if is_script && (script.starts_with("compare/") || script.starts_with("tests/")) {
+                scripts.insert(script.to_owned());
+            }
+        }
+    }
+    for expected in [
+        "compare/run.sh",
+        "compare/schemes.py",
+        "tests/clients/load.py",
+    ] {
+        assert!(scripts.contains(expected), "{expected} in {scripts:?}");
+    }
+    for script in scripts {
+        let path = crate::package_file(&script);
+        let mode = std::fs::metadata(&path).unwrap_or_else(|e| panic!("{script}: {e}"));
+        let is_program = mode.permissions().mode() & 0o111 != 0;
+        assert!(is_program, "{script} is not executable");
+        assert!(crate::read(&script).starts_with("#!"), "{script}");
+    }
+}
+
+#[test]
+fn scripts_without_their_arguments_say_how_they_are_used() {
+    for script in [
+        "compare/run.sh",
+        "tests/clients/run.sh",
+        "tests/clients/fuzz.sh",
+    ] {
+        let output = Command::new(crate::package_file(script)).output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{script}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(script), "{script}: {said}");
+    }
+}
+
+#[test]
+fn every_flag_of_a_printed_command_is_known() {
+    const COMMANDS: [&str; 6] = ["serve", "quantize", "eval", "bench", "pull", "inspect"];
+    let help = COMMANDS.map(|command| {
+        let output = crate::microgranite().args([command, "--help"]).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    });
+    let mut checked = 0;
+    for document in DOCUMENTS {
+        for line in code(document) {
+            let Some((_, rest)) = line.split_once("microgranite ") else {
+                continue;
+            };
+            let rest = rest.split(" #").next().unwrap_or_default();
+            let mut words = rest.split_whitespace();
+            let command = words.next().unwrap_or_default();
+            let Some(index) = COMMANDS.iter().position(|known| *known == command) else {
+                continue;
+            };
+            for flag in words.filter(|word| word.starts_with("--")) {
+                let flag = flag.split('=').next().unwrap_or_default();
+                let flag = flag.trim_end_matches([',', '.', ')', ';']);
+                assert!(help[index].contains(flag), "{document}: {line}: {flag}");
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 10, "only {checked} flags were found");
+}
