@@ -15,7 +15,9 @@ use llguidance::toktrie::{
 use llguidance::{Matcher, ParserFactory, TokenParser};
 use serde_json::{Value, json};
 
-use super::{Calls, Grammar, MAX_BYTES, regex, schema::Schemas};
+use super::schema::Schemas;
+use super::watch::Watch;
+use super::{Calls, Grammar, MAX_BYTES, regex};
 use crate::engine::Constraint;
 use crate::text::Tokenizer;
 
@@ -23,7 +25,8 @@ use crate::text::Tokenizer;
 const MAX_GRAMMAR_SIZE: usize = 100_000;
 /// States of the lexer, at one to two kilobytes each, so that an answer holds at most about 50 MB for them.
 const MAX_LEXER_STATES: usize = 30_000;
-/// Work on one mask: about four milliseconds for the lexer and one for the parser, since the whole batch waits for it.
+/// Work on one mask: about four milliseconds for the lexer and one for the parser, since the whole batch waits for it. What
+/// this lets pass is ended by [`Watch`].
 const STEP_LEXER_FUEL: u64 = 50_000;
 const STEP_MAX_ITEMS: usize = 20_000;
 /// Work on the lexer of a new grammar, on a thread where nobody waits for it: about ten milliseconds.
@@ -91,7 +94,10 @@ impl Vocabulary {
 }
 
 /// Compiles grammars for one vocabulary.
-pub struct Compiler(ParserFactory);
+pub struct Compiler {
+    factory: ParserFactory,
+    watch: Arc<Watch>,
+}
 
 /// A grammar that has been compiled.
 pub struct Compiled {
@@ -126,7 +132,8 @@ impl Compiler {
         limits.step_max_items = STEP_MAX_ITEMS;
         limits.initial_lexer_fuel = INITIAL_LEXER_FUEL;
         limits.verbose_errors = false;
-        Ok(Self(factory))
+        let watch = Arc::new(Watch::start());
+        Ok(Self { factory, watch })
     }
 
     /// The constraint that `grammar` puts on tokens.
@@ -147,11 +154,11 @@ impl Compiler {
 
     fn attempt(&self, grammar: &Grammar, drops_bounds: bool) -> Result<Compiled, String> {
         let (grammar, unenforced) = prepare(grammar, drops_bounds)?;
-        let parser = self.0.create_parser(grammar);
+        let parser = self.factory.create_parser(grammar);
         let mut parser = parser.map_err(|problem| problem.to_string())?;
         check_branches(&parser)?;
         let warnings = parser.grammar_warnings();
-        let mut matcher = Matcher::new(Ok(parser));
+        let mut matcher = Matcher::new(Ok(parser)).into_cancellable();
         // Working out the first mask shows whether the grammar is within bounds while that can still be said.
         let first = matcher.compute_mask_or_eos();
         let mask = first.map_err(|problem| problem.to_string())?;
@@ -162,6 +169,7 @@ impl Compiler {
             constraint: GrammarConstraint {
                 matcher,
                 mask: Some(mask),
+                watch: Arc::clone(&self.watch),
             },
             unenforced: with_warnings(unenforced, &warnings),
         })
@@ -302,11 +310,13 @@ pub struct GrammarConstraint {
     matcher: Matcher,
     /// What may come next, once it has been worked out.
     mask: Option<SimpleVob>,
+    watch: Arc<Watch>,
 }
 
 impl Constraint for GrammarConstraint {
     fn allowed(&mut self) -> Option<&[u32]> {
         if self.mask.is_none() {
+            let _watched = self.watch.step(self.matcher.cancellation_handle());
             match self.matcher.compute_mask_or_eos() {
                 Ok(mask) => self.mask = Some(mask),
                 Err(problem) => tracing::warn!(%problem, "a grammar takes too much work"),
@@ -317,6 +327,7 @@ impl Constraint for GrammarConstraint {
 
     fn accept(&mut self, token: u32) -> bool {
         self.mask = None;
+        let _watched = self.watch.step(self.matcher.cancellation_handle());
         self.matcher.consume_token(token).is_ok() && self.matcher.is_stopped()
     }
 
@@ -325,6 +336,7 @@ impl Constraint for GrammarConstraint {
             // Not the caches: they are behind a lock, and answers side by side would wait for each other.
             matcher: self.matcher.deep_clone(),
             mask: self.mask.clone(),
+            watch: Arc::clone(&self.watch),
         })
     }
 }

@@ -219,8 +219,9 @@ impl Grammars {
         let (this, grammar) = (Arc::clone(self), grammar.clone());
         let work = move || {
             // Where that is not allowed it is no harm either.
-            let thread = Some(rustix::thread::gettid());
-            let _ = rustix::process::setpriority_process(thread, trial::NICE);
+            #[cfg(target_os = "linux")]
+            let _ =
+                rustix::process::setpriority_process(Some(rustix::thread::gettid()), trial::NICE);
             let compiler = this
                 .compiler
                 .get_or_init(|| Compiler::new(&this.vocabulary));

@@ -2,7 +2,8 @@
 //!
 //! A grammar comes from a client, so it is hostile until shown otherwise. [`schema`] and [`regex`] refuse what is
 //! obviously too much; [`trial`] compiles it in a process that may die of it; then [`compile`] makes the constraint, on a
-//! thread of its own. [`Grammars`] puts this together, with a queue, a deadline and a cache.
+//! thread of its own. [`Grammars`] puts this together, with a queue, a deadline and a cache. [`watch`] ends what takes too
+//! long once the engine uses it.
 
 mod cache;
 mod compile;
@@ -10,6 +11,7 @@ mod grammars;
 mod regex;
 mod schema;
 pub mod trial;
+mod watch;
 
 use serde::{Deserialize, Serialize};
 

@@ -340,3 +340,25 @@ fn a_grammar_in_another_form_is_told_which_one_to_use() {
     let about_bnf = Grammar::Lark("start: \"x ::= y\"".into());
     assert!(matches(&about_bnf, "x ::= y"));
 }
+
+#[test]
+fn a_grammar_whose_work_grows_with_the_answer_is_stopped() {
+    let grammar = Grammar::Lark("start: s\ns: s s | \"a\"\n".into());
+    let mut constraint = compile(&grammar).unwrap().constraint;
+    let token = tokenizer().encode("a", 1).unwrap()[0];
+    let mut other = constraint.boxed_clone();
+    let mut slowest = std::time::Duration::ZERO;
+    let ended = (0..1900).any(|_| {
+        let started = std::time::Instant::now();
+        let is_undecided = constraint.allowed().is_none();
+        if !is_undecided {
+            constraint.accept(token);
+        }
+        slowest = slowest.max(started.elapsed());
+        is_undecided
+    });
+    assert!(ended, "it went on for ever");
+    assert!(slowest.as_secs() < 5, "{slowest:?}");
+    // A copy goes its own way.
+    assert!(other.allowed().is_some());
+}

@@ -176,6 +176,7 @@ fn verdict(job: &Job) -> Verdict {
 
 /// Limits this process, before it has read anything, to what a grammar may cost.
 fn restrict() -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // Being less important and first to go is a courtesy that some sandboxes do not allow.
     let _ = rustix::process::setpriority_process(None, NICE);
@@ -185,10 +186,13 @@ fn restrict() -> std::io::Result<()> {
     limit(Resource::As, ADDRESS_SPACE)
 }
 
+/// Lowers a limit to `value`, if it is not lower already.
 fn limit(resource: Resource, value: u64) -> std::io::Result<()> {
+    let most = rustix::process::getrlimit(resource).maximum;
+    let value = Some(most.map_or(value, |most| most.min(value)));
     let limit = Rlimit {
-        current: Some(value),
-        maximum: Some(value),
+        current: value,
+        maximum: value,
     };
     Ok(rustix::process::setrlimit(resource, limit)?)
 }
