@@ -14,7 +14,6 @@ import pathlib
 
 import jinja2.ext
 import jinja2.sandbox
-import tokenizers
 
 TEMPLATES = {
     "granite-3.3": ("granite-3.3", "chat_template.UNVERIFIED.jinja"),
@@ -93,9 +92,9 @@ def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False)
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def environment():
+def environment(extensions=()):
     made = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, *extensions]
     )
     made.filters["tojson"] = tojson
     made.globals["raise_exception"] = raise_exception
@@ -104,6 +103,8 @@ def environment():
 
 
 def main():
+    import tokenizers
+
     assets = pathlib.Path(os.environ["MICROGRANITE_ASSETS"])
     goldens = []
     for name, (folder, file) in TEMPLATES.items():

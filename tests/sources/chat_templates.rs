@@ -24,7 +24,7 @@ fn message(json: &Value) -> Message {
             "user" => Role::User,
             "assistant" => Role::Assistant,
             "tool" => Role::Tool,
-            role => panic!("{role}"),
+            role => Role::Other(role.to_owned()),
         },
         content: text("content").unwrap(),
         name: None,

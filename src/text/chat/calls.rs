@@ -18,16 +18,23 @@ const MAX_CALLS: usize = 128;
 pub enum CallSyntax {
     /// Granite 4, and many others: `<tool_call>{"name": …, "arguments": …}</tool_call>`, once for each call.
     Tags,
-    /// Granite 3: one token, then a JSON list of all calls until the end of the answer.
+    /// Granite 3: one token, then a JSON list of all calls. Granite 3.1 writes `<tool_call>` for the token, and now and
+    /// then nothing.
     List {
         /// The token, which is special and would not show in the answer otherwise.
         token: u32,
+    },
+    /// Llama 3, and whatever teaches no sign of its own: `{"name": …, "parameters": …}`, alone or behind a token.
+    Json {
+        /// The token, where the model has it.
+        token: Option<u32>,
     },
 }
 
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 const LIST: &str = "<|tool_call|>";
+const PYTHON: &str = "<|python_tag|>";
 
 /// What the text of an answer turns out to be.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,14 +51,63 @@ pub enum Part {
 }
 
 /// Finds the calls in one answer. Text that may be the start of a call is held back until it is known.
+///
+/// What comes depends on the characters alone, not on how they were cut into pieces. Each is looked at a few times at
+/// most, however long a call is.
 pub struct CallParser {
     syntax: CallSyntax,
-    /// Not decided yet: while `is_inside`, the start of a call.
+    state: State,
+    /// Not decided yet.
     held: String,
-    is_inside: bool,
-    /// What stood before the call that `held` is inside of, in case it is none: white space and the opener.
+    /// What stood before the JSON in `held`, in case it is no call: white space and the opener.
     opened: String,
     calls: usize,
+}
+
+/// Where in an answer a parser is.
+enum State {
+    /// Nothing but white space has come: a call may begin without an opener.
+    Start,
+    /// In text, where an opener may come.
+    Text,
+    /// Where the JSON of a call has to be; whether an opener came before it.
+    Inside(JsonEnd, bool),
+    /// Behind a call: its closer may come, and without an opener the next call.
+    After,
+}
+
+/// Finds the end of a JSON object or list as it arrives.
+#[derive(Default)]
+struct JsonEnd {
+    /// Bytes that have been looked at.
+    seen: usize,
+    depth: usize,
+    in_text: bool,
+    is_escaped: bool,
+}
+
+impl JsonEnd {
+    /// The length of the JSON that `text` begins with, once it is complete. `text` has grown since the last time.
+    fn find(&mut self, text: &str) -> Option<usize> {
+        for &byte in &text.as_bytes()[self.seen..] {
+            self.seen += 1;
+            match byte {
+                _ if self.is_escaped => self.is_escaped = false,
+                b'\\' if self.in_text => self.is_escaped = true,
+                b'"' => self.in_text = !self.in_text,
+                _ if self.in_text => {}
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' => {
+                    self.depth -= 1;
+                    if self.depth == 0 {
+                        return Some(self.seen);
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
 }
 
 /// A call as models write it.
@@ -63,17 +119,19 @@ struct Written<'a> {
 }
 
 impl CallSyntax {
-    /// What the chat template `source` teaches.
-    pub(super) fn of(source: &str, tokenizer: &Tokenizer) -> Option<Self> {
-        if !source.contains("tools") {
-            return None;
-        }
+    /// What the chat template `source`, which takes tools, teaches.
+    pub(super) fn of(source: &str, tokenizer: &Tokenizer) -> Self {
+        let added = tokenizer.added_tokens();
+        let token = |text: &str| added.iter().find(|token| token.text == text);
         if source.contains(OPEN) {
-            return Some(Self::Tags);
+            return Self::Tags;
         }
-        let mut added = tokenizer.added_tokens().into_iter();
-        let token = added.find(|token| token.text == LIST && source.contains(LIST))?;
-        Some(Self::List { token: token.id })
+        match token(LIST).filter(|_| source.contains(LIST)) {
+            Some(token) => Self::List { token: token.id },
+            None => Self::Json {
+                token: token(PYTHON).map(|token| token.id),
+            },
+        }
     }
 
     /// What stands before the first call.
@@ -81,7 +139,22 @@ impl CallSyntax {
         match self {
             Self::Tags => "<tool_call>\n",
             Self::List { .. } => LIST,
+            Self::Json { .. } => "",
         }
+    }
+
+    /// All that may stand before a call.
+    const fn openers(&self) -> &'static [&'static str] {
+        match self {
+            Self::Tags => &[OPEN],
+            Self::List { .. } => &[LIST, OPEN],
+            Self::Json { .. } => &[PYTHON],
+        }
+    }
+
+    /// Whether an answer may begin with a call that nothing stands before.
+    const fn has_bare_calls(&self) -> bool {
+        !matches!(self, Self::Tags)
     }
 
     /// The special token that has to show for calls to be found.
@@ -89,6 +162,7 @@ impl CallSyntax {
         match self {
             Self::Tags => None,
             Self::List { token } => Some(*token),
+            Self::Json { token } => *token,
         }
     }
 
@@ -96,11 +170,12 @@ impl CallSyntax {
     pub(super) fn write(&self, calls: &[ToolCall], guard: impl Fn(&str) -> String) -> String {
         let written = calls.iter().map(|call| {
             let name = json!(call.name);
-            let arguments = match serde_json::from_str::<&RawValue>(&call.arguments) {
-                Ok(_is_json) => call.arguments.clone(),
+            let arguments = match serde_json::from_str::<&RawValue>(call.arguments()) {
+                Ok(_is_json) => call.arguments().to_owned(),
                 Err(_) => json!(call.arguments).to_string(),
             };
-            guard(&format!("{{\"name\": {name}, \"arguments\": {arguments}}}"))
+            let key = self.arguments_key();
+            guard(&format!("{{\"name\": {name}, \"{key}\": {arguments}}}"))
         });
         let written: Vec<String> = written.collect();
         match self {
@@ -110,6 +185,15 @@ impl CallSyntax {
                 .collect::<Vec<_>>()
                 .join("\n"),
             Self::List { .. } => format!("{LIST}[{}]", written.join(", ")),
+            Self::Json { .. } => written.join("; "),
+        }
+    }
+
+    /// What the arguments of a call are called.
+    const fn arguments_key(&self) -> &'static str {
+        match self {
+            Self::Tags | Self::List { .. } => "arguments",
+            Self::Json { .. } => "parameters",
         }
     }
 
@@ -123,11 +207,15 @@ impl CallSyntax {
 
 impl CallParser {
     /// A parser at the start of an answer, or behind the opener if the prompt ended with it.
-    pub const fn new(syntax: CallSyntax, is_inside: bool) -> Self {
+    pub fn new(syntax: CallSyntax, is_inside: bool) -> Self {
+        let state = match is_inside {
+            true => State::Inside(JsonEnd::default(), true),
+            false => State::Start,
+        };
         Self {
             syntax,
+            state,
             held: String::new(),
-            is_inside,
             opened: String::new(),
             calls: 0,
         }
@@ -137,48 +225,109 @@ impl CallParser {
     pub fn push(&mut self, text: &str) -> Vec<Part> {
         self.held += text;
         let mut parts = Vec::new();
-        loop {
-            let (opener, closer) = match self.syntax {
-                CallSyntax::Tags => (OPEN, Some(CLOSE)),
-                CallSyntax::List { .. } => (LIST, None),
-            };
-            if self.is_inside {
-                // A list ends with the answer.
-                let Some(end) = closer.and_then(|closer| self.held.find(closer)) else {
-                    return parts;
-                };
-                let rest = self.held.split_off(end + CLOSE.len());
-                let call = mem::replace(&mut self.held, rest);
-                self.is_inside = false;
-                let text = mem::take(&mut self.opened) + &call;
-                self.read(&call[..end], &text, &mut parts);
-            } else if let Some(at) = self.held.find(opener) {
-                let rest = self.held.split_off(at + opener.len());
-                let mut before = mem::replace(&mut self.held, rest);
-                self.is_inside = true;
-                self.opened = before.split_off(before[..at].trim_end().len());
-                self.text(&before, &mut parts);
-            } else {
-                let undecided = undecided(&self.held, opener);
-                let rest = self.held.split_off(self.held.len() - undecided);
-                let text = mem::replace(&mut self.held, rest);
-                self.text(&text, &mut parts);
-                return parts;
-            }
-        }
+        while match self.state {
+            State::Start | State::After => self.begin(),
+            State::Text => self.search(&mut parts),
+            State::Inside(..) => self.read(&mut parts),
+        } {}
+        parts
     }
 
     /// The end of the answer.
     pub fn finish(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
-        let held = mem::take(&mut self.held);
-        if mem::take(&mut self.is_inside) {
-            let text = mem::take(&mut self.opened) + &held;
-            self.read(&held, &text, &mut parts);
-        } else {
-            self.text(&held, &mut parts);
-        }
+        let text = mem::take(&mut self.opened) + &mem::take(&mut self.held);
+        self.state = State::Text;
+        self.text(&text, &mut parts);
         parts
+    }
+
+    /// Where a call may begin without an opener. Returns whether it is decided what is here.
+    fn begin(&mut self) -> bool {
+        let is_after = matches!(self.state, State::After);
+        let rest = self.held.trim_start();
+        if is_after && let Some(rest) = rest.strip_prefix(CLOSE) {
+            self.held = rest.to_owned();
+            return true;
+        }
+        if rest.is_empty() || is_after && CLOSE.starts_with(rest) {
+            return false;
+        }
+        let rest = match rest.strip_prefix(';') {
+            Some(next) if is_after => next.trim_start(),
+            _ => rest,
+        };
+        if rest.is_empty() {
+            return false;
+        }
+        self.state = State::Text;
+        if self.syntax.has_bare_calls() && rest.starts_with(['{', '[']) {
+            self.state = State::Inside(JsonEnd::default(), false);
+            let json = self.held.split_off(self.held.len() - rest.len());
+            self.opened = mem::replace(&mut self.held, json);
+        }
+        true
+    }
+
+    /// In text: passes on what is certain to be text, up to an opener. Returns whether there is one.
+    fn search(&mut self, parts: &mut Vec<Part>) -> bool {
+        let openers = self.syntax.openers();
+        let found = openers
+            .iter()
+            .filter_map(|opener| Some((self.held.find(opener)?, opener.len())));
+        let Some((at, length)) = found.min() else {
+            let undecided = openers
+                .iter()
+                .map(|opener| undecided(&self.held, opener))
+                .max();
+            let rest = self
+                .held
+                .split_off(self.held.len() - undecided.unwrap_or(0));
+            let text = mem::replace(&mut self.held, rest);
+            self.text(&text, parts);
+            return false;
+        };
+        let rest = self.held.split_off(at + length);
+        let mut before = mem::replace(&mut self.held, rest);
+        self.opened = before.split_off(before[..at].trim_end().len());
+        self.text(&before, parts);
+        self.state = State::Inside(JsonEnd::default(), true);
+        true
+    }
+
+    /// Behind an opener. Returns whether it is decided what is here.
+    fn read(&mut self, parts: &mut Vec<Part>) -> bool {
+        let State::Inside(json_end, is_opened) = &mut self.state else {
+            return false;
+        };
+        if json_end.seen == 0 {
+            let space = self.held.len() - self.held.trim_start().len();
+            self.opened.extend(self.held.drain(..space));
+        }
+        let is_opened = *is_opened;
+        let end = match may_be_call(&self.held) {
+            None => return false,
+            Some(false) => 0,
+            Some(true) => match json_end.find(&self.held) {
+                Some(end) => end,
+                None => return false,
+            },
+        };
+        let rest = self.held.split_off(end);
+        let json = mem::replace(&mut self.held, rest);
+        let opened = mem::take(&mut self.opened);
+        match calls_in(&json, !is_opened) {
+            Some(calls) if self.calls + calls.len() <= MAX_CALLS => {
+                self.calls += calls.len();
+                parts.extend(calls);
+                self.state = State::After;
+            }
+            _ => {
+                self.state = State::Text;
+                self.text(&(opened + &json), parts);
+            }
+        }
+        true
     }
 
     /// Whether a call has been found.
@@ -192,20 +341,34 @@ impl CallParser {
             parts.push(Part::Text(text.to_owned()));
         }
     }
+}
 
-    /// The calls in `json`; if that is none, the whole is `text`.
-    fn read(&mut self, json: &str, text: &str, parts: &mut Vec<Part>) {
-        let json = json.trim();
-        let calls = serde_json::from_str::<Vec<Written<'_>>>(json)
-            .or_else(|_not_a_list| serde_json::from_str(json).map(|call| vec![call]));
-        match calls {
-            Ok(calls) if !calls.is_empty() && self.calls + calls.len() <= MAX_CALLS => {
-                self.calls += calls.len();
-                parts.extend(calls.into_iter().map(Written::part));
-            }
-            _ => self.text(text, parts),
-        }
-    }
+/// Whether JSON that begins like `text` can be a call or a list of them; `None` while that is open.
+fn may_be_call(text: &str) -> Option<bool> {
+    let object = match text.strip_prefix('[') {
+        Some(items) => items.trim_start(),
+        None => text,
+    };
+    let Some(first) = object.chars().next() else {
+        return None;
+    };
+    let Some(fields) = object.strip_prefix('{') else {
+        return Some(first == '{');
+    };
+    let key = fields.trim_start().chars().next();
+    key.map(|first| first == '"')
+}
+
+/// The calls in `json`, which is a call or a list of them, each with arguments if it `needs_arguments`.
+fn calls_in(json: &str, needs_arguments: bool) -> Option<Vec<Part>> {
+    let calls = serde_json::from_str::<Vec<Written<'_>>>(json)
+        .or_else(|_not_a_list| serde_json::from_str(json).map(|call| vec![call]));
+    let calls = calls.ok().filter(|calls| !calls.is_empty())?;
+    let is_call = |call: &Written<'_>| call.arguments.is_some() || !needs_arguments;
+    calls
+        .iter()
+        .all(is_call)
+        .then(|| calls.into_iter().map(Written::part).collect())
 }
 
 impl Written<'_> {
@@ -283,6 +446,82 @@ mod tests {
     }
 
     #[test]
+    fn granite_3_calls_are_found_in_every_form_with_the_text_around_them() {
+        let list = CallSyntax::List { token: 7 };
+        let both = vec![call("a", "{}"), call("b", "{\"x\": \"]}\\\"\"}")];
+        let json = "[{\"name\": \"a\", \"arguments\": {}}, {\"name\": \"b\", \"arguments\": {\"x\": \"]}\\\"\"}}]";
+        for (answer, text) in [
+            (json.to_owned(), ""),
+            (format!(" \n{json}\n"), ""),
+            (format!("<|tool_call|>{json}"), ""),
+            (format!("<tool_call> {json}"), ""),
+            (format!("<tool_call>{json}</tool_call>"), ""),
+            (format!("<|tool_call|>{json} Done."), " Done."),
+            (format!("{json}\nDone."), "\nDone."),
+            (
+                format!("Let me see.\n<tool_call>{json}\n\nDone."),
+                "Let me see.\n\nDone.",
+            ),
+            (format!("One <|tool_call|>{json}"), "One"),
+        ] {
+            let expected = (text.to_owned(), both.clone());
+            assert_eq!(parse(&list, [&*answer]), expected, "{answer}");
+        }
+        for answer in [
+            "[1] says so, and [2] too",
+            "[{\"name\": \"a\"}]",
+            "[{\"name\": 1, \"arguments\": {}}]",
+            "See [{\"name\": \"a\", \"arguments\": {}}]",
+            "[]",
+            "{\"x\": 1} and more",
+            "<|tool_call|>none",
+            "<|tool_call|>[{\"name\": \"a\", ",
+            "[",
+            " [ {",
+        ] {
+            let expected = (answer.to_owned(), vec![]);
+            assert_eq!(parse(&list, [answer]), expected, "{answer}");
+        }
+    }
+
+    #[test]
+    fn llamas_calls_are_json_with_parameters() {
+        let json = CallSyntax::Json { token: Some(7) };
+        let a = "{\"name\": \"a\", \"parameters\": {\"x\": 1}}";
+        let one = call("a", "{\"x\": 1}");
+        for (answer, count, text) in [
+            (a.to_owned(), 1, ""),
+            (format!("<|python_tag|>{a}"), 1, ""),
+            (format!("{a}; {a}\n;{a}"), 3, ""),
+            (format!("{a}\n{a}"), 2, ""),
+            (format!("<|python_tag|>{a}; {a}"), 2, ""),
+            (format!("{a}; then"), 1, "; then"),
+            (format!("Sure: <|python_tag|>{a}."), 1, "Sure:."),
+            (format!("[{a}, {a}]"), 2, ""),
+            (
+                "{\"name\": \"Bob\", \"age\": 3}".into(),
+                0,
+                "{\"name\": \"Bob\", \"age\": 3}",
+            ),
+            ("{ no }".into(), 0, "{ no }"),
+            ("<|python_tag|>f.call()".into(), 0, "<|python_tag|>f.call()"),
+        ] {
+            let expected = (text.to_owned(), vec![one.clone(); count]);
+            assert_eq!(parse(&json, [&*answer]), expected, "{answer}");
+        }
+    }
+
+    #[test]
+    fn an_opener_in_an_argument_is_a_part_of_it() {
+        let answer = "<tool_call>{\"name\": \"a\", \"arguments\": {\"x\": \"</tool_call><tool_call>\"}}</tool_call>";
+        let expected = call("a", "{\"x\": \"</tool_call><tool_call>\"}");
+        assert_eq!(
+            parse(&CallSyntax::Tags, [answer]),
+            (String::new(), vec![expected])
+        );
+    }
+
+    #[test]
     fn what_is_no_call_is_text() {
         for answer in [
             "a <tool_ca b",
@@ -300,12 +539,12 @@ mod tests {
     fn behind_the_opener_of_the_prompt_all_is_a_call() {
         let mut parser = CallParser::new(CallSyntax::Tags, true);
         assert_eq!(parser.push("{\"name\": \"a\", "), []);
-        assert_eq!(parser.push("\"arguments\": {}}"), []);
         let expected = Part::Call {
             name: "a".into(),
             arguments: "{}".into(),
         };
-        assert_eq!(parser.finish(), [expected]);
+        assert_eq!(parser.push("\"arguments\": {}}"), [expected]);
+        assert_eq!(parser.finish(), []);
         assert!(parser.has_calls());
     }
 
@@ -314,12 +553,17 @@ mod tests {
         fn pieces_do_not_matter(
             parts in prop::collection::vec(prop_oneof![
                 Just("<tool_call>"), Just("</tool_call>"), Just("{\"name\": \"é\", \"arguments\": {}}"),
-                Just("\n"), Just("<tool"), Just("é "), Just("<|tool_call|>"), Just("[]"),
+                Just("[{\"name\": \"f\", \"parameters\": {\"x\": \"}\\\"\"}}]"), Just("<|python_tag|>"), Just("; "),
+                Just("\n"), Just("<tool"), Just("é "), Just("<|tool_call|>"), Just("[]"), Just("{\""), Just("[{"), Just("\\"),
             ], 0..8),
             cuts in prop::collection::vec(any::<bool>(), 200),
-            tags in any::<bool>(),
+            which in 0..3,
         ) {
-            let syntax = if tags { CallSyntax::Tags } else { CallSyntax::List { token: 7 } };
+            let syntax = match which {
+                0 => CallSyntax::Tags,
+                1 => CallSyntax::List { token: 7 },
+                _ => CallSyntax::Json { token: None },
+            };
             let text = parts.concat();
             let mut pieces = vec![String::new()];
             for (character, &cut) in text.chars().zip(cuts.iter().cycle()) {

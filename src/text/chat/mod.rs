@@ -3,30 +3,31 @@
 //! - [`ChatTemplate`]: the model's own Jinja template, run within bounds.
 //! - [`guard`]: what clients write stays text, whatever it looks like.
 //! - [`calls`]: tool calls in answers.
-//! - `python`: what templates expect of Python.
+//! - `jinja`, with `source`, `methods` and `python`: runs templates as transformers does, and what they expect of Python.
 
 pub mod calls;
 pub mod guard;
+mod jinja;
+mod methods;
 mod python;
+mod source;
 
+use std::collections::BTreeSet;
 use std::io;
 
 use jiff::Timestamp;
-use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Value;
-use minijinja::{AutoEscape, Environment, ErrorKind, context};
-use minijinja_contrib::pycompat;
+use minijinja::{Environment, ErrorKind, context};
 
 use super::Tokenizer;
 use super::tokenizer::EncodeError;
 use calls::CallSyntax;
 use guard::ControlTokens;
 
-/// Instructions of the template engine for one conversation. Granite's templates take about 60 for a message, so this is
-/// enough for the ten thousand messages that fit a body; past it a template is looping.
-const FUEL: u64 = 2_000_000;
-/// Macros that call themselves. Templates of models do not recurse at all.
-const MAX_RECURSION: usize = 50;
+/// Roles that a conversation has beside OpenAI's: as many as it may have documents, which some clients number.
+const MAX_OTHER_ROLES: usize = 128;
+/// A text that no template has of its own.
+const PROBE: &str = "qZ7probe";
 /// Characters of a template's own complaint that a client gets to read.
 const MAX_COMPLAINT: usize = 300;
 
@@ -42,16 +43,20 @@ pub struct ChatTemplate {
 }
 
 /// Who speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
-    /// Instructions; OpenAI's `developer` is the same.
+    /// Instructions.
     System,
+    /// OpenAI's newer name for instructions: the system, for templates that do not know it.
+    Developer,
     /// The person or program that asks.
     User,
     /// The model.
     Assistant,
     /// A tool's result.
     Tool,
+    /// One that only the template knows, such as Granite's `document`.
+    Other(String),
 }
 
 /// One turn of a conversation, as the client wrote it.
@@ -76,8 +81,31 @@ pub struct ToolCall {
     pub id: String,
     /// The tool.
     pub name: String,
-    /// A JSON object, as text.
+    /// A JSON object, as text. Empty is an empty object.
     pub arguments: String,
+}
+
+impl Message {
+    /// A message that is nothing but text.
+    pub fn new(role: Role, content: &str) -> Self {
+        Self {
+            role,
+            content: content.to_owned(),
+            name: None,
+            calls: Vec::new(),
+            call_id: None,
+        }
+    }
+}
+
+impl ToolCall {
+    /// The arguments, of which there may be none.
+    fn arguments(&self) -> &str {
+        match self.arguments.trim() {
+            "" => "{}",
+            _ => &self.arguments,
+        }
+    }
 }
 
 /// All that a template is given. The values are as the client sent them.
@@ -143,37 +171,48 @@ impl ChatTemplate {
         bos: Option<u32>,
         eos: Option<u32>,
     ) -> Result<Self, String> {
-        let mut environment = Environment::new();
-        // As transformers sets up Jinja.
-        let syntax = SyntaxConfig::builder()
-            .trim_blocks(true)
-            .lstrip_blocks(true)
-            .build()
-            .map_err(|problem| problem.to_string())?;
-        environment.set_syntax(syntax);
-        environment.set_auto_escape_callback(|_name| AutoEscape::None);
-        environment.set_unknown_method_callback(pycompat::unknown_method_callback);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(MAX_RECURSION);
-        environment.add_filter("tojson", |value: &Value, options| {
-            python::tojson(value, options)
-        });
-        environment.add_function("raise_exception", raise_exception);
-        environment
-            .add_template_owned("chat", source.to_owned())
-            .map_err(|problem| problem.to_string())?;
+        let environment = jinja::environment(source)?;
         let text = |id: Option<u32>| {
             let bytes = id.map_or(&[][..], |id| tokenizer.bytes(id));
             String::from_utf8_lossy(bytes).into_owned()
         };
-        Ok(Self {
+        let mut template = Self {
             environment,
             control: ControlTokens::of(tokenizer),
-            calls: CallSyntax::of(source, tokenizer),
+            calls: None,
             source: source.to_owned(),
             bos: text(bos),
             eos: text(eos),
-        })
+        };
+        if template.takes_tools() {
+            template.calls = Some(CallSyntax::of(source, tokenizer));
+        }
+        Ok(template)
+    }
+
+    /// Whether the template prints tools: a small conversation tells. One that cannot be rendered is taken at its word.
+    fn takes_tools(&self) -> bool {
+        let function = format!(
+            "{{\"name\": \"{PROBE}\", \"description\": \"-\", \"parameters\": {{\"type\": \"object\", \"properties\": {{}}}}}}"
+        );
+        let tools = format!("[{{\"type\": \"function\", \"function\": {function}}}]");
+        let tools: Value = serde_json::from_str(&tools).expect("this is JSON");
+        let mut has_rendered = false;
+        for roles in [&[Role::User][..], &[Role::System, Role::User]] {
+            let messages = roles.iter().map(|role| Message::new(role.clone(), "-"));
+            let probe = Conversation {
+                messages: messages.collect(),
+                tools: Some(tools.clone()),
+                ..Conversation::default()
+            };
+            if let Ok(text) = self.render(&probe, Timestamp::UNIX_EPOCH) {
+                has_rendered = true;
+                if text.contains(PROBE) {
+                    return true;
+                }
+            }
+        }
+        !has_rendered && self.mentions("tools")
     }
 
     /// The template's text.
@@ -205,6 +244,7 @@ impl ChatTemplate {
         max_tokens: usize,
     ) -> Result<Vec<u32>, ChatError> {
         let limit = tokenizer.most_bytes(max_tokens);
+        self.check_roles(conversation, now)?;
         let mut rendered = self.render_marked(conversation, now, limit)?;
         if conversation.ending == Ending::Continued {
             let end = rendered.find(guard::CUT).ok_or_else(|| {
@@ -219,6 +259,33 @@ impl ChatTemplate {
         }
         let ids = self.control.encode(tokenizer, &rendered, max_tokens)?;
         Ok(ids)
+    }
+
+    /// Refuses roles that the template does not print: the model would not see the message. A small conversation tells.
+    fn check_roles(&self, conversation: &Conversation, now: Timestamp) -> Result<(), ChatError> {
+        let roles = conversation.messages.iter().map(|message| &message.role);
+        let others: BTreeSet<&str> = roles
+            .filter_map(|role| match role {
+                Role::Other(name) => Some(name.as_str()),
+                _ => None,
+            })
+            .collect();
+        if others.len() > MAX_OTHER_ROLES {
+            let problem = format!("it is given more than {MAX_OTHER_ROLES} roles of its own");
+            return Err(ChatError::Template(problem));
+        }
+        for role in others {
+            let message = Message::new(Role::Other(role.to_owned()), PROBE);
+            let probe = Conversation {
+                messages: vec![Message::new(Role::User, "-"), message],
+                ..Conversation::default()
+            };
+            if !self.render(&probe, now)?.contains(PROBE) {
+                let problem = format!("it leaves out messages of the role '{role}'");
+                return Err(ChatError::Template(problem));
+            }
+        }
+        Ok(())
     }
 
     /// The text that the ids stand for, as Jinja in Python would render it.
@@ -279,15 +346,17 @@ impl ChatTemplate {
 
     /// A message in the words of the template, what the client wrote marked.
     fn message(&self, message: &Message, is_continued: bool) -> Value {
-        let role = match message.role {
-            Role::System => "system",
+        let role = match &message.role {
+            Role::Developer if self.mentions("developer") => "developer",
+            Role::System | Role::Developer => "system",
             Role::User => "user",
             Role::Assistant => "assistant",
             Role::Tool => "tool",
+            Role::Other(name) => name,
         };
         let guard = |text: &str| self.control.guard(text).into_owned();
         let mut content = guard(&message.content);
-        let mut fields: Vec<(&str, Value)> = vec![("role", role.into())];
+        let mut fields: Vec<(&str, Value)> = vec![("role", guard(role).into())];
         if !message.calls.is_empty() {
             match &self.calls {
                 // Templates that know no calls get them as the model writes them.
@@ -313,8 +382,8 @@ impl ChatTemplate {
     fn calls_value(&self, calls: &[ToolCall]) -> Value {
         let call = |call: &ToolCall| {
             // Templates format arguments themselves, so they get the object where it is one.
-            let arguments: Value = serde_json::from_str(&call.arguments)
-                .unwrap_or_else(|_no_json| Value::from(call.arguments.as_str()));
+            let arguments: Value = serde_json::from_str(call.arguments())
+                .unwrap_or_else(|_no_json| Value::from(call.arguments()));
             let function = Value::from_pairs([
                 ("name", Value::from(call.name.as_str())),
                 ("arguments", arguments),
@@ -328,12 +397,6 @@ impl ChatTemplate {
         };
         calls.iter().map(call).collect()
     }
-}
-
-/// How templates refuse a conversation, such as one whose roles do not alternate.
-fn raise_exception(message: &str) -> Result<Value, minijinja::Error> {
-    let message = guard::unmark(message).into_owned();
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
 }
 
 /// The template's complaint, or the engine's about the template, short enough for an answer.

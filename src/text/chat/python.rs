@@ -6,13 +6,19 @@ use jiff::Timestamp;
 use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
 use minijinja::value::{Kwargs, Value, ValueKind};
-use minijinja::{Error, ErrorKind};
+use minijinja::{Error, ErrorKind, State};
 
 /// Values inside values: more than any schema nests, and few enough for the stack.
 const MAX_DEPTH: usize = 200;
 
 /// The filter `tojson` as transformers defines it: `json.dumps` with its options, and not escaped for HTML.
-pub fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
+pub fn tojson(state: &State<'_, '_>, value: &Value, options: Kwargs) -> Result<String, Error> {
+    let fuel = state.fuel_levels().map_or(u64::MAX, |(_, left)| left);
+    write_json(value, options, usize::try_from(fuel).unwrap_or(usize::MAX))
+}
+
+/// The JSON of `value`, of at most 64 bytes for each unit of `fuel`, which is what the engine will ask for it.
+fn write_json(value: &Value, options: Kwargs, fuel: usize) -> Result<String, Error> {
     let indent = match options.get::<Option<Value>>("indent")? {
         None => None,
         Some(indent) if indent.is_none() => None,
@@ -30,6 +36,7 @@ pub fn tojson(value: &Value, options: Kwargs) -> Result<String, Error> {
     };
     let mut json = Json {
         text: String::new(),
+        limit: fuel.saturating_mul(64),
         indent,
         item,
         key,
@@ -52,6 +59,8 @@ pub fn strftime(now: Timestamp, format: &str) -> Result<String, Error> {
 
 struct Json {
     text: String,
+    /// Bytes that the text may have.
+    limit: usize,
     /// What a level is indented by; without it everything is on one line.
     indent: Option<String>,
     /// Between items.
@@ -69,6 +78,7 @@ impl Json {
             let problem = "a value is nested too deeply for tojson";
             return Err(Error::new(ErrorKind::InvalidOperation, problem));
         }
+        self.check_room(0)?;
         match value.kind() {
             ValueKind::None => self.text += "null",
             ValueKind::Bool => self.text += if value.is_true() { "true" } else { "false" },
@@ -109,7 +119,7 @@ impl Json {
             if at > 0 {
                 self.text += &self.item;
             }
-            self.line(depth + 1);
+            self.line(depth + 1)?;
             if let Some(key) = key {
                 self.string(&key);
                 self.text += &self.key;
@@ -117,17 +127,27 @@ impl Json {
             self.value(&item, depth + 1)?;
         }
         if !is_empty {
-            self.line(depth);
+            self.line(depth)?;
         }
         self.text.push(close);
         Ok(())
     }
 
-    fn line(&mut self, depth: usize) {
+    fn line(&mut self, depth: usize) -> Result<(), Error> {
         if let Some(indent) = &self.indent {
+            self.check_room(indent.len().saturating_mul(depth))?;
             self.text.push('\n');
             self.text += &indent.repeat(depth);
         }
+        Ok(())
+    }
+
+    /// Whether so many bytes more may be written; a text of the client is never much longer than itself.
+    fn check_room(&self, more: usize) -> Result<(), Error> {
+        if self.text.len().saturating_add(more) > self.limit {
+            return Err(Error::from(ErrorKind::OutOfFuel));
+        }
+        Ok(())
     }
 
     fn number(&mut self, value: &Value) {
@@ -216,7 +236,7 @@ mod tests {
                 .unwrap();
         let with = |options: &[(&str, Value)]| {
             let options = options.iter().map(|(k, v)| (*k, v.clone()));
-            tojson(&value, Kwargs::from_iter(options)).unwrap()
+            write_json(&value, Kwargs::from_iter(options), 100).unwrap()
         };
         assert_eq!(
             with(&[]),

@@ -17,13 +17,7 @@ fn template(source: &str) -> ChatTemplate {
 }
 
 fn message(role: Role, content: &str) -> Message {
-    Message {
-        role,
-        content: content.to_owned(),
-        name: None,
-        calls: Vec::new(),
-        call_id: None,
-    }
+    Message::new(role, content)
 }
 
 fn conversation(messages: impl IntoIterator<Item = Message>) -> Conversation {
@@ -190,7 +184,7 @@ fn a_template_can_refuse_and_cannot_run_away() {
 
 #[test]
 fn calls_are_written_as_the_template_teaches_them() {
-    let source = "{% if tools %}{{ '<tool_call>' }}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}";
+    let source = "{% if tools %}{{ '<tool_call>' ~ (tools | tojson) }}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}";
     let calls = vec![ToolCall {
         id: "1".into(),
         name: "add".into(),
@@ -214,4 +208,102 @@ fn calls_are_written_as_the_template_teaches_them() {
         .collect();
     assert!(bytes.ends_with(b"</tool_call><tool_call>\n"));
     assert_eq!(self::template(CHATML).calls(), None);
+}
+
+#[test]
+fn templates_do_what_jinja_does_with_them() {
+    let recorded = include_str!("../../../tests/sources/jinja_goldens.json");
+    // Read once as values, which keep the order of keys, and once as plain JSON.
+    let ordered: Value = serde_json::from_str(recorded).unwrap();
+    let recorded: serde_json::Value = serde_json::from_str(recorded).unwrap();
+    let now: Timestamp = recorded["now"].as_str().unwrap().parse().unwrap();
+    let variables = ordered.get_attr("variables").unwrap();
+    let names: Vec<Value> = variables.try_iter().unwrap().collect();
+    let pairs = names.into_iter().map(|name| {
+        let value = variables.get_item(&name).unwrap();
+        (name.to_string(), value)
+    });
+    let talk = Conversation {
+        variables: pairs.collect(),
+        ..conversation([message(Role::User, "hello")])
+    };
+    let mut wrong = Vec::new();
+    for golden in recorded["goldens"].as_array().unwrap() {
+        let source = golden["template"].as_str().unwrap();
+        let made = ChatTemplate::new(source, &tokenizer(), None, Some(0));
+        let made = made.and_then(|made| {
+            made.render(&talk, now)
+                .map_err(|problem| problem.to_string())
+        });
+        let text = made.as_ref().ok().map(String::as_str);
+        if text != golden["text"].as_str() {
+            wrong.push(format!(
+                "{source}\n  here:  {made:?}\n  Jinja: {}",
+                golden["text"]
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_template_can_take_much_time_or_memory() {
+    let talk = conversation([message(Role::User, "hello")]);
+    for source in [
+        "{{ 'x' * 10**9 }}",
+        "{{ ('x' * 10**6) * 10**6 }}",
+        "{% for a in range(10**9) %}{% endfor %}",
+        "{{ range(10**9) | list | length }}",
+        "{{ 'x\ny' | indent(10**9) }}",
+        "{{ ('x\n' * 10**5) | indent(10**5) }}",
+        "{{ 'x\ny' | indent('x' * 10**6) | indent('x' * 10**8) }}",
+        "{{ '%1000000000s' % 'x' }}",
+        "{{ '%.1000000000f' % 1 }}",
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ '{:>1000000000}'.format('x') }}",
+        "{{ 'x'.zfill(10**9) }}",
+        "{{ 'x'.center(10**9) }}",
+        "{{ 'x'.ljust(10**9, 'é') }}",
+        "{{ 'x'.rjust(10**18) }}",
+        "{{ ('x' * 10**6).join(['y'] * 10**4) }}",
+        "{{ ','.join(['x' * 10**6] * 10**4) }}",
+        "{{ (['x' * 10**6] * 10**3) | join }}",
+        "{{ (['x' * 10**6] * 10**3) | string }}",
+        "{{ ('x' * 10**5).replace('x', 'y' * 10**5) }}",
+        "{{ (['x' * 10**6] * 10**4) | tojson }}",
+        "{{ messages | tojson(indent='x' * 10**7) }}",
+        "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='x') %}{% for a in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(l=[1]) %}{% for a in range(64) %}{% set ns.l = (ns.l + ns.l) | list %}{% endfor %}",
+        "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+        "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+        "{% macro f(n) %}{{ f(n) ~ f(n) }}{% endmacro %}{{ f(0) }}",
+        "{% for a in range(9999) %}{{ messages[0].content * 1000 }}{% endfor %}",
+        "{% set x %}{% for a in range(99999) %}{{ 'x' * 10000 }}{% endfor %}{% endset %}",
+    ] {
+        let start = std::time::Instant::now();
+        let encoded = template(source).encode(&tokenizer(), &talk, Timestamp::UNIX_EPOCH, 100_000);
+        let refused = encoded.expect_err(source).to_string();
+        // Most take a few milliseconds; a machine may be busy.
+        assert!(start.elapsed().as_secs() < 10, "{source}: {refused}");
+    }
+}
+
+#[test]
+fn whether_a_template_takes_tools_is_seen_in_what_it_prints() {
+    let llama = "{% if tools is not none %}{% for t in tools %}{{ t | tojson(indent=4) }}{% endfor %}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}";
+    assert_eq!(
+        template(llama).calls(),
+        Some(&CallSyntax::Json { token: None })
+    );
+    let only_beside_a_system = "{% for m in messages %}{% if m.role == 'system' and tools %}{{ tools }}{% endif %}{% endfor %}";
+    assert!(template(only_beside_a_system).calls().is_some());
+    // A word in a comment or in a text for the model is no place for tools.
+    for source in [
+        CHATML,
+        "{# tools #}hello",
+        "{% for m in messages %}no tools here{% endfor %}",
+    ] {
+        assert_eq!(template(source).calls(), None);
+    }
 }

@@ -1,0 +1,160 @@
+//! The engine that runs templates, set up to do as Jinja does under transformers, and within bounds.
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, ValueOrKwargs, from_args};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
+
+use super::guard;
+use super::methods::{self, lines, pay};
+use super::python;
+use super::source;
+
+/// Instructions of the template engine for one conversation, and 64 bytes of what they make count as one. Granite's
+/// templates take about 60 for a message, so this is enough for the ten thousand messages that fit a body, and no more
+/// than 64 MiB; past it a template is looping.
+const FUEL: u64 = 1_000_000;
+/// Macros that call themselves. Templates of models do not recurse at all.
+const MAX_RECURSION: usize = 50;
+
+/// An environment whose template `chat` is `template`.
+///
+/// # Errors
+/// What is wrong with the template, in one line.
+pub fn environment(template: &str) -> Result<Environment<'static>, String> {
+    let mut environment = Environment::new();
+    // As transformers sets up Jinja.
+    let syntax = SyntaxConfig::builder()
+        .trim_blocks(true)
+        .lstrip_blocks(true)
+        .build()
+        .map_err(|problem| problem.to_string())?;
+    environment.set_syntax(syntax);
+    environment.set_auto_escape_callback(|_name| AutoEscape::None);
+    environment.set_unknown_method_callback(methods::call);
+    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(MAX_RECURSION);
+    environment.add_filter("tojson", python::tojson);
+    environment.add_filter("indent", indent);
+    environment.add_filter("join", join);
+    environment.add_filter("string", string);
+    // It would write whatever is asked for before it is paid, and no template of a model has it.
+    environment.remove_filter("pprint");
+    environment.add_filter(source::FORMAT, format);
+    environment.add_test("iterable", is_iterable);
+    environment.add_test("sequence", is_sequence);
+    environment.add_function("raise_exception", raise_exception);
+    environment
+        .add_template_owned("chat", source::prepare(template))
+        .map_err(|problem| problem.to_string())?;
+    Ok(environment)
+}
+
+/// How templates refuse a conversation, such as one whose roles do not alternate.
+fn raise_exception(message: &str) -> Result<Value, Error> {
+    let message = guard::unmark(message).into_owned();
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// The filter `indent` as Jinja has it: a line feed at the end of the text stays there.
+fn indent(state: &State<'_, '_>, text: &str, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
+    type Options = (Option<Value>, Option<bool>, Option<bool>, Kwargs);
+    let args = args.into_values();
+    let (width, first, blank, named): Options = from_args(&args)?;
+    let option = |given: Option<bool>, name: &str| -> Result<bool, Error> {
+        Ok(given.or(named.get(name)?).unwrap_or(false))
+    };
+    let (first, blank) = (option(first, "first")?, option(blank, "blank")?);
+    let width = match width {
+        Some(width) => Some(width),
+        None => named.get("width")?,
+    };
+    named.assert_all_used()?;
+    let spaces = |count: usize| -> Result<String, Error> {
+        pay(state, count)?;
+        Ok(" ".repeat(count))
+    };
+    let margin = match &width {
+        None => spaces(4)?,
+        Some(width) => match width.as_str() {
+            Some(text) => text.to_owned(),
+            None => spaces(width.as_usize().unwrap_or(0))?,
+        },
+    };
+    let text = format!("{text}\n");
+    let count = lines(&text).count();
+    pay(state, count.saturating_mul(margin.len()))?;
+    let mut indented = String::with_capacity(text.len() + count * margin.len());
+    for (at, (line, _)) in lines(&text).enumerate() {
+        if at > 0 {
+            indented.push('\n');
+        }
+        if if at == 0 {
+            first
+        } else {
+            blank || !line.is_empty()
+        } {
+            indented += &margin;
+        }
+        indented += line;
+    }
+    Ok(indented)
+}
+
+/// The filter `join`, paid for while it grows: a list may hold one long text many times.
+fn join(
+    state: &mut State<'_, '_>,
+    items: Value,
+    args: Rest<ValueOrKwargs>,
+) -> Result<String, Error> {
+    let args = args.into_values();
+    let (between, attribute, named): (Option<Value>, Option<Value>, Kwargs) = from_args(&args)?;
+    let between = match between {
+        Some(between) => Some(between),
+        None => named.get("d")?,
+    };
+    let attribute = match attribute {
+        Some(attribute) => Some(attribute),
+        None => named.get("attribute")?,
+    };
+    named.assert_all_used()?;
+    let items = match attribute {
+        None => items,
+        Some(attribute) => {
+            let named: Kwargs = [("attribute", attribute)].into_iter().collect();
+            state.apply_filter("map", &[items, named.into()])?
+        }
+    };
+    let between = between.map_or(String::new(), |between| between.to_string());
+    methods::join(state, &between, &items)
+}
+
+/// The filter `string`, paid for in the same way.
+fn string(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::String => Ok(value),
+        _ => methods::join(state, "", &Value::from(vec![value])).map(Value::from),
+    }
+}
+
+/// Python's `text % values`: one value, or a tuple of them.
+fn format(state: &mut State<'_, '_>, text: Value, values: Value) -> Result<Value, Error> {
+    let mut args = vec![text];
+    match values.downcast_object_ref::<Tuple>() {
+        Some(tuple) => args.extend(tuple.iter().cloned()),
+        None => args.push(values),
+    }
+    state.apply_filter("format", &args)
+}
+
+/// The test `iterable`: all that the engine iterates over, except for nothing.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// The test `sequence`: what has a length and items, as texts and mappings do in Python.
+fn is_sequence(value: &Value) -> bool {
+    matches!(
+        value.kind(),
+        ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined
+    )
+}

@@ -1,0 +1,281 @@
+//! A template's source, put into the words of the engine that runs it.
+//!
+//! Two things that published templates have are unknown to the engine. The tags `generation` and `endgeneration` mark
+//! what a model is trained on, and change nothing in a rendered text; they become a block that changes nothing. And
+//! Python's `'…' % values` becomes the filter [`FORMAT`].
+
+/// The filter that stands for Python's `%` after a text.
+pub const FORMAT: &str = "python_format";
+/// Operands of `%` inside operands of `%`; past it the source is left as it is, and the engine says what it thinks.
+const MAX_DEPTH: usize = 20;
+
+/// `source` without what the engine does not know.
+pub fn prepare(source: &str) -> String {
+    let mut prepared = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(at) = rest.find('{') {
+        let (text, tag) = rest.split_at(at);
+        prepared += text;
+        let length = match tag.as_bytes().get(1) {
+            Some(b'#') => tag.find("#}").map_or(tag.len(), |end| end + 2),
+            Some(b'%' | b'{') => tag_length(tag),
+            _ => 1,
+        };
+        let (tag, after) = tag.split_at(length);
+        rest = after;
+        match block_name(tag) {
+            Some("generation") => prepared += &tag.replacen("generation", "with", 1),
+            Some("endgeneration") => prepared += &tag.replacen("endgeneration", "endwith", 1),
+            Some("raw") => {
+                // What follows is text, whatever it looks like.
+                let end = raw_length(rest);
+                prepared += tag;
+                prepared += &rest[..end];
+                rest = &rest[end..];
+            }
+            _ if tag.starts_with("{%") || tag.starts_with("{{") => {
+                prepared += &formats_as_filters(tag, 0);
+            }
+            _ => prepared += tag,
+        }
+    }
+    prepared + rest
+}
+
+/// The length of the block or expression that `tag` begins with: all of it if it does not end.
+fn tag_length(tag: &str) -> usize {
+    let bytes = tag.as_bytes();
+    let close: &[u8] = if bytes[1] == b'%' { b"%}" } else { b"}}" };
+    let mut open_braces = 0_usize;
+    let mut at = 2;
+    while at < bytes.len() {
+        if open_braces == 0 && bytes[at..].starts_with(close) {
+            return at + 2;
+        }
+        match bytes[at] {
+            b'\'' | b'"' => {
+                at += text_length(&tag[at..]);
+                continue;
+            }
+            b'{' => open_braces += 1,
+            b'}' => open_braces = open_braces.saturating_sub(1),
+            _ => {}
+        }
+        at += 1;
+    }
+    tag.len()
+}
+
+/// The first word of a block, such as `for`.
+fn block_name(tag: &str) -> Option<&str> {
+    let inside = tag.strip_prefix("{%")?;
+    let inside = inside.trim_start_matches(['-', '+']).trim_start();
+    let end = inside.find(|c: char| !is_word(c)).unwrap_or(inside.len());
+    Some(&inside[..end])
+}
+
+/// How far it is to the block that ends a raw one.
+fn raw_length(text: &str) -> usize {
+    let mut from = 0;
+    while let Some(at) = text[from..].find("{%") {
+        if block_name(&text[from + at..]) == Some("endraw") {
+            return from + at;
+        }
+        from += at + 2;
+    }
+    text.len()
+}
+
+/// The length of the quoted text that `source` begins with: all of it if it does not end.
+fn text_length(source: &str) -> usize {
+    let quote = source.as_bytes()[0];
+    let mut is_escaped = false;
+    for (at, &byte) in source.as_bytes().iter().enumerate().skip(1) {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            byte if byte == quote => return at + 1,
+            _ => {}
+        }
+    }
+    source.len()
+}
+
+/// `source`, an expression, with `'…' % operand` as `'…'|python_format(operand)`.
+fn formats_as_filters(source: &str, depth: usize) -> String {
+    let bytes = source.as_bytes();
+    let mut written = String::with_capacity(source.len());
+    // Copied up to here, and looked at up to there.
+    let (mut copied, mut at) = (0, 0);
+    while at < bytes.len() {
+        if !matches!(bytes[at], b'\'' | b'"') {
+            at += 1;
+            continue;
+        }
+        at += text_length(&source[at..]);
+        // Each `%` after it takes what is before for its text.
+        while let Some(operand) = after_percent(source, at) {
+            let length = operand_length(&source[operand..]);
+            if length == 0 || depth == MAX_DEPTH {
+                break;
+            }
+            let end = operand + length;
+            written += &source[copied..at];
+            let inside = formats_as_filters(&source[operand..end], depth + 1);
+            written += &format!("|{FORMAT}({inside})");
+            (copied, at) = (end, end);
+        }
+    }
+    written + &source[copied..]
+}
+
+/// Where the operand begins, if a `%` that ends no block follows at `at`.
+fn after_percent(source: &str, at: usize) -> Option<usize> {
+    let after = source[at..].trim_start().strip_prefix('%')?;
+    let operand = after.trim_start();
+    (!after.starts_with('}')).then(|| source.len() - operand.len())
+}
+
+/// The length of the operand that `source` begins with, filters and calls included; 0 if there is none.
+fn operand_length(source: &str) -> usize {
+    let skip_space = |at: usize| source.len() - source[at..].trim_start().len();
+    let mut end = skip_space(0);
+    while source[end..].starts_with(['-', '+']) {
+        end = skip_space(end + 1);
+    }
+    let primary = primary_length(&source[end..]);
+    if primary == 0 {
+        return 0;
+    }
+    end += primary;
+    loop {
+        let next = skip_space(end);
+        let rest = &source[next..];
+        let length = match rest.as_bytes().first() {
+            Some(b'(' | b'[') => group_length(rest),
+            Some(separator @ (b'.' | b'|')) => {
+                let name = skip_space(next + 1);
+                let length = word_length(&source[name..]);
+                // Two bars, or a bar before something that is no filter.
+                if length == 0 || *separator == b'|' && rest.starts_with("||") {
+                    return end;
+                }
+                name + length - next
+            }
+            _ => return end,
+        };
+        end = next + length;
+    }
+}
+
+fn primary_length(source: &str) -> usize {
+    match source.as_bytes().first() {
+        Some(b'\'' | b'"') => text_length(source),
+        Some(b'(' | b'[' | b'{') => group_length(source),
+        Some(b'0'..=b'9') => {
+            let end = source.find(|c: char| !(is_word(c) || c == '.'));
+            end.unwrap_or(source.len())
+        }
+        _ => word_length(source),
+    }
+}
+
+/// The length of what `source` begins with in brackets of any kind: 0 if they are not closed.
+fn group_length(source: &str) -> usize {
+    let bytes = source.as_bytes();
+    let (mut depth, mut at) = (0_usize, 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\'' | b'"' => {
+                at += text_length(&source[at..]);
+                continue;
+            }
+            b'(' | b'[' | b'{' => depth += 1,
+            b')' | b']' | b'}' => {
+                depth = depth.saturating_sub(1);
+                if depth == 0 {
+                    return at + 1;
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    0
+}
+
+fn word_length(source: &str) -> usize {
+    source.find(|c: char| !is_word(c)).unwrap_or(source.len())
+}
+
+fn is_word(character: char) -> bool {
+    character.is_alphanumeric() || character == '_'
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn generation_tags_become_blocks_that_change_nothing() {
+        for (source, prepared) in [
+            (
+                "a{% generation %}b{% endgeneration %}",
+                "a{% with %}b{% endwith %}",
+            ),
+            (
+                "{%- generation -%} b {%-endgeneration-%}",
+                "{%- with -%} b {%-endwith-%}",
+            ),
+            ("{% set generation = 1 %}", "{% set generation = 1 %}"),
+            ("{{ generation }}", "{{ generation }}"),
+            ("{# {% generation %} #}", "{# {% generation %} #}"),
+            (
+                "{% raw %}{% generation %}{% endraw %}{% generation %}",
+                "{% raw %}{% generation %}{% endraw %}{% with %}",
+            ),
+            ("{{ '{% generation %}' }}", "{{ '{% generation %}' }}"),
+        ] {
+            assert_eq!(prepare(source), prepared);
+        }
+    }
+
+    #[test]
+    fn percent_after_a_text_becomes_a_filter() {
+        for (source, prepared) in [
+            ("{{ '%s' % x }}", "{{ '%s'|python_format(x) }}"),
+            (
+                "{{ \"%s %d\"%(a, b[1]) ~ c }}",
+                "{{ \"%s %d\"|python_format((a, b[1])) ~ c }}",
+            ),
+            (
+                "{{ '%s' % a.b['%'](c) | trim + d }}",
+                "{{ '%s'|python_format(a.b['%'](c) | trim) + d }}",
+            ),
+            (
+                "{% set a = '%s' % ('%d' % -1) %}",
+                "{% set a = '%s'|python_format(('%d'|python_format(-1))) %}",
+            ),
+            (
+                "{{ '%%%s' % 'a' % b }}",
+                "{{ '%%%s'|python_format('a')|python_format(b) }}",
+            ),
+            ("{{ 'a' }}% b", "{{ 'a' }}% b"),
+            (
+                "{% if a == 'b' %}c{% endif %}",
+                "{% if a == 'b' %}c{% endif %}",
+            ),
+            ("{%- if 'b' -%}{{ 7 % 4 }}", "{%- if 'b' -%}{{ 7 % 4 }}"),
+            ("'%s' % x", "'%s' % x"),
+            (
+                "{{ '{{' ~ {'a': {'b': 1}} }}'%s' % x",
+                "{{ '{{' ~ {'a': {'b': 1}} }}'%s' % x",
+            ),
+            ("{{ '%s' % (x", "{{ '%s' % (x"),
+            ("{{ 'open", "{{ 'open"),
+            ("{%", "{%"),
+        ] {
+            assert_eq!(prepare(source), prepared);
+        }
+    }
+}
