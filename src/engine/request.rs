@@ -19,6 +19,9 @@ pub struct Generation {
     pub constraint: Option<Box<dyn Constraint>>,
     /// Report the log-probability of every generated token, and of this many of the most likely ones at its place.
     pub scores: Option<usize>,
+    /// Report those of these ids, all below the vocabulary size, in place of the most likely ones; where `scores` is
+    /// given, and not for the prompt.
+    pub score_ids: Vec<u32>,
     /// Report those of the prompt's tokens too, from the second on. Takes the logits of all its rows, so none of them may
     /// be taken from a cache.
     pub score_prompt: bool,
@@ -118,7 +121,10 @@ pub enum TokenEvent {
 pub struct Score {
     /// The token at this place, and its log-probability.
     pub token: (u32, f32),
-    /// As many of the most likely tokens as were asked for, most likely first; of equals, lower ids come first.
+    /// How many tokens are likelier than this one, and itself: 1 is the likeliest.
+    pub rank: usize,
+    /// As many of the most likely tokens as were asked for, or the ids that were; most likely first, and of equals, lower
+    /// ids first.
     pub top: Vec<(u32, f32)>,
 }
 

@@ -114,21 +114,29 @@ impl Sampler {
         token
     }
 
-    /// The log-probabilities of `token` and of the `top` most likely ones, or `None` if any logit is infinite or not a
-    /// number.
+    /// The log-probabilities of `token` and of the `top` most likely ones, or of `ids` if there are any; `None` if any
+    /// logit is infinite or not a number.
     ///
     /// Depends on the logits alone: the sum is added in the order of ids, so the same row gives the same bits.
-    pub fn score(&mut self, logits: &[f32], token: u32, top: usize) -> Option<Score> {
+    pub fn score(&mut self, logits: &[f32], token: u32, top: usize, ids: &[u32]) -> Option<Score> {
         let (_, max) = argmax(logits)?;
         let log_total = self.weigh_all(logits, |logit| exp(logit - max)).ln();
         let log_probability = |logit: f32| (f64::from(logit - max) - log_total) as f32;
         self.best.clear();
-        if top > 0 {
+        if !ids.is_empty() {
+            self.best.extend(
+                ids.iter()
+                    .filter_map(|&id| Some((*logits.get(id as usize)?, id))),
+            );
+            self.best.sort_unstable_by(more_likely);
+        } else if top > 0 {
             self.keep_best(logits, top.min(logits.len()));
         }
+        let own = *logits.get(token as usize)?;
         let best = self.best.iter();
         Some(Score {
-            token: (token, log_probability(*logits.get(token as usize)?)),
+            token: (token, log_probability(own)),
+            rank: 1 + logits.iter().filter(|&&logit| logit > own).count(),
             top: best
                 .map(|&(logit, id)| (id, log_probability(logit)))
                 .collect(),
@@ -350,7 +358,7 @@ mod tests {
         };
         let mut sampler = Sampler::default();
         for token in [0, 7, 999] {
-            let score = sampler.score(&logits, token, 3).unwrap();
+            let score = sampler.score(&logits, token, 3, &[]).unwrap();
             assert_eq!((score.token.0, score.top.len()), (token, 3));
             assert_eq!(score.top[0].0, argmax(&logits).unwrap().0);
             for (id, log_probability) in score.top.iter().chain([&score.token]) {
@@ -361,8 +369,21 @@ mod tests {
                 );
             }
         }
-        assert_eq!(sampler.score(&[0.0], 0, 5).unwrap().top, [(0, 0.0)]);
-        assert!(sampler.score(&[0.0, f32::NAN], 0, 0).is_none());
+        assert_eq!(sampler.score(&[0.0], 0, 5, &[]).unwrap().top, [(0, 0.0)]);
+        assert!(sampler.score(&[0.0, f32::NAN], 0, 0, &[]).is_none());
+    }
+
+    #[test]
+    fn a_score_has_the_rank_and_the_ids_that_were_asked_for() {
+        let mut sampler = Sampler::default();
+        let score = sampler.score(&[1.0, 3.0, 2.0, 2.0], 3, 1, &[]).unwrap();
+        assert_eq!((score.rank, score.top.len()), (2, 1));
+        let score = sampler.score(&[1.0, 3.0, 2.0, 2.0], 0, 1, &[3, 0, 2]);
+        let score = score.unwrap();
+        assert_eq!(score.rank, 4);
+        let ids: Vec<u32> = score.top.iter().map(|&(id, _)| id).collect();
+        assert_eq!(ids, [2, 3, 0], "most likely first, of equals the lower id");
+        assert_eq!(score.top[2], score.token);
     }
 
     #[test]

@@ -35,6 +35,7 @@ pub(super) struct Sequence {
     /// What changes the logits before.
     adjustments: Option<Adjustments>,
     scores: Option<usize>,
+    score_ids: Vec<u32>,
     /// Tokens of the prompt that are to be scored, and how many have been.
     scores_wanted: usize,
     scored: usize,
@@ -82,6 +83,7 @@ impl Sequence {
         let sequence = Self {
             adjustments,
             scores: generation.scores,
+            score_ids: generation.score_ids,
             // Nothing comes before the first token, which could say how likely it was.
             scores_wanted: if generation.score_prompt {
                 prompt_len - 1
@@ -214,7 +216,7 @@ impl Sequence {
             if position == self.scored && self.scored < self.scores_wanted {
                 let next = self.tokens[position + 1];
                 self.scored += 1;
-                match sampler.score(logits, next, self.scores.unwrap_or(0)) {
+                match sampler.score(logits, next, self.scores.unwrap_or(0), &[]) {
                     Some(score) => self.report(TokenEvent::Score(Box::new(score))),
                     None => self.fail(TokenEvent::Failed, metrics),
                 }
@@ -266,7 +268,10 @@ impl Sequence {
         let Some(token) = token else { return Ok(None) };
         let score = match self.scores {
             None => None,
-            Some(top) => Some(sampler.score(logits, token, top).ok_or(NOT_FINITE)?),
+            Some(top) => {
+                let score = sampler.score(logits, token, top, &self.score_ids);
+                Some(score.ok_or(NOT_FINITE)?)
+            }
         };
         Ok(Some((token, score)))
     }

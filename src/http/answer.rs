@@ -18,21 +18,25 @@ use crate::text::{Decoder, StopStrings, Tokenizer};
 /// What holds for all answers of a request.
 #[derive(Default)]
 pub struct Rules {
-    /// Strings that end an answer.
-    pub stop: Vec<String>,
+    /// Strings that end an answer; each answer watches for them on its own.
+    pub stops: StopStrings,
     /// Ids that the request named to end an answer.
     pub stop_token_ids: Vec<u32>,
     /// Whether what ended the answer is part of it.
     pub include_stop: bool,
     /// Tokens before which no stop string counts.
     pub min_tokens: usize,
+    /// The most tokens: with the last of them an answer ends.
+    pub max_tokens: usize,
     /// Whether the answer begins with the prompt.
     pub echo: bool,
     /// Whether the engine scores the prompt's tokens before the generated ones.
     pub scores_prompt: bool,
     /// The field that has the grammar, if there is one.
     pub grammar: Option<&'static str>,
-    /// A special token that is written out like text.
+    /// Whether special tokens are written out like text.
+    pub shows_special: bool,
+    /// One that is, where the others are not.
     pub shown_token: Option<u32>,
 }
 
@@ -71,7 +75,7 @@ pub struct Piece {
     pub cached_tokens: usize,
     /// The prompt's ids; only in the first piece.
     pub prompt_ids: Option<Arc<[u32]>>,
-    /// The prompt's tokens, if they are part of the text; only in the first piece.
+    /// The prompt's tokens, if they are part of the text or scored; only in the first piece.
     pub prompt: Vec<PlacedToken>,
     /// The generated tokens. Their text may come in later pieces.
     pub tokens: Vec<PlacedToken>,
@@ -139,7 +143,7 @@ impl Answer {
         Self {
             events,
             decoder: Decoder::new(tokenizer),
-            stops: StopStrings::new(&rules.stop),
+            stops: rules.stops.clone(),
             rules,
             prompt: Some(prompt),
             prompt_scores: VecDeque::new(),
@@ -162,8 +166,8 @@ impl Answer {
             ..Piece::default()
         };
         if let Some(prompt) = self.prompt.take() {
-            if self.rules.echo {
-                self.echo(&prompt, &mut piece);
+            if self.rules.echo || self.rules.scores_prompt {
+                self.place(&prompt, &mut piece);
             }
             piece.prompt_ids = Some(prompt);
             piece.cached_tokens = self.events.cached_tokens();
@@ -176,13 +180,16 @@ impl Answer {
                     offset: self.decoded,
                     score: self.score.take(),
                 });
-                let text = if self.rules.shown_token == Some(id) {
-                    self.decoder.push_literally(id)
-                } else {
-                    self.decoder.push(id)
-                };
+                let text = self.decode(id);
                 self.decoded += text.chars().count();
                 self.watch(&text, &mut piece);
+                // The end is certain to follow, and is part of this piece: an event of its own would have no text.
+                if self.generated == self.rules.max_tokens
+                    && piece.finish.is_none()
+                    && let Some(TokenEvent::Finished(reason)) = self.events.next().await
+                {
+                    self.finish(reason, &mut piece);
+                }
             }
             Some(TokenEvent::Finished(reason)) => self.finish(reason, &mut piece),
             Some(TokenEvent::Undecided) => {
@@ -210,8 +217,17 @@ impl Answer {
         }
     }
 
-    /// Begins the text with the prompt. Special tokens are written out: they are what the client sent.
-    fn echo(&mut self, prompt: &[u32], piece: &mut Piece) {
+    fn decode(&mut self, id: u32) -> String {
+        if self.rules.shows_special || self.rules.shown_token == Some(id) {
+            self.decoder.push_literally(id)
+        } else {
+            self.decoder.push(id)
+        }
+    }
+
+    /// Places the prompt's tokens, and begins the text with them if it is to have them. Special tokens are written out:
+    /// they are what the client sent.
+    fn place(&mut self, prompt: &[u32], piece: &mut Piece) {
         for (at, &id) in prompt.iter().enumerate() {
             let scores = &mut self.prompt_scores;
             piece.prompt.push(PlacedToken {
@@ -219,9 +235,11 @@ impl Answer {
                 offset: self.decoded,
                 score: if at == 0 { None } else { scores.pop_front() },
             });
-            let text = self.decoder.push_literally(id);
-            self.decoded += text.chars().count();
-            piece.text += &text;
+            if self.rules.echo {
+                let text = self.decoder.push_literally(id);
+                self.decoded += text.chars().count();
+                piece.text += &text;
+            }
         }
     }
 
@@ -255,7 +273,7 @@ impl Answer {
         let finish = match reason {
             FinishReason::Stop(id) if self.rules.stop_token_ids.contains(&id) => {
                 if self.rules.include_stop {
-                    text = self.decoder.push(id);
+                    text = self.decode(id);
                 }
                 Finish::Stop(Some(StopReason::Id(id)))
             }
@@ -285,6 +303,11 @@ impl Piece {
             None => size_of::<PlacedToken>(),
         });
         2 * self.text.len() + scores.sum::<usize>()
+    }
+
+    /// How many tokens were generated for it, the one that ended the answer included.
+    pub fn generated(&self) -> usize {
+        self.tokens.len() + usize::from(self.end.is_some())
     }
 
     /// Puts the piece that follows behind this one.
@@ -328,7 +351,7 @@ impl Pieces {
         };
         match &piece {
             Ok(piece) => {
-                self.record.add_completion_tokens(piece.tokens.len());
+                self.record.add_completion_tokens(piece.generated());
                 if let Some(finish) = &piece.finish {
                     self.record.count_answer(finish.reason());
                 }

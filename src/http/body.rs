@@ -66,14 +66,24 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let charset = mime.split(';').skip(1).find_map(|parameter| {
         let (name, value) = parameter.split_once('=')?;
         let is_charset = name.trim().eq_ignore_ascii_case("charset");
-        is_charset.then(|| value.trim().trim_matches('"'))
+        is_charset.then(|| value.trim().trim_matches(['"', '\'']))
     });
-    if charset.is_some_and(|charset| !charset.eq_ignore_ascii_case("utf-8")) {
+    // The second is no registered name, but many clients write it.
+    let is_utf8 = |charset: &str| {
+        ["utf-8", "utf8"]
+            .iter()
+            .any(|name| charset.eq_ignore_ascii_case(name))
+    };
+    if charset.is_some_and(|charset| !is_utf8(charset)) {
         return Err(ApiError::UnsupportedMediaType("send the body in UTF-8"));
     }
     // A compressed body would make the limit on its length meaningless.
-    match headers.get(CONTENT_ENCODING).map(|value| value.as_bytes()) {
-        None | Some(b"identity") => Ok(()),
+    let encoding = headers
+        .get(CONTENT_ENCODING)
+        .map(|value| value.as_bytes().trim_ascii());
+    match encoding {
+        None | Some(b"") => Ok(()),
+        Some(name) if name.eq_ignore_ascii_case(b"identity") => Ok(()),
         Some(_) => Err(ApiError::UnsupportedMediaType(
             "send the body without Content-Encoding",
         )),

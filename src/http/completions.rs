@@ -9,22 +9,23 @@ use axum::http::HeaderName;
 use axum::response::{IntoResponse, Response};
 use tokio::task::spawn_blocking;
 
-use super::answer::{Answer, Piece, Pieces, Rules, scored_bytes};
+use super::answer::{Answer, Finish, Piece, Pieces, Rules, scored_bytes};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
-use super::fields::{ignored_header, invalid};
-use super::logprobs::{self, Logprobs};
+use super::fields::ignored_header;
+use super::logprobs::{Logprobs, PromptLogprobs, name_or_id};
 use super::memory::{Turn, copied};
 use super::observe::Record;
+use super::output::OutputRequest;
+use super::prompt;
 use super::streaming::{self, EventShape, event};
 use super::structured::UNENFORCED;
 use super::wire::{
-    Choice, Completion, CompletionRequest, Prompt, StreamOptions, Truncation, Usage,
+    Choice, Completion, CompletionRequest, Prompt, StreamOptions, Usage, UsageField,
 };
 use super::{App, ServedModel, unix_seconds};
-use crate::engine::{Generation, Limits, Refusal};
+use crate::engine::{Generation, Refusal};
 use crate::text::Tokenizer;
-use crate::text::tokenizer::EncodeError;
 
 /// Checks the request, hands its generations to the engine and answers with their text.
 pub async fn complete(
@@ -56,16 +57,11 @@ pub async fn complete(
         .await?;
     let streams = model.engine.submit(generations).map_err(refused)?;
 
-    let sampling = &request.sampling;
+    let rules = request.sampling.rules(request.max_tokens);
     let rules = Arc::new(Rules {
-        stop: sampling.stop.clone(),
-        stop_token_ids: sampling.stop_token_ids.clone(),
-        include_stop: sampling.include_stop,
-        min_tokens: sampling.min_tokens,
         echo: request.echo,
-        scores_prompt: request.scores_prompt(),
-        grammar: sampling.grammar.as_ref().map(|grammar| grammar.0),
-        shown_token: None,
+        scores_prompt: rules.scores_prompt || request.scores_echo(),
+        ..rules
     });
     let answers = streams
         .into_iter()
@@ -117,9 +113,9 @@ async fn prepare(
     let work = move || {
         let _turn = turn;
         let sampling = &request.sampling;
-        let mut template = sampling.generation(&tokenizer, &eos_ids, limits.vocab_size)?;
+        let mut template = sampling.generation(&tokenizer, &eos_ids, limits)?;
         template.max_tokens = request.max_tokens;
-        template.score_prompt = request.scores_prompt();
+        template.score_prompt |= request.scores_echo();
         if request.best_of > sampling.n && template.scores.is_none() {
             template.scores = Some(0);
         }
@@ -131,11 +127,19 @@ async fn prepare(
             if let Some(middle) = &middle {
                 ids = middle.surround(ids);
             }
-            truncate(&mut ids, &request, limits);
-            check(&ids, request.max_tokens, limits)?;
+            if let Some(truncation) = sampling.output.truncation {
+                let room = limits.context_length.saturating_sub(request.max_tokens);
+                truncation.apply(&mut ids, room);
+            }
+            prompt::check("prompt", &ids, request.max_tokens, limits)?;
             Ok(Arc::from(ids))
         });
         let prompts = prompts.collect::<Result<Vec<Arc<[u32]>>, ApiError>>()?;
+        if let (true, Some(top)) = (template.score_prompt, template.scores) {
+            let tokens = prompts.iter().map(|prompt| prompt.len()).sum();
+            let field = sampling.output.prompt_logprobs.map(|_| "prompt_logprobs");
+            OutputRequest::check_scores(field.unwrap_or("logprobs"), tokens, top, request.best_of)?;
+        }
         let mut generations = Vec::with_capacity(prompts.len() * request.best_of);
         for prompt in &prompts {
             for choice in 0..request.best_of {
@@ -156,10 +160,10 @@ async fn prepare(
 /// prompts that are echoed, as they are written out.
 fn held_bytes(prompts: &[Arc<[u32]>], request: &CompletionRequest) -> usize {
     let ids: usize = prompts.iter().map(|prompt| prompt.len()).sum();
-    let scored = match request.sampling.logprobs {
-        Some(alternatives) if request.echo => scored_bytes(alternatives),
-        _ => 0,
-    };
+    let sampling = &request.sampling;
+    let echoed = sampling.logprobs.filter(|_| request.echo);
+    let scored = echoed.max(sampling.output.prompt_logprobs);
+    let scored = scored.map_or(0, scored_bytes);
     ids.saturating_mul(size_of::<u32>() + request.best_of * (size_of::<u32>() + scored))
 }
 
@@ -185,7 +189,7 @@ impl Middle {
                 neutral,
             });
         };
-        let text = encode(tokenizer, "suffix", suffix, context)?;
+        let text = prompt::encode(tokenizer, "suffix", suffix, context)?;
         let suffix = [vec![before], text, vec![middle]].concat();
         Ok(Self { prefix, suffix })
     }
@@ -198,81 +202,8 @@ impl Middle {
 fn ids(tokenizer: &Tokenizer, prompt: &Prompt, context: usize) -> Result<Vec<u32>, ApiError> {
     match prompt {
         Prompt::Ids(ids) => copied(ids, 0),
-        Prompt::Text(text) => encode(tokenizer, "prompt", text, context),
+        Prompt::Text(text) => prompt::encode(tokenizer, "prompt", text, context),
     }
-}
-
-/// The ids of a text that comes from the field `param`.
-///
-/// # Errors
-/// When it has none, or cannot fit `context`.
-pub fn encode(
-    tokenizer: &Tokenizer,
-    param: &'static str,
-    text: &str,
-    context: usize,
-) -> Result<Vec<u32>, ApiError> {
-    match tokenizer.encode(text, context) {
-        Ok(ids) if ids.is_empty() => Err(invalid(param, "a text of at least one token")),
-        Ok(ids) => Ok(ids),
-        Err(problem) => Err(encode_error(param, problem, context)),
-    }
-}
-
-/// What it is to a client that the text of the field `param` has no ids.
-pub fn encode_error(param: &'static str, problem: EncodeError, context: usize) -> ApiError {
-    match problem {
-        EncodeError::TooLong { bytes, .. } => ApiError::ContextLength {
-            param,
-            message: format!(
-                "this model's context is {context} tokens; a {param} of {bytes} bytes is more"
-            ),
-        },
-        EncodeError::TooUniform => {
-            let expected = "text without such long runs of one kind of character";
-            invalid(param, expected)
-        }
-        error @ EncodeError::Failed(_) => {
-            tracing::error!(%error, "tokenizing failed");
-            ApiError::Internal
-        }
-    }
-}
-
-/// Cuts off the beginning of a prompt, or its end, if the request asks for that.
-fn truncate(ids: &mut Vec<u32>, request: &CompletionRequest, limits: Limits) {
-    let keep = match request.truncate_prompt {
-        None => return,
-        Some(Truncation::Tokens(count)) => count,
-        Some(Truncation::Fitting) => limits.context_length.saturating_sub(request.max_tokens),
-    };
-    // A prompt has at least one token; if there is no room for it, the check that follows says so.
-    let keep = keep.max(1);
-    if request.keep_beginning {
-        ids.truncate(keep);
-    } else {
-        ids.drain(..ids.len().saturating_sub(keep));
-    }
-}
-
-fn check(ids: &[u32], max_tokens: usize, limits: Limits) -> Result<(), ApiError> {
-    if ids.iter().any(|&id| id as usize >= limits.vocab_size) {
-        let expected = format!("made of token ids below {}", limits.vocab_size);
-        return Err(invalid("prompt", expected));
-    }
-    if ids.len().saturating_add(max_tokens) > limits.context_length {
-        let (prompt, context) = (ids.len(), limits.context_length);
-        let message = format!(
-            "this model's context is {context} tokens; {prompt} of the prompt and {max_tokens} of 'max_tokens' are more"
-        );
-        let param = if prompt < context {
-            "max_tokens"
-        } else {
-            "prompt"
-        };
-        return Err(ApiError::ContextLength { param, message });
-    }
-    Ok(())
 }
 
 /// What the engine's refusal is to a client.
@@ -309,9 +240,7 @@ impl EventShape for Shape {
         if is_silent {
             return Vec::new();
         }
-        // OpenAI: with `include_usage`, every event has the field, null in all but the last.
-        let so_far = self.stream.continuous_usage.then(|| self.usage());
-        let usage = self.stream.include_usage.then_some(so_far);
+        let usage = self.stream.usage(self.usage());
         event(&self.completion(vec![choice], usage))
     }
 
@@ -319,7 +248,7 @@ impl EventShape for Shape {
         if !self.stream.include_usage {
             return Vec::new();
         }
-        event(&self.completion(Vec::new(), Some(Some(self.usage()))))
+        event(&self.completion(Vec::new(), UsageField::Counts(self.usage())))
     }
 }
 
@@ -341,12 +270,12 @@ impl Shape {
         }
         let choices = given.into_iter().enumerate();
         let choices = choices.map(|(index, answer)| self.choice(index, answer));
-        let completion = self.completion(choices.collect(), Some(Some(self.usage())));
+        let completion = self.completion(choices.collect(), UsageField::Counts(self.usage()));
         axum::Json(completion).into_response()
     }
 
     fn count(&mut self, piece: &Piece) {
-        self.completion_tokens += piece.tokens.len();
+        self.completion_tokens += piece.generated();
         // A prompt counts once, however many answers it has.
         if piece.index.is_multiple_of(self.request.best_of) {
             self.cached_tokens += piece.cached_tokens;
@@ -362,33 +291,40 @@ impl Shape {
     }
 
     fn choice<'a>(&self, index: usize, piece: &'a Piece) -> Choice<'a> {
-        let generated = || piece.tokens.iter().chain(&piece.end);
-        let has_logprobs = self.request.sampling.logprobs.is_some()
-            && !(piece.prompt.is_empty() && piece.tokens.is_empty() && piece.finish.is_none());
-        let finish = piece.finish.as_ref();
-        let prompt_ids = piece.prompt_ids.as_deref();
-        let returns_ids = self.request.return_token_ids;
-        let name = |id| match self.request.name_tokens_by_id {
-            true => format!("token_id:{id}"),
-            false => logprobs::name(&self.tokenizer, id),
+        let sampling = &self.request.sampling;
+        let output = &sampling.output;
+        let echoed = match self.request.echo {
+            true => &piece.prompt[..],
+            false => &[],
         };
+        let generated = || piece.tokens.iter().chain(&piece.end);
+        let has_logprobs = sampling.logprobs.is_some()
+            && !(echoed.is_empty() && piece.tokens.is_empty() && piece.finish.is_none());
+        let finish = piece.finish.as_ref();
+        let name = |id| name_or_id(&self.tokenizer, output.names_by_id, id);
         Choice {
             index,
             text: &piece.text,
-            logprobs: has_logprobs
-                .then(|| Logprobs::of(name, piece.prompt.iter().chain(generated()))),
-            finish_reason: finish.map(super::answer::Finish::reason),
-            stop_reason: finish.and_then(super::answer::Finish::stop_reason),
-            prompt_token_ids: prompt_ids.filter(|_| returns_ids),
-            token_ids: returns_ids.then(|| generated().map(|token| token.id).collect()),
+            logprobs: has_logprobs.then(|| {
+                Logprobs::of(
+                    name,
+                    sampling.alternatives(),
+                    echoed.iter().chain(generated()),
+                )
+            }),
+            finish_reason: finish.map(Finish::reason),
+            stop_reason: finish.and_then(Finish::stop_reason),
+            prompt_token_ids: piece.prompt_ids.as_deref().filter(|_| output.token_ids),
+            token_ids: output
+                .token_ids
+                .then(|| generated().map(|token| token.id).collect()),
+            prompt_logprobs: output
+                .prompt_logprobs
+                .map(|top| PromptLogprobs::of(&self.tokenizer, top, &piece.prompt)),
         }
     }
 
-    fn completion<'a>(
-        &'a self,
-        choices: Vec<Choice<'a>>,
-        usage: Option<Option<Usage>>,
-    ) -> Completion<'a> {
+    fn completion<'a>(&'a self, choices: Vec<Choice<'a>>, usage: UsageField) -> Completion<'a> {
         Completion {
             id: &self.id,
             object: "text_completion",

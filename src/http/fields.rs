@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::http::HeaderValue;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, Visitor};
 use serde_json::value::RawValue;
 
 use super::error_body::ApiError;
@@ -19,21 +20,79 @@ pub struct Fields<'a> {
     fields: BTreeMap<String, &'a RawValue>,
     /// Fields that were taken and change nothing.
     ignored: Vec<String>,
+    /// Every name that was asked for, there or not: what the API's description is held against.
+    #[cfg(test)]
+    asked: Vec<&'static str>,
+}
+
+/// A whole number, as clients of all languages write it: `16`, `16.0` and `1.6e1` are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Whole(pub i128);
+
+/// The id of a token: a [`Whole`] of 32 bits.
+#[derive(Debug, Clone, Copy)]
+pub struct Id(pub u32);
+
+struct WholeNumber;
+
+impl Visitor<'_> for WholeNumber {
+    type Value = Whole;
+
+    fn expecting(&self, text: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        text.write_str("a whole number")
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Whole, E> {
+        Ok(Whole(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Whole, E> {
+        Ok(Whole(value.into()))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Whole, E> {
+        // Past 2^64 no field takes a number, and the conversion would cut it down.
+        if value.fract() == 0.0 && value.abs() <= 2_f64.powi(64) {
+            Ok(Whole(value as i128))
+        } else {
+            Err(E::custom("not a whole number"))
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_any(WholeNumber)
+    }
+}
+
+impl<'de> Deserialize<'de> for Id {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let Whole(value) = Whole::deserialize(from)?;
+        u32::try_from(value).map(Self).map_err(D::Error::custom)
+    }
 }
 
 impl<'a> Fields<'a> {
     /// Reads the outermost level of a body. Raw values are only delimited here, not built: a deep or long body costs no
-    /// more memory than itself.
+    /// more memory than itself. A byte order mark, which some clients put first, is skipped.
     ///
     /// # Errors
     /// [`ApiError::InvalidJson`].
     pub fn parse(body: &'a [u8]) -> Result<Self, ApiError> {
+        let body = body.strip_prefix("\u{feff}".as_bytes()).unwrap_or(body);
         let fields = serde_json::from_slice(body)
             .map_err(|problem| ApiError::InvalidJson(problem.to_string()))?;
-        Ok(Self {
+        Ok(Self::of(fields))
+    }
+
+    const fn of(fields: BTreeMap<String, &'a RawValue>) -> Self {
+        Self {
             fields,
             ignored: Vec::new(),
-        })
+            #[cfg(test)]
+            asked: Vec::new(),
+        }
     }
 
     /// Takes a field, `None` if it is absent.
@@ -45,6 +104,8 @@ impl<'a> Fields<'a> {
         param: &'static str,
         expected: &str,
     ) -> Result<Option<T>, ApiError> {
+        #[cfg(test)]
+        self.asked.push(param);
         match self.fields.remove(param) {
             None => Ok(None),
             Some(raw) => {
@@ -85,14 +146,46 @@ impl<'a> Fields<'a> {
             usize::MAX => format!("an integer of at least {}", range.start()),
             end => format!("an integer from {} to {end}", range.start()),
         };
-        match self.take::<u64>(param, &expected)? {
+        match self.take(param, &expected)? {
             None => Ok(None),
-            // On a 32-bit machine a larger number means "no limit" just as well.
-            Some(value) => match usize::try_from(value).unwrap_or(usize::MAX) {
+            Some(Whole(..=-1)) => Err(invalid(param, expected)),
+            // More than a machine can count to means "no limit" just as well.
+            Some(Whole(value)) => match usize::try_from(value).unwrap_or(usize::MAX) {
                 value if range.contains(&value) => Ok(Some(value)),
                 _ => Err(invalid(param, expected)),
             },
         }
+    }
+
+    /// Takes a whole number of 64 bits.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn integer(
+        &mut self,
+        param: &'static str,
+        expected: &str,
+    ) -> Result<Option<i64>, ApiError> {
+        match self.take(param, expected)? {
+            None => Ok(None),
+            Some(Whole(value)) => match i64::try_from(value) {
+                Ok(value) => Ok(Some(value)),
+                Err(_too_large) => Err(invalid(param, expected)),
+            },
+        }
+    }
+
+    /// Takes a list of token ids.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn ids(
+        &mut self,
+        param: &'static str,
+        expected: &str,
+    ) -> Result<Option<Vec<u32>>, ApiError> {
+        let ids: Option<Vec<Id>> = self.take(param, expected)?;
+        Ok(ids.map(|ids| ids.into_iter().map(|id| id.0).collect()))
     }
 
     /// Takes a switch, off if absent.
@@ -129,11 +222,13 @@ impl<'a> Fields<'a> {
         param: &'static str,
         expected: &str,
     ) -> Result<Option<Self>, ApiError> {
-        let fields = self.take(param, expected)?;
-        Ok(fields.map(|fields| Self {
-            fields,
-            ignored: Vec::new(),
-        }))
+        Ok(self.take(param, expected)?.map(Self::of))
+    }
+
+    /// Every name that was asked for so far.
+    #[cfg(test)]
+    pub fn asked(&self) -> std::collections::BTreeSet<&'static str> {
+        self.asked.iter().copied().collect()
     }
 
     /// The names of the fields that have not been taken.

@@ -34,8 +34,9 @@ impl Default for Limits {
             choices: 16,
             // The model's context is the limit.
             tokens: usize::MAX,
-            // OpenAI's limit. Each costs a little for every character of the answer.
-            stops: 4,
+            // OpenAI takes four, but common clients send up to fourteen. Each costs a little for every character of the
+            // answer.
+            stops: 16,
             strict: false,
         }
     }

@@ -1,4 +1,4 @@
-//! Log-probabilities in the shape of OpenAI's completions.
+//! Log-probabilities in the shapes of OpenAI's completions and of vLLM's `prompt_logprobs`, and the names of tokens.
 
 use serde::{Serialize, Serializer};
 
@@ -27,9 +27,10 @@ impl Serialize for Alternatives {
 }
 
 impl Logprobs {
-    /// Those of `tokens`, which are called by `name`. The first token of a prompt has none.
+    /// Those of `tokens`, which are called by `name`, with `top` alternatives. The first token of a prompt has none.
     pub fn of<'a>(
         name: impl Fn(u32) -> String,
+        top: usize,
         tokens: impl Iterator<Item = &'a PlacedToken>,
     ) -> Self {
         let mut all = Self {
@@ -46,7 +47,7 @@ impl Logprobs {
                 .push(score.map(|score| score.token.1.max(LEAST)));
             all.top_logprobs.push(score.map(|score| {
                 let mut alternatives: Vec<(String, f32)> = Vec::new();
-                for &(id, logprob) in score.top.iter().chain([&score.token]) {
+                for &(id, logprob) in score.top.iter().take(top).chain([&score.token]) {
                     let name = name(id);
                     // An object has each name once: the sampled token may be among the best, and two may share a name.
                     if alternatives.iter().all(|other| other.0 != name) {
@@ -57,6 +58,57 @@ impl Logprobs {
             }));
         }
         all
+    }
+}
+
+/// vLLM's `prompt_logprobs`: for each of the prompt's tokens, itself and its alternatives by id. `null` for the first.
+#[derive(Serialize)]
+pub struct PromptLogprobs(Vec<Option<Ranked>>);
+
+/// Ids with what is known of them: the prompt's own token, and then the likeliest.
+struct Ranked(Vec<(u32, RankedToken)>);
+
+#[derive(Serialize)]
+struct RankedToken {
+    logprob: f32,
+    rank: usize,
+    decoded_token: String,
+}
+
+impl Serialize for Ranked {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(id, token)| (id.to_string(), token)))
+    }
+}
+
+impl PromptLogprobs {
+    /// Those of the tokens of a prompt, with `top` alternatives.
+    pub fn of(tokenizer: &Tokenizer, top: usize, prompt: &[PlacedToken]) -> Self {
+        let ranked = |(id, logprob): (u32, f32), rank| {
+            let token = RankedToken {
+                logprob: logprob.max(LEAST),
+                rank,
+                decoded_token: name(tokenizer, id),
+            };
+            (id, token)
+        };
+        let place = |token: &PlacedToken| {
+            let score = token.score.as_ref()?;
+            let likeliest = (1..).zip(score.top.iter().take(top));
+            let others = likeliest.filter(|(_, other)| other.0 != score.token.0);
+            let own = ranked(score.token, score.rank);
+            let others = others.map(|(rank, &other)| ranked(other, rank));
+            Some(Ranked([own].into_iter().chain(others).collect()))
+        };
+        Self(prompt.iter().map(place).collect())
+    }
+}
+
+/// What a token is called where log-probabilities are given: `token_id:7` if that was asked for, or its [`name`].
+pub fn name_or_id(tokenizer: &Tokenizer, by_id: bool, id: u32) -> String {
+    match by_id {
+        true => format!("token_id:{id}"),
+        false => name(tokenizer, id),
     }
 }
 

@@ -20,6 +20,8 @@ pub mod memory;
 pub mod models;
 pub mod observe;
 pub mod openapi;
+pub mod output;
+pub mod prompt;
 pub mod routes;
 pub mod sampling;
 pub mod server;

@@ -6,17 +6,24 @@ use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
 use super::ServedModel;
+use super::answer::Rules;
 use super::error_body::ApiError;
 use super::fields::{Fields, invalid};
 use super::limits::Limits;
+use super::output::OutputRequest;
+use super::prompt::check_ids;
 use super::structured::{self, FromField};
-use crate::engine::{Generation, Sampling};
-use crate::text::Tokenizer;
+use crate::engine::{self, Generation, Sampling};
+use crate::text::{StopStrings, Tokenizer};
 
 /// Entries of `logit_bias`, `allowed_token_ids` and `bad_words`: each costs a little time for every token.
 pub const MAX_ENTRIES: usize = 1024;
 /// Log-probabilities of alternatives per token: vLLM's limit; OpenAI's are 5 and 20.
 pub const MAX_LOGPROBS: usize = 20;
+/// Bytes of all stop strings together. A stop string is a line or a word; a long one would only hold the answer back.
+pub const MAX_STOP_BYTES: usize = 8192;
+/// Stop ids for each stop string that is allowed: models name a handful of their own.
+pub const STOP_IDS_PER_STOP: usize = 4;
 
 /// How to generate, in range. What depends on the model is checked by [`Self::generation`].
 #[derive(Debug)]
@@ -37,6 +44,8 @@ pub struct SamplingRequest {
     pub logprobs: Option<usize>,
     /// What the answer must be.
     pub grammar: Option<FromField>,
+    /// What comes beside the text.
+    pub output: OutputRequest,
     ignore_eos: bool,
     bad_words: Vec<String>,
     cache_salt: u128,
@@ -55,7 +64,7 @@ impl SamplingRequest {
         let expected = "a number above 0 and at most 1";
         let top_p = f.number("top_p", 1.0, expected, |p| p > 0.0 && p <= 1.0)?;
         let expected = "an integer of at least 1, or 0 or -1 for no limit";
-        let top_k: i64 = f.take("top_k", expected)?.unwrap_or(0);
+        let top_k = f.integer("top_k", expected)?.unwrap_or(0);
         if top_k < -1 {
             return Err(invalid("top_k", expected));
         }
@@ -71,7 +80,7 @@ impl SamplingRequest {
         let repetition_penalty = f.number("repetition_penalty", 1.0, expected, |penalty| {
             (0.01..=100.0).contains(&penalty)
         })?;
-        let seed: Option<i64> = f.take("seed", "a 64-bit integer")?;
+        let seed = f.integer("seed", "a 64-bit integer")?;
         let sampling = Sampling {
             temperature,
             // A value too small for f32 still has to keep one token.
@@ -95,6 +104,7 @@ impl SamplingRequest {
             min_tokens: f.count("min_tokens", 0..=usize::MAX)?.unwrap_or(0),
             logprobs: None,
             grammar: structured::grammar(f)?,
+            output: OutputRequest::take(f)?,
             ignore_eos: f.flag("ignore_eos")?,
             bad_words: bad_words(f)?,
             cache_salt: cache_salt(f)?,
@@ -103,8 +113,13 @@ impl SamplingRequest {
         // Names the end user for the provider's abuse checks; nothing here depends on it.
         let _: Option<&RawValue> = f.take("user", "a string")?;
         // Requests are served in the order in which they come, whatever they say of themselves.
-        if f.take::<i64>("priority", "an integer")?.unwrap_or(0) != 0 {
+        if f.integer("priority", "an integer")?.unwrap_or(0) != 0 {
             f.ignore("priority");
+        }
+        // It weighs the beams of a beam search, which there is none of.
+        let unweighted = f.number("length_penalty", 1.0, "a number", f64::is_finite)?;
+        if unweighted != 1.0 {
+            f.ignore("length_penalty");
         }
         f.only("use_beam_search", "only false is accepted", |on: &bool| !on)?;
         Ok(request)
@@ -119,29 +134,14 @@ impl SamplingRequest {
         &self,
         tokenizer: &Tokenizer,
         eos_ids: &[u32],
-        vocab_size: usize,
+        limits: engine::Limits,
     ) -> Result<Generation, ApiError> {
-        let check = |param, ids: &mut dyn Iterator<Item = u32>| {
-            for id in ids {
-                if id as usize >= vocab_size {
-                    return Err(invalid(
-                        param,
-                        format!("made of token ids below {vocab_size}"),
-                    ));
-                }
-            }
-            Ok(())
-        };
         let mut sampling = self.sampling.clone();
-        check(
-            "logit_bias",
-            &mut sampling.logit_bias.iter().map(|bias| bias.0),
-        )?;
-        check(
-            "allowed_token_ids",
-            &mut sampling.allowed_ids.iter().copied(),
-        )?;
-        check("stop_token_ids", &mut self.stop_token_ids.iter().copied())?;
+        let biased: Vec<u32> = sampling.logit_bias.iter().map(|bias| bias.0).collect();
+        check_ids("logit_bias", &biased, limits)?;
+        check_ids("allowed_token_ids", &sampling.allowed_ids, limits)?;
+        check_ids("stop_token_ids", &self.stop_token_ids, limits)?;
+        check_ids("logprob_token_ids", &self.output.scored_ids, limits)?;
         for word in &self.bad_words {
             // At the start of a text, and after a space.
             for text in [word.clone(), format!(" {}", word.trim_start())] {
@@ -160,10 +160,52 @@ impl SamplingRequest {
             min_tokens: self.min_tokens,
             sampling,
             stop_ids,
-            scores: self.logprobs,
+            scores: self.logprobs.max(self.output.prompt_logprobs),
+            score_ids: self.output.scored_ids.clone(),
+            score_prompt: self.output.prompt_logprobs.is_some(),
             cache_salt: self.cache_salt,
             ..Generation::default()
         })
+    }
+
+    /// Sets what `logprobs` says, in whatever form the route has it. Chosen ids mean that they are wanted.
+    pub fn set_logprobs(&mut self, asked: Option<usize>) {
+        let chosen = !self.output.scored_ids.is_empty();
+        self.logprobs = asked.or(chosen.then_some(0));
+    }
+
+    /// How many alternatives each generated token has.
+    pub fn alternatives(&self) -> usize {
+        match self.output.scored_ids.len() {
+            0 => self.logprobs.unwrap_or(0),
+            chosen => chosen,
+        }
+    }
+
+    /// Refuses chosen ids for more tokens than one answer should carry them for; `max_tokens` is what all answers have.
+    ///
+    /// # Errors
+    /// [`ApiError::InvalidValue`].
+    pub fn check_chosen(&self, max_tokens: usize) -> Result<(), ApiError> {
+        match self.output.scored_ids.len() {
+            0..=MAX_LOGPROBS => Ok(()),
+            chosen => OutputRequest::check_scores("logprob_token_ids", max_tokens, chosen, self.n),
+        }
+    }
+
+    /// What holds for the text of every answer of at most `max_tokens` tokens.
+    pub fn rules(&self, max_tokens: usize) -> Rules {
+        Rules {
+            stops: StopStrings::new(&self.stop),
+            stop_token_ids: self.stop_token_ids.clone(),
+            include_stop: self.include_stop,
+            min_tokens: self.min_tokens,
+            max_tokens,
+            shows_special: !self.output.skips_special,
+            scores_prompt: self.output.prompt_logprobs.is_some(),
+            grammar: self.grammar.as_ref().map(|grammar| grammar.0),
+            ..Rules::default()
+        }
     }
 
     /// The seed of one of the answers to a prompt: the request's plus `choice`, so that the first answer of many is the
@@ -215,7 +257,12 @@ fn strings(
 }
 
 fn stop(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<String>, ApiError> {
-    strings(fields, "stop", limits.stops)
+    let stops = strings(fields, "stop", limits.stops)?;
+    if stops.iter().map(String::len).sum::<usize>() > MAX_STOP_BYTES {
+        let expected = format!("at most {MAX_STOP_BYTES} bytes of text together");
+        return Err(invalid("stop", expected));
+    }
+    Ok(stops)
 }
 
 /// The salt of the prefix cache, as a number that nobody can choose another text for.
@@ -236,13 +283,10 @@ fn bad_words(fields: &mut Fields<'_>) -> Result<Vec<String>, ApiError> {
     strings(fields, "bad_words", MAX_ENTRIES)
 }
 
-/// As many as there may be stop strings, and then some: models name a handful of their own.
 fn stop_token_ids(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<u32>, ApiError> {
-    let most = limits.stops.saturating_mul(16);
+    let most = limits.stops.saturating_mul(STOP_IDS_PER_STOP);
     let expected = format!("a list of at most {most} token ids");
-    let ids: Vec<u32> = fields
-        .take("stop_token_ids", &expected)?
-        .unwrap_or_default();
+    let ids = fields.ids("stop_token_ids", &expected)?.unwrap_or_default();
     if ids.len() > most {
         return Err(invalid("stop_token_ids", expected));
     }
@@ -253,7 +297,7 @@ fn stop_token_ids(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<u32>, 
 fn allowed_ids(fields: &mut Fields<'_>) -> Result<Vec<u32>, ApiError> {
     const PARAM: &str = "allowed_token_ids";
     let expected = format!("a list of 1 to {MAX_ENTRIES} token ids");
-    let Some(mut ids) = fields.take::<Vec<u32>>(PARAM, &expected)? else {
+    let Some(mut ids) = fields.ids(PARAM, &expected)? else {
         return Ok(Vec::new());
     };
     if !(1..=MAX_ENTRIES).contains(&ids.len()) {

@@ -9,11 +9,11 @@ use tokio::task::spawn_blocking;
 
 use super::body::JsonBytes;
 use super::chat::{self, messages, request::take_ending};
-use super::completions;
 use super::error_body::ApiError;
-use super::fields::{Fields, invalid};
+use super::fields::Fields;
 use super::logprobs;
 use super::observe::Record;
+use super::prompt::{check_count, check_ids, encode};
 use super::{App, ServedModel};
 
 /// What an id and its text take, as values and written out.
@@ -68,7 +68,7 @@ pub async fn tokenize(
             let tokenizer = model.tokenizer.clone();
             let work = move || {
                 let _turn = turn;
-                completions::encode(&tokenizer, "prompt", &text, context)
+                encode(&tokenizer, "prompt", &text, context)
             };
             let encoded = spawn_blocking(work).await;
             encoded.map_err(|_panicked| ApiError::Internal)??
@@ -104,21 +104,12 @@ pub async fn detokenize(
     check_model(model, &mut fields)?;
     let limits = model.engine.limits();
     let expected = format!("a list of token ids below {}", limits.vocab_size);
-    let tokens: Vec<u32> = fields
-        .take(PARAM, &expected)?
+    let tokens = fields
+        .ids(PARAM, &expected)?
         .ok_or(ApiError::Missing { param: PARAM })?;
-    if tokens.iter().any(|&id| id as usize >= limits.vocab_size) {
-        return Err(invalid(PARAM, expected));
-    }
+    check_ids(PARAM, &tokens, limits)?;
     // Half a megabyte of short ids can name tokens that are long.
-    if tokens.len() > limits.context_length {
-        let (given, context) = (tokens.len(), limits.context_length);
-        let message = format!("this model's context is {context} tokens; {given} are more");
-        return Err(ApiError::ContextLength {
-            param: PARAM,
-            message,
-        });
-    }
+    check_count(PARAM, tokens.len(), limits.context_length)?;
     fields.finish(app.limits().strict)?;
     let bytes: Vec<u8> = tokens
         .iter()

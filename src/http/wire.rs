@@ -2,15 +2,16 @@
 //!
 //! Nothing is clamped: a value out of range is refused with the field's name. `null` is the same as absent.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::answer::StopReason;
 use super::error_body::ApiError;
-use super::fields::{Fields, invalid};
+use super::fields::{Fields, Id, invalid};
 use super::limits::Limits;
-use super::logprobs::Logprobs;
-use super::sampling::{MAX_LOGPROBS, SamplingRequest};
+use super::logprobs::{Logprobs, PromptLogprobs};
+use super::output::completion_logprobs;
+use super::sampling::SamplingRequest;
 
 /// OpenAI's default, and every peer's that does not run to the end of the context.
 const DEFAULT_MAX_TOKENS: usize = 16;
@@ -26,18 +27,10 @@ pub struct CompletionRequest {
     pub suffix: Option<String>,
     /// 0 only together with `echo`.
     pub max_tokens: usize,
-    /// Keep only a part of a prompt's tokens.
-    pub truncate_prompt: Option<Truncation>,
-    /// Whether that is their beginning, not their end.
-    pub keep_beginning: bool,
     /// Whether answers begin with their prompts.
     pub echo: bool,
     /// How many answers are generated, of which the likeliest `sampling.n` are given.
     pub best_of: usize,
-    /// Whether ids are given beside texts.
-    pub return_token_ids: bool,
-    /// Whether log-probabilities name tokens by id, not by text.
-    pub name_tokens_by_id: bool,
     /// How answers are generated.
     pub sampling: SamplingRequest,
     /// Whether and how to answer in events.
@@ -55,22 +48,26 @@ pub enum Prompt {
     Ids(Vec<u32>),
 }
 
-/// How much is kept of a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Truncation {
-    /// So many tokens.
-    Tokens(usize),
-    /// What fits the context beside `max_tokens`.
-    Fitting,
-}
-
 /// What a stream carries beside the text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StreamOptions {
     /// The token counts, in an event of their own at the end.
     pub include_usage: bool,
-    /// The token counts so far, in every event.
+    /// The token counts so far, in every event; nothing without the other.
     pub continuous_usage: bool,
+}
+
+impl StreamOptions {
+    /// What an event says of the token counts so far. The rule is vLLM's: counts in every event come in addition to
+    /// those at the end.
+    pub fn usage(self, so_far: Usage) -> UsageField {
+        match (self.include_usage, self.continuous_usage) {
+            (false, _) => UsageField::Absent,
+            // OpenAI: with `include_usage`, every event has the field, null in all but the last.
+            (true, false) => UsageField::Null,
+            (true, true) => UsageField::Counts(so_far),
+        }
+    }
 }
 
 impl CompletionRequest {
@@ -80,7 +77,16 @@ impl CompletionRequest {
     /// The first field that is absent, of the wrong type, out of range or not supported.
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let f = &mut fields;
+        let mut request = Self::take(&mut fields, limits)?;
+        request.ignored = fields.finish(limits.strict)?;
+        Ok(request)
+    }
+
+    /// Takes every field of the API.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn take(f: &mut Fields<'_>, limits: &Limits) -> Result<Self, ApiError> {
         let model = f.take("model", "a string")?;
         let prompts = prompts(f, limits)?;
         let echo = f.flag("echo")?;
@@ -94,18 +100,12 @@ impl CompletionRequest {
         if echo && suffix.is_some() {
             return Err(invalid("suffix", "left out where 'echo' is true"));
         }
-        let truncate_prompt = truncation(f)?;
-        let expected = "\"left\", which cuts off the beginning, or \"right\"";
-        let keep_beginning = match f.take::<String>("truncation_side", expected)?.as_deref() {
-            None | Some("left") => false,
-            Some("right") => true,
-            Some(_) => return Err(invalid("truncation_side", expected)),
-        };
         let mut sampling = SamplingRequest::take(f, limits)?;
         if sampling.min_tokens > max_tokens {
             return Err(invalid("min_tokens", "at most 'max_tokens'"));
         }
-        sampling.logprobs = f.count("logprobs", 0..=MAX_LOGPROBS)?;
+        sampling.set_logprobs(completion_logprobs(f)?);
+        sampling.check_chosen(max_tokens)?;
         let stream = stream_options(f)?;
         let best_of = f
             .count("best_of", 1..=limits.choices)?
@@ -117,27 +117,27 @@ impl CompletionRequest {
             let expected = "equal to 'n' in a stream: which are best is known at the end";
             return Err(invalid("best_of", expected));
         }
+        if stream.is_some() && sampling.output.prompt_logprobs.is_some() {
+            let expected = "left out of streams: it comes with whole answers";
+            return Err(invalid("prompt_logprobs", expected));
+        }
         Ok(Self {
             model,
             prompts,
             suffix,
             max_tokens,
-            truncate_prompt,
-            keep_beginning,
             echo,
             best_of,
-            return_token_ids: f.flag("return_token_ids")?,
-            name_tokens_by_id: f.flag("return_tokens_as_token_ids")?,
             sampling,
             stream,
-            ignored: fields.finish(limits.strict)?,
+            ignored: Vec::new(),
         })
     }
 }
 
 impl CompletionRequest {
-    /// Whether the log-probabilities of the prompts' tokens are wanted too.
-    pub const fn scores_prompt(&self) -> bool {
+    /// Whether the prompts' tokens are scored for `logprobs`, as part of the text.
+    pub const fn scores_echo(&self) -> bool {
         self.echo && self.sampling.logprobs.is_some()
     }
 }
@@ -154,12 +154,12 @@ fn prompts(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<Prompt>, ApiE
     let json = raw.get();
     let prompts: Vec<Prompt> = if let Ok(text) = serde_json::from_str(json) {
         vec![Prompt::Text(text)]
-    } else if let Ok(ids) = serde_json::from_str::<Vec<u32>>(json) {
-        vec![Prompt::Ids(ids)]
+    } else if let Ok(ids) = serde_json::from_str::<Vec<Id>>(json) {
+        vec![Prompt::of(ids)]
     } else if let Ok(texts) = serde_json::from_str::<Vec<String>>(json) {
         texts.into_iter().map(Prompt::Text).collect()
-    } else if let Ok(lists) = serde_json::from_str::<Vec<Vec<u32>>>(json) {
-        lists.into_iter().map(Prompt::Ids).collect()
+    } else if let Ok(lists) = serde_json::from_str::<Vec<Vec<Id>>>(json) {
+        lists.into_iter().map(Prompt::of).collect()
     } else {
         return Err(refused());
     };
@@ -189,19 +189,6 @@ pub fn max_tokens(fields: &mut Fields<'_>, limits: &Limits) -> Result<Option<usi
     Ok(old.or(new))
 }
 
-fn truncation(fields: &mut Fields<'_>) -> Result<Option<Truncation>, ApiError> {
-    const PARAM: &str = "truncate_prompt_tokens";
-    const EXPECTED: &str = "an integer of at least 1, or -1 for what fits the context";
-    match fields.take::<i64>(PARAM, EXPECTED)? {
-        None => Ok(None),
-        Some(-1) => Ok(Some(Truncation::Fitting)),
-        Some(count @ 1..) => Ok(Some(Truncation::Tokens(
-            usize::try_from(count).unwrap_or(usize::MAX),
-        ))),
-        Some(_) => Err(invalid(PARAM, EXPECTED)),
-    }
-}
-
 /// Takes `stream` and `stream_options`; `None` when no stream is wanted.
 ///
 /// # Errors
@@ -227,6 +214,10 @@ pub fn stream_options(fields: &mut Fields<'_>) -> Result<Option<StreamOptions>, 
 }
 
 impl Prompt {
+    fn of(ids: Vec<Id>) -> Self {
+        Self::Ids(ids.into_iter().map(|id| id.0).collect())
+    }
+
     const fn is_empty(&self) -> bool {
         match self {
             Self::Text(text) => text.is_empty(),
@@ -250,9 +241,9 @@ pub struct Completion<'a> {
     pub system_fingerprint: &'a str,
     /// All of them; in a stream one, or none beside the usage.
     pub choices: Vec<Choice<'a>>,
-    /// Left out of streams that did not ask; `null` in all events but the last of those that did.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub usage: Option<Option<Usage>>,
+    /// The token counts.
+    #[serde(skip_serializing_if = "UsageField::is_absent")]
+    pub usage: UsageField,
 }
 
 /// One answer to one prompt, or a piece of it.
@@ -274,6 +265,36 @@ pub struct Choice<'a> {
     /// The generated ids, if asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
+    /// Log-probabilities of the prompt's tokens, if asked for by that name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
+}
+
+/// The field `usage` of a response or an event.
+#[derive(Debug, Clone, Copy)]
+pub enum UsageField {
+    /// Left out.
+    Absent,
+    /// `null`: the counts come later.
+    Null,
+    /// The counts.
+    Counts(Usage),
+}
+
+impl UsageField {
+    /// Whether the field is left out.
+    pub const fn is_absent(&self) -> bool {
+        matches!(self, Self::Absent)
+    }
+}
+
+impl Serialize for UsageField {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Absent | Self::Null => serializer.serialize_none(),
+            Self::Counts(usage) => usage.serialize(serializer),
+        }
+    }
 }
 
 /// Token counts of a request.
@@ -281,7 +302,7 @@ pub struct Choice<'a> {
 pub struct Usage {
     /// Of all prompts, each counted once.
     pub prompt_tokens: usize,
-    /// Of all answers, those included that `best_of` dropped.
+    /// Of all answers, those included that `best_of` dropped, and the ids that ended them.
     pub completion_tokens: usize,
     /// Both.
     pub total_tokens: usize,

@@ -1,24 +1,27 @@
 //! Stop strings, wherever the token boundaries fall.
 
+use std::sync::Arc;
+
 /// Watches one generation's text for its stop strings and holds back what may be the start of one.
 ///
 /// The string that is completed first ends the text, and of two completed by the same character the longer. Since that
 /// depends on the characters alone, how they were cut into pieces changes nothing. Each character costs constant time,
 /// however long the strings are (Knuth, Morris and Pratt's search).
-#[derive(Clone)]
+///
+/// Clones share the strings.
+#[derive(Clone, Default)]
 pub struct StopStrings {
-    patterns: Vec<Pattern>,
+    patterns: Arc<[Pattern]>,
+    /// For each pattern, how many of its bytes the text ends with.
+    matched: Vec<usize>,
     /// Text that is the start of a stop string so far.
     held: String,
 }
 
-#[derive(Clone)]
 struct Pattern {
     bytes: Vec<u8>,
     /// `fallback[n]`: after `n + 1` matching bytes, how many still match when the next one does not.
     fallback: Vec<usize>,
-    /// How many of its bytes the text ends with.
-    matched: usize,
 }
 
 /// What [`StopStrings::push`] found.
@@ -35,6 +38,7 @@ impl StopStrings {
     pub fn new(strings: &[String]) -> Self {
         Self {
             patterns: strings.iter().map(|string| Pattern::new(string)).collect(),
+            matched: vec![0; strings.len()],
             held: String::new(),
         }
     }
@@ -46,8 +50,9 @@ impl StopStrings {
         }
         for (at, &byte) in text.as_bytes().iter().enumerate() {
             let mut stop_length = 0;
-            for pattern in &mut self.patterns {
-                if pattern.push(byte) {
+            for (pattern, matched) in self.patterns.iter().zip(&mut self.matched) {
+                *matched = pattern.matched_after(*matched, byte);
+                if *matched == pattern.bytes.len() {
                     stop_length = stop_length.max(pattern.bytes.len());
                 }
             }
@@ -59,7 +64,7 @@ impl StopStrings {
         }
         self.held.push_str(text);
         // A pattern's first byte starts a character, and so does the byte after what has matched: the cut is between characters.
-        let matched = self.patterns.iter().map(|pattern| pattern.matched).max();
+        let matched = self.matched.iter().max().copied();
         let keep_from = self.held.len() - matched.unwrap_or(0);
         let keep = self.held.split_off(keep_from);
         Scan::Continue(std::mem::replace(&mut self.held, keep))
@@ -85,22 +90,15 @@ impl Pattern {
             }
             fallback[at] = matched;
         }
-        Self {
-            bytes,
-            fallback,
-            matched: 0,
-        }
+        Self { bytes, fallback }
     }
 
-    /// Takes one byte; whether it completes the pattern.
-    fn push(&mut self, byte: u8) -> bool {
-        while self.matched > 0 && self.bytes[self.matched] != byte {
-            self.matched = self.fallback[self.matched - 1];
+    /// How many bytes match after `byte`, where `matched`, not all, did before.
+    fn matched_after(&self, mut matched: usize, byte: u8) -> usize {
+        while matched > 0 && self.bytes[matched] != byte {
+            matched = self.fallback[matched - 1];
         }
-        if self.bytes[self.matched] == byte {
-            self.matched += 1;
-        }
-        self.matched == self.bytes.len()
+        matched + usize::from(self.bytes[matched] == byte)
     }
 }
 

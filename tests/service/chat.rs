@@ -30,8 +30,11 @@ fn answering(text: &str) -> Fake {
         .len();
     Fake::new(move |before| {
         let turn = before.iter().rposition(|&token| token == TURN);
-        let said = before.len() - turn.expect("every prompt has turns") - header;
-        Next::Token(answer.get(said).copied().unwrap_or(END_OF_TEXT))
+        let answer_begins = turn.expect("every prompt has turns") + header;
+        // Where the prompt is scored, it is asked about its middle too.
+        let said = before.len().checked_sub(answer_begins);
+        let next = said.and_then(|said| answer.get(said));
+        Next::Token(next.copied().unwrap_or(END_OF_TEXT))
     })
 }
 
@@ -122,7 +125,7 @@ async fn an_answer_has_the_shape_that_clients_expect() {
                 "finish_reason": "stop",
                 "stop_reason": null,
             }],
-            "usage": usage(prompt_tokens as u64, 7),
+            "usage": usage(prompt_tokens as u64, 8),
         })
     );
     assert_eq!(service.count("ok"), 1);
@@ -299,10 +302,8 @@ async fn the_last_message_can_be_continued() {
     let messages =
         json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "It is "}]);
     let body = json!({"messages": messages, "continue_final_message": true});
-    let ids = post(&service, "/tokenize", body).await;
-    let text = post(&service, "/detokenize", json!({"tokens": ids["tokens"]})).await;
     assert_eq!(
-        text["prompt"],
+        rendered(&service, body).await,
         "<|unused_1|>user\nu<|end_of_text|>\n<|unused_1|>assistant\nIt is "
     );
 }
@@ -382,9 +383,22 @@ async fn bad_conversations_are_refused_by_name() {
         (hello("messages", json!(["hi"])), "messages"),
         (message(json!({"content": "x"})), "messages"),
         (
-            message(json!({"role": "robot", "content": "x"})),
+            message(json!({"role": "<robot>", "content": "x"})),
             "messages",
         ),
+        (
+            message(json!({"role": "r".repeat(65), "content": "x"})),
+            "messages",
+        ),
+        (message(json!({"role": "", "content": "x"})), "messages"),
+        (
+            message(
+                json!({"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": 3}}]}),
+            ),
+            "messages",
+        ),
+        (hello("echo", json!("yes")), "echo"),
+        (hello("prompt_logprobs", json!(-1)), "prompt_logprobs"),
         (message(json!({"role": "user"})), "messages"),
         (
             message(json!({"role": "user", "content": null})),
@@ -526,4 +540,181 @@ async fn the_description_has_every_route_and_its_answers() {
     assert_eq!(page.headers()["content-type"], "text/html; charset=utf-8");
     let page = page.text().await.unwrap();
     assert!(page.contains("openapi.json") && !page.contains("http"));
+}
+
+/// The text of the prompt that a conversation makes.
+async fn rendered(service: &Service, body: Value) -> String {
+    let ids = post(service, "/tokenize", body).await;
+    let text = post(service, "/detokenize", json!({"tokens": ids["tokens"]})).await;
+    text["prompt"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn a_template_is_given_the_roles_that_it_prints() {
+    let service = serving(answering("ok"));
+    for role in ["document", "control", "document 1", "tool", "a.b_c-9"] {
+        let messages = json!([{"role": role, "content": "one"}, {"role": "user", "content": "u"}]);
+        let text = rendered(&service, json!({"messages": messages})).await;
+        let expected = format!("<|unused_1|>{role}\none<|end_of_text|>");
+        assert!(text.contains(&expected), "{text}");
+        chat(&service, json!({"messages": messages})).await;
+    }
+}
+
+#[tokio::test]
+async fn a_role_that_the_template_does_not_print_is_refused() {
+    let refusing = "{% for m in messages %}{% if m.role not in ['system', 'user'] %}{{ raise_exception('no ' + m.role) }}{% endif %}{{ m.content }}{% endfor %}";
+    let silent =
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}";
+    for (template, problem) in [(refusing, "no document"), (silent, "'document'")] {
+        let options = Options {
+            chat_template: Some(template),
+            ..Options::default()
+        };
+        let service = Service::with(Fake::babbling(), options);
+        let messages =
+            json!([{"role": "user", "content": "u"}, {"role": "document", "content": "d"}]);
+        let body = json!({"messages": messages});
+        let response = send(&service, "/v1/chat/completions", &body).await;
+        assert_eq!(response.status(), 400);
+        let error: Value = response.json().await.unwrap();
+        assert_eq!(error["error"]["code"], "chat_template_error");
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(message.contains(problem), "{message}");
+    }
+}
+
+#[tokio::test]
+async fn a_history_is_taken_in_every_form_that_clients_send() {
+    let service = serving(answering("ok"));
+    let call = |arguments: Value| json!({"function": {"name": "f", "arguments": arguments}});
+    let calls = [json!({"x": 1}), json!("{\"x\": 1}"), json!(""), json!(null)].map(call);
+    let messages = json!([
+        {"role": "user", "content": ["bare", {"type": "input_text", "text": "typed"}]},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "said"}, {"type": "refusal", "refusal": "no"}]},
+        {"role": "assistant", "tool_calls": calls},
+        {"role": "tool", "content": null},
+        {"role": "tool"},
+        {"role": "user", "content": "u"},
+    ]);
+    let text = rendered(&service, json!({"messages": messages})).await;
+    assert!(text.contains("user\nbare\ntyped<"), "{text}");
+    assert!(text.contains("assistant\nsaid\nno<"), "{text}");
+    for (arguments, count) in [("{\"x\": 1}", 2), ("{}", 2)] {
+        let call = format!("{{\"name\": \"f\", \"arguments\": {arguments}}}");
+        assert_eq!(text.matches(&call).count(), count, "{call} in {text}");
+    }
+    assert_eq!(text.matches("tool\n<|end_of_text|>").count(), 2);
+    let quiet = json!({"messages": messages, "logprobs": false, "top_logprobs": 0});
+    chat(&service, quiet).await;
+}
+
+#[tokio::test]
+async fn ids_names_and_scores_of_tokens_are_given_as_on_completions() {
+    let service = serving(answering("ab"));
+    let body = json!({
+        "messages": [{"role": "user", "content": "u"}], "temperature": 0, "return_token_ids": true,
+        "return_tokens_as_token_ids": true, "logprobs": true, "top_logprobs": 1,
+    });
+    let mut scored = body.clone();
+    scored["prompt_logprobs"] = json!(0);
+    let answer = chat(&service, scored).await;
+    let ids = post(&service, "/tokenize", json!({"messages": body["messages"]})).await;
+    assert_eq!(answer["prompt_token_ids"], ids["tokens"]);
+    assert_eq!(
+        answer["prompt_logprobs"].as_array().map(Vec::len),
+        Some(ids["count"].as_u64().unwrap() as usize)
+    );
+    assert_eq!(answer["prompt_logprobs"][1].as_object().unwrap().len(), 1);
+    let mut expected = byte_tokens("ab");
+    expected.push(END_OF_TEXT);
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["token_ids"], json!(expected));
+    assert_eq!(answer["usage"]["completion_tokens"], 3);
+    let name = format!("token_id:{}", expected[0]);
+    let first = &choice["logprobs"]["content"][0];
+    assert_eq!(
+        (&first["token"], &first["top_logprobs"][0]["token"]),
+        (&json!(name), &json!(name))
+    );
+
+    let events = stream(&service, body.clone()).await;
+    assert_eq!(events[0]["prompt_token_ids"], ids["tokens"]);
+    assert!(
+        events[1..]
+            .iter()
+            .all(|event| event.get("prompt_token_ids").is_none())
+    );
+    let streamed: Vec<&Value> = events
+        .iter()
+        .flat_map(|event| {
+            event["choices"][0]["token_ids"]
+                .as_array()
+                .into_iter()
+                .flatten()
+        })
+        .collect();
+    assert_eq!(json!(streamed), choice["token_ids"]);
+
+    let mut refused = body;
+    refused["prompt_logprobs"] = json!(1);
+    refused["stream"] = json!(true);
+    let response = send(&service, "/v1/chat/completions", &refused).await;
+    assert_eq!(response.status(), 400);
+}
+
+#[tokio::test]
+async fn a_rendered_prompt_can_be_truncated_and_the_last_message_repeated() {
+    let service = serving(Fake::babbling());
+    let messages =
+        json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "It is "}]);
+    let body = json!({
+        "messages": messages, "continue_final_message": true, "echo": true, "max_tokens": 3, "seed": 1,
+        "truncate_prompt_tokens": 4, "return_token_ids": true,
+    });
+    let answer = chat(&service, body.clone()).await;
+    let prompt = answer["prompt_token_ids"].as_array().unwrap();
+    assert_eq!(prompt.len(), 4);
+    assert_eq!(answer["usage"]["prompt_tokens"], 4);
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(text.starts_with("It is "), "{text}");
+    assert_eq!(assembled(&stream(&service, body.clone()).await, 0).0, text);
+    let mut other = body;
+    other["messages"] = json!([{"role": "user", "content": "It is "}]);
+    let answer = chat(&service, other).await;
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(
+        !text.starts_with("It is "),
+        "another's words are not repeated"
+    );
+}
+
+#[tokio::test]
+async fn ids_that_the_model_does_not_have_are_refused_like_those_of_a_prompt() {
+    // A tokenizer with one token more than the model has rows.
+    let file = crate::harness::fixture("granite-3-tiny").join("tokenizer.json");
+    let mut inner = tokenizers::Tokenizer::from_file(&file).unwrap();
+    inner
+        .add_tokens([tokenizers::AddedToken::from("acme", false)])
+        .unwrap();
+    let options = Options {
+        chat_template: Some("{% for m in messages %}{{ m.content }}{% endfor %}"),
+        tokenizer: Some(microgranite::text::Tokenizer::new(inner, &file).unwrap()),
+        ..Options::default()
+    };
+    let service = Service::with(Fake::babbling(), options);
+    let text = "I work at acme today";
+    for (path, body, param) in [
+        ("/v1/completions", json!({"prompt": text}), "prompt"),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": text}]}),
+            "messages",
+        ),
+    ] {
+        let response = send(&service, path, &body).await;
+        assert_eq!(response.status(), 400, "{path}");
+        let error: Value = response.json().await.unwrap();
+        assert_eq!(error["error"]["param"], param);
+    }
 }

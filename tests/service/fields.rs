@@ -187,7 +187,10 @@ async fn the_end_of_text_is_scored_though_it_is_no_text() {
     assert_eq!(choice["logprobs"]["tokens"][2], "<|end_of_text|>");
     assert_eq!(choice["token_ids"], json!([END_OF_TEXT]));
     assert_eq!(choice["finish_reason"], "stop");
-    assert_eq!(answer["usage"]["completion_tokens"], 0);
+    assert_eq!(
+        answer["usage"]["completion_tokens"], 1,
+        "as many as there are ids"
+    );
 }
 
 #[tokio::test]
@@ -291,10 +294,10 @@ async fn the_end_of_text_can_be_put_off_or_ignored() {
         let answer = service.complete(body).await;
         answer["usage"]["completion_tokens"].as_u64().unwrap()
     };
-    assert_eq!(length(json!({})).await, 2);
+    assert_eq!(length(json!({})).await, 3, "two and the end");
     assert_eq!(
         length(json!({"min_tokens": 3})).await,
-        5,
+        6,
         "the third is another, the sixth the end"
     );
     assert_eq!(length(json!({"ignore_eos": true})).await, 6);
@@ -473,4 +476,165 @@ async fn usage_tells_how_much_of_the_prompts_came_from_the_cache() {
     );
     let scored = json!({"echo": true, "logprobs": 0});
     assert_eq!(cached(scored).await, 0, "a scored prompt is computed");
+}
+
+#[tokio::test]
+async fn whole_numbers_may_be_written_as_any_language_writes_them() {
+    let service = Service::start(Fake::babbling());
+    let a = byte_tokens("a")[0];
+    let plain = json!({
+        "prompt": [a, a], "max_tokens": 6, "seed": 10, "n": 2, "best_of": 2, "top_k": 40, "logprobs": 1, "min_tokens": 1,
+        "truncate_prompt_tokens": 1, "allowed_token_ids": [60, 61, 62], "stop_token_ids": [62], "priority": 0,
+    });
+    let text = format!(
+        r#"{{"prompt": [{a}.0, {a}.0], "max_tokens": 6.0, "seed": 1e1, "n": 2.0, "best_of": 2e0, "top_k": 4.0e1, "logprobs": 1.0, "min_tokens": 1.0,
+        "truncate_prompt_tokens": 1.0, "allowed_token_ids": [60.0, 6.1e1, 62], "stop_token_ids": [62.0], "priority": 0.0}}"#
+    );
+    let request = service.client.post(service.url("/v1/completions"));
+    let request = request
+        .header("content-type", "application/json")
+        .body(text);
+    let response = request.send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let answer: Value = response.json().await.unwrap();
+    assert_eq!(answer["choices"], service.complete(plain).await["choices"]);
+    for number in ["16.5", "1e300", "-1.0", "\"16\"", "true"] {
+        let body = format!("{{\"prompt\": \"x\", \"max_tokens\": {number}}}");
+        let request = service.client.post(service.url("/v1/completions"));
+        let request = request
+            .header("content-type", "application/json")
+            .body(body);
+        assert_eq!(request.send().await.unwrap().status(), 400, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_body_is_taken_however_clients_label_it() {
+    let service = Service::start(Fake::babbling());
+    let send = async |kind: &str, encoding: Option<&str>, body: &str| {
+        let request = service.client.post(service.url("/v1/completions"));
+        let mut request = request.header("content-type", kind).body(body.to_owned());
+        if let Some(encoding) = encoding {
+            request = request.header("content-encoding", encoding);
+        }
+        request.send().await.unwrap().status().as_u16()
+    };
+    let body = "{\"prompt\": \"x\", \"logprobs\": false}";
+    let marked = format!("\u{feff}{body}");
+    for (kind, encoding, body) in [
+        ("application/json", None, &*marked),
+        ("application/json; charset=utf8", None, body),
+        ("application/json;charset=UTF8", None, body),
+        ("Application/JSON; Charset=\"utf-8\"", None, body),
+        ("application/json; charset='UTF-8'", Some(""), body),
+        ("application/json", Some(" "), body),
+        ("application/json", Some("Identity"), body),
+    ] {
+        assert_eq!(send(kind, encoding, body).await, 200, "{kind} {encoding:?}");
+    }
+    for (kind, encoding) in [
+        ("application/json; charset=latin-1", None),
+        ("application/json", Some("gzip")),
+        ("application/json", Some("identity, gzip")),
+    ] {
+        assert_eq!(send(kind, encoding, body).await, 415, "{kind} {encoding:?}");
+    }
+}
+
+#[tokio::test]
+async fn sixteen_stop_strings_are_taken_and_each_of_them_stops() {
+    let service = Service::start(Fake::reciting(byte_tokens("one two three ")));
+    let mut stops: Vec<String> = (0..15).map(|at| format!("never {at}")).collect();
+    for (at, stop) in [(0, "thr"), (7, "wo"), (15, "ne")] {
+        stops.insert(at, stop.to_owned());
+        stops.truncate(16);
+        let body = json!({"prompt": "x", "temperature": 0, "max_tokens": 14, "stop": stops});
+        let answer = service.complete(body).await;
+        assert_eq!(answer["choices"][0]["stop_reason"], stop);
+        stops.remove(at);
+        stops.push("never".to_owned());
+    }
+}
+
+#[tokio::test]
+async fn special_tokens_are_written_out_if_asked() {
+    let mut tokens = byte_tokens("a");
+    tokens.extend([317, 318]);
+    let service = Service::start(Fake::reciting(tokens));
+    let body = json!({"prompt": [60], "max_tokens": 4, "temperature": 0});
+    assert_eq!(service.text(body.clone()).await, "aa");
+    let mut shown = body;
+    shown["skip_special_tokens"] = json!(false);
+    shown["spaces_between_special_tokens"] = json!(true);
+    let expected = "a<|unused_1|><|unused_2|>a";
+    assert_eq!(service.text(shown.clone()).await, expected);
+    assert_eq!(
+        streamed_text(&service.events(shown.clone()).await, 0),
+        expected
+    );
+    // As a client looks for one certain token.
+    shown["allowed_token_ids"] = json!([318]);
+    assert_eq!(service.text(shown).await, "<|unused_2|>".repeat(4));
+}
+
+#[tokio::test]
+async fn the_prompts_tokens_are_scored_by_id_if_asked() {
+    let service = Service::start(Fake::babbling());
+    let ids = tokenizer().encode("the cat", 100).unwrap();
+    let body = json!({"prompt": ids, "max_tokens": 2, "temperature": 0, "prompt_logprobs": 2});
+    let answer = service.complete(body.clone()).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["logprobs"], Value::Null);
+    let scored = choice["prompt_logprobs"].as_array().unwrap();
+    assert_eq!(scored.len(), ids.len());
+    assert_eq!(scored[0], Value::Null);
+    // They are those of an echo, where alternatives go by their texts.
+    let mut echoed =
+        json!({"prompt": ids, "max_tokens": 2, "temperature": 0, "echo": true, "logprobs": 3});
+    let echo = service.complete(echoed.clone()).await;
+    let logprobs = &echo["choices"][0]["logprobs"]["token_logprobs"];
+    for (at, &id) in ids.iter().enumerate().skip(1) {
+        let places = scored[at].as_object().unwrap();
+        assert!((2..=3).contains(&places.len()), "{places:?}");
+        let own = &places[&id.to_string()];
+        assert_eq!(own["logprob"], logprobs[at]);
+        assert_eq!(
+            own["decoded_token"],
+            echo["choices"][0]["logprobs"]["tokens"][at]
+        );
+        let likelier = |other: &Value| other["logprob"].as_f64() > own["logprob"].as_f64();
+        let before = places.values().filter(|other| likelier(other)).count();
+        assert!(own["rank"].as_u64().unwrap() > before as u64);
+    }
+    // Both at once, each with as many alternatives as it asked for.
+    echoed["prompt_logprobs"] = json!(2);
+    let both = service.complete(echoed).await;
+    assert_eq!(
+        both["choices"][0]["prompt_logprobs"],
+        choice["prompt_logprobs"]
+    );
+    assert_eq!(
+        both["choices"][0]["logprobs"],
+        echo["choices"][0]["logprobs"]
+    );
+}
+
+#[tokio::test]
+async fn chosen_ids_are_scored_in_place_of_the_likeliest() {
+    let service = Service::start(Fake::babbling());
+    let chosen: Vec<u32> = (60..90).collect();
+    let body = json!({
+        "prompt": "x", "max_tokens": 2, "temperature": 0, "logprob_token_ids": chosen, "return_tokens_as_token_ids": true,
+    });
+    let answer = service.complete(body).await;
+    let logprobs = &answer["choices"][0]["logprobs"];
+    for at in 0..2 {
+        let places = logprobs["top_logprobs"][at].as_object().unwrap();
+        let own = logprobs["tokens"][at].as_str().unwrap();
+        assert!(places.len() >= chosen.len());
+        assert_eq!(places[own], logprobs["token_logprobs"][at]);
+        for id in &chosen {
+            assert!(places[&format!("token_id:{id}")].is_number());
+        }
+    }
 }

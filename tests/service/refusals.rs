@@ -121,7 +121,8 @@ async fn bad_fields_are_refused_by_name() {
             vec![
                 json!(""),
                 json!(["a", ""]),
-                json!(["a", "b", "c", "d", "e"]),
+                json!(vec!["a"; 17]),
+                json!(["a".repeat(5000), "b".repeat(5000)]),
                 json!(1),
                 json!([1]),
             ],
@@ -205,6 +206,23 @@ async fn bad_fields_are_refused_by_name() {
             vec![json!(17), json!(-1), json!("1")],
         ),
         ("ignore_eos", "invalid_value", vec![json!("yes")]),
+        ("skip_special_tokens", "invalid_value", vec![json!(1)]),
+        (
+            "spaces_between_special_tokens",
+            "invalid_value",
+            vec![json!("no")],
+        ),
+        ("length_penalty", "invalid_value", vec![json!("x")]),
+        (
+            "prompt_logprobs",
+            "invalid_value",
+            vec![json!(-1), json!(21), json!(true)],
+        ),
+        (
+            "logprob_token_ids",
+            "invalid_value",
+            vec![json!(5), json!([320]), json!(vec![1; 129])],
+        ),
         (
             "include_stop_str_in_output",
             "invalid_value",
@@ -301,6 +319,10 @@ async fn fields_that_contradict_each_other_are_refused() {
         ("best_of", json!({"n": 1, "best_of": 2, "stream": true})),
         ("min_tokens", json!({"min_tokens": 4, "max_tokens": 3})),
         ("suffix", json!({"suffix": "x", "echo": true})),
+        (
+            "prompt_logprobs",
+            json!({"prompt_logprobs": 1, "stream": true}),
+        ),
         (
             "structured_outputs",
             json!({"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}}),
@@ -506,5 +528,73 @@ async fn unknown_paths_and_methods_have_the_same_kind_of_body() {
             (405, "method_not_allowed"),
             "{method} {path}"
         );
+    }
+}
+
+#[tokio::test]
+async fn scores_are_bounded_before_any_is_computed() {
+    let service = Service::start(Fake::babbling());
+    let prompts = vec![vec![60; 4000]; 16];
+    for (param, body) in [
+        ("prompt_logprobs", json!({"prompt_logprobs": 20})),
+        ("logprobs", json!({"logprobs": 20, "echo": true})),
+        (
+            "logprob_token_ids",
+            json!({"n": 16, "max_tokens": 4000, "logprob_token_ids": (60..160).collect::<Vec<_>>()}),
+        ),
+    ] {
+        let mut body = body;
+        body["prompt"] = match param {
+            "logprob_token_ids" => json!("x"),
+            _ => json!(prompts),
+        };
+        let response = service.completion(&body).send().await.unwrap();
+        let (status, code, found) = error_of(response).await;
+        assert_eq!((status, &*code), (400, "invalid_value"), "{param}");
+        assert_eq!(found, json!(param));
+    }
+    assert_eq!(service.metrics.prompt_tokens_total.get(), 0);
+}
+
+#[tokio::test]
+async fn a_context_that_is_exceeded_is_told_in_the_words_that_clients_look_for() {
+    let options = Options {
+        chat_template: Some("{% for m in messages %}{{ m.content }}{% endfor %}"),
+        ..Options::default()
+    };
+    let service = Service::with(Fake::babbling(), options);
+    let long = "ab ".repeat(3000);
+    for (path, body) in [
+        (
+            "/v1/completions",
+            json!({"prompt": [60, 61], "max_tokens": 4095}),
+        ),
+        ("/v1/completions", json!({"prompt": vec![60; 5000]})),
+        ("/v1/completions", json!({"prompt": long})),
+        ("/v1/completions", json!({"prompt": "x".repeat(500_000)})),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": long}]}),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "x"}], "max_tokens": 4096}),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": "x".repeat(500_000)}]}),
+        ),
+        ("/detokenize", json!({"tokens": vec![60; 5000]})),
+    ] {
+        let request = service.client.post(service.url(path)).json(&body);
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 400, "{path}");
+        let error: Value = response.json().await.unwrap();
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(
+            message.contains("maximum context length is 4096 tokens"),
+            "{path}: {message}"
+        );
+        assert_eq!(error["error"]["code"], "context_length_exceeded");
     }
 }

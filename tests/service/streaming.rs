@@ -201,3 +201,66 @@ async fn a_stream_that_waits_begins_with_a_comment_and_a_late_failure_is_an_even
         "length"
     );
 }
+
+#[tokio::test]
+async fn the_last_token_comes_with_the_reason_and_nothing_empty_follows() {
+    let service = Service::start(Fake::reciting(byte_tokens("abc")));
+    let body = json!({"prompt": "x", "max_tokens": 5, "temperature": 0});
+    let events = service.events(body).await;
+    assert_eq!(events.len(), 5, "one for each token");
+    for (at, event) in events.iter().enumerate() {
+        assert_ne!(event["choices"][0]["text"], "", "{event}");
+        let is_last = at == 4;
+        assert_eq!(event["choices"][0]["finish_reason"].is_string(), is_last);
+    }
+}
+
+#[tokio::test]
+async fn token_counts_in_events_follow_one_rule_on_both_routes() {
+    let options = Options {
+        chat_template: Some("{% for m in messages %}{{ m.content }}{% endfor %}"),
+        ..Options::default()
+    };
+    let service = Service::with(Fake::babbling(), options);
+    for (options, counted, last) in [
+        (json!({}), false, false),
+        (
+            json!({"include_usage": false, "continuous_usage_stats": true}),
+            false,
+            false,
+        ),
+        (json!({"continuous_usage_stats": true}), false, false),
+        (json!({"include_usage": true}), false, true),
+        (
+            json!({"include_usage": true, "continuous_usage_stats": true}),
+            true,
+            true,
+        ),
+    ] {
+        for (path, mut body) in [
+            ("/v1/completions", json!({"prompt": "x"})),
+            (
+                "/v1/chat/completions",
+                json!({"messages": [{"role": "user", "content": "x"}]}),
+            ),
+        ] {
+            body["stream"] = json!(true);
+            body["max_tokens"] = json!(3);
+            body["stream_options"] = options.clone();
+            let request = service.client.post(service.url(path)).json(&body);
+            let events = read_events(request.send().await.unwrap()).await;
+            let (end, pieces) = events.split_last().unwrap();
+            let what = format!("{path} {options}");
+            assert_eq!(end["choices"] == json!([]), last, "{what}");
+            assert_eq!(end["usage"].is_object(), last, "{what}");
+            for piece in pieces {
+                assert_eq!(piece["usage"].is_object(), counted, "{what}");
+                assert_eq!(piece.get("usage").is_some(), last, "{what}");
+            }
+            if counted && path.contains("chat") {
+                assert_eq!(pieces[0]["choices"][0]["delta"]["role"], "assistant");
+                assert_eq!(pieces[0]["usage"]["completion_tokens"], 0, "{what}");
+            }
+        }
+    }
+}

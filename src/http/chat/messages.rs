@@ -14,6 +14,8 @@ use crate::text::chat::{Conversation, Message, RESERVED, Role, ToolCall};
 pub const MAX_TOOLS: usize = 128;
 /// Documents in one request: more than any context holds.
 pub const MAX_DOCUMENTS: usize = 128;
+/// Characters of a role that OpenAI's API does not have: `document 1` is a long one.
+pub const MAX_ROLE: usize = 64;
 /// Characters of a tool's name. OpenAI's limit.
 pub const MAX_TOOL_NAME: usize = 64;
 
@@ -69,21 +71,15 @@ fn messages(fields: &mut Fields<'_>) -> Result<Vec<Message>, ApiError> {
 type Problem = (&'static str, &'static str);
 
 fn message(fields: &BTreeMap<String, &RawValue>) -> Result<Message, Problem> {
-    let role = match field::<String>(fields, "role", ROLES)?.as_deref() {
-        Some("system" | "developer") => Role::System,
-        Some("user") => Role::User,
-        Some("assistant") => Role::Assistant,
-        Some("tool") => Role::Tool,
-        _ => return Err(("role", ROLES)),
-    };
+    let role = role(field(fields, "role", ROLES)?)?;
     let calls = match role {
         Role::Assistant => calls(fields)?,
         _ => Vec::new(),
     };
     let content = match field::<&RawValue>(fields, "content", CONTENT)? {
         Some(content) => content_text(content.get())?,
-        // An assistant that only calls tools says nothing.
-        None if role == Role::Assistant => String::new(),
+        // An assistant that only calls tools says nothing, and a tool may have nothing to say.
+        None if matches!(role, Role::Assistant | Role::Tool) => String::new(),
         None => return Err(("content", CONTENT)),
     };
     Ok(Message {
@@ -95,58 +91,104 @@ fn message(fields: &BTreeMap<String, &RawValue>) -> Result<Message, Problem> {
     })
 }
 
-const ROLES: &str = "system, developer, user, assistant or tool";
+const ROLES: &str = "system, developer, user, assistant, tool, or another of at most 64 letters, digits, spaces, '_', '-' and '.' that the model's chat template prints";
 const CONTENT: &str =
     "a text or a list of {\"type\": \"text\", \"text\": …}; this model reads nothing else";
 
+/// The templates decide about roles that OpenAI's API does not have, such as Granite's `document` and `control`.
+fn role(name: Option<String>) -> Result<Role, Problem> {
+    let name = name.ok_or(("role", ROLES))?;
+    Ok(match name.as_str() {
+        "system" => Role::System,
+        "developer" => Role::Developer,
+        "user" => Role::User,
+        "assistant" => Role::Assistant,
+        "tool" => Role::Tool,
+        other => {
+            // Nothing that a special token could be made of.
+            let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b" _-.".contains(&byte);
+            if !(1..=MAX_ROLE).contains(&other.len()) || !other.bytes().all(is_plain) {
+                return Err(("role", ROLES));
+            }
+            Role::Other(name)
+        }
+    })
+}
+
 fn content_text(json: &str) -> Result<String, Problem> {
+    /// A part that is text under one of the names that OpenAI's APIs have for it, or bare.
     #[derive(Deserialize)]
-    struct Part {
-        r#type: String,
-        text: String,
+    #[serde(untagged)]
+    enum Part {
+        Bare(String),
+        Typed(Typed),
+    }
+    #[derive(Deserialize)]
+    #[serde(tag = "type", rename_all = "snake_case")]
+    enum Typed {
+        #[serde(alias = "input_text", alias = "output_text")]
+        Text {
+            text: String,
+        },
+        Refusal {
+            refusal: String,
+        },
     }
     if let Ok(text) = serde_json::from_str(json) {
         return Ok(text);
     }
     let parts: Vec<Part> = serde_json::from_str(json).map_err(|_problem| ("content", CONTENT))?;
-    if parts.iter().any(|part| part.r#type != "text") {
-        return Err(("content", CONTENT));
-    }
-    let texts: Vec<String> = parts.into_iter().map(|part| part.text).collect();
+    let texts: Vec<String> = parts
+        .into_iter()
+        .map(|part| match part {
+            Part::Bare(text)
+            | Part::Typed(Typed::Text { text } | Typed::Refusal { refusal: text }) => text,
+        })
+        .collect();
     // As Granite 4's template joins them.
     Ok(texts.join("\n"))
 }
 
 fn calls(fields: &BTreeMap<String, &RawValue>) -> Result<Vec<ToolCall>, Problem> {
-    const EXPECTED: &str = "a list of {\"id\", \"type\": \"function\", \"function\": {\"name\", \"arguments\"}}, the arguments a text";
+    const EXPECTED: &str = "a list of {\"id\", \"type\": \"function\", \"function\": {\"name\", \"arguments\"}}, the arguments a JSON object or its text";
+    const REFUSED: Problem = ("tool_calls", EXPECTED);
     #[derive(Deserialize)]
-    struct Call {
-        id: String,
+    struct Call<'a> {
+        #[serde(default)]
+        id: Option<String>,
         #[serde(default)]
         r#type: Option<String>,
-        function: Function,
+        #[serde(borrow)]
+        function: Function<'a>,
     }
     #[derive(Deserialize)]
-    struct Function {
+    struct Function<'a> {
         name: String,
-        arguments: String,
+        #[serde(borrow, default)]
+        arguments: Option<&'a RawValue>,
     }
-    let calls: Option<Vec<Call>> = field(fields, "tool_calls", EXPECTED)?;
-    let calls = calls.unwrap_or_default();
-    let is_other = |call: &Call| {
-        call.r#type
-            .as_deref()
-            .is_some_and(|kind| kind != "function")
+    let calls: Option<&RawValue> = field(fields, "tool_calls", EXPECTED)?;
+    let Some(calls) = calls else {
+        return Ok(Vec::new());
     };
-    if calls.iter().any(is_other) {
-        return Err(("tool_calls", EXPECTED));
-    }
-    let call = |call: Call| ToolCall {
-        id: call.id,
-        name: call.function.name,
-        arguments: call.function.arguments,
+    let calls: Vec<Call<'_>> = serde_json::from_str(calls.get()).map_err(|_problem| REFUSED)?;
+    let call = |call: Call<'_>| {
+        if call.r#type.is_some_and(|kind| kind != "function") {
+            return Err(REFUSED);
+        }
+        // Some clients send what they got: an object, a text of one, or nothing.
+        let arguments = match call.function.arguments.map(RawValue::get) {
+            None => String::new(),
+            Some(object) if object.starts_with('{') => object.to_owned(),
+            Some(text) => serde_json::from_str(text).map_err(|_problem| REFUSED)?,
+        };
+        Ok(ToolCall {
+            id: call.id.unwrap_or_default(),
+            name: call.function.name,
+            arguments,
+        })
     };
-    Ok(calls.into_iter().map(call).collect())
+    calls.into_iter().map(call).collect()
 }
 
 fn field<'a, T: Deserialize<'a>>(

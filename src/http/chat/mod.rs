@@ -15,18 +15,20 @@ use axum::response::Response;
 use jiff::Timestamp;
 use tokio::task::spawn_blocking;
 
-use super::answer::{Answer, Pieces, Rules};
+use super::answer::{Answer, Pieces, Rules, scored_bytes};
 use super::body::JsonBytes;
-use super::completions::{encode_error, refused};
+use super::completions::refused;
 use super::error_body::ApiError;
 use super::fields::ignored_header;
 use super::memory::{Turn, copied};
 use super::observe::Record;
+use super::output::OutputRequest;
+use super::prompt::{self, encode_error};
 use super::structured::UNENFORCED;
 use super::{App, ServedModel, streaming, unix_seconds};
 use crate::engine::Generation;
 use crate::text::chat::calls::CallSyntax;
-use crate::text::chat::{ChatError, ChatTemplate, Conversation, Ending};
+use crate::text::chat::{ChatError, ChatTemplate, Conversation};
 use request::ChatRequest;
 use response::{Chunks, Head};
 
@@ -53,10 +55,13 @@ pub async fn complete(
     model.engine.has_room(n).map_err(refused)?;
 
     let conversation = std::mem::take(&mut request.conversation);
-    let prompt: Arc<[u32]> = encode(model, template, conversation, turn).await?.into();
+    let mut prompt = encode(model, template, conversation, turn).await?;
+    let max_tokens = fit(model, &request, &mut prompt, app.limits().tokens)?;
     record.set_prompt_tokens(prompt.len());
-    record.hold(prompt.len().saturating_mul(size_of::<u32>() * (1 + n)))?;
-    let max_tokens = max_tokens(model, &request, prompt.len(), app.limits().tokens)?;
+    let scored = request.sampling.output.prompt_logprobs;
+    let each = size_of::<u32>() + scored.map_or(0, scored_bytes);
+    record.hold(prompt.len().saturating_mul(size_of::<u32>() + n * each))?;
+    let prompt: Arc<[u32]> = prompt.into();
     let request = Arc::new(request);
     let generation = generation(model, &request).await?;
     let generations = (0..n).map(|choice| {
@@ -74,14 +79,8 @@ pub async fn complete(
     let streams = model.engine.submit(generations).map_err(refused)?;
 
     let rules = Arc::new(Rules {
-        stop: request.sampling.stop.clone(),
-        stop_token_ids: request.sampling.stop_token_ids.clone(),
-        include_stop: request.sampling.include_stop,
-        min_tokens: request.sampling.min_tokens,
-        echo: false,
-        scores_prompt: false,
-        grammar: request.sampling.grammar.as_ref().map(|grammar| grammar.0),
         shown_token: calls.as_ref().and_then(CallSyntax::shown_token),
+        ..request.sampling.rules(max_tokens)
     });
     let answers = streams.into_iter().map(|events| {
         let (prompt, tokenizer) = (Arc::clone(&prompt), Arc::clone(&model.tokenizer));
@@ -95,10 +94,8 @@ pub async fn complete(
         fingerprint: model.fingerprint.clone(),
         prompt_tokens: prompt.len(),
         tokenizer: Arc::clone(&model.tokenizer),
-        with_logprobs: request.sampling.logprobs.is_some(),
+        request: Arc::clone(&request),
         calls,
-        must_call: request.must_call,
-        parallel_calls: request.parallel_calls,
     };
     let mut response = match request.stream {
         Some(options) => streaming::events(pieces, Chunks::new(head, n, options)).await?,
@@ -136,15 +133,11 @@ async fn generation(
     request: &Arc<ChatRequest>,
 ) -> Result<Generation, ApiError> {
     let (request, tokenizer) = (Arc::clone(request), Arc::clone(&model.tokenizer));
-    let (stop_ids, vocab_size) = (model.stop_ids.clone(), model.engine.limits().vocab_size);
+    let (stop_ids, limits) = (model.stop_ids.clone(), model.engine.limits());
     // Tokenizing takes a while.
-    spawn_blocking(move || {
-        request
-            .sampling
-            .generation(&tokenizer, &stop_ids, vocab_size)
-    })
-    .await
-    .map_err(|_panicked| ApiError::Internal)?
+    spawn_blocking(move || request.sampling.generation(&tokenizer, &stop_ids, limits))
+        .await
+        .map_err(|_panicked| ApiError::Internal)?
 }
 
 /// The ids of a conversation, of which there is at least one.
@@ -177,44 +170,36 @@ pub async fn encode(
     }
 }
 
-/// As many tokens as were asked for, or as the context has room for and a request may have.
-fn max_tokens(
+/// Cuts down the prompt if that was asked for, and refuses what the model has no room for or does not know. Returns how
+/// many tokens an answer may have: as many as were asked for, or as the context has room for and a request may have.
+fn fit(
     model: &ServedModel,
     request: &ChatRequest,
-    prompt: usize,
+    prompt: &mut Vec<u32>,
     most: usize,
 ) -> Result<usize, ApiError> {
-    let context = model.engine.limits().context_length;
-    let (param, wanted) = match request.max_tokens {
-        Some(max_tokens) if prompt < context => ("max_tokens", max_tokens),
-        Some(max_tokens) => ("messages", max_tokens),
-        None => ("messages", 1),
-    };
-    if prompt.saturating_add(wanted) > context {
-        let message = format!(
-            "this model's context is {context} tokens; {prompt} of the messages and {wanted} of the answer are more"
-        );
-        return Err(ApiError::ContextLength { param, message });
+    const PARAM: &str = "messages";
+    let limits = model.engine.limits();
+    let context = limits.context_length;
+    let wanted = request.max_tokens.unwrap_or(1);
+    let sampling = &request.sampling;
+    if let Some(truncation) = sampling.output.truncation {
+        truncation.apply(prompt, context.saturating_sub(wanted));
     }
-    Ok(request.max_tokens.unwrap_or((context - prompt).min(most)))
+    prompt::check(PARAM, prompt, wanted, limits)?;
+    if let Some(top) = sampling.output.prompt_logprobs {
+        let top = top.max(sampling.logprobs.unwrap_or(0));
+        OutputRequest::check_scores("prompt_logprobs", prompt.len(), top, sampling.n)?;
+    }
+    let max_tokens = request.max_tokens;
+    let max_tokens = max_tokens.unwrap_or((context - prompt.len()).min(most));
+    sampling.check_chosen(max_tokens)?;
+    Ok(max_tokens)
 }
 
 impl ServedModel {
     /// The template, or the answer that there is none.
     pub(super) fn chat_template(&self) -> Result<&Arc<ChatTemplate>, ApiError> {
         self.chat.as_ref().ok_or(ApiError::NoChatTemplate)
-    }
-}
-
-/// How a prompt ends: where a new answer begins, where a turn has ended, or in the middle of one.
-fn ending(add_generation_prompt: Option<bool>, continue_final: bool) -> Result<Ending, ApiError> {
-    match (add_generation_prompt, continue_final) {
-        (Some(true), true) => Err(ApiError::InvalidValue {
-            param: "continue_final_message",
-            expected: "false where 'add_generation_prompt' is true".to_owned(),
-        }),
-        (_, true) => Ok(Ending::Continued),
-        (Some(false), false) => Ok(Ending::Closed),
-        (None | Some(true), false) => Ok(Ending::Answer),
     }
 }

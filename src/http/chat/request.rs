@@ -3,7 +3,6 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::ending;
 use super::messages::{self, Tool};
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
@@ -11,7 +10,7 @@ use crate::http::limits::Limits;
 use crate::http::sampling::{MAX_LOGPROBS, SamplingRequest};
 use crate::http::wire::{StreamOptions, max_tokens, stream_options};
 use crate::text::chat::calls::CallSyntax;
-use crate::text::chat::{Conversation, Ending};
+use crate::text::chat::{Conversation, Ending, Role};
 
 /// A chat request whose every field is in range. What depends on the model is checked later.
 #[derive(Debug)]
@@ -28,6 +27,8 @@ pub struct ChatRequest {
     pub parallel_calls: bool,
     /// Absent: as many as the context has room for.
     pub max_tokens: Option<usize>,
+    /// What answers begin with: the last message, where it is the assistant's and was asked to be repeated.
+    pub echo: String,
     /// How answers are generated.
     pub sampling: SamplingRequest,
     /// Whether and how to answer in events.
@@ -37,7 +38,7 @@ pub struct ChatRequest {
 }
 
 /// Fields of OpenAI's API that would change the answer in a way that this server cannot.
-const UNSUPPORTED: [(&str, &str); 4] = [
+pub const UNSUPPORTED: [(&str, &str); 4] = [
     (
         "chat_template",
         "the model's own template is used; the server's --chat-template replaces it",
@@ -54,7 +55,16 @@ impl ChatRequest {
     /// The first field that is absent, of the wrong type, out of range or not supported.
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
-        let f = &mut fields;
+        let mut request = Self::take(&mut fields, limits)?;
+        request.ignored = fields.finish(limits.strict)?;
+        Ok(request)
+    }
+
+    /// Takes every field of the API.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn take(f: &mut Fields<'_>, limits: &Limits) -> Result<Self, ApiError> {
         let model = f.take("model", "a string")?;
         let (mut conversation, tools) = messages::take(f)?;
         let (tools, must_call) = tool_choice(f, tools)?;
@@ -71,13 +81,18 @@ impl ChatRequest {
             return Err(invalid("min_tokens", "at most 'max_tokens'"));
         }
         let with_logprobs = f.flag("logprobs")?;
-        let top_logprobs = f.count("top_logprobs", 0..=MAX_LOGPROBS)?;
-        if top_logprobs.is_some() && !with_logprobs {
-            let expected = "left out where 'logprobs' is not true";
+        let top_logprobs = f.count("top_logprobs", 0..=MAX_LOGPROBS)?.unwrap_or(0);
+        if top_logprobs > 0 && !with_logprobs {
+            let expected = "0 or left out where 'logprobs' is not true";
             return Err(invalid("top_logprobs", expected));
         }
-        sampling.logprobs = with_logprobs.then_some(top_logprobs.unwrap_or(0));
+        sampling.set_logprobs(with_logprobs.then_some(top_logprobs));
         let stream = stream_options(f)?;
+        if stream.is_some() && sampling.output.prompt_logprobs.is_some() {
+            let expected = "left out of streams: it comes with whole answers";
+            return Err(invalid("prompt_logprobs", expected));
+        }
+        let echo = echo(f, &conversation)?;
         conversation.ending = take_ending(f)?;
         if must_call {
             // OpenAI's field says what a text must be, and the answer will be none; all others say what the answer must be.
@@ -104,9 +119,10 @@ impl ChatRequest {
             must_call,
             parallel_calls: parallel_calls.unwrap_or(true),
             max_tokens,
+            echo,
             sampling,
             stream,
-            ignored: fields.finish(limits.strict)?,
+            ignored: Vec::new(),
         })
     }
 
@@ -128,7 +144,23 @@ impl ChatRequest {
 pub fn take_ending(fields: &mut Fields<'_>) -> Result<Ending, ApiError> {
     let add_generation_prompt = fields.take("add_generation_prompt", "true or false")?;
     let continue_final = fields.flag("continue_final_message")?;
-    ending(add_generation_prompt, continue_final)
+    match (add_generation_prompt, continue_final) {
+        (Some(true), true) => {
+            let expected = "false where 'add_generation_prompt' is true";
+            Err(invalid("continue_final_message", expected))
+        }
+        (_, true) => Ok(Ending::Continued),
+        (Some(false), false) => Ok(Ending::Closed),
+        (None | Some(true), false) => Ok(Ending::Answer),
+    }
+}
+
+/// vLLM's `echo`: answers begin with the last message if they go on in its role.
+fn echo(fields: &mut Fields<'_>, conversation: &Conversation) -> Result<String, ApiError> {
+    let is_asked = fields.flag("echo")?;
+    let last = conversation.messages.last();
+    let own = last.filter(|message| is_asked && message.role == Role::Assistant);
+    Ok(own.map_or(String::new(), |message| message.content.clone()))
 }
 
 /// Those of `tools` that may be called, and whether one must be.

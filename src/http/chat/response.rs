@@ -7,12 +7,13 @@ use axum::Json;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use super::request::ChatRequest;
 use crate::engine::Score;
 use crate::http::answer::{Finish, Piece, Pieces, PlacedToken, StopReason};
 use crate::http::error_body::ApiError;
-use crate::http::logprobs;
+use crate::http::logprobs::{self, PromptLogprobs};
 use crate::http::streaming::{EventShape, event};
-use crate::http::wire::{StreamOptions, Usage};
+use crate::http::wire::{StreamOptions, Usage, UsageField};
 use crate::text::Tokenizer;
 use crate::text::chat::calls::{CallParser, CallSyntax, Part};
 
@@ -30,14 +31,10 @@ pub struct Head {
     pub prompt_tokens: usize,
     /// Names tokens.
     pub tokenizer: Arc<Tokenizer>,
-    /// Whether log-probabilities were asked for.
-    pub with_logprobs: bool,
+    /// What was asked for.
+    pub request: Arc<ChatRequest>,
     /// How calls are written, if there may be any.
     pub calls: Option<CallSyntax>,
-    /// Whether the prompt ends with the start of a call.
-    pub must_call: bool,
-    /// Whether more than the first call counts.
-    pub parallel_calls: bool,
 }
 
 /// A whole answer, or one event of a stream.
@@ -49,8 +46,19 @@ struct Completion<'a, C> {
     model: &'a str,
     system_fingerprint: &'a str,
     choices: Vec<C>,
+    #[serde(skip_serializing_if = "UsageField::is_absent")]
+    usage: UsageField,
+    #[serde(flatten)]
+    prompt: AboutPrompt,
+}
+
+/// What was asked for about the prompt, which all answers have in common.
+#[derive(Default, Serialize)]
+struct AboutPrompt {
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
+    prompt_token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs>,
 }
 
 #[derive(Serialize)]
@@ -60,6 +68,8 @@ struct Choice {
     logprobs: Option<Logprobs>,
     finish_reason: &'static str,
     stop_reason: Option<StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Serialize)]
@@ -80,6 +90,8 @@ struct ChunkChoice {
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stop_reason: Option<StopReason>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
 }
 
 #[derive(Default, Serialize)]
@@ -135,19 +147,21 @@ struct Turn {
     parallel_calls: bool,
     calls: usize,
     has_begun: bool,
-    /// Log-probabilities of tokens whose text has not been sent.
+    /// Log-probabilities and ids of tokens whose text has not been sent.
     logprobs: Vec<TokenLogprob>,
+    token_ids: Vec<u32>,
 }
 
 impl Turn {
     fn new(head: &Head) -> Self {
         let parser = head.calls.clone();
         Self {
-            parser: parser.map(|syntax| CallParser::new(syntax, head.must_call)),
-            parallel_calls: head.parallel_calls,
+            parser: parser.map(|syntax| CallParser::new(syntax, head.request.must_call)),
+            parallel_calls: head.request.parallel_calls,
             calls: 0,
             has_begun: false,
             logprobs: Vec::new(),
+            token_ids: Vec::new(),
         }
     }
 
@@ -194,15 +208,21 @@ impl Turn {
 /// When a generation fails or is cut off: half an answer is none.
 pub async fn whole(pieces: Pieces, head: Head) -> Result<Response, ApiError> {
     let answers = pieces.collect().await?;
-    let generated = answers.iter().map(|answer| answer.tokens.len()).sum();
+    let generated = answers.iter().map(Piece::generated).sum();
     // The prompt counts once, however many answers it has.
     let cached = answers.first().map_or(0, |answer| answer.cached_tokens);
+    let about_prompt = match answers.first() {
+        Some(first) => head.about_prompt(first),
+        None => AboutPrompt::default(),
+    };
     let choices = answers.into_iter().map(|answer| {
         let mut turn = Turn::new(&head);
         let (text, mut tool_calls) = turn.push(&answer.text, true);
+        let text = head.request.echo.clone() + &text;
         for call in &mut tool_calls {
             call.index = None;
         }
+        let token_ids = head.token_ids(&answer);
         let finish = answer.finish.unwrap_or(Finish::Stop(None));
         Choice {
             index: answer.index,
@@ -215,11 +235,13 @@ pub async fn whole(pieces: Pieces, head: Head) -> Result<Response, ApiError> {
             logprobs: head.logprobs(&answer.tokens).map(Logprobs::of),
             finish_reason: turn.reason(&finish),
             stop_reason: finish.stop_reason(),
+            token_ids,
         }
     });
     let choices = choices.collect();
-    let usage = Usage::new(head.prompt_tokens, generated, cached);
-    let body = head.completion("chat.completion", choices, Some(Some(usage)));
+    let usage = UsageField::Counts(Usage::new(head.prompt_tokens, generated, cached));
+    let mut body = head.completion("chat.completion", choices, usage);
+    body.prompt = about_prompt;
     Ok(Json(body).into_response())
 }
 
@@ -248,65 +270,96 @@ impl Chunks {
         Usage::new(self.head.prompt_tokens, self.generated, self.cached)
     }
 
-    fn chunk(&self, choice: ChunkChoice) -> Vec<u8> {
-        let usage = match (self.options.continuous_usage, self.options.include_usage) {
-            (true, _) => Some(Some(self.usage())),
-            // OpenAI: with `include_usage`, every event has the field, null in all but the last.
-            (false, true) => Some(None),
-            (false, false) => None,
+    fn chunk(&self, choice: ChunkChoice, prompt: AboutPrompt) -> Vec<u8> {
+        let usage = self.options.usage(self.usage());
+        let mut chunk = self
+            .head
+            .completion("chat.completion.chunk", vec![choice], usage);
+        chunk.prompt = prompt;
+        event(&chunk)
+    }
+
+    /// The events that begin an answer: the role, and what it repeats of the conversation.
+    fn beginning(&self, piece: &Piece) -> Vec<u8> {
+        let content = |role, text: &str| Delta {
+            role,
+            content: Some(text.to_owned()),
+            ..Delta::default()
         };
-        event(
-            &self
-                .head
-                .completion("chat.completion.chunk", vec![choice], usage),
-        )
+        let role = ChunkChoice::of(piece.index, content(Some("assistant"), ""));
+        // All answers have the same prompt, so it is told once.
+        let about_prompt = match piece.index {
+            0 => self.head.about_prompt(piece),
+            _ => AboutPrompt::default(),
+        };
+        let mut events = self.chunk(role, about_prompt);
+        if !self.head.request.echo.is_empty() {
+            let repeated = content(None, &self.head.request.echo);
+            let repeated = ChunkChoice::of(piece.index, repeated);
+            events.extend(self.chunk(repeated, AboutPrompt::default()));
+        }
+        events
+    }
+}
+
+impl ChunkChoice {
+    /// A part of the answer `index` that is not its end.
+    const fn of(index: usize, delta: Delta) -> Self {
+        Self {
+            index,
+            delta,
+            logprobs: None,
+            finish_reason: None,
+            stop_reason: None,
+            token_ids: None,
+        }
     }
 }
 
 impl EventShape for Chunks {
     fn piece(&mut self, piece: &Piece) -> Vec<u8> {
-        self.generated += piece.tokens.len();
-        if piece.index == 0 {
+        let index = piece.index;
+        if index == 0 {
             self.cached += piece.cached_tokens;
         }
-        let index = piece.index;
+        let mut events = Vec::new();
+        if !mem::replace(&mut self.turns[index].has_begun, true) {
+            // Before the piece's tokens are counted: none of them is in these events.
+            events = self.beginning(piece);
+        }
+        self.generated += piece.generated();
         let turn = &mut self.turns[index];
         let (text, tool_calls) = turn.push(&piece.text, piece.finish.is_some());
         turn.logprobs
             .extend(self.head.logprobs(&piece.tokens).into_iter().flatten());
+        turn.token_ids
+            .extend(self.head.token_ids(piece).into_iter().flatten());
         let delta = Delta {
             content: (!text.is_empty()).then_some(text),
             tool_calls,
             ..Delta::default()
         };
-        let mut events = Vec::new();
-        let choice = |delta, logprobs, finish_reason, stop_reason| ChunkChoice {
-            index,
-            delta,
-            logprobs,
-            finish_reason,
-            stop_reason,
-        };
-        if !mem::replace(&mut turn.has_begun, true) {
-            let first = Delta {
-                role: Some("assistant"),
-                content: Some(String::new()),
-                ..Delta::default()
-            };
-            events.extend(self.chunk(choice(first, None, None, None)));
-        }
-        let turn = &mut self.turns[index];
-        let is_last = piece.finish.is_some();
         let has_delta = delta.content.is_some() || !delta.tool_calls.is_empty();
-        if has_delta || is_last && !turn.logprobs.is_empty() {
+        if has_delta || piece.finish.is_some() && !turn.logprobs.is_empty() {
             let scored = mem::take(&mut turn.logprobs);
-            let logprobs = (!scored.is_empty()).then(|| Logprobs::of(scored));
-            events.extend(self.chunk(choice(delta, logprobs, None, None)));
+            let ids = mem::take(&mut turn.token_ids);
+            let choice = ChunkChoice {
+                logprobs: (!scored.is_empty()).then(|| Logprobs::of(scored)),
+                token_ids: (!ids.is_empty()).then_some(ids),
+                ..ChunkChoice::of(index, delta)
+            };
+            events.extend(self.chunk(choice, AboutPrompt::default()));
         }
         if let Some(finish) = &piece.finish {
-            let reason = self.turns[index].reason(finish);
-            let end = choice(Delta::default(), None, Some(reason), finish.stop_reason());
-            events.extend(self.chunk(end));
+            let turn = &mut self.turns[index];
+            let ids = mem::take(&mut turn.token_ids);
+            let end = ChunkChoice {
+                finish_reason: Some(turn.reason(finish)),
+                stop_reason: finish.stop_reason(),
+                token_ids: (!ids.is_empty()).then_some(ids),
+                ..ChunkChoice::of(index, Delta::default())
+            };
+            events.extend(self.chunk(end, AboutPrompt::default()));
         }
         events
     }
@@ -316,7 +369,7 @@ impl EventShape for Chunks {
             return Vec::new();
         }
         let none: Vec<ChunkChoice> = Vec::new();
-        let usage = Some(Some(self.usage()));
+        let usage = UsageField::Counts(self.usage());
         event(&self.head.completion("chat.completion.chunk", none, usage))
     }
 }
@@ -326,7 +379,7 @@ impl Head {
         &self,
         object: &'static str,
         choices: Vec<C>,
-        usage: Option<Option<Usage>>,
+        usage: UsageField,
     ) -> Completion<'_, C> {
         Completion {
             id: &self.id,
@@ -336,21 +389,50 @@ impl Head {
             system_fingerprint: &self.fingerprint,
             choices,
             usage,
+            prompt: AboutPrompt::default(),
         }
     }
 
+    /// What the first piece of an answer knows of the prompt, as far as it was asked for.
+    fn about_prompt(&self, piece: &Piece) -> AboutPrompt {
+        let output = &self.request.sampling.output;
+        AboutPrompt {
+            prompt_token_ids: piece
+                .prompt_ids
+                .as_ref()
+                .filter(|_| output.token_ids)
+                .map(|ids| ids.to_vec()),
+            prompt_logprobs: output
+                .prompt_logprobs
+                .map(|top| PromptLogprobs::of(&self.tokenizer, top, &piece.prompt)),
+        }
+    }
+
+    fn token_ids(&self, piece: &Piece) -> Option<Vec<u32>> {
+        let generated = piece.tokens.iter().chain(&piece.end);
+        let is_asked = self.request.sampling.output.token_ids;
+        is_asked.then(|| generated.map(|token| token.id).collect())
+    }
+
     fn logprobs(&self, tokens: &[PlacedToken]) -> Option<Vec<TokenLogprob>> {
+        let sampling = &self.request.sampling;
         let scored = tokens.iter().filter_map(|token| token.score.as_ref());
         let all = scored.map(|score: &Score| TokenLogprob {
             token: self.likely(score.token),
-            top_logprobs: score.top.iter().map(|&one| self.likely(one)).collect(),
+            top_logprobs: score
+                .top
+                .iter()
+                .take(sampling.alternatives())
+                .map(|&one| self.likely(one))
+                .collect(),
         });
-        self.with_logprobs.then(|| all.collect())
+        sampling.logprobs.is_some().then(|| all.collect())
     }
 
     fn likely(&self, (id, logprob): (u32, f32)) -> Likely {
+        let by_id = self.request.sampling.output.names_by_id;
         Likely {
-            token: logprobs::name(&self.tokenizer, id),
+            token: logprobs::name_or_id(&self.tokenizer, by_id, id),
             logprob: logprob.max(logprobs::LEAST),
             bytes: self.tokenizer.bytes(id).to_vec(),
         }

@@ -203,3 +203,66 @@ fn errors(statuses: &[(u16, &str)]) -> Value {
 fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::http::chat::request::ChatRequest;
+    use crate::http::fields::Fields;
+    use crate::http::wire::CompletionRequest;
+
+    /// The names that the parser of a route asks for.
+    fn asked(
+        body: &str,
+        take: impl Fn(&mut Fields<'_>, &Limits) -> Result<(), crate::http::error_body::ApiError>,
+    ) -> BTreeSet<&'static str> {
+        let mut fields = Fields::parse(body.as_bytes()).unwrap();
+        take(&mut fields, &Limits::default()).unwrap();
+        fields.asked()
+    }
+
+    #[test]
+    fn every_field_is_parsed_described_and_documented() {
+        let document = describe(&Limits::default());
+        let api = include_str!("../../../docs/api.md");
+        let chat = include_str!("../../../docs/chat.md");
+        let completions = asked("{\"prompt\": \"x\"}", |fields, limits| {
+            CompletionRequest::take(fields, limits).map(drop)
+        });
+        let conversations = asked(
+            "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}",
+            |fields, limits| ChatRequest::take(fields, limits).map(drop),
+        );
+        for (schema, asked, text) in [
+            ("CompletionRequest", completions, api.to_owned()),
+            ("ChatRequest", conversations, api.to_owned() + chat),
+        ] {
+            let described = &document["components"]["schemas"][schema]["properties"];
+            let described = described.as_object().unwrap().keys();
+            let described: BTreeSet<&str> = described.map(String::as_str).collect();
+            assert_eq!(asked, described, "{schema}: parsed, and described");
+            for name in asked {
+                let is_documented = text.contains(&format!("`{name}`"));
+                assert!(is_documented, "{schema}: {name} is not in docs/");
+            }
+        }
+    }
+
+    #[test]
+    fn every_number_is_exact_where_all_numbers_are_floats() {
+        fn check(value: &Value) {
+            match value {
+                Value::Number(number) => {
+                    let float = number.as_f64().unwrap();
+                    assert!(float.abs() <= 2_f64.powi(53), "browsers round {number}");
+                }
+                Value::Array(items) => items.iter().for_each(check),
+                Value::Object(items) => items.values().for_each(check),
+                _ => {}
+            }
+        }
+        check(&describe(&Limits::default()));
+    }
+}

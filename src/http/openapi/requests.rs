@@ -2,16 +2,23 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::http::chat::messages::{MAX_DOCUMENTS, MAX_TOOL_NAME, MAX_TOOLS};
+use crate::http::chat::messages::{MAX_DOCUMENTS, MAX_ROLE, MAX_TOOL_NAME, MAX_TOOLS};
+use crate::http::chat::request::UNSUPPORTED;
 use crate::http::limits::Limits;
-use crate::http::sampling::{MAX_ENTRIES, MAX_LOGPROBS};
+use crate::http::output::MAX_SCORED_IDS;
+use crate::http::sampling::{MAX_ENTRIES, MAX_LOGPROBS, STOP_IDS_PER_STOP};
 
 /// Adds the schemas of request bodies.
 pub fn add(schemas: &mut Map<String, Value>, limits: &Limits) {
     let mut add = |name: &str, schema| schemas.insert(name.to_owned(), schema);
     add("CompletionRequest", completion(limits));
     add("ChatRequest", chat(limits));
-    add("Message", message());
+    add(
+        "Message",
+        json!({"oneOf": [reference("AssistantMessage"), reference("OtherMessage")]}),
+    );
+    add("AssistantMessage", assistant_message());
+    add("OtherMessage", other_message());
     add("Tool", tool());
     add("TokenizeRequest", tokenize());
     add(
@@ -36,19 +43,16 @@ fn completion(limits: &Limits) -> Value {
         "max_tokens": tokens(limits, 0, "16 if absent. 0 only together with `echo`, to score the prompt."),
         "max_completion_tokens": tokens(limits, 0, "Another name of `max_tokens`."),
         "echo": flag("Begin answers with their prompts."),
-        "logprobs": optional("integer", json!({"minimum": 0, "maximum": MAX_LOGPROBS, "description":
-            "Give log-probabilities, with so many alternatives; with `echo` of the prompt's tokens too."})),
+        "logprobs": {
+            "description": "Give log-probabilities, with so many alternatives; with `echo` of the prompt's tokens too.",
+            "anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS}, {"enum": [false, null]}],
+        },
         "best_of": optional("integer", json!({"minimum": 1, "maximum": limits.choices, "description":
             "Generate so many answers and give the `n` likeliest. Not in streams."})),
         "suffix": optional("string", json!({"description": "What comes after the answer: fill in the middle."})),
-        "truncate_prompt_tokens": optional("integer", json!({"minimum": -1, "description":
-            "Keep so many of a prompt's tokens; -1 keeps what fits."})),
-        "truncation_side": optional("string", json!({"enum": ["left", "right", null], "description":
-            "Which side is cut off: `left`, the beginning, if absent."})),
-        "return_token_ids": flag("Give ids beside texts."),
-        "return_tokens_as_token_ids": flag("Name tokens `token_id:7` in `logprobs`."),
     });
     merge(&mut properties, sampling(limits));
+    merge(&mut properties, output());
     json!({"type": "object", "required": ["prompt"], "properties": properties})
 }
 
@@ -73,25 +77,33 @@ fn chat(limits: &Limits) -> Value {
             "max_completion_tokens": tokens(limits, 1, "Another name of `max_tokens`."),
             "logprobs": flag("Give log-probabilities."),
             "top_logprobs": optional("integer", json!({"minimum": 0, "maximum": MAX_LOGPROBS, "description":
-                "Alternatives for each token; only together with `logprobs`."})),
+                "Alternatives for each token; above 0 only together with `logprobs`."})),
+            "echo": flag("Begin answers with the last message, if it is the assistant's."),
         }),
     );
     merge(&mut properties, sampling(limits));
+    merge(&mut properties, output());
+    for (name, instead) in UNSUPPORTED {
+        let refused = json!({"type": "null", "description": format!("Refused: {instead}.")});
+        merge(&mut properties, json!({name: refused}));
+    }
     json!({"type": "object", "required": ["messages"], "properties": properties})
 }
 
 fn tokenize() -> Value {
+    let mut properties = json!({
+        "model": model(),
+        "prompt": optional("string", json!({"description": "A text. Without it, `messages`."})),
+        "add_special_tokens": flag("Changes nothing: these tokenizers add none."),
+        "return_token_strs": flag("Give the tokens' texts too."),
+    });
+    merge(&mut properties, conversation());
     json!({
         "type": "object",
-        "properties": {
-            "model": model(),
-            "prompt": optional("string", json!({"description": "A text. Without it, `messages`."})),
-            "add_special_tokens": flag("Changes nothing: these tokenizers add none."),
-            "return_token_strs": flag("Give the tokens' texts too."),
-        },
+        "properties": properties,
         "anyOf": [
             {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
-            {"required": ["messages"], "properties": conversation()},
+            {"required": ["messages"]},
         ],
     })
 }
@@ -111,36 +123,55 @@ fn conversation() -> Value {
     })
 }
 
-fn message() -> Value {
-    let text = json!({"type": "object", "required": ["type", "text"],
-        "properties": {"type": {"const": "text"}, "text": {"type": "string"}}});
-    let content = json!([{"type": "string"}, {"type": "array", "items": text}]);
-    let with = |roles: Value, required: Value| {
-        json!({
-            "type": "object",
-            "required": required,
-            "properties": {
-                "role": {"enum": roles},
-                "content": {"anyOf": content},
-                "name": optional("string", json!({})),
-                "tool_call_id": optional("string", json!({})),
-            },
-        })
+/// What anyone says: a text, or parts that are text.
+fn content() -> Value {
+    let part = |kinds: &[&str], key: &str| {
+        json!({"type": "object", "required": ["type", key],
+            "properties": {"type": {"enum": kinds}, key: {"type": "string"}}})
     };
-    let call = json!({
-        "type": "object", "required": ["id", "function"],
+    let text = part(&["text", "input_text", "output_text"], "text");
+    let refusal = part(&["refusal"], "refusal");
+    let parts = json!({"anyOf": [text, refusal, {"type": "string"}]});
+    json!([{"type": "string"}, {"type": "array", "items": parts}, {"type": "null"}])
+}
+
+fn other_message() -> Value {
+    let pattern = format!("^[A-Za-z0-9 _.-]{{1,{MAX_ROLE}}}$");
+    json!({
+        "type": "object",
+        "required": ["role"],
         "properties": {
-            "id": {"type": "string"},
+            "role": {"type": "string", "pattern": pattern, "not": {"const": "assistant"}, "description":
+                "`system`, `developer`, `user`, `tool`, or another that the model's chat template prints."},
+            "content": {"anyOf": content(), "description": "Null only for a tool's."},
+            "name": optional("string", json!({})),
+            "tool_call_id": optional("string", json!({})),
+        },
+    })
+}
+
+fn assistant_message() -> Value {
+    let arguments =
+        json!({"type": ["string", "object", "null"], "description": "A JSON object, or its text."});
+    let call = json!({
+        "type": "object", "required": ["function"],
+        "properties": {
+            "id": optional("string", json!({})),
             "type": {"enum": ["function", null]},
-            "function": {"type": "object", "required": ["name", "arguments"],
-                "properties": {"name": {"type": "string"}, "arguments": {"type": "string", "description": "A JSON object."}}},
+            "function": {"type": "object", "required": ["name"],
+                "properties": {"name": {"type": "string"}, "arguments": arguments}},
         },
     });
-    let mut assistant = with(json!(["assistant"]), json!(["role"]));
-    assistant["properties"]["content"] =
-        json!({"anyOf": [content[0], content[1], {"type": "null"}]});
-    assistant["properties"]["tool_calls"] = optional("array", json!({"items": call}));
-    json!({"oneOf": [with(json!(["system", "developer", "user", "tool"]), json!(["role", "content"])), assistant]})
+    json!({
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": {"const": "assistant"},
+            "content": {"anyOf": content()},
+            "name": optional("string", json!({})),
+            "tool_calls": optional("array", json!({"items": call})),
+        },
+    })
 }
 
 fn tool() -> Value {
@@ -189,7 +220,7 @@ fn sampling(limits: &Limits) -> Value {
         "temperature": number(0.0, 2.0, "1 if absent; 0 takes the likeliest token."),
         "top_p": optional("number", json!({"exclusiveMinimum": 0, "maximum": 1, "description":
             "Keep the likeliest tokens up to this share."})),
-        "top_k": optional("integer", json!({"minimum": -1, "maximum": i64::MAX, "description":
+        "top_k": optional("integer", json!({"minimum": -1, "format": "int64", "description":
             "Keep so many of the likeliest tokens; 0 and -1 keep all."})),
         "min_p": number(0.0, 1.0, "Drop tokens less likely than this share of the likeliest."),
         "presence_penalty": number(-2.0, 2.0, "Against tokens that are in the answer."),
@@ -200,13 +231,13 @@ fn sampling(limits: &Limits) -> Value {
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}})),
         "allowed_token_ids": token_ids(1, MAX_ENTRIES, "Choose no others."),
         "bad_words": strings(MAX_ENTRIES, "Words that are not written."),
-        "seed": optional("integer", json!({"minimum": i64::MIN, "maximum": i64::MAX, "description":
+        "seed": optional("integer", json!({"format": "int64", "description":
             "The same seed gives the same answer. Answer i of n has the seed plus i."})),
         "n": optional("integer", json!({"minimum": 1, "maximum": limits.choices, "description": "Answers to each prompt."})),
         "stop": strings(limits.stops, "Texts that end an answer before them."),
-        "stop_token_ids": token_ids(0, limits.stops.saturating_mul(16), "Ids that end an answer."),
+        "stop_token_ids": token_ids(0, limits.stops.saturating_mul(STOP_IDS_PER_STOP), "Ids that end an answer."),
         "include_stop_str_in_output": flag("Whether what ended the answer is part of it."),
-        "min_tokens": optional("integer", json!({"minimum": 0, "maximum": u64::MAX, "description":
+        "min_tokens": optional("integer", json!({"minimum": 0, "format": "int64", "description":
             "Nothing ends the answer before; at most `max_tokens`."})),
         "ignore_eos": flag("Go on after the model's end of text."),
         "stream": flag("Answer in server-sent events."),
@@ -234,11 +265,35 @@ fn sampling(limits: &Limits) -> Value {
         "guided_whitespace_pattern": {"type": "null"},
         "json_schema": {"description": "A JSON schema: llama.cpp's name."},
         "grammar": optional("string", json!({"description": "Lark: llama.cpp's name."})),
-        "priority": optional("integer", json!({"description": "Changes nothing: requests are served in order."})),
+        "priority": optional("integer", json!({"format": "int64", "description": "Changes nothing: requests are served in order."})),
+        "use_beam_search": optional("boolean", json!({"enum": [false, null], "description": "Only false is accepted."})),
+        "length_penalty": optional("number", json!({"description": "Changes nothing: it belongs to beam search."})),
         "cache_salt": optional("string", json!({"minLength": 1, "description":
             "Share what was computed of prompts only with requests that have the same."})),
         "user": {"description": "Changes nothing."},
     })
+}
+
+/// What comes beside the text, and how tokens are written.
+fn output() -> Value {
+    json!({
+        "skip_special_tokens": flag("Whether special tokens are left out of the text. True if absent."),
+        "spaces_between_special_tokens": flag("Changes nothing: nothing is put between tokens of bytes."),
+        "return_token_ids": flag("Give ids beside texts."),
+        "return_tokens_as_token_ids": flag("Name tokens `token_id:7` in `logprobs`."),
+        "prompt_logprobs": optional("integer", json!({"minimum": 0, "maximum": MAX_LOGPROBS, "description":
+            "Give log-probabilities of the prompt's tokens, with so many alternatives. Not in streams."})),
+        "logprob_token_ids": optional("array", json!({"maxItems": MAX_SCORED_IDS, "items": id(), "description":
+            "Give the log-probabilities of these ids in place of the likeliest."})),
+        "truncate_prompt_tokens": optional("integer", json!({"minimum": -1, "format": "int64", "description":
+            "Keep so many of a prompt's tokens; -1 keeps what fits."})),
+        "truncation_side": optional("string", json!({"enum": ["left", "right", null], "description":
+            "Which side is cut off: `left`, the beginning, if absent."})),
+    })
+}
+
+fn reference(schema: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{schema}")})
 }
 
 fn model() -> Value {

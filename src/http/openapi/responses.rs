@@ -28,6 +28,12 @@ pub fn add(schemas: &mut Map<String, Value>) {
             "prompt_tokens_details": object(json!({"cached_tokens": count()})),
         })),
     );
+    let ranked =
+        || object(json!({"logprob": {"type": "number"}, "rank": count(), "decoded_token": text()}));
+    let prompt_logprobs = || {
+        json!({"type": "array", "description": "For each token of the prompt, itself and the likeliest, by id; null for the first.",
+            "items": {"type": ["object", "null"], "additionalProperties": ranked()}})
+    };
     let optional_ids = || json!({"type": "array", "items": {"type": "integer", "minimum": 0}});
     let mut choice = object(json!({
         "index": count(),
@@ -38,6 +44,7 @@ pub fn add(schemas: &mut Map<String, Value>) {
     }));
     choice["properties"]["prompt_token_ids"] = optional_ids();
     choice["properties"]["token_ids"] = optional_ids();
+    choice["properties"]["prompt_logprobs"] = prompt_logprobs();
     add("Completion", answer("text_completion", choice));
     add(
         "Logprobs",
@@ -57,19 +64,18 @@ pub fn add(schemas: &mut Map<String, Value>) {
         "id": text(), "type": {"const": "function"},
         "function": object(json!({"name": text(), "arguments": text()})),
     }))});
-    add(
-        "ChatCompletion",
-        answer(
-            "chat.completion",
-            object(json!({
-                "index": count(),
-                "message": message,
-                "logprobs": nullable("ChatLogprobs"),
-                "finish_reason": {"enum": ["stop", "length", "tool_calls"]},
-                "stop_reason": stop_reason(),
-            })),
-        ),
-    );
+    let mut choice = object(json!({
+        "index": count(),
+        "message": message,
+        "logprobs": nullable("ChatLogprobs"),
+        "finish_reason": {"enum": ["stop", "length", "tool_calls"]},
+        "stop_reason": stop_reason(),
+    }));
+    choice["properties"]["token_ids"] = optional_ids();
+    let mut chat = answer("chat.completion", choice);
+    chat["properties"]["prompt_token_ids"] = optional_ids();
+    chat["properties"]["prompt_logprobs"] = prompt_logprobs();
+    add("ChatCompletion", chat);
     let likely = || json!({"token": text(), "logprob": {"type": "number"}, "bytes": counts()});
     let mut scored = likely();
     scored["top_logprobs"] = json!({"type": "array", "items": object(likely())});
