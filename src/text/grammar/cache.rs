@@ -7,7 +7,7 @@ use super::Grammar;
 /// What is kept: clients send the same few schemas with every request.
 const MAX_ENTRIES: usize = 64;
 /// Memory of it, as measured when they were compiled.
-const MAX_BYTES: u64 = 64 << 20;
+const MAX_BYTES: u64 = 32 << 20;
 /// What an entry takes at least, its key and the refusal's text included.
 const LEAST_BYTES: u64 = 4 << 10;
 

@@ -268,21 +268,24 @@ fn with_warnings(unenforced: Vec<&'static str>, warnings: &[String]) -> Vec<&'st
     all.into_iter().collect()
 }
 
-/// Refuses a lexer in which one byte can lead too many ways on. Every expression comes after its parts, so one pass
-/// suffices.
+/// Refuses a lexer in which one byte can lead too many ways on: past every part of a sequence that may be left out. Every
+/// expression comes after its parts, so one pass suffices.
 fn check_branches(parser: &TokenParser) -> Result<(), String> {
     let expressions = parser.parser.grammar().lexer_spec().regex_builder.exprset();
     let mut branches = vec![0_usize; expressions.len()];
     for index in 1..expressions.len() {
-        let parts = expressions.get_args(ExprRef::new(index as u32));
-        let can_skip = parts
+        let expression = ExprRef::new(index as u32);
+        let parts = expressions.get_args(expression);
+        let first_is_optional = parts
             .first()
             .is_some_and(|&first| expressions.is_nullable(first));
+        // The library shows what an expression is in this way only. Alternatives and repetitions have no part behind.
+        let is_sequence = || format!("{:?}", expressions.get_tag(expression)) == "Concat";
+        let own = usize::from(first_is_optional && is_sequence());
         let of_parts = parts
             .iter()
-            .map(|part| branches.get(part.as_usize()).copied());
-        let of_parts = of_parts.fold(0, |sum: usize, part| sum.saturating_add(part.unwrap_or(0)));
-        branches[index] = of_parts.saturating_add(usize::from(can_skip));
+            .filter_map(|part| branches.get(part.as_usize()));
+        branches[index] = of_parts.fold(own, |sum, part| sum.saturating_add(*part));
         if branches[index] > MAX_BRANCHES {
             return Err(format!(
                 "its regular expressions have more than {MAX_BRANCHES} parts that may be left out"

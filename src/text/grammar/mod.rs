@@ -8,6 +8,7 @@
 mod cache;
 mod compile;
 mod grammars;
+mod references;
 mod regex;
 mod schema;
 pub mod trial;

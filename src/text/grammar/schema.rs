@@ -4,11 +4,12 @@
 //! one and still mean itself. What the compiler cannot enforce is left out and named. An object that lists its
 //! properties has no others, unless the schema says so.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::ptr;
 
 use serde_json::{Map, Number, Value, json};
 
+use super::references::Document;
 use super::regex;
 
 /// Schemas within a schema, those that references repeat included: the largest in use have a few thousand.
@@ -25,7 +26,7 @@ const ONE: [&str; 3] = ["additionalProperties", "additionalItems", "items"];
 const LIST: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
 const NAMED: [&str; 2] = ["properties", "patternProperties"];
 /// Keywords that the compiler enforces, beside the ones above.
-const VALUES: [&str; 15] = [
+const VALUES: [&str; 17] = [
     "type",
     "enum",
     "const",
@@ -37,6 +38,8 @@ const VALUES: [&str; 15] = [
     "minLength",
     "maxLength",
     "pattern",
+    "format",
+    "multipleOf",
     "minimum",
     "maximum",
     "exclusiveMinimum",
@@ -92,16 +95,6 @@ pub struct Schemas {
     unenforced: BTreeSet<&'static str>,
 }
 
-/// One document and the targets of references in it that have been met, by where they lie; each may be needed twice, as
-/// an object that takes further properties and as one that does not.
-struct Document<'a> {
-    root: &'a Value,
-    targets: HashMap<(usize, bool), usize>,
-    pending: Vec<(&'a Value, bool, usize)>,
-    /// Schemas by `$anchor` and `$id`, once they are asked for.
-    names: Option<HashMap<&'a str, &'a Value>>,
-}
-
 impl Schemas {
     /// None yet. With `drops_bounds` the bounds of numbers are left out, for when the compiler cannot take them.
     pub fn new(drops_bounds: bool) -> Self {
@@ -116,12 +109,7 @@ impl Schemas {
     /// # Errors
     /// In words for whoever wrote the schema.
     pub fn add(&mut self, root: &Value) -> Result<Value, String> {
-        let mut document = Document {
-            root,
-            targets: HashMap::new(),
-            pending: Vec::new(),
-            names: None,
-        };
+        let mut document = Document::new(root);
         let schema = self.convert(&mut document, root, false)?;
         // A list, not recursion: a chain of references may be long.
         while let Some((target, is_open, index)) = document.pending.pop() {
@@ -184,60 +172,9 @@ impl Schemas {
         let composition = Composition::of(fields, is_open);
         let mut converted = Map::new();
         for (keyword, value) in fields {
-            let value = match (keyword.as_str(), value) {
-                ("$ref", value) => {
-                    let target = document.resolve(value)?;
-                    self.reference(document, target, composition.opens_parts)?
-                }
-                (name, Value::Object(named)) if NAMED.contains(&name) => {
-                    let convert = |(name, part): (&String, &'a Value)| {
-                        Ok((name.clone(), self.convert(document, part, false)?))
-                    };
-                    if name == "patternProperties" {
-                        named.keys().try_for_each(|pattern| regex::check(pattern))?;
-                    }
-                    Value::Object(named.iter().map(convert).collect::<Result<_, String>>()?)
-                }
-                (name, Value::Array(list)) if LIST.contains(&name) => {
-                    let in_place = matches!(name, "allOf" | "anyOf" | "oneOf");
-                    let is_open = in_place && composition.opens_parts;
-                    let list = list.iter();
-                    let list = list.map(|part| self.convert(document, part, is_open));
-                    Value::Array(list.collect::<Result<_, String>>()?)
-                }
-                (name, part) if ONE.contains(&name) => self.convert(document, part, false)?,
-                (name, _) if NAMED.contains(&name) || LIST.contains(&name) => {
-                    return Err(format!("'{name}' is of the wrong type"));
-                }
-                ("format", Value::String(format)) if !FORMATS.contains(&format.as_str()) => {
-                    self.unenforced.insert("format");
-                    continue;
-                }
-                ("format", value) => value.clone(),
-                ("pattern", Value::String(pattern)) => {
-                    regex::check(pattern)?;
-                    value.clone()
-                }
-                ("multipleOf", Value::Number(number)) if !is_simple_divisor(number) => {
-                    self.unenforced.insert("multipleOf");
-                    continue;
-                }
-                ("multipleOf", value) => value.clone(),
-                (name, value) => match VALUES.iter().find(|known| **known == name) {
-                    Some(name)
-                        if BOUNDS.contains(name) && (self.drops_bounds || !is_in_range(value)) =>
-                    {
-                        self.unenforced.insert(name);
-                        continue;
-                    }
-                    Some(_) => value.clone(),
-                    None => {
-                        self.note(name, value, &composition);
-                        continue;
-                    }
-                },
-            };
-            converted.insert(keyword.clone(), value);
+            if let Some(value) = self.keyword(document, keyword, value, &composition)? {
+                converted.insert(keyword.clone(), value);
+            }
         }
         if composition.closes {
             close(&mut converted);
@@ -250,6 +187,71 @@ impl Schemas {
             }
         }
         Ok(Value::Object(converted))
+    }
+
+    /// The value of a keyword as the compiler takes it; `None` if it is left out.
+    fn keyword<'a>(
+        &mut self,
+        document: &mut Document<'a>,
+        keyword: &str,
+        value: &'a Value,
+        composition: &Composition,
+    ) -> Result<Option<Value>, String> {
+        Ok(Some(match value {
+            reference if keyword == "$ref" => {
+                let target = document.resolve(reference)?;
+                self.reference(document, target, composition.opens_parts)?
+            }
+            Value::Object(named) if NAMED.contains(&keyword) => {
+                if keyword == "patternProperties" {
+                    named.keys().try_for_each(|pattern| regex::check(pattern))?;
+                }
+                let convert = |(name, part): (&String, &'a Value)| {
+                    Ok((name.clone(), self.convert(document, part, false)?))
+                };
+                let named = named.iter().map(convert);
+                Value::Object(named.collect::<Result<_, String>>()?)
+            }
+            Value::Array(list) if LIST.contains(&keyword) => {
+                let in_place = matches!(keyword, "allOf" | "anyOf" | "oneOf");
+                let is_open = in_place && composition.opens_parts;
+                let list = list.iter();
+                let list = list.map(|part| self.convert(document, part, is_open));
+                Value::Array(list.collect::<Result<_, String>>()?)
+            }
+            part if ONE.contains(&keyword) => self.convert(document, part, false)?,
+            _ if NAMED.contains(&keyword) || LIST.contains(&keyword) => {
+                return Err(format!("'{keyword}' is of the wrong type"));
+            }
+            value => return self.plain(keyword, value, composition),
+        }))
+    }
+
+    /// As [`Self::keyword`], for those that hold no schema.
+    fn plain(
+        &mut self,
+        keyword: &str,
+        value: &Value,
+        composition: &Composition,
+    ) -> Result<Option<Value>, String> {
+        let Some(name) = VALUES.iter().find(|known| **known == keyword) else {
+            self.note(keyword, value, composition);
+            return Ok(None);
+        };
+        if let ("pattern", Value::String(pattern)) = (*name, value) {
+            regex::check(pattern)?;
+        }
+        let is_enforced = match (*name, value) {
+            ("format", Value::String(format)) => FORMATS.contains(&format.as_str()),
+            ("multipleOf", Value::Number(number)) => is_simple_divisor(number),
+            (name, bound) if BOUNDS.contains(&name) => !self.drops_bounds && is_in_range(bound),
+            _ => true,
+        };
+        if !is_enforced {
+            self.unenforced.insert(name);
+            return Ok(None);
+        }
+        Ok(Some(value.clone()))
     }
 
     /// A reference to a definition, which is converted later if it is new.
@@ -363,70 +365,6 @@ fn counts_of_properties_are_enforced(fields: &Map<String, Value>) -> bool {
         && count("maxProperties").is_none_or(|most| most == one_more)
 }
 
-impl<'a> Document<'a> {
-    /// What a reference leads to.
-    fn resolve(&mut self, reference: &Value) -> Result<&'a Value, String> {
-        let reference = reference.as_str().ok_or("a '$ref' is a string")?;
-        let (base, fragment) = reference.split_once('#').unwrap_or((reference, ""));
-        let shown: String = reference.chars().take(64).collect();
-        let nowhere = || format!("the reference '{shown}' leads to nothing in the schema");
-        let mut target = self.root;
-        if !base.is_empty() && self.root.get("$id").and_then(Value::as_str) != Some(base) {
-            target = self.named(base).ok_or_else(nowhere)?;
-        }
-        let fragment = percent_decoded(fragment);
-        if fragment.is_empty() || fragment.starts_with('/') {
-            target.pointer(&fragment).ok_or_else(nowhere)
-        } else {
-            self.named(&fragment).ok_or_else(nowhere)
-        }
-    }
-
-    fn named(&mut self, name: &str) -> Option<&'a Value> {
-        let names = self.names.get_or_insert_with(|| {
-            let mut names = HashMap::new();
-            let mut to_visit = vec![self.root];
-            while let Some(value) = to_visit.pop() {
-                match value {
-                    Value::Array(values) => to_visit.extend(values),
-                    Value::Object(fields) => {
-                        for keyword in ["$anchor", "$dynamicAnchor", "$id"] {
-                            if let Some(name) = fields.get(keyword).and_then(Value::as_str) {
-                                names.entry(name).or_insert(value);
-                            }
-                        }
-                        to_visit.extend(fields.values());
-                    }
-                    _ => {}
-                }
-            }
-            names
-        });
-        names.get(name).copied()
-    }
-}
-
-/// A fragment without its `%3C`s; anything else after a `%` stays.
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, after)) = rest.split_first() {
-        let hex = after.get(..2).and_then(|hex| std::str::from_utf8(hex).ok());
-        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-        match byte {
-            Some(byte) if first == b'%' => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            _ => {
-                bytes.push(first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 /// Whether a bound of a number is one that the compiler can follow.
 fn is_in_range(bound: &Value) -> bool {
     bound.as_f64().is_none_or(|bound| bound.abs() <= MAX_BOUND)
@@ -437,6 +375,6 @@ fn is_simple_divisor(number: &Number) -> bool {
     number.as_f64().is_some_and(|divisor| {
         let whole = (divisor.abs() * 1e6).round();
         let is_decimal = (whole / 1e6 - divisor.abs()).abs() <= f64::EPSILON * divisor.abs();
-        is_decimal && whole >= 1.0 && whole <= MAX_DIVISOR * 1e6
+        is_decimal && (1.0..=MAX_DIVISOR * 1e6).contains(&whole)
     })
 }

@@ -115,6 +115,30 @@ fn terminals_that_multiply_by_reference_are_refused() {
 }
 
 #[test]
+fn long_lists_of_words_and_names_are_taken() {
+    let words: Vec<String> = (0..9000)
+        .map(|i| format!("word{}", i * 7919 % 10_007))
+        .collect();
+    let grammar = Grammar::Regex(words.join("|"));
+    assert!(matches(&grammar, &words[5000]));
+    let properties: serde_json::Map<String, Value> = (0..500)
+        .map(|i| {
+            (
+                format!("property_{i}"),
+                json!({"type": ["string", "number"]}),
+            )
+        })
+        .collect();
+    let grammar = schema(&json!({"type": "object", "properties": properties}));
+    assert!(matches(
+        &grammar,
+        r#"{"property_7": 1, "property_499": "x"}"#
+    ));
+    let labels: Vec<String> = (0..1000).map(|i| format!("label number {i}")).collect();
+    assert!(matches(&Grammar::Choice(labels), "label number 999"));
+}
+
+#[test]
 fn references_are_followed_however_they_are_written() {
     let document = json!({
         "$id": "https://example.com/root",

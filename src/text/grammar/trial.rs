@@ -24,8 +24,9 @@ use crate::memory;
 pub const COMMAND: &str = "check-grammar";
 /// Stack of the thread that compiles: a chain of a thousand references takes about a tenth of it.
 const STACK: usize = 48 << 20;
-/// Heap: the largest grammars within the limits of size take a third of it.
-const HEAP: u64 = 128 << 20;
+/// Heap: a schema of 1,500 properties, or a chain of 900 references, takes a third of it. Two at once fit the margin that
+/// start-up keeps for the process.
+const HEAP: u64 = 64 << 20;
 /// What a process holds before it does anything, and what allocators reserve without using it.
 const ADDRESS_SPACE: u64 = 1 << 30;
 /// A neighbour's compute threads count three times as much: they have a stream to keep even.
