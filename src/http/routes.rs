@@ -1,7 +1,8 @@
 //! The table of routes: what is answered where, and who may ask.
 //!
 //! Who may ask is decided where a route is declared. [`api`] needs a key where there are keys, and so do unknown paths;
-//! [`probes`] never do, because what asks them has none; [`operations`] need one only where they have a port of their own.
+//! [`probes`] never do, because what asks them has none; [`operations`] and the first page need one only where operations
+//! have a port of their own.
 
 use std::time::Duration;
 
@@ -47,9 +48,9 @@ pub fn router(app: App) -> Router {
         routes.method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
     };
     let routes = if access.has_admin_port {
-        keyed(api().merge(operations())).merge(open(probes()))
+        keyed(api().merge(operations()).merge(start())).merge(open(probes()))
     } else {
-        keyed(api()).merge(open(probes().merge(operations())))
+        keyed(api()).merge(open(probes().merge(operations()).merge(start())))
     };
     let routes = match access.root_path.as_str() {
         "" => routes,
@@ -108,11 +109,15 @@ fn probes() -> Router<App> {
 /// What collectors and people ask.
 fn operations() -> Router<App> {
     Router::new()
-        .route("/", get(index))
         .route("/version", get(health::version))
         .route("/metrics", get(observe::metrics))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page))
+}
+
+/// The first page; the admin port has none, because half of what it names is not there.
+fn start() -> Router<App> {
+    Router::new().route("/", get(index))
 }
 
 /// `GET /`: where to go from here.

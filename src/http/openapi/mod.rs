@@ -95,7 +95,7 @@ const WITH_BODY: [(u16, &str); 5] = [
 const QUEUE_FULL: (u16, &str) = (429, "The queue is full; see Retry-After.");
 
 fn paths() -> Value {
-    let event = "Server-sent events if `stream` is true: `data: ` and a chunk, and `data: [DONE]` at the end. A failure after the first event is an event with the key `error`.";
+    let event = "Server-sent events if `stream` is true: `data: ` and a chunk, and `data: [DONE]` at the end. Lines that begin with a colon are comments: the first token is still awaited. A failure after the first event is an event with the key `error`.";
     let generate = |id: &str, summary: &str, request: &str, answer: &str| {
         let mut operation = post(id, "generate", summary, request, answer, &[QUEUE_FULL]);
         operation["responses"]["200"]["content"]["text/event-stream"] =
