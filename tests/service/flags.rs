@@ -69,6 +69,7 @@ fn numbers_out_of_range_are_bad_usage() {
         ("--max-choices", &["0", "1025", HUGE]),
         ("--max-tokens", &["0", HUGE]),
         ("--max-stops", &["1025", HUGE]),
+        ("--grammar-timeout", &["0", "61", HUGE, "-1"]),
         ("--max-slowdown", &["0.5", "NaN", "inf", "1e9"]),
         ("--context", &["0", HUGE]),
         ("--speculation", &["129", HUGE, "-1"]),

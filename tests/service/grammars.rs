@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use crate::fake::Fake;
 use crate::harness::{END_OF_TEXT, Options, PROGRAM, Service, VOCAB, tokenizer};
+use crate::process::{running, tiny};
 
 /// The product's own.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -256,6 +257,28 @@ async fn without_the_process_that_tries_them_grammars_are_not_compiled() {
     service
         .complete(json!({"prompt": "x", "max_tokens": 1}))
         .await;
+}
+
+#[test]
+fn the_program_tries_grammars_with_itself() {
+    let (_process, url) = running(&tiny());
+    let client = reqwest::blocking::Client::new();
+    let status = |outputs: Value| {
+        let body = json!({"prompt": "x", "max_tokens": 2, "structured_outputs": outputs});
+        let url = format!("{url}/v1/completions");
+        client.post(url).json(&body).send().unwrap().status()
+    };
+    assert_eq!(status(json!({"regex": "a|b"})), 200);
+    assert_eq!(
+        status(json!({"grammar": format!("start: /{}/", "a?".repeat(30_000))})),
+        400
+    );
+    let bomb = chain(
+        900,
+        |next| json!({"type": "object", "properties": {"a": next}}),
+    );
+    assert!([200, 400].contains(&status(json!({"json": bomb})).as_u16()));
+    assert_eq!(status(json!({"choice": ["a", "b"]})), 200);
 }
 
 /// Schemas of any shape, the references in which lead anywhere.
