@@ -12,7 +12,7 @@ use super::hash::sha256;
 use super::labels;
 use super::progress::Meter;
 use super::quantized::Method;
-use super::reference::Reference;
+use super::reference::{Reference, is_gguf};
 use super::safetensors::shard_names;
 use super::settings::Settings;
 use super::{Freshness, Local, read_json};
@@ -190,6 +190,9 @@ impl Hub<'_> {
             }
             None => match Form::by_files(&files) {
                 Some((form, file)) => Err(form.refusal(self.to_string(), file)),
+                None if files.iter().any(|file| is_gguf(Path::new(file))) => refused(
+                    "holds .gguf files in parts or in folders alone; download one, join its parts (llama-gguf-split --merge) and name the file".into(),
+                ),
                 None => refused(
                     "holds neither config.json with safetensors weights nor a .gguf file".into(),
                 ),

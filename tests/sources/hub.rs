@@ -368,6 +368,8 @@ fn a_label_that_is_not_there_is_refused_with_those_that_are() {
         65,
         &["hf:granite/tiny", "IQ2_XXS, MXFP4", "Q8_0"],
     );
+    let parts = with_ggufs(&["tiny-Q8_0-00001-of-00002.gguf", "Q8_0/tiny-Q8_0.gguf"]);
+    assert_refused(open(&parts), 65, &["hf:granite/tiny", "parts", "--merge"]);
     assert_refused(
         embedding(&Hub::with_granite(), "hf:granite/tiny:Q8_0"),
         65,
