@@ -169,7 +169,7 @@ impl<T: Job> Scheduler<T> {
     /// gives slots to those who wait. Returns how many were admitted.
     ///
     /// First come first served, with one exception: while long prompts hold the slots, prompts that fit one step borrow
-    /// them, see [`Scheduler::next_to_admit`].
+    /// them, see `next_to_admit`.
     pub fn admit(&mut self) -> usize {
         self.share();
         self.make_room();

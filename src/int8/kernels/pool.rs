@@ -1,7 +1,7 @@
 //! The compute threads: a fixed set that divides a range of units between them, the caller taking part.
 //!
 //! A phase costs about a microsecond while the threads spin; after a tenth of a millisecond without work they park and
-//! cost nothing. Where other processes want the same cores, fewer threads take part; see [`super::crew`].
+//! cost nothing. Where other processes want the same cores, fewer threads take part; see `crew`.
 
 use std::any::Any;
 use std::cell::UnsafeCell;

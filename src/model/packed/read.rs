@@ -19,7 +19,7 @@ use crate::sources::packed::Packed;
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Takes in the weights: codes where `placement` says, scales and norms as copies. Scales and norms are compared with
-/// their checksums; codes cannot do worse than give wrong text, and [`super::verify`] compares them.
+/// their checksums; codes cannot do worse than give wrong text, and [`super::verify()`] compares them.
 ///
 /// # Errors
 /// [`Error::BadModel`] for a tensor that is missing, of another shape than `config` asks for, not what was written, not
