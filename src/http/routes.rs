@@ -1,7 +1,7 @@
 //! The table of routes: what is answered where, and who may ask.
 //!
-//! Who may ask is decided where a route is declared. [`api`] needs a key where there are keys, and so do unknown paths;
-//! [`probes`] never do, because what asks them has none; [`operations`] and the first page need one only where operations
+//! Who may ask is decided where a route is declared. `api` needs a key where there are keys, and so do unknown paths;
+//! `probes` never do, because what asks them has none; `operations` and the first page need one only where operations
 //! have a port of their own.
 
 use std::time::Duration;
