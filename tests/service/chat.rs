@@ -718,3 +718,46 @@ async fn ids_that_the_model_does_not_have_are_refused_like_those_of_a_prompt() {
         assert_eq!(error["error"]["param"], param);
     }
 }
+
+#[tokio::test]
+async fn calls_of_granite_3_and_llama_3_are_read_whole_and_streamed() {
+    let granite = "{% if tools %}{{ '<|unused_2|><|tool_call|>' ~ (tools | tojson) }}{% endif %}{% for m in messages %}{{ '<|unused_1|>' + m.role + '\n' + m.content }}{% endfor %}{{ '<|unused_1|>assistant\n' }}";
+    let llama = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|unused_1|>' + m.role + '\n' + m.content }}{% endfor %}{{ '<|unused_1|>assistant\n' }}";
+    let list = "[{\"name\": \"add\", \"arguments\": {\"size\": 1}}]";
+    let object = "{\"name\": \"add\", \"parameters\": {\"size\": 1}}";
+    // Granite 3's token, under the name of one that the fixture has.
+    let file = crate::harness::fixture("granite-3-tiny").join("tokenizer.json");
+    let renamed = std::fs::read_to_string(&file).unwrap();
+    let renamed = renamed.replace("<|unused_3|>", "<|tool_call|>");
+    for (template, said, content) in [
+        (granite, format!("<tool_call>{list}"), Value::Null),
+        (granite, list.to_owned(), Value::Null),
+        (
+            granite,
+            format!("So: <tool_call>{list} done"),
+            json!("So: done"),
+        ),
+        (llama, object.to_owned(), Value::Null),
+    ] {
+        let inner = renamed.parse().unwrap();
+        let options = Options {
+            chat_template: Some(template),
+            tokenizer: Some(microgranite::text::Tokenizer::new(inner, &file).unwrap()),
+            ..Options::default()
+        };
+        let service = Service::with(answering(&said), options);
+        let body = json!({"messages": [{"role": "user", "content": "u"}], "tools": tools()});
+        let answer = chat(&service, body.clone()).await;
+        let choice = &answer["choices"][0];
+        assert_eq!(choice["message"]["content"], content, "{said}");
+        assert_eq!(choice["finish_reason"], "tool_calls", "{said}");
+        let expected = ("add".to_owned(), "{\"size\": 1}".to_owned());
+        assert_eq!(
+            name_and_arguments(&choice["message"]["tool_calls"][0]),
+            expected
+        );
+        let (text, calls, _) = assembled(&stream(&service, body).await, 0);
+        assert_eq!(text, content.as_str().unwrap_or_default());
+        assert_eq!(calls, [expected]);
+    }
+}
