@@ -57,3 +57,5 @@ echo "--- load"
 serve tiny --model ../fixtures/granite-3-tiny --chat-template chatml-tools.jinja --max-tokens 16
 echo "--- fuzz"
 CLIENTS_VENV=$venv ./fuzz.sh "$url" "${FUZZ_CASES:-20}"
+echo "--- bombs"
+"$venv/bin/python" bombs.py "$url" --seconds 5

@@ -16,11 +16,15 @@ const FUEL: u64 = 1_000_000;
 /// Macros that call themselves. Templates of models do not recurse at all.
 const MAX_RECURSION: usize = 50;
 
+/// Bytes of a template: the engine counts lines and columns in sixteen bits. Those of models have at most half of it.
+const MAX_TEMPLATE_BYTES: usize = u16::MAX as usize;
+
 /// An environment whose template `chat` is `template`.
 ///
 /// # Errors
 /// What is wrong with the template, in one line.
 pub fn environment(template: &str) -> Result<Environment<'static>, String> {
+    check_length(template)?;
     let mut environment = Environment::new();
     // As transformers sets up Jinja.
     let syntax = SyntaxConfig::builder()
@@ -43,10 +47,19 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     environment.add_test("iterable", is_iterable);
     environment.add_test("sequence", is_sequence);
     environment.add_function("raise_exception", raise_exception);
+    let prepared = source::prepare(template);
+    check_length(&prepared)?;
     environment
-        .add_template_owned("chat", source::prepare(template))
+        .add_template_owned("chat", prepared)
         .map_err(|problem| problem.to_string())?;
     Ok(environment)
+}
+
+fn check_length(template: &str) -> Result<(), String> {
+    if template.len() > MAX_TEMPLATE_BYTES {
+        return Err(format!("it is longer than {MAX_TEMPLATE_BYTES} bytes"));
+    }
+    Ok(())
 }
 
 /// How templates refuse a conversation, such as one whose roles do not alternate.

@@ -8,11 +8,13 @@
 pub const FORMAT: &str = "python_format";
 /// Operands of `%` inside operands of `%`; past it the source is left as it is, and the engine says what it thinks.
 const MAX_DEPTH: usize = 20;
+/// Operands of `%` in a template, past which the same holds: each is looked for up to the end of its block.
+const MAX_OPERANDS: usize = 500;
 
 /// `source` without what the engine does not know.
 pub fn prepare(source: &str) -> String {
     let mut prepared = String::with_capacity(source.len());
-    let mut rest = source;
+    let (mut rest, mut operands_left) = (source, MAX_OPERANDS);
     while let Some(at) = rest.find('{') {
         let (text, tag) = rest.split_at(at);
         prepared += text;
@@ -34,7 +36,7 @@ pub fn prepare(source: &str) -> String {
                 rest = &rest[end..];
             }
             _ if tag.starts_with("{%") || tag.starts_with("{{") => {
-                prepared += &formats_as_filters(tag, 0);
+                prepared += &formats_as_filters(tag, 0, &mut operands_left);
             }
             _ => prepared += tag,
         }
@@ -102,7 +104,7 @@ fn text_length(source: &str) -> usize {
 }
 
 /// `source`, an expression, with `'…' % operand` as `'…'|python_format(operand)`.
-fn formats_as_filters(source: &str, depth: usize) -> String {
+fn formats_as_filters(source: &str, depth: usize, operands_left: &mut usize) -> String {
     let bytes = source.as_bytes();
     let mut written = String::with_capacity(source.len());
     // Copied up to here, and looked at up to there.
@@ -115,13 +117,17 @@ fn formats_as_filters(source: &str, depth: usize) -> String {
         at += text_length(&source[at..]);
         // Each `%` after it takes what is before for its text.
         while let Some(operand) = after_percent(source, at) {
+            if depth == MAX_DEPTH || *operands_left == 0 {
+                break;
+            }
+            *operands_left -= 1;
             let length = operand_length(&source[operand..]);
-            if length == 0 || depth == MAX_DEPTH {
+            if length == 0 {
                 break;
             }
             let end = operand + length;
             written += &source[copied..at];
-            let inside = formats_as_filters(&source[operand..end], depth + 1);
+            let inside = formats_as_filters(&source[operand..end], depth + 1, operands_left);
             written += &format!("|{FORMAT}({inside})");
             (copied, at) = (end, end);
         }
@@ -162,8 +168,12 @@ fn operand_length(source: &str) -> usize {
                 }
                 name + length - next
             }
-            _ => return end,
+            _ => 0,
         };
+        // Nothing follows, or a bracket that is not closed.
+        if length == 0 {
+            return end;
+        }
         end = next + length;
     }
 }
@@ -272,6 +282,10 @@ mod tests {
                 "{{ '{{' ~ {'a': {'b': 1}} }}'%s' % x",
             ),
             ("{{ '%s' % (x", "{{ '%s' % (x"),
+            (
+                "{{ '%s' % a[((((b('c') }}",
+                "{{ '%s'|python_format(a)[((((b('c') }}",
+            ),
             ("{{ 'open", "{{ 'open"),
             ("{%", "{%"),
         ] {

@@ -1,0 +1,165 @@
+#!/usr/bin/env python3
+"""What an honest client of a running server notices of eight that attack it. Needs Python alone.
+
+    bombs.py URL [--bombers 8 --seconds 20]
+        the 99th percentile of an honest client's answers alone and under attack, their ratio, and what probes waited
+
+The attackers send, in turn: schemas and grammars that refer to each other in long chains, regular expressions that take
+long to compile, heavy grammars that are allowed, bodies that never end, bodies full of numbers, and streams that nobody
+reads. Prints one line of JSON.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+from urllib.parse import urlparse
+
+
+def chained_schema(keyword, links=600):
+    def link(target):
+        if keyword == "$ref":
+            return target
+        if keyword in ("allOf", "anyOf", "oneOf", "prefixItems"):
+            return {keyword: [target]}
+        if keyword == "properties":
+            return {"properties": {"a": target}, "required": ["a"]}
+        return {keyword: target}
+
+    definitions = {f"d{at}": link({"$ref": f"#/$defs/d{at + 1}"}) for at in range(links)}
+    definitions[f"d{links}"] = {"type": "integer"}
+    return {"$ref": "#/$defs/d0", "$defs": definitions}
+
+
+def bombs():
+    """Bodies for /v1/completions."""
+    fields = []
+    for keyword in ["$ref", "allOf", "anyOf", "oneOf", "items", "prefixItems", "properties", "additionalProperties"]:
+        fields.append({"json": chained_schema(keyword)})
+    rules = "".join(f"r{at}: r{at + 1}\n" for at in range(2000))
+    terminals = "".join(f"T{at}: T{at + 1}\n" for at in range(2000))
+    fields += [
+        {"grammar": f"start: r0\n{rules}r2000: \"x\"\n"},
+        {"grammar": f"start: T0\n{terminals}T2000: \"x\"\n"},
+        {"regex": "a?" * 30_000},
+        {"regex": "a?b*" * 20_000},
+        {"regex": "(a|b)*" * 16_000},
+        {"regex": "((a{100}){100}){100}"},
+        {"json": {"type": "object", "properties": {f"p{at}": {"enum": [f"word{at}x{n}" for n in range(60)]} for at in range(50)}}},
+        {"grammar": "start: s\ns: s \"a\" | s s \"b\" | \"c\"\n"},
+        {"grammar": "start: %json " + json.dumps(chained_schema("items")) + "\n"},
+    ]
+    return [json.dumps({"prompt": [300], "max_tokens": 2, "structured_outputs": field}) for field in fields]
+
+
+class Client:
+    def __init__(self, url):
+        self.address = urlparse(url)
+
+    async def open(self):
+        return await asyncio.open_connection(self.address.hostname, self.address.port, limit=1 << 24)
+
+    def head(self, method, path, length):
+        return (
+            f"{method} {path} HTTP/1.1\r\nHost: {self.address.netloc}\r\nContent-Type: application/json\r\n"
+            f"Connection: close\r\nContent-Length: {length}\r\n\r\n"
+        ).encode()
+
+    async def ask(self, method, path, body=b""):
+        """The status of the answer, after all of it was read."""
+        reader, writer = await self.open()
+        try:
+            writer.write(self.head(method, path, len(body)) + body)
+            await writer.drain()
+            answer = await reader.read()
+            return int(answer.split(b" ", 2)[1])
+        finally:
+            writer.close()
+
+
+async def bomb(client, choice, bodies, counts, until):
+    while time.perf_counter() < until:
+        kind = choice.randrange(8)
+        try:
+            if kind == 0:
+                # A body that never ends.
+                reader, writer = await client.open()
+                writer.write(client.head("POST", "/v1/completions", 1 << 20) + b" " * (1 << 19))
+                await asyncio.sleep(2)
+                writer.close()
+            elif kind == 1:
+                # A stream that nobody reads.
+                reader, writer = await client.open()
+                reader._transport.pause_reading()
+                body = json.dumps({"prompt": [300], "max_tokens": 16, "stream": True, "ignore_eos": True}).encode()
+                writer.write(client.head("POST", "/v1/completions", len(body)) + body)
+                await asyncio.sleep(2)
+                writer.close()
+            elif kind == 2:
+                body = json.dumps({"prompt": [1] * 300_000, "max_tokens": 1}).encode()
+                await asyncio.wait_for(client.ask("POST", "/v1/completions", body), 5)
+            else:
+                body = choice.choice(bodies).encode()
+                # Half of them leave before the answer.
+                patience = 0.2 if choice.random() < 0.5 else 10
+                await asyncio.wait_for(client.ask("POST", "/v1/completions", body), patience)
+            counts["bombs"] += 1
+        except (asyncio.TimeoutError, OSError, IndexError, ValueError):
+            counts["bombs"] += 1
+
+
+async def honest(client, counts, until):
+    body = json.dumps({"prompt": list(range(300, 316)), "max_tokens": 8, "temperature": 0, "ignore_eos": True}).encode()
+    times = []
+    while time.perf_counter() < until:
+        began = time.perf_counter()
+        status = await client.ask("POST", "/v1/completions", body)
+        times.append(time.perf_counter() - began)
+        counts["honest_failures"] += status != 200
+        await asyncio.sleep(0.02)
+    return times
+
+
+async def probe(client, counts, until):
+    times = []
+    while time.perf_counter() < until:
+        began = time.perf_counter()
+        status = await client.ask("GET", "/livez")
+        times.append(time.perf_counter() - began)
+        counts["probe_failures"] += status != 200
+        await asyncio.sleep(0.1)
+    return times
+
+
+def p99(times):
+    return statistics.quantiles(times, n=100)[98] if len(times) > 1 else times[0]
+
+
+async def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("--bombers", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=20)
+    arguments = parser.parse_args()
+    client, counts = Client(arguments.url), {"bombs": 0, "honest_failures": 0, "probe_failures": 0}
+    alone = await honest(client, counts, time.perf_counter() + arguments.seconds)
+    until, bodies = time.perf_counter() + arguments.seconds, bombs()
+    work = [bomb(client, random.Random(seed), bodies, counts, until) for seed in range(arguments.bombers)]
+    attacked, probes, *_ = await asyncio.gather(honest(client, counts, until), probe(client, counts, until), *work)
+    print(
+        json.dumps(
+            counts
+            | {
+                "honest": len(attacked),
+                "alone_p99_ms": round(1000 * p99(alone), 1),
+                "attacked_p99_ms": round(1000 * p99(attacked), 1),
+                "ratio": round(p99(attacked) / p99(alone), 2),
+                "probe_p99_ms": round(1000 * p99(probes), 1),
+            }
+        )
+    )
+
+
+asyncio.run(main())

@@ -1,0 +1,190 @@
+//! What is attacked, one test for each.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::grammars;
+use crate::inputs::Inputs;
+use crate::server::Attacked;
+
+/// How long each target is attacked.
+pub fn duration() -> Duration {
+    let seconds = std::env::var("MICROGRANITE_FUZZ_SECONDS").ok();
+    let seconds = seconds.map(|text| text.parse().expect("MICROGRANITE_FUZZ_SECONDS is a number"));
+    Duration::from_secs(seconds.unwrap_or(3))
+}
+
+/// A seed that is new each time, or the one that is asked for.
+pub fn seed() -> u64 {
+    let asked = std::env::var("MICROGRANITE_FUZZ_SEED").ok();
+    let asked = asked.map(|text| text.parse().expect("MICROGRANITE_FUZZ_SEED is a number"));
+    asked.unwrap_or_else(rand::random)
+}
+
+/// One target at a time: each measures what an honest client waits for.
+pub fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sends what `make` makes, until the time is over or something is wrong.
+fn attack(name: &str, make: impl Fn(&mut Inputs) -> (&'static str, String)) {
+    let _alone = alone();
+    let seed = seed();
+    let mut inputs = Inputs::new(seed);
+    let attacked = Attacked::start();
+    let (began, mut cases) = (Instant::now(), 0);
+    while began.elapsed() < duration() {
+        let (path, body) = make(&mut inputs);
+        cases += 1;
+        let sent = Instant::now();
+        let answer = attacked.post(path, body.clone());
+        if let Some(problem) = attacked.problem(&answer) {
+            let file = std::env::temp_dir().join(format!("microgranite-fuzz-{name}.json"));
+            std::fs::write(&file, &body).expect("the request is kept");
+            let took = sent.elapsed();
+            panic!(
+                "{problem}\nafter request {cases} of seed {seed} to {path}, answered {} after {took:?}; it is in {}",
+                answer.0,
+                file.display()
+            );
+        }
+    }
+    attacked.end(name, cases);
+}
+
+/// A completion under a constraint.
+fn constrained(field: &str, value: Value) -> String {
+    json!({"prompt": "a", "max_tokens": 4, "structured_outputs": {field: value}}).to_string()
+}
+
+#[test]
+fn no_schema_ends_freezes_or_bloats_the_server() {
+    attack("schemas", |inputs| {
+        let schema = grammars::schema(inputs);
+        match inputs.below(3) {
+            0 => {
+                let format =
+                    json!({"type": "json_schema", "json_schema": {"name": "a", "schema": schema}});
+                let body = json!({"prompt": "a", "max_tokens": 4, "response_format": format});
+                ("/v1/completions", body.to_string())
+            }
+            1 => {
+                let tool =
+                    json!({"type": "function", "function": {"name": "f", "parameters": schema}});
+                let messages = json!([{"role": "user", "content": "a"}]);
+                let body = json!({
+                    "messages": messages, "max_tokens": 4, "tools": [tool], "tool_choice": "required",
+                });
+                ("/v1/chat/completions", body.to_string())
+            }
+            _ => ("/v1/completions", constrained("json", schema)),
+        }
+    });
+}
+
+#[test]
+fn no_grammar_ends_freezes_or_bloats_the_server() {
+    attack("grammars", |inputs| {
+        let grammar = grammars::lark(inputs);
+        ("/v1/completions", constrained("grammar", json!(grammar)))
+    });
+}
+
+#[test]
+fn no_regular_expression_ends_freezes_or_bloats_the_server() {
+    attack("regexes", |inputs| {
+        let regex = grammars::regex(inputs);
+        match inputs.below(3) {
+            0 => (
+                "/v1/completions",
+                constrained("json", json!({"type": "string", "pattern": regex})),
+            ),
+            1 => {
+                let lark = format!("start: /{}/\n", regex.replace('/', "\\/"));
+                ("/v1/completions", constrained("grammar", json!(lark)))
+            }
+            _ => ("/v1/completions", constrained("regex", json!(regex))),
+        }
+    });
+}
+
+#[test]
+fn no_body_ends_freezes_or_bloats_the_server() {
+    attack("bodies", |inputs| {
+        const WORDS: [&str; 14] = [
+            "{", "}", "[", "]", "\"", ",", ":", "null", "true", "\\u0000", "\u{feff}", "1e999",
+            "\"n\":", "\\ud800",
+        ];
+        let (path, good) = good_request(inputs);
+        let mut body = inputs.spoil_value(&good);
+        // Few tokens each, so that many requests can be tried.
+        if let Some(fields) = body.as_object_mut()
+            && fields.get("max_tokens").is_none_or(Value::is_null)
+            && !inputs.once_in(20)
+        {
+            fields.insert("max_tokens".into(), json!(2));
+        }
+        let mut text = body.to_string();
+        if inputs.once_in(4) {
+            text = inputs.spoil(&text, &WORDS);
+        }
+        (path, text)
+    });
+}
+
+/// A request with many fields, all of them as they should be.
+fn good_request(inputs: &mut Inputs) -> (&'static str, Value) {
+    let sampling = json!({
+        "max_tokens": 2, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "seed": 7, "n": 2,
+        "presence_penalty": 0.5, "frequency_penalty": -0.5, "repetition_penalty": 1.1, "min_tokens": 1,
+        "logit_bias": {"5": 1.5}, "stop": ["\n", "END"], "stop_token_ids": [3], "bad_words": ["no"],
+        "allowed_token_ids": [1, 2, 3, 4, 5, 6], "user": "me", "ignore_eos": false,
+    });
+    let (path, own) = match inputs.below(4) {
+        0 => (
+            "/v1/completions",
+            json!({"prompt": ["Once upon", "a time"], "echo": true, "logprobs": 2, "best_of": 2}),
+        ),
+        1 => (
+            "/v1/completions",
+            json!({"prompt": [[1, 2, 3], [4, 5]], "stream": true, "stream_options": {"include_usage": true}}),
+        ),
+        2 => (
+            "/v1/chat/completions",
+            json!({
+                "messages": [
+                    {"role": "system", "content": "Be brief."},
+                    {"role": "user", "content": [{"type": "text", "text": "What is 2 + 2?"}]},
+                    {"role": "assistant", "content": null, "tool_calls": [
+                        {"id": "c1", "type": "function", "function": {"name": "add", "arguments": "{\"a\": 2}"}},
+                    ]},
+                    {"role": "tool", "tool_call_id": "c1", "content": "4"},
+                ],
+                "tools": [{"type": "function", "function": {
+                    "name": "add", "description": "Adds.",
+                    "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+                }}],
+                "tool_choice": "auto", "logprobs": true, "top_logprobs": 2,
+                "chat_template_kwargs": {"thinking": true}, "documents": [{"title": "t", "text": "x"}],
+            }),
+        ),
+        _ => {
+            return (
+                "/tokenize",
+                json!({"prompt": "Once upon a time", "add_special_tokens": true}),
+            );
+        }
+    };
+    let mut request = own;
+    if let (Some(fields), Some(more)) = (request.as_object_mut(), sampling.as_object()) {
+        for (name, value) in more {
+            if inputs.once_in(3) {
+                fields.insert(name.clone(), value.clone());
+            }
+        }
+    }
+    (path, request)
+}
