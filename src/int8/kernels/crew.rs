@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 
 /// Between two looks: a dozen of the system's time slices, which are three to four milliseconds.
 const WINDOW: Duration = Duration::from_millis(50);
-/// Before those that were sent away are tried again. If that was too soon, twice as long: one window in 20 to 160.
+/// Windows in a row before threads are sent away: the system may put two of them on one core when they wake up, and takes
+/// a while to see that another is free.
+const PATIENCE: u32 = 3;
+/// Before those that were sent away are tried again. If that was too soon, twice as long.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
@@ -68,6 +71,8 @@ pub(super) struct Crew {
     /// What each thread had been given at the last look.
     before: Vec<Given>,
     looked: Instant,
+    /// Windows in a row in which fewer would have been faster.
+    crowded: u32,
     /// When those that were sent away are tried again.
     retry: Instant,
     pause: Duration,
@@ -82,6 +87,7 @@ impl Crew {
             active: threads,
             before: vec![Given::default(); threads],
             looked: now,
+            crowded: 0,
             retry: now,
             pause: FIRST_PAUSE,
             is_settled: true,
@@ -115,7 +121,13 @@ impl Crew {
         }
         self.looked = now;
         let best = fastest(self.active, cores);
-        if best < self.active {
+        self.crowded = if best < self.active {
+            self.crowded + 1
+        } else {
+            0
+        };
+        if self.crowded == PATIENCE {
+            self.crowded = 0;
             // The longer it has been useless, the less often it is tried.
             self.pause = if self.is_settled {
                 FIRST_PAUSE
@@ -126,7 +138,7 @@ impl Crew {
             self.active = best;
             self.retry = now + self.pause;
         } else if self.active == threads {
-            self.is_settled = true;
+            self.is_settled |= self.crowded == 0;
         } else if now >= self.retry {
             self.active = threads;
         }
@@ -197,16 +209,26 @@ mod tests {
         };
         window(&mut crew, 0.97);
         assert_eq!(crew.active(), 2);
+        // Once is no reason.
+        window(&mut crew, 0.5);
+        window(&mut crew, 0.5);
+        window(&mut crew, 0.97);
+        assert_eq!(crew.active(), 2);
         // A neighbour takes half of both cores, then all is well for the one that goes on.
-        let left = window(&mut crew, 0.5);
+        let crowded = |crew: &mut Crew, window: &mut dyn FnMut(&mut Crew, f64) -> Duration| {
+            (0..PATIENCE)
+                .map(|_| window(crew, 0.5))
+                .last()
+                .expect("some")
+        };
+        let mut last = crowded(&mut crew, &mut window);
         let mut returns = Vec::new();
-        let mut last = left;
         while returns.len() < 5 {
             assert_eq!(crew.active(), 1);
             let now = window(&mut crew, 1.0);
             if crew.active() == 2 {
                 returns.push((now - last).as_millis());
-                last = window(&mut crew, 0.5);
+                last = crowded(&mut crew, &mut window);
             }
         }
         assert_eq!(returns, [1000, 2000, 4000, 8000, 8000]);
@@ -216,7 +238,7 @@ mod tests {
         }
         window(&mut crew, 1.0);
         assert_eq!(crew.active(), 2);
-        let again = window(&mut crew, 0.5);
+        let again = crowded(&mut crew, &mut window);
         while crew.active() == 1 {
             last = window(&mut crew, 1.0);
         }
