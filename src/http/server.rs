@@ -152,10 +152,6 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
     grace: Duration,
 ) {
-    // Connections have it from the port they come in by.
-    if let Err(error) = set_socket_send_buffer_size(&listener, SEND_BUFFER_BYTES) {
-        tracing::debug!(%error, "cannot set SO_SNDBUF");
-    }
     let deadlines = Deadlines {
         head: settings.head_deadline,
         idle: settings.keep_alive + KEEP_ALIVE_MARGIN,
@@ -188,6 +184,10 @@ pub async fn serve(
                 refusals.refuse(socket);
                 continue;
             };
+            // On each: a connection that was made before the port had it would not have it from there.
+            if let Err(error) = set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES) {
+                tracing::debug!(%error, "cannot set SO_SNDBUF");
+            }
             // Tokens are small packets that should leave at once.
             if let Err(error) = socket.set_nodelay(true) {
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
