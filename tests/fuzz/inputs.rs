@@ -71,7 +71,7 @@ impl Inputs {
             };
             text.replace_range(from..to, &new);
             if text.len() > MOST_BYTES {
-                let end = text.floor_char_boundary(MOST_BYTES);
+                let end = boundary(&text, MOST_BYTES);
                 text.truncate(end);
             }
         }
@@ -80,9 +80,9 @@ impl Inputs {
 
     /// A stretch of `text`, mostly short.
     fn range(&mut self, text: &str) -> (usize, usize) {
-        let from = text.floor_char_boundary(self.below(text.len() + 1));
+        let from = boundary(text, self.below(text.len() + 1));
         let most = if self.once_in(3) { text.len() } else { 12 };
-        let to = text.floor_char_boundary((from + self.below(most + 1)).min(text.len()));
+        let to = boundary(text, from + self.below(most + 1));
         (from, to.max(from))
     }
 
@@ -161,4 +161,12 @@ impl Inputs {
             _ => serde_json::from_str(&self.number()).unwrap_or(Value::Null),
         }
     }
+}
+
+/// The last place at or before `at` where `text` can be cut.
+fn boundary(text: &str, at: usize) -> usize {
+    (0..=at.min(text.len()))
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0)
 }

@@ -152,3 +152,30 @@ fn what_is_found_and_what_is_guessed_changes_no_token() {
     assert!(metrics.speculation_drafted_tokens_total.get() > 0);
     assert!(metrics.speculation_accepted_tokens_total.get() > 0);
 }
+
+#[test]
+fn whoever_pauses_for_want_of_pages_goes_on_with_the_same_tokens() {
+    let answers: Vec<Generation> = crowd(5)
+        .into_iter()
+        .map(|one| Generation {
+            prompt: one.prompt[..one.prompt.len().min(70)].to_vec(),
+            max_tokens: 440,
+            stop_ids: Vec::new(),
+            ..one
+        })
+        .collect();
+    let expected = alone(&answers);
+    for (threads, prefix_cache) in [(1, false), (3, true)] {
+        let metrics = Arc::new(Metrics::new());
+        let settings = Settings {
+            max_batch: 8,
+            prefix_cache,
+            ..Settings::default()
+        };
+        // Each takes 7 or 8 pages in the end; four are admitted, since answers are taken to have 256 tokens.
+        let model = Box::new(load(threads, 20));
+        let engine = Engine::start(model, settings, Arc::clone(&metrics)).expect("it starts");
+        assert_eq!(run(&engine, answers.clone()), expected);
+        assert!(metrics.preemptions_total.get() > 0, "nobody was preempted");
+    }
+}

@@ -1,11 +1,14 @@
 //! Conversations, and the routes about tokens and the model.
 
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use reqwest::Response;
 use serde_json::{Value, json};
 
 use crate::fake::{Fake, Next};
 use crate::harness::{
-    END_OF_TEXT, MODEL, Options, Service, byte_tokens, read_events, tokenizer, usage,
+    END_OF_TEXT, MODEL, Options, Service, byte_tokens, first_event, read_events, tokenizer, usage,
 };
 
 /// Turns begin with `<|unused_1|>`, and tools are called as Granite 4 calls them.
@@ -760,4 +763,35 @@ async fn calls_of_granite_3_and_llama_3_are_read_whole_and_streamed() {
         assert_eq!(text, content.as_str().unwrap_or_default());
         assert_eq!(calls, [expected]);
     }
+}
+
+#[tokio::test]
+async fn sixteen_chats_without_a_limit_stream_together_in_a_context_of_128k() {
+    // The pages hold one whole context: what each of them might come to is all there is.
+    let model = Fake::babbling().with_context(131_072);
+    let model = model.with_step_time(Duration::from_millis(1));
+    let options = Options {
+        chat_template: Some(TEMPLATE),
+        ..Options::default()
+    };
+    let service = Service::with(model, options);
+    let ask = |n: usize| {
+        let messages = json!([{"role": "user", "content": format!("question {n}")}]);
+        let body = json!({"messages": messages, "stream": true});
+        let request = service.client.post(service.url("/v1/chat/completions"));
+        async move { first_event(request.json(&body).send().await.unwrap()).await }
+    };
+    let mut streams = join_all((0..16).map(ask)).await;
+    service
+        .within(Duration::from_secs(5), "all of them run", |metrics| {
+            metrics.requests_running.get() == 16
+        })
+        .await;
+    assert_eq!(service.metrics.requests_waiting.get(), 0);
+    // When one leaves, somebody else's request goes with the fifteen others.
+    drop(streams.pop());
+    service
+        .complete(json!({"prompt": "x", "max_tokens": 1}))
+        .await;
+    assert!(service.metrics.requests_running.get() >= 15);
 }

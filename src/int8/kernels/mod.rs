@@ -28,6 +28,7 @@ mod ymm;
 mod contract;
 
 mod crew;
+mod parts;
 pub mod pool;
 
 pub use vector::tree_sum;

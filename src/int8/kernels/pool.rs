@@ -5,7 +5,6 @@
 
 use std::any::Any;
 use std::cell::UnsafeCell;
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,6 +13,7 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use super::crew::{Account, Crew, Given};
+pub use super::parts::{Parts, PerThread, PerUnit};
 use crate::error::{Error, Result};
 
 /// How long a thread looks for the next phase, or for the end of the others' shares, before it parks: longer than the gap
@@ -326,124 +326,6 @@ fn next_generation(shared: &Shared, index: usize, seen: usize, idle_since: Insta
 fn share_of(units: usize, thread: usize, threads: usize) -> Range<usize> {
     units * thread / threads..units * (thread + 1) / threads
 }
-
-/// Data that a phase divides between threads.
-///
-/// # Safety
-/// [`Parts::share`] gives memory that no other share with a different thread and disjoint units gives, and `check` has
-/// panicked if some share would reach past the data.
-pub unsafe trait Parts: Sync {
-    /// What one thread gets.
-    type Share;
-
-    /// Panics unless the data has a share for each of `units` units and `threads` threads.
-    fn check(&self, units: usize, threads: usize);
-
-    /// The share of `units` on `thread`.
-    ///
-    /// # Safety
-    /// `check` passed; while the share lives, no other share has the same thread or an overlapping range.
-    unsafe fn share(&self, thread: usize, units: Range<usize>) -> Self::Share;
-}
-
-/// A slice with the same number of values for each unit.
-pub struct PerUnit<'a, T> {
-    data: *mut T,
-    len: usize,
-    each: usize,
-    _borrow: PhantomData<&'a mut [T]>,
-}
-
-impl<'a, T> PerUnit<'a, T> {
-    /// `data` holds `each` values per unit.
-    pub fn new(data: &'a mut [T], each: usize) -> Self {
-        Self {
-            data: data.as_mut_ptr(),
-            len: data.len(),
-            each,
-            _borrow: PhantomData,
-        }
-    }
-}
-
-/// A slice with one value per thread.
-pub struct PerThread<'a, T>(PerUnit<'a, T>);
-
-impl<'a, T> PerThread<'a, T> {
-    /// `data` holds one value per thread.
-    pub fn new(data: &'a mut [T]) -> Self {
-        Self(PerUnit::new(data, 1))
-    }
-}
-
-// SAFETY: a share is a `&mut` to values that may be sent to another thread.
-unsafe impl<T: Send> Sync for PerUnit<'_, T> {}
-
-// SAFETY: disjoint units are disjoint values, and `check` compares the whole with the length.
-unsafe impl<'a, T: Send> Parts for PerUnit<'a, T> {
-    type Share = &'a mut [T];
-
-    fn check(&self, units: usize, _threads: usize) {
-        // Checked, since a product that wraps around would let a share past the end.
-        let needed = units.checked_mul(self.each);
-        assert!(
-            needed.is_some_and(|needed| needed <= self.len),
-            "{units} units of {} in {} values",
-            self.each,
-            self.len
-        );
-    }
-
-    unsafe fn share(&self, _thread: usize, units: Range<usize>) -> &'a mut [T] {
-        // SAFETY: in range by `check`; nobody else has these units by the caller's promise.
-        unsafe {
-            std::slice::from_raw_parts_mut(
-                self.data.add(units.start * self.each),
-                units.len() * self.each,
-            )
-        }
-    }
-}
-
-// SAFETY: each thread takes its own value.
-unsafe impl<'a, T: Send> Parts for PerThread<'a, T> {
-    type Share = &'a mut T;
-
-    fn check(&self, _units: usize, threads: usize) {
-        assert!(threads <= self.0.len, "one value per thread");
-    }
-
-    unsafe fn share(&self, thread: usize, _units: Range<usize>) -> &'a mut T {
-        // SAFETY: in range by `check`; nobody else is this thread by the caller's promise.
-        unsafe { &mut *self.0.data.add(thread) }
-    }
-}
-
-// SAFETY: nothing is shared.
-unsafe impl Parts for () {
-    type Share = ();
-    fn check(&self, _units: usize, _threads: usize) {}
-    unsafe fn share(&self, _thread: usize, _units: Range<usize>) {}
-}
-
-macro_rules! parts_of_tuples {
-    ($($name:ident . $index:tt),+) => {
-        // SAFETY: each member keeps the promise for its own data.
-        unsafe impl<$($name: Parts),+> Parts for ($($name,)+) {
-            type Share = ($($name::Share,)+);
-            fn check(&self, units: usize, threads: usize) {
-                $(self.$index.check(units, threads);)+
-            }
-            unsafe fn share(&self, thread: usize, units: Range<usize>) -> Self::Share {
-                // SAFETY: the caller's promise covers every member.
-                unsafe { ($(self.$index.share(thread, units.clone()),)+) }
-            }
-        }
-    };
-}
-parts_of_tuples!(A.0, B.1);
-parts_of_tuples!(A.0, B.1, C.2);
-parts_of_tuples!(A.0, B.1, C.2, D.3);
 
 #[cfg(test)]
 mod tests {

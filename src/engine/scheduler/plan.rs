@@ -1,0 +1,145 @@
+//! Which rows the next step has.
+
+use super::{Job, Running, Scheduler, Work};
+use crate::model::PAGE_TOKENS;
+
+impl<T: Job> Scheduler<T> {
+    /// Plans the next step into `plan`, after [`Scheduler::admit`]; with nobody decoding the prompts have it all, else at
+    /// most `prompt_rows` of it, and one row at least.
+    ///
+    /// Decoding rows come first, since somebody is reading along. Drafts are checked only in steps without prompts, whose
+    /// rows are not spared for a guess.
+    pub fn plan(&mut self, prompt_rows: usize, plan: &mut Vec<Work>) {
+        plan.clear();
+        let decoding = self.decoding();
+        let mut left = self.budget.step_tokens - decoding;
+        let mut drafts_left = if decoding == self.running.len() {
+            left
+        } else {
+            0
+        };
+        for index in 0..self.running.len() {
+            let running = &self.running[index];
+            if running.is_decoding() {
+                let cached = running.cached;
+                // The last token is never run, so a draft for it, or behind it, would be of no use.
+                let most = (running.max_len - cached).saturating_sub(2);
+                let drafts = running.job.drafts().min(most).min(drafts_left);
+                let rows = self.cover(index, cached + 1 + drafts) - cached;
+                drafts_left -= rows - 1;
+                plan.push(self.running[index].decode(index, rows));
+            }
+        }
+        if decoding > 0 {
+            left = left.min(prompt_rows.max(1));
+        }
+        self.plan_prompts(left, self.budget.max_batch - decoding, plan);
+    }
+
+    /// Divides `rows` rows between the prompts, of which at most `slots` may come to their end and begin to decode.
+    fn plan_prompts(&mut self, rows: usize, mut slots: usize, plan: &mut Vec<Work>) {
+        let is_prompt = |&index: &usize| !self.running[index].is_decoding();
+        let in_order: Vec<usize> = (0..self.running.len()).filter(is_prompt).collect();
+        if in_order.is_empty() {
+            return;
+        }
+        let mut shortest_first = in_order.clone();
+        // By powers of two, within which the order of admission holds: prompts of about the same length gain nothing by
+        // going on side by side.
+        shortest_first.sort_by_key(|&index| self.running[index].prefill_left().ilog2());
+        let half = if self.odd_row_in_order {
+            rows.div_ceil(2)
+        } else {
+            rows / 2
+        };
+        self.odd_row_in_order ^= !rows.is_multiple_of(2);
+        let shares = [
+            (half, &in_order),
+            (rows - half, &shortest_first),
+            // What the shortest left over.
+            (0, &in_order),
+        ];
+        let mut left = 0;
+        for (share, prompts) in shares {
+            left += share;
+            for &index in prompts {
+                if left > 0 && !self.is_following(index) {
+                    left -= self.add_rows(index, left, &mut slots);
+                }
+            }
+        }
+        let prompts = in_order.into_iter();
+        let prompts = prompts.filter(|&index| self.running[index].planned > 0);
+        plan.extend(prompts.map(|index| self.running[index].prefill_work(index)));
+    }
+
+    /// Adds up to `rows` rows to what is planned of a prompt; returns how many.
+    fn add_rows(&mut self, index: usize, rows: usize, slots: &mut usize) -> usize {
+        let running = &self.running[index];
+        let (start, planned) = (running.cached, running.planned);
+        let left = running.prefill_left() - planned;
+        let mut rows = rows.min(left);
+        if rows > 0 && rows == left && *slots == 0 {
+            rows -= 1;
+        }
+        let end = start + planned + rows;
+        let rows = self.cover(index, end).saturating_sub(start + planned);
+        *slots -= usize::from(rows > 0 && rows == left);
+        self.running[index].planned += rows;
+        rows
+    }
+
+    /// Whether the next page of a prompt that has not begun is being computed for another in this step, which makes it
+    /// worth waiting for.
+    fn is_following(&self, index: usize) -> bool {
+        let follower = &self.running[index];
+        let end = follower.cached + PAGE_TOKENS;
+        // The last token is computed by everyone, since somebody has to say what follows it.
+        if !self.pages.publishes()
+            || follower.planned > 0
+            || !follower.awaits_its_first_step()
+            || end >= follower.prefill_len
+        {
+            return false;
+        }
+        let begins_alike = |other: &Running<T>| {
+            other.planned > 0
+                && !other.is_decoding()
+                && other.published * PAGE_TOKENS < end
+                && other.job.salt() == follower.job.salt()
+                && other.prefill().starts_with(&follower.prefill()[..end])
+        };
+        self.running.iter().any(begins_alike)
+    }
+}
+
+impl<T: Job> Running<T> {
+    /// The last token and the drafts behind it, `rows` rows in all.
+    fn decode(&mut self, index: usize, rows: usize) -> Work {
+        self.planned = rows;
+        Work {
+            index,
+            start: self.cached,
+            rows,
+            drafts: rows - 1,
+            logit_rows: rows,
+        }
+    }
+
+    /// The planned chunk of a prompt.
+    fn prefill_work(&self, index: usize) -> Work {
+        let (start, rows) = (self.cached, self.planned);
+        let logit_rows = if self.job.scores_prompt() {
+            rows
+        } else {
+            usize::from(start + rows == self.prefill_len)
+        };
+        Work {
+            index,
+            start,
+            rows,
+            drafts: 0,
+            logit_rows,
+        }
+    }
+}
