@@ -194,6 +194,9 @@ struct BatchArgs {
 /// Threads beside the network's: tokenizing long prompts and loading the model. They compete with the compute threads for
 /// the cores, so a few are enough; what waits for one holds no core.
 const MAX_BLOCKING_THREADS: usize = 4;
+/// Stack of each: a chat template can put lists into lists as often as its steps allow, and writing or dropping the outermost
+/// goes down to the innermost. What is not used takes no memory.
+const BLOCKING_STACK_BYTES: usize = 64 << 20;
 
 /// Serves until SIGTERM or SIGINT, then drains.
 ///
@@ -217,6 +220,7 @@ pub fn run(mut args: Args, sources: sources::Settings) -> Result<()> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .thread_stack_size(BLOCKING_STACK_BYTES)
         .build()
         .map_err(|problem| Error::Internal(format!("no runtime: {problem}")))?;
     let service = Service {

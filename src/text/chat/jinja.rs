@@ -2,7 +2,7 @@
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, ValueOrKwargs, from_args};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, escape_formatter};
 
 use super::guard;
 use super::methods::{self, lines, pay};
@@ -16,8 +16,15 @@ const FUEL: u64 = 1_000_000;
 /// Macros that call themselves. Templates of models do not recurse at all.
 const MAX_RECURSION: usize = 50;
 
+/// The engine's own filter `format`, under a name that no template can write.
+const ENGINES_FORMAT: &str = "engine's format";
+
 /// Bytes of a template: the engine counts lines and columns in sixteen bits. Those of models have at most half of it.
 const MAX_TEMPLATE_BYTES: usize = u16::MAX as usize;
+
+/// Stack for compiling a template. The engine's compiler calls itself for every operator in a row, of which the longest
+/// template has thirty thousand, at some kilobytes each. What is not used takes no memory.
+const COMPILER_STACK_BYTES: usize = 256 << 20;
 
 /// An environment whose template `chat` is `template`.
 ///
@@ -35,6 +42,10 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     environment.set_syntax(syntax);
     environment.set_auto_escape_callback(|_name| AutoEscape::None);
     environment.set_unknown_method_callback(methods::call);
+    environment.set_formatter(|output, state, value| {
+        methods::walk(state, value, methods::MAX_NESTING)?;
+        escape_formatter(output, state, value)
+    });
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(MAX_RECURSION);
     environment.add_filter("tojson", python::tojson);
@@ -43,16 +54,33 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     environment.add_filter("string", string);
     // It would write whatever is asked for before it is paid, and no template of a model has it.
     environment.remove_filter("pprint");
-    environment.add_filter(source::FORMAT, format);
+    environment.add_filter(ENGINES_FORMAT, minijinja::filters::format);
+    environment.add_filter("format", format);
+    environment.add_filter(source::FORMAT, percent);
     environment.add_test("iterable", is_iterable);
     environment.add_test("sequence", is_sequence);
     environment.add_function("raise_exception", raise_exception);
     let prepared = source::prepare(template);
     check_length(&prepared)?;
-    environment
-        .add_template_owned("chat", prepared)
-        .map_err(|problem| problem.to_string())?;
-    Ok(environment)
+    compile(environment, prepared)
+}
+
+/// Adds the template on a thread with enough stack, and gives the environment back.
+fn compile(
+    mut environment: Environment<'static>,
+    template: String,
+) -> Result<Environment<'static>, String> {
+    let compiling = std::thread::Builder::new()
+        .name("template".into())
+        .stack_size(COMPILER_STACK_BYTES)
+        .spawn(move || {
+            let compiled = environment.add_template_owned("chat", template);
+            compiled.map_err(|problem| problem.to_string())?;
+            Ok(environment)
+        });
+    let compiling = compiling.map_err(|problem| format!("no thread to compile it: {problem}"))?;
+    let compiled = compiling.join();
+    compiled.map_err(|_panic| "it cannot be compiled".to_owned())?
 }
 
 fn check_length(template: &str) -> Result<(), String> {
@@ -150,13 +178,32 @@ fn string(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
 }
 
 /// Python's `text % values`: one value, or a tuple of them.
-fn format(state: &mut State<'_, '_>, text: Value, values: Value) -> Result<Value, Error> {
+fn percent(state: &mut State<'_, '_>, text: Value, values: Value) -> Result<Value, Error> {
     let mut args = vec![text];
     match values.downcast_object_ref::<Tuple>() {
         Some(tuple) => args.extend(tuple.iter().cloned()),
         None => args.push(values),
     }
-    state.apply_filter("format", &args)
+    paid_format(state, &args)
+}
+
+/// The filter `format`.
+fn format(
+    state: &mut State<'_, '_>,
+    text: Value,
+    values: Rest<ValueOrKwargs>,
+) -> Result<Value, Error> {
+    let mut args = vec![text];
+    args.extend(values.into_values());
+    paid_format(state, &args)
+}
+
+/// The engine's `format` of a text and what goes into it, paid for before it is made.
+fn paid_format(state: &mut State<'_, '_>, args: &[Value]) -> Result<Value, Error> {
+    if let [text, values @ ..] = args {
+        methods::pay_for_fields(state, text.as_str().unwrap_or_default(), '%', values)?;
+    }
+    state.apply_filter(ENGINES_FORMAT, args)
 }
 
 /// The test `iterable`: all that the engine iterates over, except for nothing.

@@ -158,7 +158,7 @@ fn text_method(
             Value::from(join(state, text, items)?)
         }
         "format" => {
-            pay(state, widths(text))?;
+            pay_for_fields(state, text, '{', args)?;
             return Ok(None);
         }
         _ => return Ok(None),
@@ -176,10 +176,37 @@ pub fn join(state: &State<'_, '_>, between: &str, items: &Value) -> Result<Strin
     };
     for (at, item) in items.try_iter()?.enumerate() {
         state.consume_fuel(1)?;
+        walk(state, &item, MAX_NESTING)?;
         let between = if at > 0 { between } else { "" };
         write!(joined, "{between}{item}").map_err(|fmt::Error| too_much())?;
     }
     Ok(joined.text)
+}
+
+/// Lists in lists that are written as text.
+pub const MAX_NESTING: usize = 50;
+
+/// Takes the fuel for all items of `value`, and of its items. To be called before they are written: a list that repeats
+/// another is as long as it says, and whoever writes it goes on to its end also when there is nothing left to pay with.
+///
+/// # Errors
+/// When there is not so much, or lists stand in each other more than `depth` times.
+pub fn walk(state: &State<'_, '_>, value: &Value, depth: usize) -> Result<(), Error> {
+    if value.as_object().is_none() {
+        return Ok(());
+    }
+    let Ok(items) = value.try_iter() else {
+        return Ok(());
+    };
+    let depth = depth.checked_sub(1).ok_or_else(too_much)?;
+    for item in items {
+        state.consume_fuel(1)?;
+        walk(state, &item, depth)?;
+        if let (ValueKind::Map, Ok(value)) = (value.kind(), value.get_item(&item)) {
+            walk(state, &value, depth)?;
+        }
+    }
+    Ok(())
 }
 
 /// Python's `split` and `rsplit`: at a separator or, without one, at any white space; so many times at most.
@@ -359,6 +386,37 @@ fn title(text: &str) -> String {
     }
     titled
 }
+
+/// Takes the fuel for a format whose fields begin with `mark` and are filled with any of `values`.
+///
+/// # Errors
+/// When there is not so much.
+pub fn pay_for_fields(
+    state: &State<'_, '_>,
+    format: &str,
+    mark: char,
+    values: &[Value],
+) -> Result<(), Error> {
+    let mut longest = LONGEST_NUMBER;
+    for value in values {
+        longest = longest.max(match value.as_str() {
+            Some(text) => text.len(),
+            None if value.as_object().is_none() => 0,
+            // Paid for as it is written; a list may repeat another without end.
+            None => join(state, "", &Value::from(vec![value.clone()]))?.len(),
+        });
+    }
+    let fields = format.matches(mark).count();
+    pay(
+        state,
+        fields
+            .saturating_mul(longest)
+            .saturating_add(widths(format)),
+    )
+}
+
+/// Bytes of a number as text, without what a precision adds: the largest float has 309 digits.
+const LONGEST_NUMBER: usize = 320;
 
 /// An upper bound of the widths and precisions in a format: all its numbers together.
 fn widths(format: &str) -> usize {

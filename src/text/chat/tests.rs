@@ -261,6 +261,14 @@ fn no_template_can_take_much_time_or_memory() {
         "{{ '%.1000000000f' % 1 }}",
         "{{ '%1000000000d' | format(1) }}",
         "{{ '{:>1000000000}'.format('x') }}",
+        "{{ '%s' % (messages * 99999999) }}",
+        "{{ '%s' | format([messages * 99999999]) }}",
+        "{{ [{'a': messages * 99999999}] | string }}",
+        "{{ messages * 99999999 }}",
+        "{% set ns = namespace(l=[]) %}{% for i in range(9999) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l }}",
+        "{% set ns = namespace(l=[]) %}{% set ns.l = [ns] %}{{ ns.l }}",
+        "{{ '{}'.format(messages * 99999999) }}",
+        "{{ ('%s' * 10**4) % (('x' * 10**5,) * 10**4) }}",
         "{{ 'x'.zfill(10**9) }}",
         "{{ 'x'.center(10**9) }}",
         "{{ 'x'.ljust(10**9, 'é') }}",
@@ -286,6 +294,19 @@ fn no_template_can_take_much_time_or_memory() {
         let refused = encoded.expect_err(source).to_string();
         // Most take a few milliseconds; a machine may be busy.
         assert!(start.elapsed().as_secs() < 10, "{source}: {refused}");
+    }
+}
+
+#[test]
+fn thousands_of_operators_in_a_row_do_not_overflow_the_stack() {
+    let talk = conversation([message(Role::User, "hello")]);
+    for operator in ["~", "+", "and", "or", "==", "|string|", "if a else"] {
+        let row = format!(" a {operator}").repeat(60_000 / (operator.len() + 3));
+        // Whether they mean anything or not.
+        let source = format!("{{% set a = '' %}}{{{{{row} a }}}}");
+        if let Ok(template) = ChatTemplate::new(&source, &tokenizer(), None, None) {
+            let _may_take_too_many_steps = template.render(&talk, Timestamp::UNIX_EPOCH);
+        }
     }
 }
 
