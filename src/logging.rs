@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that may wait to be written: minutes of requests at full load, in about a megabyte.
@@ -53,6 +54,15 @@ impl FromStr for Filter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        // A word that is no level would be taken for a part of the program, and everything else would be silent.
+        let directives = text.split(',').map(str::trim);
+        let mut words = directives.filter(|word| !word.contains(['=', '[', ':']));
+        let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+        if let Some(word) = words.find(|word| !word.is_empty() && !is_level(word)) {
+            return Err(format!(
+                "'{word}' is no level; write off, error, warn, info, debug or trace, or a target with one: hyper=info"
+            ));
+        }
         match EnvFilter::try_new(text) {
             Ok(_) => Ok(Self(text.to_owned())),
             Err(problem) => Err(problem.to_string()),

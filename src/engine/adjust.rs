@@ -15,6 +15,8 @@ pub(super) struct Adjustments {
     seen: BTreeMap<u32, u32>,
     min_tokens: usize,
     constraint: Option<Box<dyn Constraint>>,
+    /// Whether the constraint lets the text end here.
+    may_end: bool,
 }
 
 /// The constraint could not say what may come next.
@@ -37,6 +39,7 @@ impl Adjustments {
             seen: prompt.map(|&token| (token, 0)).collect(),
             min_tokens: generation.min_tokens,
             constraint: generation.constraint.take(),
+            may_end: true,
         })
     }
 
@@ -51,6 +54,12 @@ impl Adjustments {
     ) -> Result<(), Undecided> {
         if let Some(constraint) = &mut self.constraint {
             let allowed = constraint.allowed().ok_or(Undecided)?;
+            // A model without an end of text has one that no logit stands for, right behind those that do.
+            let mut ends = stop_ids.iter().copied().chain([logits.len() as u32]);
+            self.may_end = ends.any(|id| {
+                let word = allowed.get(id as usize / 32);
+                word.is_some_and(|word| word >> (id % 32) & 1 == 1)
+            });
             let words = allowed.iter().copied().chain(std::iter::repeat(0));
             for (logits, word) in logits.chunks_mut(32).zip(words) {
                 // Most words allow nothing or everything.
@@ -86,6 +95,11 @@ impl Adjustments {
             }
         }
         Ok(())
+    }
+
+    /// Whether the text must go on by the constraint. If nothing may come next, the other settings keep it from that.
+    pub const fn must_go_on(&self) -> bool {
+        self.constraint.is_some() && !self.may_end
     }
 
     /// Takes note of a token of the output. Returns whether the constraint is met and lets nothing follow.

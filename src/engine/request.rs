@@ -110,6 +110,8 @@ pub enum TokenEvent {
     Finished(FinishReason),
     /// The constraint could not say what may come next within the work it may take.
     Undecided,
+    /// The constraint wants the text to go on, and the other settings exclude all that it may go on with.
+    Contradicted,
     /// The engine could not go on (a defect, such as logits that are not finite).
     Failed,
 }

@@ -232,8 +232,15 @@ impl Sequence {
                 let was_drafted = self.accept(token, score, now, metrics);
                 return was_drafted && !self.has_ended();
             }
-            // Whatever the settings left, the text so far is as long as they let it become.
-            Ok(None) => self.end = Some(TokenEvent::Finished(FinishReason::Complete)),
+            Ok(None) => {
+                let adjustments = self.adjustments.as_ref();
+                self.end = Some(if adjustments.is_some_and(Adjustments::must_go_on) {
+                    TokenEvent::Contradicted
+                } else {
+                    // Whatever the settings left, the text so far is as long as they let it become.
+                    TokenEvent::Finished(FinishReason::Complete)
+                });
+            }
             Err(problem) => self.fail(problem, metrics),
         }
         false

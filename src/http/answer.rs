@@ -197,6 +197,11 @@ impl Answer {
                 let error = invalid(self.rules.grammar.unwrap_or("grammar"), expected);
                 return (Err(error), None);
             }
+            Some(TokenEvent::Contradicted) => {
+                let expected = "one that the request's other fields let an answer meet";
+                let error = invalid(self.rules.grammar.unwrap_or("grammar"), expected);
+                return (Err(error), None);
+            }
             // No event at all means that the engine is gone, without even time to say so.
             Some(TokenEvent::Failed | TokenEvent::Score(_)) | None => {
                 return (Err(ApiError::Internal), None);

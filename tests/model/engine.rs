@@ -170,6 +170,9 @@ fn whoever_pauses_for_want_of_pages_goes_on_with_the_same_tokens() {
         let settings = Settings {
             max_batch: 8,
             prefix_cache,
+            // Nothing that depends on how long steps take: all grow side by side, and use the pages up.
+            speculation: 0,
+            prompt_rows: PromptRows::Fixed(16),
             ..Settings::default()
         };
         // Each takes 7 or 8 pages in the end; four are admitted, since answers are taken to have 256 tokens.

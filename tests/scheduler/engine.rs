@@ -572,3 +572,26 @@ async fn a_constraint_is_kept_and_one_that_cannot_go_on_ends_its_generation_alon
     assert!(tokens.iter().all(|token| token % 2 == 0));
     assert_eq!(collect(other).await.1, LENGTH);
 }
+
+#[tokio::test]
+async fn a_constraint_that_other_settings_contradict_fails_and_one_that_is_met_ends() {
+    let (engine, _) = start(small(), 20);
+    // Ids 0 and 2 may come; where the text may end, 1 may too.
+    let contradicted = |mask: u32| Generation {
+        constraint: Some(Box::new(Even {
+            tokens_left: 7,
+            mask: [mask, 0, 0],
+        })),
+        stop_ids: vec![1],
+        sampling: Sampling {
+            allowed_ids: vec![3],
+            ..Sampling::default()
+        },
+        ..generation(1, 10, 50)
+    };
+    let must_go_on = collect(submit(&engine, contradicted(0b101))).await;
+    assert_eq!(must_go_on, (Vec::new(), TokenEvent::Contradicted));
+    let may_end = collect(submit(&engine, contradicted(0b111))).await;
+    let complete = TokenEvent::Finished(FinishReason::Complete);
+    assert_eq!(may_end, (Vec::new(), complete));
+}

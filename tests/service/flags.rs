@@ -62,6 +62,7 @@ fn numbers_out_of_range_are_bad_usage() {
             &[HUGE, "9223372036854775807", "100000000", "1025", "0", "-1"],
         ),
         ("--threads", &[HUGE, "1000000", "0", "two"]),
+        ("--log", &["warning", "6", "info,loud"]),
         ("--max-queue", &[HUGE, "65537", "1e3"]),
         ("--max-body", &["0", "1023", HUGE, "65MiB", "99999999999G"]),
         ("--max-header", &["0", "2MiB", HUGE]),

@@ -214,3 +214,14 @@ async fn a_format_leaves_a_forced_call_alone() {
         );
     }
 }
+
+#[tokio::test]
+async fn a_constraint_that_another_field_makes_impossible_is_refused_and_not_cut_short() {
+    let service = serving(Fake::babbling());
+    let mut body = prompt_with("guided_choice", json!(["abc"]));
+    body["bad_words"] = json!(["c"]);
+    let response = service.completion(&body).send().await.unwrap();
+    assert_eq!(response.status(), 400);
+    let error: Value = response.json().await.unwrap();
+    assert_eq!(error["error"]["param"], "guided_choice", "{error}");
+}

@@ -304,7 +304,16 @@ fn explained(grammar: &Grammar, problem: &str) -> String {
     if problem.starts_with("panic") {
         return "the compiler has no way to express it".to_owned();
     }
-    let line = problem.lines().next().unwrap_or_default();
+    // What is wrong with a regular expression stands in the last line, below the expression.
+    let mut lines = problem
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    let line = match lines.next_back() {
+        Some(last) if first.ends_with("regex parse error:") => format!("{first} {last}"),
+        _ => first.to_owned(),
+    };
     line.chars().take(200).collect()
 }
 
