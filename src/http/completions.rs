@@ -123,7 +123,12 @@ async fn prepare(
         let middle = suffix.map(|suffix| Middle::new(&tokenizer, suffix, limits.context_length));
         let middle = middle.transpose()?;
         let prompts = request.prompts.iter().map(|prompt| {
-            let mut ids = ids(&tokenizer, prompt, limits.context_length)?;
+            // One that is cut down may be longer, up to what a body holds.
+            let most = match sampling.output.truncation {
+                Some(_) => usize::MAX,
+                None => limits.context_length,
+            };
+            let mut ids = ids(&tokenizer, prompt, most)?;
             if let Some(middle) = &middle {
                 ids = middle.surround(ids);
             }
@@ -199,10 +204,10 @@ impl Middle {
     }
 }
 
-fn ids(tokenizer: &Tokenizer, prompt: &Prompt, context: usize) -> Result<Vec<u32>, ApiError> {
+fn ids(tokenizer: &Tokenizer, prompt: &Prompt, most: usize) -> Result<Vec<u32>, ApiError> {
     match prompt {
         Prompt::Ids(ids) => copied(ids, 0),
-        Prompt::Text(text) => prompt::encode(tokenizer, "prompt", text, context),
+        Prompt::Text(text) => prompt::encode(tokenizer, "prompt", text, most),
     }
 }
 

@@ -51,8 +51,8 @@ impl Visitor<'_> for WholeNumber {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Whole, E> {
-        // Past 2^64 no field takes a number, and the conversion would cut it down.
-        if value.fract() == 0.0 && value.abs() <= 2_f64.powi(64) {
+        // Past 2^53 it may be another number than the one that was written.
+        if value.fract() == 0.0 && value.abs() <= 2_f64.powi(53) {
             Ok(Whole(value as i128))
         } else {
             Err(E::custom("not a whole number"))

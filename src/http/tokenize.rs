@@ -68,7 +68,8 @@ pub async fn tokenize(
             let tokenizer = model.tokenizer.clone();
             let work = move || {
                 let _turn = turn;
-                encode(&tokenizer, "prompt", &text, context)
+                // Whoever counts tokens wants to know by how many they are too many.
+                encode(&tokenizer, "prompt", &text, usize::MAX)
             };
             let encoded = spawn_blocking(work).await;
             encoded.map_err(|_panicked| ApiError::Internal)??

@@ -7,7 +7,8 @@ use microgranite::telemetry::Metrics;
 
 use crate::checked_model::NAN_TOKEN;
 use crate::harness::{
-    LENGTH, collect, events, generation, kv_bytes, small, start, start_gated, submit, within,
+    LENGTH, collect, events, eventually, generation, kv_bytes, small, start, start_gated, submit,
+    within,
 };
 
 /// Six answers that are longer than is usual before any has ended, with everything that a generation can carry.
@@ -106,6 +107,8 @@ async fn how_many_run_together_follows_how_long_answers_are() {
         .map(|(stream, seed)| read(seed, stream));
     futures_util::future::join_all(readers).await;
 
+    // They have left, and their slots are free.
+    eventually(|| metrics.requests_running.get() == 0 && metrics.requests_waiting.get() == 0);
     // Now it is known: all sixteen of the next are admitted together.
     let (mut running, streams) = (0, engine.submit((0..16).map(chat).collect()).unwrap());
     let mut waiting = streams.into_iter().map(Some).collect::<Vec<_>>();

@@ -367,9 +367,11 @@ async fn structured_outputs_match_their_grammar_at_any_temperature() {
 #[tokio::test]
 async fn a_prompt_can_be_truncated_to_either_side() {
     let service = Service::start(Fake::babbling());
-    let long = vec![60; 5000];
-    let body = json!({"prompt": long, "truncate_prompt_tokens": -1, "max_tokens": 2});
-    assert_eq!(service.complete(body).await["usage"]["prompt_tokens"], 4094);
+    // As ids, and as text of which no context could hold the bytes.
+    for long in [json!(vec![60; 5000]), json!("a b ".repeat(20_000))] {
+        let body = json!({"prompt": long, "truncate_prompt_tokens": -1, "max_tokens": 2});
+        assert_eq!(service.complete(body).await["usage"]["prompt_tokens"], 4094);
+    }
     let body =
         json!({"prompt": "abcdef", "truncate_prompt_tokens": 2, "echo": true, "max_tokens": 0});
     let answer = service.complete(body.clone()).await;

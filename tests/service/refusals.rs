@@ -113,7 +113,12 @@ async fn bad_fields_are_refused_by_name() {
         (
             "seed",
             "invalid_value",
-            vec![json!(1.5), json!("x"), json!(u64::MAX)],
+            vec![
+                json!(1.5),
+                json!("x"),
+                json!(u64::MAX),
+                json!(i64::MIN as f64 * 2.0),
+            ],
         ),
         (
             "stop",
