@@ -6,8 +6,9 @@ use crate::process::{microgranite, tiny};
 
 #[test]
 fn figures_come_with_what_the_threads_were_given_of_the_machine() {
+    // Some six thousand steps: what the kernel counts in hundredths of a second has to be a few dozen of them.
     let flags = [
-        "--prompt", "16", "--batch", "1", "--runs", "2", "--steps", "2",
+        "--prompt", "64", "--batch", "1", "--runs", "20", "--steps", "300",
     ];
     let bench = |more: &[&str]| {
         let mut command = microgranite(&["bench", "--model", &tiny()]);
