@@ -36,6 +36,9 @@ serve small --max-batch 1 --max-queue 1 --kv-cache 64MiB
 small=$url
 serve plain --kv-cache 256MiB
 plain=$url
+# A model of two layers answers in milliseconds; the time goes into making requests up.
+serve tiny --model ../fixtures/granite-3-tiny --chat-template chatml-tools.jinja --max-tokens 16
+tiny=$url
 serve tools --kv-cache 256MiB --chat-template chatml-tools.jinja
 # After the servers, which would take them for misspelt variables of their own.
 export MICROGRANITE_URL=$plain MICROGRANITE_SMALL_URL=$small MICROGRANITE_TOOLS_URL=$url
@@ -53,9 +56,7 @@ echo "--- load"
 "$venv/bin/python" load.py "$MICROGRANITE_URL" quote --rounds 1 --tokens 32
 "$venv/bin/python" load.py "$MICROGRANITE_URL" beside --prompt 256
 
-# A model of two layers answers in milliseconds; the time goes into making requests up.
-serve tiny --model ../fixtures/granite-3-tiny --chat-template chatml-tools.jinja --max-tokens 16
 echo "--- fuzz"
-CLIENTS_VENV=$venv ./fuzz.sh "$url" "${FUZZ_CASES:-20}"
+CLIENTS_VENV=$venv ./fuzz.sh "$tiny" "${FUZZ_CASES:-20}"
 echo "--- bombs"
-"$venv/bin/python" bombs.py "$url" --seconds 5
+"$venv/bin/python" bombs.py "$tiny" --seconds 5

@@ -116,35 +116,36 @@ fn role(name: Option<String>) -> Result<Role, Problem> {
 }
 
 fn content_text(json: &str) -> Result<String, Problem> {
-    /// A part that is text under one of the names that OpenAI's APIs have for it, or bare.
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Part {
         Bare(String),
-        Typed(Typed),
-    }
-    #[derive(Deserialize)]
-    #[serde(tag = "type", rename_all = "snake_case")]
-    enum Typed {
-        #[serde(alias = "input_text", alias = "output_text")]
-        Text {
-            text: String,
-        },
-        Refusal {
-            refusal: String,
+        /// Not an enum by its type: that would take a number for one, too.
+        Typed {
+            r#type: String,
+            text: Option<String>,
+            refusal: Option<String>,
         },
     }
     if let Ok(text) = serde_json::from_str(json) {
         return Ok(text);
     }
-    let parts: Vec<Part> = serde_json::from_str(json).map_err(|_problem| ("content", CONTENT))?;
-    let texts: Vec<String> = parts
-        .into_iter()
-        .map(|part| match part {
-            Part::Bare(text)
-            | Part::Typed(Typed::Text { text } | Typed::Refusal { refusal: text }) => text,
-        })
-        .collect();
+    let problem = ("content", CONTENT);
+    let parts: Vec<Part> = serde_json::from_str(json).map_err(|_problem| problem)?;
+    let texts = parts.into_iter().map(|part| match part {
+        Part::Bare(text) => Ok(text),
+        // The names that OpenAI's APIs have for text.
+        Part::Typed {
+            r#type,
+            text,
+            refusal,
+        } => match r#type.as_str() {
+            "text" | "input_text" | "output_text" => text.ok_or(problem),
+            "refusal" => refusal.ok_or(problem),
+            _ => Err(problem),
+        },
+    });
+    let texts = texts.collect::<Result<Vec<String>, Problem>>()?;
     // As Granite 4's template joins them.
     Ok(texts.join("\n"))
 }
