@@ -141,6 +141,8 @@ pub struct Scheduler<T> {
     preemptions: u64,
     /// Whether the odd row of the next step goes in order of admission.
     odd_row_in_order: bool,
+    /// The prompts in order of admission and by their length, kept for their memory.
+    prompts: [Vec<usize>; 2],
 }
 
 impl<T: Job> Scheduler<T> {
@@ -154,6 +156,7 @@ impl<T: Job> Scheduler<T> {
             typical_tokens: FIRST_TYPICAL_TOKENS,
             preemptions: 0,
             odd_row_in_order: true,
+            prompts: Default::default(),
         }
     }
 

@@ -38,12 +38,12 @@ impl<T: Job> Scheduler<T> {
 
     /// Divides `rows` rows between the prompts, of which at most `slots` may come to their end and begin to decode.
     fn plan_prompts(&mut self, rows: usize, mut slots: usize, plan: &mut Vec<Work>) {
+        let [mut in_order, mut shortest_first] = std::mem::take(&mut self.prompts);
         let is_prompt = |&index: &usize| !self.running[index].is_decoding();
-        let in_order: Vec<usize> = (0..self.running.len()).filter(is_prompt).collect();
-        if in_order.is_empty() {
-            return;
-        }
-        let mut shortest_first = in_order.clone();
+        in_order.clear();
+        in_order.extend((0..self.running.len()).filter(is_prompt));
+        shortest_first.clear();
+        shortest_first.extend(&in_order);
         // By powers of two, within which the order of admission holds: prompts of about the same length gain nothing by
         // going on side by side.
         shortest_first.sort_by_key(|&index| self.running[index].prefill_left().ilog2());
@@ -68,9 +68,10 @@ impl<T: Job> Scheduler<T> {
                 }
             }
         }
-        let prompts = in_order.into_iter();
-        let prompts = prompts.filter(|&index| self.running[index].planned > 0);
-        plan.extend(prompts.map(|index| self.running[index].prefill_work(index)));
+        let planned = in_order.iter();
+        let planned = planned.filter(|&&index| self.running[index].planned > 0);
+        plan.extend(planned.map(|&index| self.running[index].prefill_work(index)));
+        self.prompts = [in_order, shortest_first];
     }
 
     /// Adds up to `rows` rows to what is planned of a prompt; returns how many.
