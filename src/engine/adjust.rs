@@ -1,6 +1,6 @@
-//! What is done to the logits before a token is chosen: penalties, biases, bans and constraints.
+//! Changes to the logits before a token is chosen: penalties, biases, bans and constraints.
 //!
-//! The state is one generation's own and changes only when a token is accepted, so the choice depends on nothing but the
+//! Each generation has its own state, which changes only when a token is accepted, so the choice depends only on the
 //! tokens before it. Each token's logit is changed independently of all others.
 
 use std::collections::BTreeMap;
@@ -11,20 +11,20 @@ use super::sampler::EXCLUDED;
 /// One generation's adjustments.
 #[derive(Debug)]
 pub(super) struct Adjustments {
-    /// How often each token of the sequence is in the output; kept only for penalties.
+    /// For each token of the prompt and the output, how often it is in the output; kept only if there are penalties.
     seen: BTreeMap<u32, u32>,
     min_tokens: usize,
     constraint: Option<Box<dyn Constraint>>,
-    /// Whether the constraint lets the text end here.
+    /// Whether the constraint allows the text to end here.
     may_end: bool,
 }
 
-/// The constraint could not say what may come next.
+/// The constraint exceeded its work limit.
 #[derive(Debug)]
 pub(super) struct Undecided;
 
 impl Adjustments {
-    /// Those that `generation` asks for; `None` when the logits are to stay as they are.
+    /// The adjustments that `generation` requests; `None` if it requests none.
     pub fn new(generation: &mut Generation) -> Option<Self> {
         let sampling = &generation.sampling;
         let has_penalty = sampling.has_penalty();
@@ -43,7 +43,7 @@ impl Adjustments {
         })
     }
 
-    /// Changes the logits of the token that follows `tokens`, of which the first `prompt_len` are the prompt.
+    /// Changes the logits for the token that follows `tokens`; the first `prompt_len` tokens are the prompt.
     pub fn apply(
         &mut self,
         logits: &mut [f32],
@@ -54,7 +54,7 @@ impl Adjustments {
     ) -> Result<(), Undecided> {
         if let Some(constraint) = &mut self.constraint {
             let allowed = constraint.allowed().ok_or(Undecided)?;
-            // A model without an end of text has one that no logit stands for, right behind those that do.
+            // For a model without an end-of-text token, grammars use an id right behind the last logit.
             let mut ends = stop_ids.iter().copied().chain([logits.len() as u32]);
             self.may_end = ends.any(|id| {
                 let word = allowed.get(id as usize / 32);
@@ -62,7 +62,7 @@ impl Adjustments {
             });
             let words = allowed.iter().copied().chain(std::iter::repeat(0));
             for (logits, word) in logits.chunks_mut(32).zip(words) {
-                // Most words allow nothing or everything.
+                // Most words exclude or allow all of their 32 ids.
                 if word == 0 {
                     logits.fill(EXCLUDED);
                 } else if word != u32::MAX {
@@ -97,12 +97,13 @@ impl Adjustments {
         Ok(())
     }
 
-    /// Whether the text must go on by the constraint. If nothing may come next, the other settings keep it from that.
+    /// Whether the constraint forbids the text to end here. If then no token is left, the other settings contradict the
+    /// constraint.
     pub const fn must_go_on(&self) -> bool {
         self.constraint.is_some() && !self.may_end
     }
 
-    /// Takes note of a token of the output. Returns whether the constraint is met and lets nothing follow.
+    /// Records a token of the output. Returns whether the constraint is fulfilled and nothing may follow.
     pub fn accept(&mut self, token: u32, sampling: &Sampling) -> bool {
         if sampling.has_penalty() {
             *self.seen.entry(token).or_insert(0) += 1;
@@ -119,7 +120,7 @@ impl Sampling {
             || self.presence_penalty != 0.0
     }
 
-    /// The logit of a token that is in the prompt, or `count` times in the output.
+    /// The penalised logit of a token that is in the prompt, or `count` times in the output.
     fn penalize(&self, logit: f32, count: u32) -> f32 {
         let repeated = if logit > 0.0 {
             logit / self.repetition_penalty

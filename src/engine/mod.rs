@@ -6,19 +6,20 @@
 //! | file | what it holds |
 //! |---|---|
 //! | [`request`] | all that crosses the thread: a [`Generation`] in, [`TokenEvent`]s out; token ids only |
-//! | `queue` | where generations wait, who is refused, how the engine is |
+//! | `queue` | the waiting generations, the refusals of new ones, the engine's health |
 //! | `worker` | the loop |
-//! | [`scheduler`] | pure: who runs in the next step |
-//! | [`pages`], [`prefix_cache`] | who holds which KV page, and which pages hold the beginning of which text |
+//! | [`scheduler`] | pure: which rows the next step has |
+//! | [`pages`], [`prefix_cache`] | which sequence holds which KV page, and which pages hold the beginning of which text |
 //! | `sequence` | one generation's tokens, events and times |
-//! | `step_times` | what steps cost by their rows, measured |
-//! | `speculation` | guesses at the next tokens, and whether they pay |
-//! | `adjust` | penalties, biases, bans and constraints: what changes the logits before |
+//! | `step_times` | measured step times by number of rows |
+//! | `speculation` | drafts of the next tokens, and whether they pay |
+//! | `adjust` | penalties, biases, bans and constraints, applied to the logits before sampling |
 //! | [`sampler`] | logits → token, and how likely it was |
 //!
 //! What callers may rely on: the same generation gives the same tokens whatever else runs, whatever was cached and
-//! whatever was guessed; [`Engine::submit`] never waits; dropping a [`TokenStream`] frees what it held; a generation
-//! that is preempted for want of KV pages goes on later with the same tokens, and nothing of it is lost.
+//! whatever was drafted; [`Engine::submit`] never blocks; dropping a [`TokenStream`] frees the generation's slot and
+//! pages; a generation that is preempted for lack of KV pages continues later with the same tokens, and nothing of it
+//! is lost.
 
 mod adjust;
 pub mod pages;
@@ -47,51 +48,55 @@ use scheduler::Budget;
 use sequence::Sequence;
 use worker::Worker;
 
-/// How the engine batches.
+/// How the engine forms its batches.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Generations that run at once.
     pub max_batch: usize,
-    /// Generations that may wait for a place in the batch.
+    /// Generations that may wait for a slot in the batch.
     pub max_queue: usize,
     /// Rows in a step: prompt tokens and decoding generations together; at least `max_batch`.
     pub step_tokens: usize,
-    /// Prompt rows in a step in which somebody decodes: what a running stream waits for a newcomer's prompt, per token.
+    /// Prompt rows in a step that also decodes: how much a running stream is slowed down while another prompt is
+    /// processed.
     pub prompt_rows: PromptRows,
-    /// Whether full KV pages are kept for prompts that begin alike. Changes no output.
+    /// Whether full KV pages are kept and reused by prompts with the same beginning. Changes no output.
     pub prefix_cache: bool,
-    /// Tokens that are guessed for each generation in a step at most; 0 turns guessing off. Changes no output.
+    /// Drafts per generation and step at most; 0 turns speculation off. Changes no output.
     pub speculation: usize,
 }
 
-/// How many rows of prompts join a step in which somebody decodes.
+/// How many prompt rows join a step that also decodes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum PromptRows {
-    /// So many, whatever they cost: steps that can be foretold.
+    /// This many, whatever they cost. Makes steps predictable, for tests.
     Fixed(usize),
-    /// As many as make the step take at most this many times what it takes without them, as far as measurements tell.
-    /// At least 1.
+    /// As many as keep the step within this many times its duration without them, as far as measurements tell. At least
+    /// 1.
     Slowdown(f64),
 }
 
 impl Default for Settings {
-    /// The arithmetic is that of Granite 2B on two cores with 45 GB/s: a step takes 55 ms to read the weights, or 3.1 ms
-    /// per row, whichever is longer.
+    /// The numbers are for Granite 2B on two cores with 45 GB/s of memory bandwidth: a step takes 55 ms to read the
+    /// weights, or 3.1 ms per row, whichever is longer.
     fn default() -> Self {
         Self {
-            // 55 ms / 3.1 ms ≈ 17 rows: up to there a decoding row rides along for nothing, past it each slows all.
+            // 55 ms / 3.1 ms ≈ 17 rows: up to there a decoding row costs nothing extra; beyond it each row slows all
+            // others.
             max_batch: 16,
-            // Eight batches: the last in line waits for eight completions, which is as long as clients do wait.
+            // Eight batches: the last request waits for eight completions, about as long as clients are willing to
+            // wait.
             max_queue: 128,
-            // 0.4 to 0.9 s on 2B, so a client that leaves is noticed within a second. The arithmetic of 128 rows hides the
-            // reading of the weights five times over: longer steps measured no faster (77 % of peak at 128, 76 % at 512).
+            // A step takes 0.4 to 0.9 s on 2B, so a disconnected client is noticed within a second. The arithmetic of
+            // 128 rows takes five times as long as reading the weights, and longer steps measured no faster (77 % of
+            // peak at 128, 76 % at 512).
             step_tokens: 128,
-            // A stream of 18 tokens/s goes on at 6, which still reads fluently. While the weights are being read for it
-            // anyway, two thirds of the step and more go to the prompt, so little of the prompt's rate is lost.
+            // A stream of 18 tokens/s slows down to 6, which is still fluent to read. At this factor the prompt gets
+            // more than two thirds of the step's time, so it loses little of its own speed.
             prompt_rows: PromptRows::Slowdown(3.0),
             prefix_cache: true,
-            // Quotes run on for long; how many of these are worth their rows is measured. With VNNI sixteen more rows of a
-            // 2B model cost a fifth of a step.
+            // Quotations can be long. How many of these drafts are worth their rows is measured: with VNNI, sixteen
+            // more rows of a 2B model cost a fifth of a step.
             speculation: 16,
         }
     }
@@ -122,12 +127,13 @@ impl Settings {
     }
 }
 
-/// What a [`Generation`] must fit, and how many the engine takes.
+/// What a [`Generation`] must fit into, and how many the engine accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Token ids are below this.
     pub vocab_size: usize,
-    /// `prompt.len() + max_tokens` is at most this: the model's context, or what the KV pages hold if that is less.
+    /// `prompt.len() + max_tokens` is at most this: the model's context, or the capacity of the KV pages if that is
+    /// less.
     pub context_length: usize,
     /// Generations that run at once.
     pub max_batch: usize,
@@ -151,14 +157,14 @@ impl Limits {
 /// Why generations were not accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// More would wait than may.
+    /// The queue has no room for them.
     #[error("the server is at capacity; retry in {} s", retry_after.as_secs())]
     QueueFull {
-        /// When all that waits now is likely to have been admitted, by the rate at which the queue has been moving: 1 to
-        /// 60 s, whole seconds.
+        /// When all generations that wait now are likely to have been admitted, by the queue's recent rate: 1 to 60 s,
+        /// whole seconds.
         retry_after: Duration,
     },
-    /// The engine finishes what it has and accepts nothing new.
+    /// The engine finishes the generations it has and accepts no new ones.
     #[error("the server is shutting down")]
     Draining,
     /// The engine has stopped or died.
@@ -166,25 +172,25 @@ pub enum Refusal {
     Stopped,
 }
 
-/// How the engine is.
+/// The state of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
     /// It accepts generations.
     Running,
-    /// It finishes what it has.
+    /// It finishes the generations it has and accepts no new ones.
     Draining,
-    /// It has finished all it had.
+    /// It has finished every generation and stopped.
     Stopped,
-    /// It died of a defect; what was in flight has failed.
+    /// It panicked, which is a defect; all generations in flight have failed.
     Failed,
 }
 
-/// A running step, for those who watch that it ends.
+/// The step that is running, for a watchdog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Step {
-    /// Steps are counted.
+    /// Counts steps from 1.
     pub number: u64,
-    /// What a step of its size may take by what the last ones took; `None` before there were any.
+    /// The longest that a step with as many rows should take, judging by recent steps; `None` before any was measured.
     pub usual: Option<Duration>,
 }
 
@@ -210,8 +216,8 @@ impl Engine {
     /// Starts the engine's thread, which owns `model` until it has drained.
     ///
     /// # Errors
-    /// [`Error::Config`] if a setting cannot work or the model has no KV pages, [`Error::Internal`] if there is no thread
-    /// to be had.
+    /// [`Error::Config`] if a setting is invalid or the model has no KV pages, [`Error::Internal`] if the thread cannot
+    /// be started.
     pub fn start(
         model: Box<dyn Forward>,
         settings: Settings,
@@ -242,13 +248,14 @@ impl Engine {
         Ok(Self { handle })
     }
 
-    /// Queues all of the generations or none of them; never waits.
+    /// Queues all of the generations or none of them; never blocks.
     ///
     /// # Errors
     /// The [`Refusal`].
     ///
     /// # Panics
-    /// If [`Limits::allow`] says no to a generation: the caller checks, and one that does not fit would block the queue.
+    /// If [`Limits::allow`] rejects a generation: callers check first, because one that does not fit would block the
+    /// queue.
     pub fn submit(
         &self,
         generations: Vec<Generation>,
@@ -268,8 +275,8 @@ impl Engine {
         Ok(streams)
     }
 
-    /// Whether `count` generations would be accepted now: lets a caller refuse before it has done any work for them.
-    /// [`Engine::submit`] decides.
+    /// Whether `count` generations would be accepted now, so that a caller can refuse a request before doing any work
+    /// for it. [`Engine::submit`] still decides.
     ///
     /// # Errors
     /// The [`Refusal`] that `submit` would give.
@@ -277,17 +284,17 @@ impl Engine {
         self.handle.queue.has_room(count)
     }
 
-    /// What may be submitted.
+    /// The limits on what may be submitted.
     pub fn limits(&self) -> Limits {
         self.handle.limits
     }
 
-    /// Stops admission. What runs and what waits is finished, then the engine stops.
+    /// Stops accepting generations. Those that run or wait are finished, then the engine stops.
     pub fn drain(&self) {
         self.handle.queue.drain();
     }
 
-    /// Resolves when the engine has stopped, whether drained or dead.
+    /// Resolves when the engine has stopped, whether it drained or failed.
     pub async fn stopped(&self) {
         let mut health = self.handle.queue.watch_health();
         // The sender is in the queue that `self` holds, so this cannot fail.
@@ -296,7 +303,7 @@ impl Engine {
             .await;
     }
 
-    /// How the engine is.
+    /// The state of the engine.
     pub fn health(&self) -> Health {
         self.handle.queue.health()
     }
@@ -306,8 +313,8 @@ impl Engine {
         self.handle.queue.step()
     }
 
-    /// How long the current step has been running, or `None` while there is no work: an engine whose step is much older
-    /// than any step should be is stuck.
+    /// How long the current step has been running, or `None` while there is no work. An engine whose step is much older
+    /// than usual is stuck.
     pub fn step_age(&self) -> Option<Duration> {
         self.handle.queue.step_age()
     }

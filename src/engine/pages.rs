@@ -1,8 +1,9 @@
-//! Who holds which KV page, and which are free. Pages are ids only; the memory behind them is the model's.
+//! Which sequence holds which KV page, and which pages are free. Pages are only ids here; their memory belongs to the
+//! model.
 //!
-//! With prefix caching, a page that is full is *published*: whoever comes with the same text holds it too, reads it and
-//! never writes into it. When nobody holds it any more it is free like any other, but keeps its content until it is
-//! needed for something else, least recently used first.
+//! With prefix caching, a full page is *published*: other sequences with the same text hold it too, and read but never
+//! write it. When no sequence holds it any more it counts as free, but keeps its content until it is evicted, least
+//! recently used first.
 
 use super::prefix_cache::{Before, PrefixCache};
 use crate::model::PAGE_TOKENS;
@@ -10,17 +11,17 @@ use crate::model::PAGE_TOKENS;
 /// The pages of the KV cache.
 #[derive(Debug)]
 pub struct Pages {
-    /// Free pages that hold nothing. The last one is given out first: a page that was just freed is still in the
-    /// processor's caches, and pages that were never needed stay untouched, so they cost no resident memory.
+    /// Free pages without content. The last one is given out first: a page that was just freed is still in the
+    /// processor's caches, and pages that were never used stay untouched, so they cost no resident memory.
     blank: Vec<u32>,
     pages: Vec<Page>,
-    /// `None`: pages are never published.
+    /// `None` if pages are never published.
     cache: Option<PrefixCache>,
-    /// Published pages that nobody holds.
+    /// Published pages that no sequence holds.
     cached: usize,
     /// Counts releases.
     releases: u64,
-    /// Published pages that were given to another text.
+    /// Published pages that were evicted.
     evicted: u64,
 }
 
@@ -28,7 +29,7 @@ pub struct Pages {
 struct Page {
     /// How many sequences hold it.
     holders: u32,
-    /// Of [`Pages::releases`], when the last of them let go.
+    /// The value of [`Pages::releases`] when the last holder released it.
     released: u64,
 }
 
@@ -46,37 +47,37 @@ impl Pages {
         }
     }
 
-    /// How many pages hold `tokens` tokens.
+    /// How many pages `tokens` tokens need.
     pub const fn needed(tokens: usize) -> usize {
         tokens.div_ceil(PAGE_TOKENS)
     }
 
-    /// Published pages that hold the beginning of `prompt`, in order; never its last token. They are not held yet.
+    /// Published pages that hold the beginning of `prompt`, in order; never its last token. This does not hold them.
     pub fn find(&self, prompt: &[u32], salt: u128) -> Vec<u32> {
         let find = |cache: &PrefixCache| cache.find(prompt, salt);
         self.cache.as_ref().map(find).unwrap_or_default()
     }
 
-    /// How many of the free pages it takes to hold the pages `found` and as many others as make `count`.
+    /// How many free pages it takes to hold the pages `found` and enough others to make `count`.
     pub fn cost(&self, found: &[u32], count: usize) -> usize {
         let is_free = |&&page: &&u32| self.pages[page as usize].holders == 0;
         count.saturating_sub(found.len()) + found.iter().filter(is_free).count()
     }
 
-    /// Holds the pages `found` and as many blank ones as make `count`, in this order; or none if too few are free.
+    /// Holds the pages `found` and enough blank ones to make `count`, in this order; `None` if too few are free.
     pub fn take(&mut self, found: &[u32], count: usize) -> Option<Vec<u32>> {
         if self.cost(found, count) > self.free() {
             return None;
         }
         let mut taken = Vec::with_capacity(count);
-        // First, so that they are not among those that have to go.
+        // First, so that they are not evicted to make room for the others.
         self.share(found);
         taken.extend(found);
         self.extend(&mut taken, count - found.len());
         Some(taken)
     }
 
-    /// Takes `count` blank pages, of which at least so many are free, and puts them behind `pages`.
+    /// Takes `count` pages and appends them to `pages`. The caller has made sure that as many are free.
     pub fn extend(&mut self, pages: &mut Vec<u32>, count: usize) {
         self.evict(count.saturating_sub(self.blank.len()));
         for page in self.blank.drain(self.blank.len() - count..).rev() {
@@ -90,10 +91,10 @@ impl Pages {
         found.iter().for_each(|&page| self.hold(page));
     }
 
-    /// Publishes page `index` of a sequence's `pages`, which holds `tokens`, for those with the same `salt`; all before it are
-    /// published.
+    /// Publishes page `index` of a sequence's `pages`, which holds `tokens`, for sequences with the same `salt`. All
+    /// pages before it are already published.
     ///
-    /// If another sequence published the same text before, its page takes the place of this one, which is free then.
+    /// If another sequence has published the same text before, its page replaces this one, which becomes free.
     pub fn publish(
         &mut self,
         pages: &mut [u32],
@@ -116,10 +117,10 @@ impl Pages {
         }
     }
 
-    /// Lets go of the pages of a sequence, in order.
+    /// Releases the pages of a sequence, given in order.
     ///
-    /// From last to first: a page is then released, and later forgotten, before those it follows. Whoever holds a page
-    /// holds all before it, so this is true of pages that several shared as well.
+    /// They are released from last to first, so that a page is evicted before the pages it follows. A sequence that
+    /// holds a page also holds all before it, so this is true of shared pages too.
     pub fn give_back(&mut self, pages: &[u32]) {
         pages.iter().rev().for_each(|&page| self.release(page));
     }
@@ -157,7 +158,7 @@ impl Pages {
         let Some(last) = count.checked_sub(1) else {
             return;
         };
-        // A look at every page, only when one is taken from a full cache: some microseconds for thousands.
+        // This scans all pages, but only when one is taken from a full cache: some microseconds for thousands of pages.
         let is_idle = |&page: &u32| self.pages[page as usize].holders == 0 && cache.contains(page);
         let mut idle: Vec<u32> = (0..self.pages.len() as u32).filter(is_idle).collect();
         idle.select_nth_unstable_by_key(last, |&page| self.pages[page as usize].released);
@@ -169,22 +170,22 @@ impl Pages {
         self.evicted += count as u64;
     }
 
-    /// Pages that nobody holds, blank or cached.
+    /// Pages that no sequence holds, blank or cached.
     pub fn free(&self) -> usize {
         self.blank.len() + self.cached
     }
 
-    /// Pages that nobody holds, but whose content can still be found.
+    /// Pages that no sequence holds, but whose content can still be found.
     pub const fn cached(&self) -> usize {
         self.cached
     }
 
-    /// Published pages that somebody holds.
+    /// Published pages that at least one sequence holds.
     pub fn shared(&self) -> usize {
         self.cache.as_ref().map_or(0, PrefixCache::count) - self.cached
     }
 
-    /// How many cached pages were given to another text so far.
+    /// How many cached pages were evicted so far.
     pub const fn evicted(&self) -> u64 {
         self.evicted
     }

@@ -1,35 +1,35 @@
-//! Which full KV pages hold which beginning of a text.
+//! Finds the full KV pages that hold the beginning of a text.
 //!
-//! A page is found by the page before it and its own 64 tokens, so a run of hits is a walk down a tree of prompts. The
-//! map's hash is keyed at random for each process, so nobody can make prompts collide, and a hit compares the tokens
-//! themselves. Keys and values depend on all tokens before them: that the walk goes through pages, not through hashes
-//! of them, is what makes a hit exact.
+//! A page is keyed by the page before it and its own 64 tokens, so consecutive hits walk down a tree of prompts. The
+//! map's hash is keyed at random for each process, so clients cannot construct collisions, and a hit compares the
+//! tokens themselves. Keys and values depend on all tokens before them; because the key names the preceding page and
+//! not a hash of it, a hit is exact.
 
 use std::collections::HashMap;
 
 use crate::model::PAGE_TOKENS;
 
-/// What a page comes after.
+/// What precedes a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Before {
-    /// Nothing: it is the beginning of a text. Only texts with the same salt share it, and all that follows it.
+    /// Nothing: the page begins a text. Only texts with the same salt share it, and all pages after it.
     Start(u128),
-    /// The page with the 64 tokens before.
+    /// The page with the 64 tokens before it.
     Page(u32),
 }
 
-/// What a page holds, and after what.
+/// The tokens of a page, and what precedes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Block {
     before: Before,
     tokens: [u32; PAGE_TOKENS],
 }
 
-/// The pages that can be found. Which of them are held, and which may be forgotten, is up to [`super::pages`].
+/// The pages that can be found. Which of them are held and which may be evicted is decided by [`super::pages`].
 #[derive(Debug)]
 pub struct PrefixCache {
     found: HashMap<Block, u32>,
-    /// What each page is found by.
+    /// The key of each page in `found`.
     blocks: Vec<Option<Block>>,
 }
 
@@ -37,14 +37,14 @@ impl PrefixCache {
     /// A cache for pages below `count`.
     pub fn new(count: usize) -> Self {
         Self {
-            // Room for twice as many entries as there can be: then the map never grows, whatever is forgotten in between.
+            // Twice the largest number of entries, so that the map never grows, whatever is removed in between.
             found: HashMap::with_capacity(2 * count),
             blocks: vec![None; count],
         }
     }
 
-    /// The pages that hold the beginning of `prompt` with this `salt`, longest run first to last. The last token is left out, since
-    /// somebody has to compute what follows it.
+    /// The pages that hold the longest beginning of `prompt` with this `salt`, in order. Never the last token: its row
+    /// has to be computed, because its logits choose the next token.
     pub fn find(&self, prompt: &[u32], salt: u128) -> Vec<u32> {
         let computed = prompt.len().saturating_sub(1);
         let mut pages = Vec::new();
@@ -60,7 +60,7 @@ impl PrefixCache {
         pages
     }
 
-    /// Makes `page` findable by its `tokens` after `before`, or returns the page that is found so already.
+    /// Makes `page` findable by its `tokens` after `before`, or returns the page that already has this key.
     pub fn insert(&mut self, page: u32, before: Before, tokens: [u32; PAGE_TOKENS]) -> Option<u32> {
         let block = Block { before, tokens };
         if let Some(&other) = self.found.get(&block) {
@@ -71,7 +71,7 @@ impl PrefixCache {
         None
     }
 
-    /// Forgets a page, to be called after all that were inserted behind it are forgotten.
+    /// Removes a page. Pages inserted behind it must have been removed before.
     pub fn remove(&mut self, page: u32) {
         if let Some(block) = self.blocks[page as usize].take() {
             self.found.remove(&block);

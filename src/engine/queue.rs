@@ -1,4 +1,4 @@
-//! Where generations wait between the callers and the engine's thread, and what both sides know of each other.
+//! Where generations wait between the callers and the engine's thread, and what the two sides tell each other.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use super::recent_steps::RecentSteps;
 use super::sequence::Sequence;
 use super::{Health, Refusal, Step};
 
-/// A client told to come back sooner than this would only knock again.
+/// A shorter wait would only make the client retry while the queue is still full.
 const MIN_RETRY: Duration = Duration::from_secs(1);
-/// Past a minute the estimate says more about the past than about the wait.
+/// Beyond a minute the estimate is an extrapolation too far to be useful.
 const MAX_RETRY: Duration = Duration::from_secs(60);
-/// Share of the newest measurement in the drain rate: it follows about the last ten admissions.
+/// Weight of the newest measurement in the drain rate: it averages about the last ten admissions.
 const NEWEST_SHARE: f64 = 0.2;
 
-/// The queue. Locked for moments only: no side computes while it holds the lock.
+/// The queue. Its lock is held only briefly: neither side computes while it holds it.
 #[derive(Debug)]
 pub(super) struct Queue {
     max_queue: usize,
@@ -30,24 +30,24 @@ pub(super) struct Queue {
 
 #[derive(Debug)]
 struct State {
-    /// Submitted, and not yet taken by the engine.
+    /// Submitted, but not yet taken by the engine.
     arrivals: Vec<Sequence>,
-    /// Taken by the engine, and still waiting for a place in the batch.
+    /// Taken by the engine, and still waiting for a slot in the batch.
     waiting: usize,
-    /// Places in the batch that nobody waits for.
+    /// Free slots in the batch that no waiting generation will take.
     places: usize,
     drain_rate: DrainRate,
-    /// When the step began that is running now.
+    /// When the current step began.
     step_began: Option<Instant>,
-    /// Steps that began so far.
+    /// How many steps have begun so far.
     step_number: u64,
-    /// Rows of the step that is running now, once it is planned.
+    /// Rows of the current step, once it is planned.
     step_rows: usize,
     recent_steps: RecentSteps,
 }
 
 impl Queue {
-    /// An empty, open queue in front of a batch with `max_batch` free places.
+    /// An empty, open queue in front of a batch with `max_batch` free slots.
     pub fn new(max_queue: usize, max_batch: usize, waiting: IntGauge) -> Self {
         Self {
             max_queue,
@@ -67,7 +67,7 @@ impl Queue {
         }
     }
 
-    /// Takes all of `sequences` or none of them.
+    /// Queues all of `sequences` or none of them.
     pub fn push(&self, sequences: Vec<Sequence>) -> Result<(), Refusal> {
         let mut state = self.lock();
         self.check_room(&state, sequences.len())?;
@@ -77,7 +77,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Whether `count` sequences would be taken now.
+    /// Whether `count` sequences would be accepted now.
     pub fn has_room(&self, count: usize) -> Result<(), Refusal> {
         self.check_room(&self.lock(), count)
     }
@@ -88,10 +88,11 @@ impl Queue {
             Health::Draining => return Err(Refusal::Draining),
             Health::Stopped | Health::Failed => return Err(Refusal::Stopped),
         }
-        // Who finds a free place does not count as waiting.
+        // Requests that fit a free batch slot do not count against `max_queue`.
         let waiting = state.waiting + state.arrivals.len() + count;
         if waiting > self.max_queue + state.places {
-            // Until all of them have a place, and not only one more: the same answer goes to many, who all come back.
+            // The time until all of them have a slot, not only the next one: many clients get the same answer, and all
+            // of them retry.
             let ahead = waiting - state.places;
             let retry_after = state.drain_rate.time_for(ahead, Instant::now());
             return Err(Refusal::QueueFull { retry_after });
@@ -99,8 +100,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Hands all arrivals to the engine, which begins a step. While there are none and the engine is `idle` this parks;
-    /// `None` says that there will be none any more.
+    /// Hands all arrivals to the engine, which begins a step. If there are none and the engine is `idle`, blocks until
+    /// one arrives; `None` means that none will arrive any more.
     pub fn take(&self, idle: bool) -> Option<Vec<Sequence>> {
         let mut state = self.lock();
         state.end_step();
@@ -121,16 +122,17 @@ impl Queue {
         Some(std::mem::take(&mut state.arrivals))
     }
 
-    /// The engine reports how many rows the step has that it begins to run.
+    /// Called by the engine: the step that it begins to compute has this many rows.
     pub fn run_rows(&self, rows: usize) {
         self.lock().step_rows = rows;
     }
 
-    /// The engine reports who still waits, after it `admitted` some into the batch, and the free places in it.
+    /// Called by the engine after it `admitted` some sequences into the batch: how many still wait, and how many slots
+    /// are free.
     pub fn report(&self, waiting: usize, places: usize, admitted: usize) {
         let mut state = self.lock();
         state.waiting = waiting;
-        // Places that the first in the queue cannot use, for want of pages, are not free for those behind it.
+        // Slots that the head of the queue cannot use for lack of KV pages are not offered to requests behind it.
         state.places = if waiting == 0 { places } else { 0 };
         state
             .drain_rate
@@ -138,7 +140,7 @@ impl Queue {
         self.show_waiting(&state);
     }
 
-    /// Admits nobody from now on.
+    /// Refuses all generations from now on.
     pub fn drain(&self) {
         let _state = self.lock();
         if self.health() == Health::Running {
@@ -147,7 +149,7 @@ impl Queue {
         self.arrived.notify_one();
     }
 
-    /// The engine's last words: how it ended. What has not been taken fails.
+    /// Called by the engine when it ends: in which state. Generations that it has not taken fail.
     pub fn close(&self, end: Health) {
         let mut state = self.lock();
         self.health.send_replace(end);
@@ -159,12 +161,12 @@ impl Queue {
         drop(arrivals);
     }
 
-    /// How the engine is.
+    /// The state of the engine.
     pub fn health(&self) -> Health {
         *self.health.borrow()
     }
 
-    /// To wait for a change of health.
+    /// A receiver on which to wait for a change of health.
     pub fn watch_health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }
@@ -188,14 +190,14 @@ impl Queue {
         self.waiting.set(waiting.try_into().unwrap_or(i64::MAX));
     }
 
-    /// Nothing panics while it holds the lock, and the state is whole after every statement: poison says nothing.
+    /// Poisoning is ignored: no code panics while it holds the lock, and the state is consistent after every statement.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
-    /// Remembers how long the step took that was running, if it had any work.
+    /// Records how long the step took that has just ended, if it had any work.
     fn end_step(&mut self) {
         let rows = std::mem::take(&mut self.step_rows);
         if let Some(began) = self.step_began.take()
@@ -206,17 +208,17 @@ impl State {
     }
 }
 
-/// How fast places become free, measured while somebody waits for one.
+/// How fast slots become free, measured while at least one generation waits for one.
 #[derive(Debug, Default)]
 struct DrainRate {
-    /// Seconds per place, averaged; zero until measured.
+    /// Seconds per slot, averaged; zero until measured.
     seconds: f64,
-    /// When the queue last moved, or else began to fill; `None` while nobody waits.
+    /// When a generation last left the queue, or when the queue began to fill; `None` while it is empty.
     still_since: Option<Instant>,
 }
 
 impl DrainRate {
-    /// Notes that `admitted` left the queue at `now`, and whether somebody waits still.
+    /// Records that `admitted` generations left the queue at `now`, and whether others are still `waiting`.
     fn observe(&mut self, admitted: usize, waiting: bool, now: Instant) {
         if admitted > 0
             && let Some(since) = self.still_since.take()
@@ -235,12 +237,12 @@ impl DrainRate {
         };
     }
 
-    /// How long until `places` more have become free, as far as one can tell.
+    /// How long until `places` more slots are likely to be free.
     fn time_for(&self, places: usize, now: Instant) -> Duration {
         let still = self.still_since.map_or(0.0, |since| {
             now.saturating_duration_since(since).as_secs_f64()
         });
-        // A queue that stands still longer than usual has become slower, though nothing has left it to measure.
+        // A queue that has not moved for longer than usual has become slower, though there is no new measurement yet.
         let seconds = self.seconds.max(still) * places as f64;
         Duration::try_from_secs_f64(seconds.ceil())
             .unwrap_or(MAX_RETRY)

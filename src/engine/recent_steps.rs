@@ -1,17 +1,17 @@
-//! How long the last steps took, to tell a step that is slow from one that does not end.
+//! How long the most recent steps took, to distinguish a slow step from one that hangs.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Steps that are remembered: a few seconds of a large model's, and several answers of a small one's.
+/// Number of steps kept: a few seconds with a large model, several answers with a small one.
 const REMEMBERED: usize = 64;
 
-/// The last steps.
+/// The most recent steps, as rows and duration.
 #[derive(Debug, Default)]
 pub(super) struct RecentSteps(VecDeque<(usize, Duration)>);
 
 impl RecentSteps {
-    /// Notes that a step of `rows` rows took so long.
+    /// Records the duration of a step of `rows` rows.
     pub fn observe(&mut self, rows: usize, took: Duration) {
         if self.0.len() == REMEMBERED {
             self.0.pop_front();
@@ -19,8 +19,9 @@ impl RecentSteps {
         self.0.push_back((rows, took));
     }
 
-    /// What a step of `rows` rows may well take: as long as the longest, and if it has more rows than any, in proportion
-    /// to the largest, since a row never costs more in a step of many. `None` if nothing was measured yet.
+    /// The longest that a step of `rows` rows should take: the longest recent duration, and for more rows than any
+    /// recent step had, the largest step's duration scaled in proportion, since rows get cheaper in larger steps.
+    /// `None` if nothing was measured yet.
     pub fn longest(&self, rows: usize) -> Option<Duration> {
         let longest = self.0.iter().map(|&(_, took)| took).max()?;
         let &(most_rows, took) = self.0.iter().max()?;

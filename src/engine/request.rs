@@ -1,4 +1,4 @@
-//! All that crosses the thread boundary: a [`Generation`] goes in, [`TokenEvent`]s come out. Only token ids, no text.
+//! What crosses the thread boundary: a [`Generation`] goes in, [`TokenEvent`]s come out. Only token ids, no text.
 
 use std::fmt;
 
@@ -7,47 +7,48 @@ use std::fmt;
 pub struct Generation {
     /// The prompt's ids; never empty, all below the vocabulary size.
     pub prompt: Vec<u32>,
-    /// How many tokens to generate at most; `prompt.len() + max_tokens` fits the context. With 0 the prompt is only read.
+    /// How many tokens to generate at most; `prompt.len() + max_tokens` fits the context. With 0 the prompt is only
+    /// processed.
     pub max_tokens: usize,
-    /// Until so many have been generated, no id of `stop_ids` is chosen.
+    /// No id of `stop_ids` is chosen before this many tokens have been generated.
     pub min_tokens: usize,
     /// How to choose tokens.
     pub sampling: Sampling,
     /// Ids that end the generation; the id itself is not reported as a token.
     pub stop_ids: Vec<u32>,
-    /// What the tokens must spell, if anything.
+    /// What text the tokens must form, if it is constrained.
     pub constraint: Option<Box<dyn Constraint>>,
-    /// Report the log-probability of every generated token, and of this many of the most likely ones at its place.
+    /// Report the log-probability of every generated token, and of this many of the most likely tokens at its position.
     pub scores: Option<usize>,
-    /// Report those of these ids, all below the vocabulary size, in place of the most likely ones; where `scores` is
-    /// given, and not for the prompt.
+    /// Report the log-probabilities of these ids, all below the vocabulary size, instead of those of the most likely
+    /// tokens. Needs `scores`; does not apply to the prompt.
     pub score_ids: Vec<u32>,
-    /// Report those of the prompt's tokens too, from the second on. Takes the logits of all its rows, so none of them may
-    /// be taken from a cache.
+    /// Also report the log-probabilities of the prompt's tokens, from the second on. This takes the logits of all its
+    /// rows, so none of them may come from the prefix cache.
     pub score_prompt: bool,
-    /// What is computed of the prompt is kept for, and taken from, generations with the same salt only.
+    /// KV pages are shared only between generations with the same salt.
     pub cache_salt: u128,
 }
 
 /// How to choose the next token from the logits. All fields are finite and in range.
 ///
-/// What changes the logits comes first, in the order of the fields from `allowed_ids` to `presence_penalty`; then the
-/// temperature, and what cuts off the unlikely.
+/// Steps apply in this order: what changes the logits, in the order of the fields from `allowed_ids` to
+/// `presence_penalty`; then the temperature; then the filters `min_p`, `top_k` and `top_p`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// 0 is greedy; the logits are divided by it otherwise.
     pub temperature: f32,
     /// Keep the k most likely tokens; 0 keeps all.
     pub top_k: usize,
-    /// Keep the smallest set of tokens whose probability reaches this; 1 keeps all.
+    /// Keep the smallest set of tokens whose probabilities add up to this; 1 keeps all.
     pub top_p: f32,
-    /// Drop tokens less likely than this share of the most likely one; 0 keeps all.
+    /// Drop tokens whose probability is below this fraction of the most likely token's; 0 keeps all.
     pub min_p: f32,
     /// Same seed, same prompt, same settings: same tokens, whatever else runs.
     pub seed: u64,
-    /// No other ids are chosen; empty allows all.
+    /// Only these ids may be chosen; empty allows all.
     pub allowed_ids: Vec<u32>,
-    /// The last id of each is not chosen where the others stand right before it; none is empty.
+    /// The last id of a sequence is not chosen where the other ids directly precede it. No sequence is empty.
     pub banned_sequences: Vec<Vec<u32>>,
     /// Added to the logits of these ids.
     pub logit_bias: Vec<(u32, f32)>,
@@ -78,17 +79,17 @@ impl Default for Sampling {
     }
 }
 
-/// What the tokens of a generation must spell: a grammar, as the engine sees one. It is asked for the tokens that may
-/// come next and then told which one came.
+/// A constraint on the text of a generation: a grammar, as the engine sees one. The engine asks which tokens may come
+/// next and then reports the one that was chosen.
 pub trait Constraint: Send + fmt::Debug {
     /// The ids that may come next: bit `id % 32` of word `id / 32`. Ids past the end may not. Stop ids are among them
-    /// where the text may end. `None` if this cannot be told, because working it out took more than it may.
+    /// where the text may end. `None` if computing the set would exceed its work limit.
     fn allowed(&mut self) -> Option<&[u32]>;
 
-    /// Takes a token that was allowed. Returns whether the text is complete, so that nothing may follow.
+    /// Advances by a token that was allowed. Returns whether the text is complete, so that nothing may follow.
     fn accept(&mut self, token: u32) -> bool;
 
-    /// A copy in the same state, which goes its own way.
+    /// An independent copy in the same state.
     fn boxed_clone(&self) -> Box<dyn Constraint>;
 }
 
@@ -98,44 +99,44 @@ impl Clone for Box<dyn Constraint> {
     }
 }
 
-/// What the engine reports about one generation, in order; the last event is none of the first two.
+/// What the engine reports about one generation, in order. The last event, and only the last, is neither `Score` nor
+/// `Token`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenEvent {
-    /// How likely the next token is, if that was asked for: first the prompt's tokens from the second on, then each
+    /// How likely a token is, if scores were requested: first the prompt's tokens from the second on, then each
     /// generated token right before its own event, and a stop id before the end.
     Score(Box<Score>),
     /// A generated token.
     Token(u32),
-    /// The generation ended as it should.
+    /// The generation ended normally.
     Finished(FinishReason),
-    /// The constraint could not say what may come next within the work it may take.
+    /// The constraint exceeded its work limit while computing which tokens may come next.
     Undecided,
-    /// The constraint wants the text to go on, and the other settings exclude all that it may go on with.
+    /// The constraint requires another token, and the other settings exclude every token it allows.
     Contradicted,
-    /// The engine could not go on (a defect, such as logits that are not finite).
+    /// The engine could not continue (a defect, such as logits that are not finite).
     Failed,
 }
 
-/// Log-probabilities at one place of a sequence: of the token there and of the most likely ones.
+/// Log-probabilities at one position of a sequence: of the token there and of the most likely tokens.
 ///
-/// They are those of the model, the softmax of its logits: no temperature, penalty or constraint is in them.
+/// They are the model's own, the log-softmax of its logits, before any temperature, penalty or constraint.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Score {
-    /// The token at this place, and its log-probability.
+    /// The token at this position, and its log-probability.
     pub token: (u32, f32),
-    /// How many tokens are likelier than this one, and itself: 1 is the likeliest.
+    /// The token's rank by likelihood; 1 is the most likely.
     pub rank: usize,
-    /// As many of the most likely tokens as were asked for, or the ids that were; most likely first, and of equals, lower
-    /// ids first.
+    /// The requested number of most likely tokens, or the requested ids; most likely first, ties by lower id.
     pub top: Vec<(u32, f32)>,
 }
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// This id of `stop_ids` came up.
+    /// This id of `stop_ids` was chosen.
     Stop(u32),
-    /// The constraint is met and lets nothing follow.
+    /// The constraint is fulfilled and nothing may follow.
     Complete,
     /// `max_tokens` were generated.
     Length,

@@ -1,11 +1,11 @@
 //! Logits → token: greedy, or temperature, min-p, top-k and top-p, in this order.
 //!
-//! The order is vLLM's, so that a request means the same here as there. It matters in one place: the mass that top-p
-//! counts is that of the tokens which min-p and top-k left.
+//! The order is vLLM's, so that a request means the same to both. It matters in one respect: top-p counts the
+//! probability mass of the tokens that min-p and top-k have kept.
 //!
-//! Token `i` of a generation depends on the seed, on `i` and on its logits, on nothing else: one draw per token from a
-//! generator of its own, sums in a fixed order, ties broken by id, and an exponential of our own, since the system's
-//! may differ in its last bit from one machine to the next.
+//! Token `i` of a generation depends only on the seed, on `i` and on its logits: each generation has its own random
+//! generator and draws once per token, sums are added in a fixed order, ties are broken by id, and `exp` is our own,
+//! since the system's may differ in its last bit from one machine to the next.
 
 use std::cmp::Ordering;
 
@@ -14,15 +14,15 @@ use rand_pcg::rand_core::{Rng, SeedableRng};
 
 use super::request::{Sampling, Score};
 
-/// The logit of a token that may not be chosen. Finite, so that nothing below needs a case for it: next to any logit of
-/// a model its probability is zero.
+/// The logit of a token that may not be chosen. It is finite, so that the code below needs no special case: next to any
+/// logit of a model its probability is zero.
 pub const EXCLUDED: f32 = f32::MIN;
 
-/// Logits looked at together: long enough for vector registers, short enough that searching one costs nothing.
+/// Logits handled together: enough for vector registers, few enough that searching one block costs nothing.
 const BLOCK: usize = 64;
 /// Independent sums within a block: two registers of eight.
 const LANES: usize = 16;
-/// Candidates that top-p looks at first. Most nuclei are smaller; a larger one takes another pass over the logits.
+/// Candidates that top-p considers first. Most nuclei are smaller; a larger one takes another pass over the logits.
 const NUCLEUS_GUESS: usize = 128;
 
 /// Scratch memory for choosing tokens; holds no state between calls.
@@ -34,11 +34,11 @@ pub struct Sampler {
     block_sums: Vec<f64>,
     /// The most likely tokens, best first, as logit and id.
     best: Vec<(f32, u32)>,
-    /// A row of logits that is changed before a token is chosen.
+    /// A copy of a row of logits, to be adjusted.
     adjusted: Vec<f32>,
 }
 
-/// The generator from which a generation draws, once per token.
+/// A generation's random generator; it draws once per token.
 pub fn generator(seed: u64) -> Pcg64 {
     Pcg64::seed_from_u64(seed)
 }
@@ -57,7 +57,8 @@ impl Sampler {
         }
         // The upper 53 bits make a double in [0, 1).
         let uniform = (generator.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
-        // Copies: behind the reference the compiler would fear that writing weights changes them, and go one by one.
+        // Copied to locals: through `&sampling` the compiler must assume aliasing with `weights` and does not
+        // vectorise.
         let (temperature, min_p) = (sampling.temperature, sampling.min_p);
         let weight = move |logit: f32| {
             let weight = exp((logit - max) / temperature);
@@ -87,11 +88,11 @@ impl Sampler {
         })
     }
 
-    /// As [`Self::sample`], after `adjust` has changed a copy of the logits. `Ok(None)` if it has [`EXCLUDED`] every
-    /// token.
+    /// Like [`Self::sample`], after `adjust` has changed a copy of the logits. `Ok(None)` if every token is
+    /// [`EXCLUDED`].
     ///
     /// # Errors
-    /// Those of `adjust`, and `not_finite` if any logit was infinite or not a number before.
+    /// Those of `adjust`, and `not_finite` if any of the original logits is infinite or not a number.
     pub fn sample_adjusted<E>(
         &mut self,
         logits: &[f32],
@@ -174,11 +175,12 @@ impl Sampler {
                 }
             }
         }
-        // Within the block the order of addition differs, so rounding may leave the sum just short at its end.
+        // The order of addition within the block differs from `block_sum`'s, so rounding may leave the sum just short
+        // of `point` at the end.
         last
     }
 
-    /// Fills `best` with the `count` most likely tokens, most likely first; of equals, lower ids come first.
+    /// Fills `best` with the `count` most likely tokens, most likely first; ties by lower id.
     fn keep_best(&mut self, logits: &[f32], count: usize) {
         let best = &mut self.best;
         best.clear();
@@ -203,7 +205,8 @@ impl Sampler {
         self.best.iter().map(|best| f64::from(weight(best.0))).sum()
     }
 
-    /// Cuts `best` to the shortest beginning that holds the share `top_p` of `total`; returns whether it holds that much.
+    /// Truncates `best` to the shortest beginning with at least the share `top_p` of `total`; returns whether `best`
+    /// reaches it.
     fn keep_nucleus(&mut self, top_p: f32, total: f64, weight: impl Fn(f32) -> f32) -> bool {
         let target = f64::from(top_p) * total;
         let mut mass = 0.0;
@@ -230,7 +233,7 @@ impl Sampler {
     }
 }
 
-/// Orders the more likely token first, and of equals the lower id.
+/// Orders the more likely token first; ties by lower id.
 fn more_likely(a: &(f32, u32), b: &(f32, u32)) -> Ordering {
     let by_logit = b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal);
     by_logit.then(a.1.cmp(&b.1))
@@ -243,7 +246,7 @@ fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
     for (block, values) in logits.chunks(BLOCK).enumerate() {
         let (vectors, rest) = values.as_chunks::<LANES>();
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        // Nothing times zero is zero, unless it is infinite or not a number.
+        // A value times zero is zero, unless the value is infinite or not a number.
         let mut zeros = [0.0; LANES];
         for values in vectors {
             for lane in 0..LANES {
@@ -269,7 +272,8 @@ fn argmax(logits: &[f32]) -> Option<(u32, f32)> {
     Some((found?, max))
 }
 
-/// The sum of a block, always in the same order: by lanes, then the lanes in turn, then what fills no vector.
+/// The sum of a block, always in the same order: each lane, then the lanes in turn, then the values that do not fill a
+/// vector.
 fn block_sum(weights: &[f32]) -> f64 {
     let (vectors, rest) = weights.as_chunks::<LANES>();
     let mut lanes = [0.0_f64; LANES];

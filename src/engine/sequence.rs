@@ -1,4 +1,4 @@
-//! All that is known about one generation, but for its place in the batch, which is the scheduler's.
+//! All that is known about one generation, except for its slot and pages, which belong to the scheduler.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,11 +18,11 @@ use crate::telemetry::Metrics;
 /// One generation on the engine's side of the thread boundary.
 #[derive(Debug)]
 pub(super) struct Sequence {
-    /// The prompt's tokens, those generated so far, and drafts. It has room for all that may come.
+    /// The prompt's tokens, those generated so far, and drafts. Its capacity is enough for all tokens to come.
     tokens: Vec<u32>,
-    /// How many at the end of `tokens` are drafts that have not been checked.
+    /// How many of the last `tokens` are drafts that have not been checked.
     drafts: usize,
-    /// What the next token was guessed to be, where that guess is not run.
+    /// The guess for the next token, if it is not run as a draft: it is scored all the same.
     guess: Option<u32>,
     acceptance: Acceptance,
     prompt_len: usize,
@@ -30,22 +30,22 @@ pub(super) struct Sequence {
     stop_ids: Vec<u32>,
     /// How the next token is chosen.
     sampling: Sampling,
-    /// What the choice draws from.
+    /// The random generator for sampling.
     generator: Pcg64,
-    /// What changes the logits before.
+    /// What changes the logits before sampling.
     adjustments: Option<Adjustments>,
     scores: Option<usize>,
     score_ids: Vec<u32>,
-    /// Tokens of the prompt that are to be scored, and how many have been.
+    /// How many tokens of the prompt are to be scored.
     scores_wanted: usize,
     scored: usize,
     cache_salt: u128,
-    /// Positions that have been computed or were found in the prefix cache. A sequence that is preempted computes some of
-    /// them again.
+    /// Positions that have been computed or were found in the prefix cache. A preempted sequence computes some of them
+    /// again.
     computed: usize,
-    /// Where events go. It has room for all of them, so sending never waits.
+    /// The channel for events. Its capacity is enough for all of them, so sending never blocks.
     events: mpsc::Sender<TokenEvent>,
-    /// What [`TokenStream::cached_tokens`] says.
+    /// The value of [`TokenStream::cached_tokens`].
     cached_tokens: Arc<AtomicUsize>,
     arrived: Instant,
     last_token: Option<Instant>,
@@ -53,8 +53,8 @@ pub(super) struct Sequence {
     end: Option<TokenEvent>,
 }
 
-/// One generation on the caller's side: its events, in order. Dropping it cancels the generation, wherever it is: the
-/// engine frees its place and pages before the next step.
+/// One generation on the caller's side: its events, in order. Dropping it cancels the generation in any state: the
+/// engine frees its slot and pages before the next step.
 #[derive(Debug)]
 pub struct TokenStream {
     events: mpsc::Receiver<TokenEvent>,
@@ -63,9 +63,9 @@ pub struct TokenStream {
 }
 
 impl Sequence {
-    /// The two ends of a generation.
+    /// The engine's and the caller's side of a generation.
     pub fn new(mut generation: Generation, arrived: Instant) -> (Self, TokenStream) {
-        // Every token and the end, and perhaps a score for each.
+        // Every token, the end, and a score for each token if requested.
         let mut room = generation.max_tokens + 1;
         if generation.scores.is_some() {
             room += generation.max_tokens;
@@ -78,13 +78,14 @@ impl Sequence {
         let adjustments = Adjustments::new(&mut generation);
         let mut tokens = generation.prompt;
         let prompt_len = tokens.len();
-        // Here, so that no step has to. It is no more than the context, and untouched until it is needed.
+        // Reserved here so that no step allocates. It is at most the context length, and untouched memory costs
+        // nothing.
         tokens.reserve_exact(generation.max_tokens);
         let sequence = Self {
             adjustments,
             scores: generation.scores,
             score_ids: generation.score_ids,
-            // Nothing comes before the first token, which could say how likely it was.
+            // Nothing precedes the first token, so nothing predicts it.
             scores_wanted: if generation.score_prompt {
                 prompt_len - 1
             } else {
@@ -139,31 +140,30 @@ impl Sequence {
         self.computed == 0
     }
 
-    /// Notes that the first `count` tokens of the prompt need not be computed.
+    /// Records that the first `count` tokens of the prompt came from the prefix cache.
     pub fn set_cached_tokens(&mut self, count: usize) {
         self.cached_tokens.store(count, Ordering::Relaxed);
         self.computed = count;
     }
 
-    /// Notes that all positions before `end` are computed. Returns how many tokens of the prompt are among those that
-    /// were not before.
+    /// Records that all positions before `end` are computed. Returns how many tokens of the prompt are newly computed.
     pub fn set_computed(&mut self, end: usize) -> usize {
         let before = self.computed.min(self.prompt_len);
         self.computed = self.computed.max(end);
         self.computed.min(self.prompt_len) - before
     }
 
-    /// Guesses at the next tokens, `most` of them at most and as far as `bet` says that it pays.
+    /// Drafts the next tokens: at most `most`, and as many as `bet` expects to pay.
     pub fn speculate(&mut self, bet: &mut Bet<'_>, most: usize) {
         let Some(from) = speculation::lookup(&self.tokens) else {
             self.guess = None;
             return;
         };
-        // The last token allowed is never run, so there is nothing to gain by guessing it.
+        // The last allowed token is never computed, so there is nothing to gain by drafting it.
         let useful = (self.max_tokens - self.generated()).saturating_sub(1);
         let drafts = bet.drafts(&self.acceptance, most.min(useful));
         self.guess = (drafts == 0).then(|| self.tokens[from]);
-        // One by one: a text that repeats itself goes on into its own drafts.
+        // One by one: the copy of a text that repeats itself runs on into its own drafts.
         for index in from..from + drafts {
             self.tokens.push(self.tokens[index]);
         }
@@ -171,7 +171,7 @@ impl Sequence {
         bet.add(&self.acceptance, drafts);
     }
 
-    /// Ends the guessing for this step: of `drafted` drafts that were run the first `accepted` were right.
+    /// Ends the drafts of this step: of `drafted` drafts, the first `accepted` were right.
     pub fn end_drafts(&mut self, drafted: usize, accepted: usize, metrics: &Metrics) {
         self.drop_drafts();
         if drafted > 0 {
@@ -188,7 +188,7 @@ impl Sequence {
         self.drafts = 0;
     }
 
-    /// Whether the other side dropped its stream.
+    /// Whether the caller dropped its stream.
     pub fn is_abandoned(&self) -> bool {
         self.events.is_closed()
     }
@@ -198,11 +198,11 @@ impl Sequence {
         self.end.is_some()
     }
 
-    /// Takes the logits of the row at `position`, which say what comes after it: the next token of the prompt is scored
-    /// if it has not been, and after the last token of all a new one is chosen and accepted.
+    /// Takes the logits of the row at `position`, which predict the token after it. Within the prompt, that token is
+    /// scored if it has not been; at the last token of all, a new one is chosen and accepted.
     ///
-    /// Returns whether the row behind it holds, if there is one in this step: it does if it ran on the very token that
-    /// stands there now.
+    /// Returns whether the next row of this step, if there is one, is valid: it is if it was computed for the token
+    /// that was chosen.
     pub fn advance(
         &mut self,
         position: usize,
@@ -212,7 +212,7 @@ impl Sequence {
         metrics: &Metrics,
     ) -> bool {
         if position + 1 < self.prompt_len {
-            // Rows that are computed again after a preemption have been scored.
+            // Rows that are recomputed after a preemption have already been scored.
             if position == self.scored && self.scored < self.scores_wanted {
                 let next = self.tokens[position + 1];
                 self.scored += 1;
@@ -237,7 +237,7 @@ impl Sequence {
                 self.end = Some(if adjustments.is_some_and(Adjustments::must_go_on) {
                     TokenEvent::Contradicted
                 } else {
-                    // Whatever the settings left, the text so far is as long as they let it become.
+                    // The settings exclude every further token, so the text is complete.
                     TokenEvent::Finished(FinishReason::Complete)
                 });
             }
@@ -246,9 +246,9 @@ impl Sequence {
         false
     }
 
-    /// The next token and its score, if scores are wanted. `None` if nothing may come next.
+    /// The next token, and its score if requested. `None` if every token is excluded.
     ///
-    /// Depends on the logits, on the tokens accepted so far and on how many they are; draws once if it draws at all.
+    /// Depends only on the logits and on the tokens accepted so far; draws at most one random number.
     fn choose(
         &mut self,
         logits: &[f32],
@@ -284,7 +284,7 @@ impl Sequence {
     }
 
     /// Appends a generated token and reports it, or ends the generation if it is a stop id or the last one allowed.
-    /// Returns whether it is what was drafted.
+    /// Returns whether it matches the draft.
     fn accept(
         &mut self,
         token: u32,
@@ -316,7 +316,7 @@ impl Sequence {
         was_drafted
     }
 
-    /// Makes the next draft a token if it is `token`, or else puts `token` in the place of all drafts.
+    /// Accepts the next draft if it is `token`; otherwise replaces all drafts with `token`.
     fn append(&mut self, token: u32) -> bool {
         let next = self.tokens.len() - self.drafts;
         if self.drafts > 0 && self.tokens[next] == token {
@@ -331,7 +331,7 @@ impl Sequence {
         false
     }
 
-    /// Ends the generation without success.
+    /// Ends the generation with a failure.
     fn fail(&mut self, end: TokenEvent, metrics: &Metrics) {
         if end == TokenEvent::Failed {
             metrics.nonfinite_logits_total.inc();
@@ -341,14 +341,14 @@ impl Sequence {
         self.end = Some(end);
     }
 
-    /// Reports the end. A sequence that is dropped without this has failed; its stream says so.
+    /// Reports the end. If a sequence is dropped without this, its stream reports a failure.
     pub fn finish(mut self) {
         if let Some(end) = self.end.take() {
             self.report(end);
         }
     }
 
-    /// The receiver may have gone, which the next step will see; the channel cannot be full.
+    /// The receiver may have been dropped, which the next step will notice; the channel is never full.
     fn report(&self, event: TokenEvent) {
         let _ = self.events.try_send(event);
     }
@@ -378,14 +378,14 @@ impl TokenStream {
         self.cached_tokens.load(Ordering::Relaxed)
     }
 
-    /// The next event. The last one is `Finished` or `Failed`, then there are none.
+    /// The next event, or `None` after the last one.
     ///
     /// Cancel safe: if the future is dropped before it is ready, no event is lost.
     pub async fn next(&mut self) -> Option<TokenEvent> {
         if self.ended {
             return None;
         }
-        // The engine ends every generation, or else has died.
+        // The engine reports the end of every generation, unless it has died.
         let event = self.events.recv().await.unwrap_or(TokenEvent::Failed);
         self.ended = !matches!(event, TokenEvent::Token(_) | TokenEvent::Score(_));
         Some(event)

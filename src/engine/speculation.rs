@@ -1,31 +1,30 @@
-//! Prompt-lookup speculation: guess that the text goes on as it did before.
+//! Prompt-lookup speculation: guesses that the text continues as it did before.
 //!
-//! Answers that quote their prompt, or repeat themselves, say again what is already there. So the last few tokens are
-//! looked up in the sequence itself, what followed them there is run as *drafts* behind the last token in the same step,
-//! and each draft that turns out to be the token chosen anyway saves a step. The tokens are the same with or without
-//! drafts, since the logits of a row do not depend on what shares its step.
+//! Answers that quote their prompt or repeat themselves contain runs of tokens that are already there. So the last few
+//! tokens are looked up in the sequence itself, the tokens that followed them there are computed as *drafts* behind the
+//! last token in the same step, and each draft that equals the token chosen anyway saves a step. The tokens are the
+//! same with or without drafts, since the logits of a row do not depend on what shares its step.
 //!
-//! A draft costs a row. Whether that is worth it depends on what rows cost on this machine, which [`StepTimes`] measures,
-//! and on how often this sequence's guesses were right of late. A guess that is not run costs nothing and is right or
-//! wrong all the same, so the rate is known before a row is spent on it.
+//! A draft costs a row. Whether it is worth it depends on what rows cost on this machine, which [`StepTimes`] measures,
+//! and on how often this sequence's recent guesses were right. Guesses are scored even when they are not run as drafts,
+//! so the acceptance rate is known before any row is spent on them.
 
 use super::step_times::{Beyond, StepTimes};
 
-/// Tokens that have to be the same as the last ones before what follows them is taken for a guess: with two, common
-/// pairs of words make too many wrong ones.
+/// The shortest match that counts: with two tokens, common pairs of words would cause too many wrong guesses.
 const SHORTEST_MATCH: usize = 3;
-/// Tokens compared at most. Of several places the one with the longest match is taken, and sixteen tokens hardly ever
-/// stand at two.
+/// The longest match that is compared. The longest one wins, and a run of sixteen tokens hardly ever occurs twice.
 const LONGEST_MATCH: usize = 16;
-/// How far back the search goes, in tokens: some microseconds.
+/// How far back the search goes, in tokens: this takes some microseconds.
 const LOOK_BACK: usize = 16_384;
-/// Share of the newest outcome in the acceptance rate: a few right or wrong guesses turn it.
+/// Weight of the newest outcome in the acceptance rate: it adapts within a few guesses.
 const NEWEST_SHARE: f64 = 0.2;
-/// The acceptance rate of a sequence of which nothing is known.
+/// The acceptance rate of a sequence before its first guess.
 const UNKNOWN: f64 = 0.5;
 
-/// Where in `tokens` the text stands that followed the last tokens when they came up before: the longest match, and of
-/// equals the latest. What is read from there on may run into the drafts themselves, as for a text that repeats itself.
+/// Finds the last tokens earlier in `tokens` and returns the index of what followed them: of the longest match, and the
+/// latest of equally long ones. Copying from there may run into the drafts themselves, as for a text that repeats
+/// itself.
 pub fn lookup(tokens: &[u32]) -> Option<usize> {
     let mut best = None;
     let mut longest = SHORTEST_MATCH - 1;
@@ -45,7 +44,7 @@ pub fn lookup(tokens: &[u32]) -> Option<usize> {
     best
 }
 
-/// How often a sequence's guesses were right of late.
+/// How often a sequence's recent guesses were right: a running mean.
 #[derive(Debug)]
 pub struct Acceptance(f64);
 
@@ -56,30 +55,30 @@ impl Default for Acceptance {
 }
 
 impl Acceptance {
-    /// Of `guessed` guesses in a row the first `accepted` were right.
+    /// Records that of `guessed` consecutive guesses the first `accepted` were right.
     pub fn observe(&mut self, guessed: usize, accepted: usize) {
         for _ in 0..accepted {
             self.0 += NEWEST_SHARE * (1.0 - self.0);
         }
-        // What follows the first wrong one says nothing.
+        // Guesses behind the first wrong one say nothing.
         if accepted < guessed {
             self.0 -= NEWEST_SHARE * self.0;
         }
     }
 
-    /// How many of `drafts` drafts are likely to be right.
+    /// The expected number of right ones among `drafts` drafts.
     fn expected(&self, drafts: usize) -> f64 {
         (1..=drafts as i32).map(|count| self.0.powi(count)).sum()
     }
 }
 
-/// The next step while drafts are added to it, one sequence after the other.
+/// The next step while drafts are added to it, one sequence after another.
 #[derive(Debug)]
 pub struct Bet<'a> {
     times: &'a StepTimes,
     rows: usize,
     most_rows: usize,
-    /// Tokens that the step is likely to give.
+    /// The expected number of tokens that the step produces.
     tokens: f64,
 }
 
@@ -94,7 +93,7 @@ impl<'a> Bet<'a> {
         }
     }
 
-    /// How many drafts, of at most `most`, make the most tokens per second likely.
+    /// The number of drafts, at most `most`, that maximises the expected tokens per second.
     pub fn drafts(&self, acceptance: &Acceptance, most: usize) -> usize {
         let rate = |drafts: usize| {
             let seconds = self.times.seconds(self.rows + drafts, Beyond::Same)?;
@@ -170,7 +169,7 @@ mod tests {
         let mut good = Acceptance::default();
         good.observe(20, 20);
         assert_eq!(drafts(0.001, &good, 1), 10);
-        // Beside fifteen others a draft must be worth a fifteenth of a step, which all of them wait for.
+        // A draft delays the fifteen other sequences too, so it must gain much more.
         assert!(drafts(0.005, &good, 15) > 5);
         assert_eq!(drafts(0.005, &unknown, 15), 0);
     }

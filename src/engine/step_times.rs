@@ -1,17 +1,18 @@
-//! How long steps take by their number of rows, as measured while they run.
+//! Step times by number of rows, measured while the engine runs.
 //!
-//! Nobody can know it beforehand: up to some number of rows a step takes as long as reading the weights, past it each
-//! row costs its arithmetic, and where that lies depends on the model, the instruction set and the machine's memory. Two
-//! decisions rest on it: how many prompt rows may join a step, and how many drafts are worth their rows. Neither
-//! changes any output.
+//! They cannot be known beforehand: up to some number of rows a step takes as long as reading the weights, beyond it
+//! each row costs its arithmetic, and where that limit lies depends on the model, the instruction set and the machine's
+//! memory. Two decisions rest on these times: how many prompt rows may join a step, and how many drafts are worth their
+//! rows. Neither changes any output.
 
-/// Share of the newest measurement in an estimate: it follows within some ten steps, and one hiccup moves it little.
+/// Weight of the newest measurement in an estimate: it adapts within about ten steps, and a single outlier moves it
+/// little.
 const NEWEST_SHARE: f64 = 0.25;
-/// A measurement counts as at most this many times the estimate before it, or for the first of its kind, that of fewer rows
-/// in proportion: a step may be interrupted for long.
+/// A measurement is clamped to this many times the previous estimate, or, for the first one of its row count, the
+/// estimate of fewer rows scaled in proportion: a step may be interrupted for long.
 const MOST_GROWTH: f64 = 2.0;
-/// Steps after which a measurement of more rows than those that run now is forgotten, so that what was dear once, when
-/// the machine was busy, is tried again. Trying costs one step in so many.
+/// A measurement of more rows than the current step has is forgotten after this many steps, so that row counts that
+/// were expensive once, when the machine was busy, are tried again. A trial costs one step in this many.
 const FORGET_AFTER: u64 = 512;
 
 /// Running estimates of step times.
@@ -31,7 +32,7 @@ struct Estimate {
 }
 
 impl StepTimes {
-    /// Knows nothing yet; steps have at most `most_rows` rows.
+    /// No measurements yet; steps have at most `most_rows` rows.
     pub fn new(most_rows: usize) -> Self {
         Self {
             estimates: vec![None; most_rows + 1],
@@ -39,7 +40,7 @@ impl StepTimes {
         }
     }
 
-    /// Notes that a step of `rows` rows took `seconds`.
+    /// Records that a step of `rows` rows took `seconds`.
     pub fn observe(&mut self, rows: usize, seconds: f64) {
         self.steps += 1;
         let step = self.steps;
@@ -62,10 +63,9 @@ impl StepTimes {
         }
     }
 
-    /// What a step of `rows` rows is likely to take: as measured, or else in proportion between the nearest measured
-    /// numbers of rows below and above; where there are none above, as long as `beyond` says; where there are none below,
-    /// what it takes at least if no row costs more than those of the largest step do on average. `None` if nothing was
-    /// measured yet.
+    /// The likely duration of a step of `rows` rows. Interpolates linearly between measured row counts. Above the
+    /// largest one `beyond` extrapolates. Below the smallest one the result is a lower bound: its time minus the
+    /// missing rows, each at the largest step's average cost per row. `None` if nothing was measured yet.
     pub fn seconds(&self, rows: usize, beyond: Beyond) -> Option<f64> {
         let (upto, above) = self.estimates.split_at(self.estimates.len().min(rows + 1));
         let below = upto.iter().enumerate().rev().find_map(measured);
@@ -81,7 +81,7 @@ impl StepTimes {
                 Beyond::Same => t0,
                 Beyond::Proportional => t0 * rows / r0,
             },
-            // Not in proportion: the weights are read for one row as for several.
+            // Not in proportion to the rows: the weights are read once, for one row as for many.
             (None, Some((r1, t1))) => {
                 let (r2, t2) = largest.unwrap_or((r1, t1));
                 (t1 - (r1 - rows) * t2 / r2).max(t1 * rows / r1)
@@ -90,9 +90,9 @@ impl StepTimes {
         })
     }
 
-    /// The most rows, beside `rows` others and at most `most`, with which a step is likely to take no longer than
-    /// `slowdown` times what it takes without them. At least one: prompts must move, and a step with one more row tells
-    /// what two more may cost.
+    /// The largest number of rows, at most `most`, that can join a step of `rows` rows so that it is likely to take at
+    /// most `slowdown` times as long. At least one: prompts must make progress, and measuring one more row tells what
+    /// two more may cost.
     pub fn rows_within(&self, slowdown: f64, rows: usize, most: usize) -> usize {
         let seconds = |rows| self.seconds(rows, Beyond::Proportional);
         let Some(alone) = seconds(rows) else {
@@ -104,17 +104,17 @@ impl StepTimes {
     }
 }
 
-/// The seconds that so many rows take, if they were measured.
+/// The row count and its estimate in seconds, if it was measured.
 fn measured((rows, estimate): (usize, &Option<Estimate>)) -> Option<(f64, f64)> {
     Some((rows as f64, (*estimate)?.seconds))
 }
 
-/// How to guess at more rows than were ever measured.
+/// How to extrapolate beyond the largest measured number of rows.
 #[derive(Debug, Clone, Copy)]
 pub enum Beyond {
-    /// They cost nothing: to find out.
+    /// Further rows cost nothing. Optimistic, so that they are tried.
     Same,
-    /// Every row costs the same: to be on the safe side.
+    /// Every row costs the same. Pessimistic, to be on the safe side.
     Proportional,
 }
 
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn a_prompt_that_came_first_does_not_make_the_first_stream_look_cheap() {
         let mut times = StepTimes::new(128);
-        // A whole prompt with nobody decoding; then its stream, beside which one row is tried.
+        // A whole prompt without decoding rows; then its own decoding, beside which one prompt row is tried.
         take(&mut times, 128);
         assert_eq!(times.rows_within(2.45, 1, 100), 1);
         take(&mut times, 2);

@@ -19,14 +19,14 @@ use super::{Health, PromptRows, Settings};
 use crate::model::{Forward, Span};
 use crate::telemetry::Metrics;
 
-/// What the engine's thread owns.
+/// The state of the engine's thread.
 pub(super) struct Worker {
     model: Box<dyn Forward>,
     settings: Settings,
     scheduler: Scheduler<Sequence>,
-    /// The plan of the current step, kept for its memory.
+    /// The plan of the current step; the memory is reused.
     plan: Vec<Work>,
-    /// The memory of the last step's spans.
+    /// Empty between steps; keeps the memory of the spans.
     spans: Vec<Span<'static>>,
     times: StepTimes,
     sampler: Sampler,
@@ -38,8 +38,8 @@ pub(super) struct Worker {
     kv_cached: IntGauge,
 }
 
-/// Share of the allowed slowdown that prompts are given: estimates lag behind what a growing prompt costs, and it is
-/// the slowest step that a stream is judged by.
+/// Fraction of the allowed slowdown that prompts may use: estimates lag behind the cost of a growing prompt, and a
+/// stream is judged by its slowest step.
 const SLOWDOWN_SHARE: f64 = 0.8;
 
 impl Worker {
@@ -68,8 +68,8 @@ impl Worker {
         }
     }
 
-    /// Works until the queue is drained. A panic, which is a defect, ends the engine: what the model's state is worth
-    /// after it nobody knows. Everything in flight fails, and nothing is accepted any more.
+    /// Runs until the queue is drained. A panic, which is a defect, ends the engine, because the model's state cannot
+    /// be trusted after it: everything in flight fails, and nothing is accepted any more.
     pub fn work(mut self) {
         let queue = Arc::clone(&self.queue);
         match catch_unwind(AssertUnwindSafe(|| self.run())) {
@@ -98,7 +98,7 @@ impl Worker {
         }
     }
 
-    /// One step of the whole batch.
+    /// Runs one step of the whole batch.
     fn step(&mut self) {
         let began = Instant::now();
         drop(self.scheduler.remove_if(Sequence::is_abandoned));
@@ -108,7 +108,7 @@ impl Worker {
         self.scheduler.plan(prompt_rows, &mut self.plan);
         self.publish(admitted);
         if self.plan.is_empty() {
-            // Everybody has left. Were somebody waiting for pages that nobody holds, this would spin for ever.
+            // All generations were abandoned. If one were still waiting for pages, this loop would spin for ever.
             assert!(self.scheduler.is_empty(), "a step without work");
             return;
         }
@@ -117,13 +117,13 @@ impl Worker {
         self.forward_and_sample();
         self.scheduler.settle(&self.plan);
         let ended = self.scheduler.remove_if(Sequence::has_ended);
-        // Before the ends are told, so that whoever hears of one finds the place free.
+        // Before the ends are reported, so that a client that learns of one finds the slot free.
         self.publish(0);
         ended.into_iter().for_each(Sequence::finish);
         self.times.observe(rows, began.elapsed().as_secs_f64());
     }
 
-    /// How many prompt rows may join the next step, if somebody decodes in it.
+    /// How many prompt rows may join the next step if it also decodes.
     fn prompt_rows(&self) -> usize {
         match self.settings.prompt_rows {
             PromptRows::Fixed(rows) => rows,
@@ -136,7 +136,7 @@ impl Worker {
         }
     }
 
-    /// Has generations guess their next tokens, where that is likely to pay.
+    /// Drafts the next tokens of each generation where that is likely to pay.
     fn speculate(&mut self) {
         let (decoding, most) = (self.scheduler.decoding(), self.settings.speculation);
         if most == 0 || decoding < self.scheduler.running().len() {
@@ -148,8 +148,8 @@ impl Worker {
         }
     }
 
-    /// Runs the planned rows through the model and gives each sequence that reached its last token the next one, and the
-    /// ones after it as far as they were drafted.
+    /// Runs the planned rows through the model. Each sequence that reached its last token gets the next one, and
+    /// further ones as far as its drafts were right.
     fn forward_and_sample(&mut self) {
         let running = self.scheduler.running();
         let mut spans = recycled(std::mem::take(&mut self.spans));
@@ -179,7 +179,7 @@ impl Worker {
             let sequence = &mut running[work.index].job;
             let (mut end, mut holds) = (work.start + work.rows, true);
             for (position, logits) in (end - work.logit_rows..end).zip(rows.by_ref()) {
-                // Rows behind a draft that was refused ran on the wrong token.
+                // Rows behind a refused draft were computed for the wrong token.
                 if holds {
                     end = position + 1;
                     holds =
@@ -193,8 +193,8 @@ impl Worker {
         }
     }
 
-    /// Counts what the planned step takes in; returns its rows. What is computed again after a preemption counts as rows,
-    /// and as nothing else.
+    /// Updates the metrics for the planned step; returns its rows. What is recomputed after a preemption counts as rows
+    /// only.
     fn count_rows(&mut self) -> usize {
         let now = Instant::now();
         let metrics = &self.metrics;
@@ -222,7 +222,7 @@ impl Worker {
         rows
     }
 
-    /// Shows the outside who runs and who waits.
+    /// Publishes how many generations run and wait, and how many pages they use, to the metrics and the queue.
     fn publish(&self, admitted: usize) {
         let running = self.scheduler.running().len();
         self.metrics.requests_running.set(gauge(running));
@@ -240,8 +240,8 @@ impl Worker {
     }
 }
 
-/// The memory of a vector of spans, for spans of another step: collecting what was moved out of a vector into one of
-/// the same layout allocates nothing.
+/// Reuses the memory of a vector of spans for the spans of another step: collecting the items moved out of a vector
+/// into one of the same layout allocates nothing.
 fn recycled<'b>(mut spans: Vec<Span<'_>>) -> Vec<Span<'b>> {
     spans.clear();
     let none = spans.into_iter().map(|_| unreachable!("it is empty"));
@@ -257,7 +257,7 @@ fn gauge(value: usize) -> i64 {
     value.try_into().unwrap_or(i64::MAX)
 }
 
-/// What a panic said.
+/// The message of a panic.
 fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied())

@@ -1,15 +1,15 @@
-//! Who gets a slot and KV pages, and who has to give them back.
+//! Gives slots and KV pages to waiting generations, and takes them back by preemption.
 
 use super::{Job, Running, Scheduler, Waiting, known};
 use crate::engine::pages::Pages;
 use crate::model::PAGE_TOKENS;
 
 impl<T: Job> Scheduler<T> {
-    /// Prepares a step: makes sure that everyone who runs can go on, preempting the newest where pages are short, and
-    /// gives slots to those who wait. Returns how many were admitted.
+    /// Prepares a step: makes sure that every running generation has a page for its next row, preempting the newest
+    /// where pages are short, and gives free slots to waiting generations. Returns how many were admitted.
     ///
-    /// First come first served, with one exception: while long prompts hold the slots, prompts that fit one step borrow
-    /// them, see `next_to_admit`.
+    /// Admission is first come, first served, with one exception: while long prompts hold the slots, prompts that fit
+    /// in one step may borrow a slot; see `next_to_admit`.
     pub fn admit(&mut self) -> usize {
         self.share();
         self.make_room();
@@ -18,12 +18,12 @@ impl<T: Job> Scheduler<T> {
             && let Some(waiting) = self.waiting.get(index)
             && let found = self.find(waiting)
             && self.is_likely_to_fit(waiting, &found)
-            // One page more than was found: the others are taken when there is something to put into them.
+            // Only one page more than was found: the others are taken when there are tokens to put into them.
             && let Some(mut pages) = self.pages.take(&found, found.len() + 1)
             && let Some(waiting) = self.waiting.remove(index)
         {
             let reused = found.len() * PAGE_TOKENS;
-            // Room for all that may come, so that no later step has to make it.
+            // Capacity for all pages it may ever need, so that no later step allocates.
             pages.reserve_exact(Pages::needed(waiting.max_len).saturating_sub(pages.len()));
             self.running.push(Running {
                 prefill_len: known(&waiting.job),
@@ -40,11 +40,11 @@ impl<T: Job> Scheduler<T> {
         self.running.len() - before
     }
 
-    /// Which of those who wait is next to get a slot, if there is one for it.
+    /// The waiting generation to admit next, if there is a slot for it.
     ///
-    /// A prompt that takes more than a step lends its slot to one that takes no more than a step, since it will not need
-    /// the slot for a while: what `max_batch` bounds is how many decode at once. Should a lender be done before whoever
-    /// borrowed, it waits for a slot with its last row.
+    /// A prompt that needs more than one more step lends its slot to a prompt that needs at most one step, because it
+    /// will not decode for a while: what `max_batch` bounds is how many generations decode at once. If the lender is
+    /// ready before the borrower has finished, it waits with its last row until a slot is free.
     fn next_to_admit(&self) -> Option<usize> {
         if self.running.len() < self.budget.max_batch {
             return (!self.waiting.is_empty()).then_some(0);
@@ -59,10 +59,10 @@ impl<T: Job> Scheduler<T> {
         self.waiting.iter().position(fits_a_step)
     }
 
-    /// Whether the pages suffice for `waiting`, of which `found` are in the cache, and for everybody who runs, if all
-    /// become as long as is usual here.
+    /// Whether the free pages suffice for `waiting`, whose pages `found` are cached already, and for all running
+    /// generations, if each answer reaches the usual length.
     fn is_likely_to_fit(&self, waiting: &Waiting<T>, found: &[u32]) -> bool {
-        // Then all pages are free, and no generation is longer than all of them.
+        // All pages are free then, and no generation needs more than all of them.
         if self.running.is_empty() {
             return true;
         }
@@ -75,14 +75,14 @@ impl<T: Job> Scheduler<T> {
         self.pages.cost(found, own) + others.sum::<usize>() <= self.pages.free()
     }
 
-    /// Pages that a generation is likely to need in the end, when it has come to position `at`: for an answer of usual
-    /// length, and for a page more where it is longer already.
+    /// Pages that a generation, now at position `at`, is likely to need in the end: enough for an answer of the usual
+    /// length, or for one page more than it has if it is longer already.
     fn likely_pages(&self, prompt_len: usize, at: usize, max_len: usize) -> usize {
         let usual = prompt_len + self.typical_tokens as usize;
         Pages::needed(usual.max(at + PAGE_TOKENS).min(max_len))
     }
 
-    /// Gives everyone who runs a page for its next row. When there is none left the newest has to go, until there is.
+    /// Gives every running generation a page for its next row. While none is free, preempts the newest generation.
     fn make_room(&mut self) {
         let mut index = 0;
         while let Some(cached) = self.running.get(index).map(|running| running.cached) {
@@ -100,8 +100,8 @@ impl<T: Job> Scheduler<T> {
         }
     }
 
-    /// Takes pages for the first `end` positions of a generation, as far as there are any; returns how many of the
-    /// positions they hold.
+    /// Allocates pages for the first `end` positions of a generation, as far as pages are free; returns how many of
+    /// these positions have a page.
     pub(super) fn cover(&mut self, index: usize, end: usize) -> usize {
         let pages = &mut self.running[index].pages;
         let missing = Pages::needed(end).saturating_sub(pages.len());
@@ -112,7 +112,7 @@ impl<T: Job> Scheduler<T> {
         end.min(pages.len() * PAGE_TOKENS)
     }
 
-    /// Gives those who have not begun with their prompt what others have computed of it since they were admitted.
+    /// Gives prompts that have not begun the pages that other generations have published since their admission.
     fn share(&mut self) {
         for running in self
             .running

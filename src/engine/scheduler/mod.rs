@@ -1,21 +1,24 @@
-//! Who runs in the next step, and within which budget.
+//! Decides which generations run in the next step, and with how many rows.
 //!
 //! Pure: arrivals, lengths and departures go in, a plan comes out. There is no clock, channel or tensor here, so text
 //! scripts (`tests/scheduler/*.txt`) can say what must happen.
 //!
-//! A generation waits, then runs. While it runs it is first a *prompt*, cut into chunks, and then *decoding*, one row per
-//! step. One step mixes chunks and decoding rows, so that one pass over the weights serves all of them.
+//! A generation waits, then runs. A running generation is first a *prompt* (prefill), computed in chunks, and then
+//! *decodes*, one row per step. One step mixes chunks and decoding rows, so that one pass over the weights serves all
+//! of them.
 //!
-//! **KV pages** are taken as tokens come. A generation is admitted when what it and the others are likely to need is free;
-//! when that was too hopeful and the pages run out, the newest is *preempted*: it gives its pages back and waits at the
-//! head of the queue, to compute again what the prefix cache has not kept. The oldest can take every page there is, and
-//! no generation may be longer than that, so somebody always gets on.
+//! **KV pages** are allocated as tokens come. A generation is admitted when enough pages are free for what it and the
+//! running ones are likely to need. If that estimate was too low and the pages run out, the newest generation is
+//! *preempted*: it returns its pages and waits at the head of the queue, and later recomputes what the prefix cache has
+//! not kept. The oldest can take every page there is, and no generation may need more than that, so at least one always
+//! makes progress.
 //!
-//! **Prompts** share the rows of a step: half of them go in order of admission, half to the prompt with the fewest rows
-//! left. So a short prompt is not held up by long ones, and whoever came first always has half of the rows.
+//! **Prompts** share the rows of a step: half of the rows go to prompts in order of admission, half to the prompt with
+//! the fewest rows left. So short prompts are not held up by long ones, and the oldest prompt always gets half of the
+//! rows.
 //!
-//! With a prefix cache a prompt starts behind the full pages that somebody computed before; see [`super::pages`]. A prompt
-//! that has not begun waits for a page that another computes in this step.
+//! With a prefix cache a prompt starts behind the full pages that were computed before; see [`super::pages`]. A prompt
+//! that has not begun waits while another prompt computes its next page in this step.
 
 mod admit;
 mod plan;
@@ -33,40 +36,40 @@ pub struct Budget {
     pub step_tokens: usize,
 }
 
-/// What the scheduler reads of the job that a caller attaches to a generation.
+/// What the scheduler needs to know of the job that a caller attaches to a generation.
 pub trait Job {
     /// The prompt's tokens, then those generated so far, then the drafts.
     fn tokens(&self) -> &[u32];
 
-    /// How many of the tokens, at their end, are drafts: guesses that the next step checks. None while it waits.
+    /// How many of the last tokens are drafts, which the next step checks. None while it waits.
     fn drafts(&self) -> usize {
         0
     }
 
-    /// Only generations with the same salt find each other's pages.
+    /// Pages are shared only between generations with the same salt.
     fn salt(&self) -> u128 {
         0
     }
 
-    /// Whether the logits of every row of the prompt are still wanted, not only of its last: such a prompt is computed
-    /// from its first token on, whatever is cached.
+    /// Whether the logits of every row of the prompt are still needed, not only those of its last. Such a prompt is
+    /// computed from its first token on, even if its pages are cached.
     fn scores_prompt(&self) -> bool {
         false
     }
 }
 
-/// A run of rows of one generation in the planned step.
+/// Consecutive rows of one generation in the planned step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Work {
-    /// Index into [`Scheduler::running`]; good until something is removed.
+    /// Index into [`Scheduler::running`]; valid until a generation is removed.
     pub index: usize,
     /// Position of the first row; everything before it is in the KV pages.
     pub start: usize,
     /// How many rows: a chunk of a prompt, or the last token and the drafts behind it.
     pub rows: usize,
-    /// How many of the rows, at their end, are drafts.
+    /// How many of the last rows are drafts.
     pub drafts: usize,
-    /// Rows at the end whose logits are wanted: one where the step reaches the generation's last token, to choose the
+    /// How many of the last rows need logits: one where the step reaches the generation's last token, to choose the
     /// next, and one for each draft.
     pub logit_rows: usize,
 }
@@ -86,17 +89,17 @@ pub struct Running<T> {
     pub job: T,
     prompt_len: usize,
     max_len: usize,
-    /// Positions that were known when it was admitted: the prompt, and after a preemption what had been generated.
+    /// Positions known at admission: the prompt, and after a preemption also what had been generated.
     prefill_len: usize,
-    /// Positions at the beginning that were found in the prefix cache; always less than `prefill_len`.
+    /// Positions at the beginning that came from the prefix cache; always less than `prefill_len`.
     reused: usize,
     /// Positions whose keys and values are in the pages.
     cached: usize,
     /// Rows that the planned step adds.
     planned: usize,
-    /// Pages for what is cached and planned, and at times for a little more.
+    /// Pages for the cached and planned positions, and sometimes a few more.
     pages: Vec<u32>,
-    /// How many of them, from the first on, are published: others may hold them too, and nobody writes into them.
+    /// How many of the first pages are published: other generations may hold them too, so they are never written.
     published: usize,
 }
 
@@ -106,7 +109,7 @@ impl<T> Running<T> {
         &self.pages
     }
 
-    /// How many tokens of what was known at its admission were found in the prefix cache.
+    /// How many of the tokens known at admission were found in the prefix cache.
     pub const fn reused(&self) -> usize {
         self.reused
     }
@@ -115,38 +118,38 @@ impl<T> Running<T> {
         self.cached >= self.prefill_len
     }
 
-    /// Rows to compute before the next token can be chosen; 0 once it decodes.
+    /// Prefill rows still to compute; 0 once it decodes.
     const fn prefill_left(&self) -> usize {
         self.prefill_len.saturating_sub(self.cached)
     }
 }
 
-/// Tokens that a generation is taken to give before any has ended: a paragraph or two, as chats answer.
+/// Assumed length of an answer before any has ended: a paragraph or two, as in chats.
 const FIRST_TYPICAL_TOKENS: f64 = 256.0;
-/// Share of the newest answer in the running mean of their lengths: it follows about the last ten.
+/// Weight of the newest answer in the running mean of their lengths: it averages about the last ten.
 const NEWEST_SHARE: f64 = 0.1;
 
-/// Two queues. `T` is whatever the caller attaches to a generation.
+/// The waiting and the running generations. `T` is whatever the caller attaches to a generation.
 #[derive(Debug)]
 pub struct Scheduler<T> {
     budget: Budget,
     pages: Pages,
-    /// In order of arrival, those that were preempted before all others.
+    /// In order of arrival, preempted ones first.
     waiting: VecDeque<Waiting<T>>,
     /// In order of admission.
     running: Vec<Running<T>>,
-    /// Running mean of the tokens that generations gave.
+    /// Running mean of the tokens that a generation produces.
     typical_tokens: f64,
-    /// Generations that were preempted so far.
+    /// Number of preemptions so far.
     preemptions: u64,
-    /// Whether the odd row of the next step goes in order of admission.
+    /// Whether the next odd row goes to the prompts in order of admission.
     odd_row_in_order: bool,
-    /// The prompts in order of admission and by their length, kept for their memory.
+    /// Scratch: the prompts in order of admission, and shortest first.
     prompts: [Vec<usize>; 2],
 }
 
 impl<T: Job> Scheduler<T> {
-    /// A scheduler of nothing, over `pages` of which all are free.
+    /// A scheduler without generations, over `pages` that are all free.
     pub fn new(budget: Budget, pages: Pages) -> Self {
         Self {
             budget,
@@ -160,8 +163,8 @@ impl<T: Job> Scheduler<T> {
         }
     }
 
-    /// Puts a generation at the end of the queue. `prompt_len + max_tokens` fits the pages there are: one that does not
-    /// would wait, and make everyone behind it wait, for ever.
+    /// Puts a generation at the end of the queue. `prompt_len + max_tokens` must fit the pages there are: one that does
+    /// not fit would wait for ever, and everything behind it too.
     pub fn arrive(&mut self, job: T, prompt_len: usize, max_tokens: usize) {
         self.waiting.push_back(Waiting {
             job,
@@ -170,8 +173,8 @@ impl<T: Job> Scheduler<T> {
         });
     }
 
-    /// Notes that the planned step has been run. `plan` says of each generation how many of its `rows` hold: all of them,
-    /// less the drafts that were refused. What those left in the pages is written over before it is read.
+    /// Records that the planned step has been computed. For each generation, `plan` says how many of its `rows` are
+    /// valid: all but the drafts that were refused. What those left in the pages is overwritten before it is read.
     pub fn settle(&mut self, plan: &[Work]) {
         for work in plan {
             let running = &mut self.running[work.index];
@@ -189,13 +192,14 @@ impl<T: Job> Scheduler<T> {
         }
     }
 
-    /// Takes out every generation that `gone` names, waiting or running, and frees its pages; the others keep their order.
+    /// Removes every generation for which `gone` is true, waiting or running, and frees its pages; the others keep
+    /// their order.
     pub fn remove_if(&mut self, mut gone: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut removed = Vec::new();
         for running in self.running.extract_if(.., |running| gone(&running.job)) {
             self.pages.give_back(&running.pages);
             let tokens = known(&running.job) - running.prompt_len;
-            // Whoever leaves before the first token says nothing about answers.
+            // A generation without a token says nothing about the length of answers.
             if tokens > 0 {
                 self.typical_tokens += NEWEST_SHARE * (tokens as f64 - self.typical_tokens);
             }
@@ -212,33 +216,33 @@ impl<T: Job> Scheduler<T> {
         removed
     }
 
-    /// The generations that run, in order of admission.
+    /// The running generations, in order of admission.
     pub fn running(&self) -> &[Running<T>] {
         &self.running
     }
 
-    /// The same, to change what is attached.
+    /// The same, mutable.
     pub fn running_mut(&mut self) -> &mut [Running<T>] {
         &mut self.running
     }
 
-    /// How many wait.
+    /// How many generations wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Whether nobody waits or runs.
+    /// Whether there is no generation, waiting or running.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// How many are past their prompt.
+    /// How many generations are decoding.
     pub fn decoding(&self) -> usize {
         let decoding = self.running.iter().filter(|running| running.is_decoding());
         decoding.count()
     }
 
-    /// Pages that somebody holds and that hold at least one token, the planned step's included.
+    /// Pages that are held and contain at least one token, including those of the planned step.
     pub fn pages_used(&self) -> usize {
         let own = |running: &Running<T>| {
             Pages::needed(running.cached + running.planned) - running.published
@@ -257,18 +261,19 @@ impl<T: Job> Scheduler<T> {
     }
 }
 
-/// Tokens of a job that are certain: the prompt's and those generated.
+/// How many tokens of a job are certain: the prompt's and the generated ones, without the drafts.
 fn known(job: &impl Job) -> usize {
     job.tokens().len() - job.drafts()
 }
 
 impl<T: Job> Running<T> {
-    /// What was known when it was admitted.
+    /// The tokens known at admission.
     fn prefill(&self) -> &[u32] {
         &self.job.tokens()[..self.prefill_len]
     }
 
-    /// Whether nothing of its prompt was computed, which could be found instead. A prompt that is scored is computed whole.
+    /// Whether it has computed no row yet and may still take pages from the prefix cache. A prompt that is scored is
+    /// always computed in full.
     fn awaits_its_first_step(&self) -> bool {
         !self.is_decoding() && self.cached == self.reused && !self.job.scores_prompt()
     }

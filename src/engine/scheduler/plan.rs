@@ -1,14 +1,14 @@
-//! Which rows the next step has.
+//! Chooses the rows of the next step.
 
 use super::{Job, Running, Scheduler, Work};
 use crate::model::PAGE_TOKENS;
 
 impl<T: Job> Scheduler<T> {
-    /// Plans the next step into `plan`, after [`Scheduler::admit`]; with nobody decoding the prompts have it all, else at
-    /// most `prompt_rows` of it, and one row at least.
+    /// Plans the next step into `plan`, after [`Scheduler::admit`]. If no generation is decoding, prompts may fill the
+    /// step; otherwise they get at most `prompt_rows` rows, and at least one.
     ///
-    /// Decoding rows come first, since somebody is reading along. Drafts are checked only in steps without prompts, whose
-    /// rows are not spared for a guess.
+    /// Decoding rows come first, since a client is reading their answers as they grow. Drafts are checked only in steps
+    /// without prompts: a prompt's rows are always useful, a draft's may not be.
     pub fn plan(&mut self, prompt_rows: usize, plan: &mut Vec<Work>) {
         plan.clear();
         let decoding = self.decoding();
@@ -22,7 +22,7 @@ impl<T: Job> Scheduler<T> {
             let running = &self.running[index];
             if running.is_decoding() {
                 let cached = running.cached;
-                // The last token is never run, so a draft for it, or behind it, would be of no use.
+                // The last token is never computed, so a draft for it or behind it would be useless.
                 let most = (running.max_len - cached).saturating_sub(2);
                 let drafts = running.job.drafts().min(most).min(drafts_left);
                 let rows = self.cover(index, cached + 1 + drafts) - cached;
@@ -36,7 +36,7 @@ impl<T: Job> Scheduler<T> {
         self.plan_prompts(left, self.budget.max_batch - decoding, plan);
     }
 
-    /// Divides `rows` rows between the prompts, of which at most `slots` may come to their end and begin to decode.
+    /// Divides `rows` rows between the prompts, at most `slots` of which may finish their prefill and begin to decode.
     fn plan_prompts(&mut self, rows: usize, mut slots: usize, plan: &mut Vec<Work>) {
         let [mut in_order, mut shortest_first] = std::mem::take(&mut self.prompts);
         let is_prompt = |&index: &usize| !self.running[index].is_decoding();
@@ -44,8 +44,8 @@ impl<T: Job> Scheduler<T> {
         in_order.extend((0..self.running.len()).filter(is_prompt));
         shortest_first.clear();
         shortest_first.extend(&in_order);
-        // By powers of two, within which the order of admission holds: prompts of about the same length gain nothing by
-        // going on side by side.
+        // Compared by powers of two, and in order of admission within one: prompts of about the same length gain
+        // nothing from running side by side.
         shortest_first.sort_by_key(|&index| self.running[index].prefill_left().ilog2());
         let half = if self.odd_row_in_order {
             rows.div_ceil(2)
@@ -56,7 +56,7 @@ impl<T: Job> Scheduler<T> {
         let shares = [
             (half, &in_order),
             (rows - half, &shortest_first),
-            // What the shortest left over.
+            // Rows that the shortest prompts left over.
             (0, &in_order),
         ];
         let mut left = 0;
@@ -74,7 +74,7 @@ impl<T: Job> Scheduler<T> {
         self.prompts = [in_order, shortest_first];
     }
 
-    /// Adds up to `rows` rows to what is planned of a prompt; returns how many.
+    /// Adds up to `rows` rows to a prompt's plan; returns how many.
     fn add_rows(&mut self, index: usize, rows: usize, slots: &mut usize) -> usize {
         let running = &self.running[index];
         let (start, planned) = (running.cached, running.planned);
@@ -90,12 +90,12 @@ impl<T: Job> Scheduler<T> {
         rows
     }
 
-    /// Whether the next page of a prompt that has not begun is being computed for another in this step, which makes it
-    /// worth waiting for.
+    /// Whether another prompt computes, in this step, the next page of this prompt, which has not begun: it is then
+    /// worth waiting for the page.
     fn is_following(&self, index: usize) -> bool {
         let follower = &self.running[index];
         let end = follower.cached + PAGE_TOKENS;
-        // The last token is computed by everyone, since somebody has to say what follows it.
+        // Every generation computes the last token of its prompt, because its logits choose the next token.
         if !self.pages.publishes()
             || follower.planned > 0
             || !follower.awaits_its_first_step()
