@@ -1,4 +1,4 @@
-//! Values as people type them in flags and variables.
+//! Parsers for the values of flags and environment variables.
 
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -37,7 +37,7 @@ impl FromStr for ByteSize {
 }
 
 impl fmt::Display for ByteSize {
-    /// Three digits and a unit of 1024, for people.
+    /// Three digits and a binary unit, such as `1.50 GiB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let bytes = self.0 as f64;
         let (value, unit) = match self.0 {
@@ -58,7 +58,7 @@ impl fmt::Display for ByteSize {
 /// Reads a size from `LOW` to `HIGH` bytes.
 ///
 /// # Errors
-/// In words for the person who typed it.
+/// A message for the user, which says what to write.
 pub fn size<const LOW: u64, const HIGH: u64>(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse()?;
     if (LOW..=HIGH).contains(&size.0) {
@@ -71,7 +71,7 @@ pub fn size<const LOW: u64, const HIGH: u64>(text: &str) -> Result<ByteSize, Str
 /// Reads a whole number from `LOW` to `HIGH`.
 ///
 /// # Errors
-/// In words for the person who typed it.
+/// A message for the user, which says what to write.
 pub fn whole<const LOW: usize, const HIGH: usize>(text: &str) -> Result<usize, String> {
     let number = text.parse().ok();
     let number = number.filter(|number| (LOW..=HIGH).contains(number));
@@ -80,51 +80,51 @@ pub fn whole<const LOW: usize, const HIGH: usize>(text: &str) -> Result<usize, S
 
 /// More threads than any machine has cores.
 pub const MOST_THREADS: usize = 4096;
-/// More tokens than any context has: a bound for arithmetic, where the model's own is not known yet.
+/// More tokens than any context has: a bound for arithmetic where the model's own limit is not known yet.
 pub const MOST_TOKENS: usize = 1 << 24;
 
 /// Reads a number of threads.
 ///
 /// # Errors
-/// In words for the person who typed it.
+/// A message for the user, which says what to write.
 pub fn thread_count(text: &str) -> Result<usize, String> {
     whole::<1, MOST_THREADS>(text)
 }
 
-/// Reads a number of tokens, of which there has to be at least one.
+/// Reads a number of tokens, at least one.
 ///
 /// # Errors
-/// In words for the person who typed it.
+/// A message for the user, which says what to write.
 pub fn tokens(text: &str) -> Result<usize, String> {
     whole::<1, MOST_TOKENS>(text)
 }
 
-/// A day: who wants to wait longer does not want to wait.
+/// A day, longer than any useful timeout.
 const MOST_SECONDS: usize = 24 * 60 * 60;
 
-/// Reads whole seconds, at most a day, with or without an `s` behind them.
+/// Reads whole seconds, at most a day, with or without a trailing `s`.
 ///
 /// # Errors
-/// In words for the person who typed it.
+/// A message for the user, which says what to write.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = whole::<0, MOST_SECONDS>(text.strip_suffix('s').unwrap_or(text));
     let seconds = seconds.map(|seconds| Duration::from_secs(seconds as u64));
     seconds.map_err(|_| format!("write whole seconds up to {MOST_SECONDS}, such as 120 or 120s"))
 }
 
-/// Reads a number of which there has to be at least one.
+/// Reads a whole number of at least one.
 ///
 /// # Errors
-/// In words for the person who typed it.
+/// A message for the user, which says what to write.
 pub fn positive(text: &str) -> Result<usize, String> {
     let number = text.parse().ok().filter(|&number| number > 0);
     number.ok_or_else(|| "write a whole number of at least 1".to_owned())
 }
 
-/// Reads `on` or `off`, or what else people write for them in variables.
+/// Reads `on` or `off`, or one of the other common spellings.
 ///
 /// # Errors
-/// In words for the person who typed it.
+/// A message for the user, which says what to write.
 pub fn on_off(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "on" | "1" | "true" | "yes" => Ok(true),
@@ -136,7 +136,7 @@ pub fn on_off(text: &str) -> Result<bool, String> {
 /// Reads an address to listen on, `HOST:PORT`, where the host may be a name.
 ///
 /// # Errors
-/// In words for the person who typed it.
+/// A message for the user, which says what to write.
 pub fn address(text: &str) -> Result<SocketAddr, String> {
     const FORM: &str =
         "write HOST:PORT, such as 127.0.0.1:8080 for this machine only or 0.0.0.0:8080 for all";
@@ -149,23 +149,23 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
     }
     let found = text.to_socket_addrs().map(Vec::from_iter);
     let found = found.map_err(|problem| format!("no address of {host} is known: {problem}"))?;
-    // `localhost` has two; clients that are given its name try the older kind in any case.
+    // `localhost` has an IPv4 and an IPv6 address; clients that use the name always try IPv4.
     let older = found.iter().find(|address| address.is_ipv4());
     let address = older.or(found.first()).copied();
     address.ok_or_else(|| format!("no address of {host} is known"))
 }
 
-/// Reads a factor that makes nothing smaller, up to a thousand.
+/// Reads a factor from 1 to 1000.
 ///
 /// # Errors
-/// In words for the person who typed it.
+/// A message for the user, which says what to write.
 pub fn factor(text: &str) -> Result<f64, String> {
     let factor = text.parse().ok();
     let factor = factor.filter(|factor| (1.0..=1000.0).contains(factor));
     factor.ok_or_else(|| "write a number from 1 to 1000, such as 3 or 1.5".to_owned())
 }
 
-/// The number of compute threads: as many as `asked` for, though no more than [`available_threads`].
+/// The number of compute threads: as many as `asked` for, but at most [`available_threads`].
 pub fn threads(asked: Option<usize>) -> usize {
     let available = available_threads();
     if let Some(asked) = asked.filter(|&asked| asked > available) {
@@ -177,8 +177,8 @@ pub fn threads(asked: Option<usize>) -> usize {
     asked.map_or(available, |asked| asked.min(available))
 }
 
-/// Threads this process may run at once: the machine's cores, less what affinity or the cgroup's quota take away. A
-/// thread more would be throttled, and all others wait for it at the end of every matrix.
+/// The number of threads this process may run at once: the machine's cores, as limited by CPU affinity and the cgroup's
+/// quota. One thread more would be throttled, and all others wait for it at the end of every matrix.
 pub fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }

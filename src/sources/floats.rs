@@ -42,8 +42,8 @@ impl FloatType {
                 }
             }
             Self::F16 => {
-                // `half` converts slices with the CPU's own instruction, so values are lined up in a small buffer first;
-                // 256 of them (512 bytes) stay in the first-level cache.
+                // `half` converts slices with the CPU's own instruction, so values are copied to an aligned buffer
+                // first; 256 of them (512 bytes) stay in the first-level cache.
                 let mut line = [f16::ZERO; 256];
                 for (values, bytes) in out
                     .chunks_mut(line.len())
@@ -64,7 +64,7 @@ impl FloatType {
     }
 }
 
-/// Whether every value is finite. Looks at all of them without branching, which the compiler turns into vector code.
+/// Whether every value is finite. Checks all of them without branching, which the compiler vectorises.
 pub fn all_finite(values: &[f32]) -> bool {
     // An f32 is infinite or NaN exactly when its eight exponent bits are all set.
     const EXPONENT: u32 = 0x7f80_0000;

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 /// Opens the folder at `path`.
 ///
 /// # Errors
-/// [`Error::NotFound`] when it or a file it needs is missing, [`Error::BadModel`] when a file does not add up.
+/// [`Error::NotFound`] when it or a file it needs is missing, [`Error::BadModel`] when a file is inconsistent.
 pub fn open(path: &Path) -> Result<Checkpoint> {
     let metadata = std::fs::metadata(path).map_err(|e| Error::not_found(path, e))?;
     if !metadata.is_dir() {
@@ -40,7 +40,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
             None => Box::new(weights(path, false)?),
         },
     };
-    // It says how weights are stored, which is understood by now, and nothing about the model.
+    // It describes how the weights are stored, which has been read by now, and nothing about the model.
     if let Some(fields) = config.as_object_mut() {
         fields.remove("quantization_config");
     }
@@ -56,14 +56,14 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     })
 }
 
-/// The folder's own name, which is the model's by convention.
+/// The folder's own name, by convention the model's.
 fn name(path: &Path) -> String {
     let absolute = path.canonicalize().unwrap_or_else(|_| path.into());
     let name = absolute.file_name().unwrap_or_default();
     name.to_string_lossy().into_owned()
 }
 
-/// The error for a file where a folder was expected: a part of a folder, or an export for another program.
+/// The error for a file where a folder was expected: part of a model folder, or an export for another program.
 fn not_a_folder(file: &Path) -> Error {
     let name = file.file_name().unwrap_or_default().to_string_lossy();
     if let Some((form, _)) = Form::by_files(&[&name]) {
@@ -129,14 +129,14 @@ fn weights(folder: &Path, integers: bool) -> Result<Shards> {
     Err(other_form(folder, &names).unwrap_or_else(error))
 }
 
-/// The refusal of a folder that holds a model in a form that is not read.
+/// The error for a folder that holds a model in an unsupported format.
 fn other_form(folder: &Path, names: &[String]) -> Option<Error> {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let (form, name) = Form::by_files(&names)?;
     Some(form.refusal(folder.join(name), "format"))
 }
 
-/// The names of a folder's files, and of those in its folders, as exports keep their parts there.
+/// The names of a folder's files, and of those one level below, where exports keep their parts.
 fn file_names(folder: &Path) -> Vec<String> {
     let list = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names = Vec::new();
@@ -151,7 +151,7 @@ fn file_names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The first file by name, of the folder itself, whose extension is one of `extensions`.
+/// The alphabetically first file, in the folder itself, whose extension is one of `extensions`.
 fn first_with_extension<'n>(names: &'n [String], extensions: &[&str]) -> Option<&'n String> {
     let has_extension = |name: &&String| {
         let extension = Path::new(name).extension().unwrap_or_default();
@@ -216,7 +216,8 @@ fn chat_template(folder: &Path) -> Result<Option<String>> {
 
 /// Loads `tokenizer.json` and checks that it is a byte-level BPE, because decoding relies on the byte-level alphabet.
 fn tokenizer(file: &Path) -> Result<Tokenizer> {
-    /// What the tokenizers crate panics over if it is not JSON; everything else of the file is looked at on the way.
+    /// The tokenizers crate panics if `decoder` is not JSON; deserializing this struct also checks the syntax of the
+    /// rest of the file.
     #[derive(serde::Deserialize)]
     struct Outline {
         #[serde(default, rename = "decoder")]
@@ -226,7 +227,7 @@ fn tokenizer(file: &Path) -> Result<Tokenizer> {
     serde_json::from_slice::<Outline>(&bytes).map_err(|e| Error::bad_model(file, "JSON", e))?;
     let tokenizer = Tokenizer::from_bytes(bytes);
     let mut tokenizer = tokenizer.map_err(|e| Error::bad_model(file, "JSON", e))?;
-    // Some exports keep the truncation or padding of their last training run; neither may touch a prompt.
+    // Some exports keep the truncation or padding of their training; neither may change a prompt.
     tokenizer.with_padding(None);
     let untruncated = tokenizer.with_truncation(None);
     untruncated.map_err(|e| Error::bad_model(file, "truncation", e))?;

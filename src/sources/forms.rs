@@ -1,32 +1,32 @@
-//! Forms that models are published in and that are not read here: what each is called, how it is told, and what to
-//! take instead. Whoever finds one refuses it by its name.
+//! Formats that models are published in and that cannot be read here: the name of each, how it is recognised, and what
+//! to use instead. Every error about such a format takes its text from here.
 
 use std::path::Path;
 
 use crate::error::Error;
 
-/// What to do about weights that another program has quantized.
+/// Advice for weights that another program has quantized.
 pub const UNQUANTIZED: &str =
     "take the model's unquantized (bf16) repository, or the Q8_0 file of its GGUF repository";
-/// What to do about an export for another program.
+/// Advice for an export for another program.
 const SAFETENSORS: &str =
     "take the repository with the model's safetensors, or the Q8_0 file of its GGUF repository";
 
-/// What a Granite 4 with Mamba layers is, and what runs instead.
+/// The problem with a Granite 4 that has Mamba layers, and what runs instead.
 pub const HYBRID: &str = "is a Granite 4 hybrid (Mamba-2), which does not run here yet; take a dense one, such as granite-4.0-micro, granite-4.0-350m or granite-4.1-3b";
-/// What a model with experts is, and what runs instead.
+/// The problem with a mixture of experts, and what runs instead.
 pub const MIXTURE_OF_EXPERTS: &str = "is a mixture of experts, which does not run here yet; take a dense model, such as granite-3.3-2b-instruct or granite-4.0-micro";
 
-/// A form that is not read.
+/// A format that is not supported.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Form {
-    /// In the words of people who use it.
+    /// The name that its users know it by.
     pub name: &'static str,
     sign: Sign,
     instead: &'static str,
 }
 
-/// What gives a form away.
+/// How a format is recognised.
 #[derive(Debug, PartialEq, Eq)]
 enum Sign {
     /// `quantization_config.quant_method` in `config.json`.
@@ -35,9 +35,9 @@ enum Sign {
     Format(&'static [&'static str]),
     /// The type of a tensor in a safetensors file.
     Type(&'static [&'static str]),
-    /// How a file's name ends, in a folder or repository without weights that are read.
+    /// The end of a file's name, in a folder or repository without weights that can be read.
     File(&'static [&'static str]),
-    /// Only known by other means, which name it.
+    /// Recognised elsewhere in the code, which refers to the constant.
     Named,
 }
 
@@ -49,12 +49,12 @@ const fn form(name: &'static str, sign: Sign, instead: &'static str) -> Form {
     }
 }
 
-/// Weights in four bits that bitsandbytes made.
+/// Four-bit weights of bitsandbytes.
 pub static BITSANDBYTES_4BIT: Form = form("4-bit bitsandbytes weights", Sign::Named, UNQUANTIZED);
-/// MLX's own quantization, which says its bits and no method.
+/// MLX's own quantization, which states its bits but no method.
 pub static MLX: Form = form("quantized MLX weights", Sign::Named, UNQUANTIZED);
 
-/// Every form that a sign gives away. The first that fits is named, so what is special comes before what is general.
+/// Every format with a sign. The first match is reported, so the specific ones come before the general ones.
 #[rustfmt::skip]
 static FORMS: [Form; 21] = [
     form("4-bit AWQ weights", Sign::Method(&["awq"]), UNQUANTIZED),
@@ -87,24 +87,24 @@ static FORMS: [Form; 21] = [
 ];
 
 impl Form {
-    /// The form that `quantization_config.quant_method` names.
+    /// The format with this `quantization_config.quant_method`.
     pub fn by_method(method: &str) -> Option<&'static Self> {
         find(|sign| matches!(sign, Sign::Method(names) if names.contains(&method)))
     }
 
-    /// The form that a `format` of compressed-tensors names.
+    /// The format with this `format` of compressed-tensors.
     pub fn by_format(format: &str) -> Option<&'static Self> {
         find(|sign| matches!(sign, Sign::Format(names) if names.contains(&format)))
     }
 
-    /// The form whose tensors have the safetensors type `dtype`.
+    /// The format whose tensors have the safetensors type `dtype`.
     pub fn by_type(dtype: &str) -> Option<&'static Self> {
         find(|sign| matches!(sign, Sign::Type(names) if names.contains(&dtype)))
     }
 
-    /// The form that the names of a folder's or repository's files give away, and the file that does.
+    /// The format that the names of a folder's or repository's files show, and the file that shows it.
     pub fn by_files<'n>(names: &[&'n str]) -> Option<(&'static Self, &'n str)> {
-        // What a training run leaves beside the weights.
+        // Files that a training run leaves beside the weights.
         const LEFT_OVER: [&str; 4] = [
             "training_args.bin",
             "optimizer.pt",
@@ -124,12 +124,12 @@ impl Form {
         })
     }
 
-    /// What is wrong and what to do, in one line that continues `field: `.
+    /// The problem and the advice, in one line that continues `field: `.
     pub fn problem(&self) -> String {
         format!("{} cannot be read; {}", self.name, self.instead)
     }
 
-    /// The refusal of `field` in `file`.
+    /// The error for `field` in `file`.
     pub fn refusal(&self, file: impl AsRef<Path>, field: &str) -> Error {
         Error::bad_model(file, field, self.problem())
     }

@@ -1,12 +1,12 @@
-//! SHA-256 of what is read.
+//! SHA-256 checksums.
 
 use std::io::{self, Read, Write};
 
 use sha2::{Digest, Sha256};
 
-/// The SHA-256, in lower-case hexadecimal, of at most `limit` bytes of `from` and one more.
+/// The SHA-256, in lower-case hexadecimal, of the first `limit + 1` bytes of `from`.
 ///
-/// The one more shows that there are too many without reading them all.
+/// The extra byte changes the result if there are too many bytes, without reading all of them.
 pub fn sha256(from: impl Read, limit: u64) -> io::Result<String> {
     copy_hashed(from, &mut io::sink(), limit)
 }
@@ -16,7 +16,7 @@ pub fn sha256_of(bytes: &[u8]) -> String {
     hexadecimal(&Sha256::digest(bytes))
 }
 
-/// The SHA-256 of bytes in memory, which are taken in pieces, each of which is asked for by `before_piece`.
+/// The SHA-256 of bytes in memory, hashed in pieces; `before_piece` is called before each and may cancel.
 pub fn sha256_in_pieces<E>(
     bytes: &[u8],
     piece: usize,
@@ -30,7 +30,7 @@ pub fn sha256_in_pieces<E>(
     Ok(hexadecimal(&hasher.finalize()))
 }
 
-/// As [`sha256`], and copies what it hashes to `to`.
+/// Like [`sha256`], and also copies what it hashes to `to`.
 pub fn copy_hashed(from: impl Read, to: &mut impl Write, limit: u64) -> io::Result<String> {
     let mut both = Hashing {
         hasher: Sha256::new(),

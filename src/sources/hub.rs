@@ -1,4 +1,4 @@
-//! A repository on the Hugging Face hub, fetched into the cache that Hugging Face's own tools share.
+//! Downloads a repository from the Hugging Face hub into the cache that Hugging Face's own tools share.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -22,21 +22,21 @@ const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-/// Fetched where a repository has them. They come before the weights, so that a cache with the weights has everything.
+/// Downloaded if the repository has them. They come before the weights, so that a cache with the weights is complete.
 const OPTIONAL: [&str; 3] = [
     "generation_config.json",
     "tokenizer_config.json",
     "chat_template.jinja",
 ];
 
-/// How often one file is tried. Each try goes on where the last one broke off.
+/// Attempts per file. Each attempt resumes where the last one broke off.
 const TRIES: usize = 3;
 
-/// Returns the local folder or GGUF file of `repo` at `revision`, fetching what is missing. With a `label` it is the GGUF
-/// file of that name or quantization; without one it is the folder of safetensors, or else the best GGUF file.
+/// Returns the local folder or GGUF file of `repo` at `revision`, downloading what is missing. With a `label` it is the
+/// GGUF file of that name or quantization; without one it is the folder of safetensors, or else the best GGUF file.
 ///
 /// # Errors
-/// [`Error::Unavailable`] with what to do, or [`Error::BadModel`] for a repository without a model we can open.
+/// [`Error::Unavailable`] with advice, or [`Error::BadModel`] for a repository without a supported model.
 pub fn fetch(
     repo: &str,
     revision: &str,
@@ -80,7 +80,7 @@ struct Hub<'a> {
 }
 
 impl Hub<'_> {
-    /// What the cache holds of the revision, if that is a whole model.
+    /// The cached model of this revision, if it is complete.
     fn cached(&self) -> Option<Local> {
         let named = self.at(self.revision);
         let refs = self
@@ -88,14 +88,14 @@ impl Hub<'_> {
             .hub_cache
             .join(named.folder_name())
             .join("refs");
-        // A branch or tag is a file that holds its commit; a commit names itself.
+        // For a branch or tag, the cache has a file with its commit; a commit stands for itself.
         let commit = std::fs::read_to_string(refs.join(self.revision));
         let commit = commit.unwrap_or_else(|_| self.revision.into());
         let commit = Some(commit.trim()).filter(|commit| is_commit(commit))?;
         complete(&self.snapshot(commit), self.label)
     }
 
-    /// Fetches the files of a model, all from the commit that the revision points to when this starts.
+    /// Downloads the files of a model, all from the commit that the revision points to at the start.
     fn download(&self) -> Result<Local> {
         let api = self.api().map_err(|e| self.failed("anything", &e))?;
         let info = api.repo(self.at(self.revision)).info();
@@ -108,7 +108,7 @@ impl Hub<'_> {
         for name in self.wanted(&info)? {
             self.file(&source, &snapshot, name)?;
             if name == CONFIG {
-                // Gigabytes that could not be read are not fetched.
+                // Checks the configuration first, to avoid downloading gigabytes of unsupported weights.
                 let config = snapshot.join(CONFIG);
                 Method::read(&config, &read_json(&config)?)?;
             }
@@ -148,14 +148,15 @@ impl Hub<'_> {
         cache.repo(self.at(commit)).pointer_path(commit)
     }
 
-    /// Chooses what to fetch, weights last: a model in safetensors, unless a GGUF file is named, else one GGUF file.
+    /// Chooses the files to download, weights last: a model in safetensors, unless a GGUF file is named, else one GGUF
+    /// file.
     fn wanted<'i>(&self, info: &'i RepoInfo) -> Result<Vec<&'i str>> {
         let files: Vec<&str> = info.siblings.iter().map(|f| f.rfilename.as_str()).collect();
         let has = |name: &str| files.contains(&name);
         let weights = [WEIGHTS, INDEX].into_iter().find(|name| has(name));
         if let (Some(weights), true, None) = (weights, has(CONFIG), self.label) {
             let mut wanted: Vec<&str> = OPTIONAL.into_iter().filter(|name| has(name)).collect();
-            // Absent files are asked for too: the hub's answer then says which one is missing.
+            // Absent files are requested too: the hub's answer then says which one is missing.
             wanted.extend([CONFIG, TOKENIZER, weights]);
             return Ok(wanted);
         }
@@ -200,7 +201,7 @@ impl Hub<'_> {
         }
     }
 
-    /// Fetches one file into the snapshot, unless it is there.
+    /// Downloads one file into the snapshot, unless it is there.
     fn file(&self, source: &ApiRepo, snapshot: &Path, name: &str) -> Result<()> {
         if snapshot.join(name).exists() {
             return Ok(());
@@ -218,7 +219,7 @@ impl Hub<'_> {
         Ok(())
     }
 
-    /// Compares a fetched file with the size and, for large files, the SHA-256 that the hub announced.
+    /// Compares a downloaded file with the size and, for large files, the SHA-256 that the hub announced.
     fn check(&self, path: &Path, size: u64) -> Result<()> {
         let blob = path.canonicalize().map_err(|e| Error::io(path, e))?;
         let file = File::open(&blob).map_err(|e| Error::io(&blob, e))?;
@@ -244,7 +245,7 @@ impl Hub<'_> {
         Error::Unavailable(format!("{self}: {problem}"))
     }
 
-    /// Says what failed and what to do about it, in one line.
+    /// The error for a failed download, in one line with advice.
     fn failed(&self, what: &str, error: &ApiError) -> Error {
         let hint = match (error, status(error)) {
             (ApiError::LockAcquisition(_), _) => {
@@ -274,7 +275,7 @@ impl std::fmt::Display for Hub<'_> {
     }
 }
 
-/// The status of an answer, or `None` when there was no answer. The crate shows it in the message only.
+/// The HTTP status of an answer, or `None` when there was no answer. The crate exposes it only in the message.
 fn status(error: &ApiError) -> Option<u16> {
     let text = error.to_string();
     let (_, status) = text.split_once("http status: ")?;
@@ -285,12 +286,12 @@ fn is_hex(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Whether `text` is a commit in full, which also makes it safe as the name of a folder.
+/// Whether `text` is a full commit id, which is also safe as the name of a folder.
 fn is_commit(text: &str) -> bool {
     text.len() == 40 && is_hex(text)
 }
 
-/// The model in a snapshot, if every file of it is there. Where no GGUF file is named it is the best that was fetched.
+/// The model in a snapshot, if all its files are there. If no GGUF file is named, the best one downloaded.
 fn complete(snapshot: &Path, label: Option<&str>) -> Option<Local> {
     let has = |name: &str| snapshot.join(name).exists();
     let has_shards = || {

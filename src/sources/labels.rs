@@ -1,19 +1,19 @@
-//! Which of a repository's GGUF files to take: by the label of the quantization in a file's name.
+//! Chooses one of a repository's GGUF files by the quantization label in its name.
 
 use std::path::Path;
 
 use super::reference::is_gguf;
 
-/// Labels that can be read, the best for int8 first: Q8_0's own eight bits are made from the float weights and half the
-/// download of those; below it, the more bits the closer.
+/// Supported labels, best for int8 first. Q8_0 was made from the float weights and is half the download of f16 or bf16;
+/// below it, more bits are closer to the original.
 const BEST_FIRST: [&str; 22] = [
     "Q8_0", "BF16", "F16", "F32", "Q6_K_L", "Q6_K", "Q5_K_L", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0",
     "Q4_K_L", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0", "Q3_K_XL", "Q3_K_L", "Q3_K_M", "Q3_K_S",
     "Q2_K_L", "Q2_K",
 ];
 
-/// The models among a repository's files: GGUF files beside its README. Parts of models and what helps to make or to use
-/// one are not.
+/// The models among a repository's files: GGUF files in its root folder. Parts of split models and auxiliary files are
+/// left out.
 pub fn models<'n>(files: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
     let is_model = |name: &&str| {
         let plain = name.to_lowercase();
@@ -33,7 +33,7 @@ pub fn label(file: &str) -> &str {
     stem.rsplit(['-', '.']).next().unwrap_or(stem)
 }
 
-/// The file that `wanted` names, by its label or in full; of several with the label the first.
+/// The file that `wanted` names, by its label or in full; the first of several with the label.
 pub fn named<'n>(files: &[&'n str], wanted: &str) -> Option<&'n str> {
     let in_full = files.iter().find(|file| **file == wanted);
     let by_label = || {
@@ -45,7 +45,7 @@ pub fn named<'n>(files: &[&'n str], wanted: &str) -> Option<&'n str> {
     in_full.copied().or_else(by_label)
 }
 
-/// The file to take where none was named: the best that can be read, or the only one whatever it is called.
+/// The file to use if none is named: the best that can be read, or the only one there is.
 pub fn best<'n>(files: &[&'n str]) -> Option<&'n str> {
     match files {
         [only] => Some(only),
@@ -53,7 +53,7 @@ pub fn best<'n>(files: &[&'n str]) -> Option<&'n str> {
     }
 }
 
-/// The labels of all files, for people.
+/// The labels of all files, for messages.
 pub fn listed(files: &[&str]) -> String {
     let mut labels: Vec<&str> = files.iter().map(|file| label(file)).collect();
     labels.sort_unstable();
@@ -86,7 +86,7 @@ mod tests {
             assert!(best.ends_with(expected), "{best}");
             files.retain(|file| *file != best);
         }
-        // Whatever it is, the only one is what was asked for; opening it says what is wrong.
+        // The only file is chosen whatever its type; opening it reports what is wrong.
         assert_eq!(files.len(), 1);
         assert_eq!(best(&files), Some(files[0]));
         assert_eq!(best(&["a-IQ2_XXS.gguf", "a-IQ4_NL.gguf"]), None);

@@ -15,24 +15,24 @@ use memmap2::{Advice, Mmap};
 
 use crate::error::{Error, Result};
 
-/// The bytes of a file, paged in as they are read and shared with every process that maps the same file.
+/// The bytes of a file, paged in on first access and shared with every process that maps the same file.
 pub struct Mapped {
     path: PathBuf,
     map: Mmap,
-    /// Not the path's: that may have another file by now.
+    /// The open file that is mapped: a different one may be at the path by now.
     file: File,
-    /// When the file was last written to, as of the last look.
+    /// The file's modification time at the last check.
     modified: Mutex<Option<SystemTime>>,
 }
 
-/// What became of a mapped file since the last look.
+/// What happened to a mapped file since the last check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
     /// Nothing.
     None,
-    /// Something was written, perhaps what was there before.
+    /// Something was written, possibly the same bytes.
     Written,
-    /// It is shorter than its map: reading the rest ends the process.
+    /// It is shorter than its map: reading past its end ends the process.
     Shrunk,
 }
 
@@ -51,11 +51,11 @@ impl Mapped {
         if metadata.len() == 0 {
             return Err(Error::bad_model(path, "file", "is empty"));
         }
-        // SAFETY: the bytes behind a map must not change or shrink while it lives. This program never writes to a
-        // model file in place: downloads and packed models are written under another name and renamed, which leaves an
-        // existing map on the old file. Whoever operates the service must do the same when replacing a model, and
-        // the README says so; truncating the file under a running server ends it, with a message. All readers here treat the bytes as untrusted numbers, so a changed value
-        // can make an answer wrong but not an access out of bounds.
+        // SAFETY: the bytes behind a map must not change or shrink while it lives. This program never writes to a model
+        // file in place: downloads and packed models are written under another name and renamed, which leaves an
+        // existing map on the old file. Operators must do the same when they replace a model, and the README says so;
+        // truncating the file under a running server ends it, with a message. All readers here treat the bytes as
+        // untrusted numbers, so a changed value can make an answer wrong but cannot cause an access out of bounds.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         explain_bus_errors();
         Ok(Self {
@@ -66,8 +66,8 @@ impl Mapped {
         })
     }
 
-    /// What became of the file since the last look, or since it was opened. A file whose state cannot be told, as when its
-    /// server is gone, has not changed.
+    /// What happened to the file since the last check, or since it was opened. If its state cannot be read, as when a
+    /// file server is gone, it counts as unchanged.
     pub fn change(&self) -> Change {
         let Ok(metadata) = self.file.metadata() else {
             return Change::None;
@@ -88,9 +88,9 @@ impl Mapped {
         &self.path
     }
 
-    /// Brings the bytes `range` into memory and maps them, so that no later access waits for the disk or faults.
+    /// Reads the bytes `range` into memory and maps their pages, so that no later access waits for the disk or faults.
     pub fn populate(&self, range: Range<usize>) {
-        // Kernels before 5.14 refuse, and then a page is mapped when it is first read.
+        // Linux before 5.14 refuses, and then each page is mapped when it is first read.
         #[cfg(target_os = "linux")]
         let _ = self
             .map
@@ -101,7 +101,7 @@ impl Mapped {
             .advise_range(Advice::WillNeed, range.start, range.len());
     }
 
-    /// Tells the system that the file will be read from front to back, so that it reads ahead generously.
+    /// Tells the system that the file will be read from front to back, so that it prefetches generously.
     pub fn read_ahead(&self) {
         // Only a hint: a kernel that refuses it still serves the pages.
         let _ = self.map.advise(Advice::Sequential);
@@ -120,12 +120,12 @@ fn modified(metadata: &Metadata) -> Option<SystemTime> {
     metadata.modified().ok()
 }
 
-/// `EX_IOERR`, as of every other failure to read.
+/// `EX_IOERR`, as for every other failure to read.
 #[cfg(unix)]
 const EXIT_IO: libc::c_int = 74;
 
-/// Makes SIGBUS, which the system sends to whoever reads a page of a map that is behind the end of the file or that the
-/// disk cannot give, a message and an exit code. There is nothing to go on with: the instruction that reads would read
+/// Makes SIGBUS end the process with a message and an exit code. The system sends it on access to a mapped page that is
+/// past the end of the file or that the disk cannot deliver. The process cannot continue: the instruction would fault
 /// again.
 fn explain_bus_errors() {
     #[cfg(unix)]
@@ -140,18 +140,18 @@ fn explain_bus_errors() {
                     events: libc::POLLOUT,
                     revents: 0,
                 };
-                // SAFETY: `stderr` and `MESSAGE` outlive the calls, and the lengths are theirs. A handler may call
-                // nothing that takes locks or allocates; poll, write and _exit are on POSIX's list of what it may call.
+                // SAFETY: `stderr` and `MESSAGE` outlive the calls, and the lengths are theirs. A signal handler must
+                // not take locks or allocate; POSIX lists poll, write and _exit as safe in one.
                 unsafe {
-                    // Nobody may be reading; then the exit code has to do.
+                    // Standard error may have no reader; then only the exit code tells.
                     if libc::poll(&raw mut stderr, 1, 0) > 0 {
                         libc::write(libc::STDERR_FILENO, MESSAGE.as_ptr().cast(), MESSAGE.len());
                     }
                     libc::_exit(EXIT_IO)
                 }
             };
-            // SAFETY: what the handler does is safe in one, see above. It runs after the handler of the standard library,
-            // which reports overflows of stacks and returns for all else.
+            // SAFETY: the handler only does what is safe in one, see above. It runs after the handler of the standard
+            // library, which reports stack overflows and returns for everything else.
             let registered = unsafe { signal_hook_registry::register(libc::SIGBUS, say_and_end) };
             if let Err(error) = registered {
                 tracing::debug!(%error, "SIGBUS will have no message");

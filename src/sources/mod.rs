@@ -1,17 +1,17 @@
-//! Where a model comes from. Every source yields the same [`Checkpoint`]: a configuration in Hugging Face's words,
-//! a tokenizer, and tensors by their Hugging Face names, read as f32 rows on demand.
+//! Where a model comes from. Every source yields the same [`Checkpoint`]: a configuration with the keys of Hugging
+//! Face's `config.json`, a tokenizer, and tensors by their Hugging Face names, read as f32 rows on demand.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `reference.rs`, `suggest.rs`, `settings.rs` | what the user may name or have meant, and how it is fetched |
+//! | `reference.rs`, `suggest.rs`, `settings.rs` | how users name a model, suggestions for wrong names, and the settings for downloads |
 //! | `folder.rs`, `safetensors.rs` | a Hugging Face folder and its weights |
-//! | `forms.rs` | forms that are not read, by name, and what to take instead |
-//! | `quantized/` | folders whose matrices are int8 already: compressed-tensors and LLM.int8 |
-//! | `packed.rs`, `staging.rs` | a folder of weights that were quantized before, and how it is written whole |
+//! | `forms.rs` | unsupported formats, how they are recognised, and what to use instead |
+//! | `quantized/` | folders whose matrices are already int8: compressed-tensors and LLM.int8 |
+//! | `packed.rs`, `staging.rs` | a folder of weights that `quantize` has written, and writing such a folder atomically |
 //! | `gguf/` | a single GGUF file: header, configuration, tokenizer, tensors |
-//! | `hub.rs`, `labels.rs`, `demo.rs`, `wheel.rs` | what is fetched first: a Hugging Face repository, the demo model |
+//! | `hub.rs`, `labels.rs`, `demo.rs`, `wheel.rs` | downloads: a Hugging Face repository, the demo model |
 //! | `mapped.rs`, `floats.rs` | a read-only memory map, and numbers widened to f32 |
-//! | `progress.rs`, `hash.rs` | how far a download has come, and whether it is whole |
+//! | `progress.rs`, `hash.rs` | the progress of a download, and its checksum |
 
 mod demo;
 mod floats;
@@ -43,7 +43,7 @@ pub use settings::{Settings, Token};
 
 /// A checkpoint that has been opened and whose headers have been checked; tensor data is read on demand.
 pub struct Checkpoint {
-    /// A short name for people and `/v1/models`, such as `granite-3.3-2b-instruct`.
+    /// A short name, shown to users and in `/v1/models`, such as `granite-3.3-2b-instruct`.
     pub name: String,
     /// The file that errors about the configuration should name (`…/config.json` or the GGUF file).
     pub config_file: PathBuf,
@@ -55,20 +55,20 @@ pub struct Checkpoint {
     pub tokenizer: tokenizers::Tokenizer,
     /// The model's own chat template, where the source has one.
     pub chat_template: Option<String>,
-    /// The weights; of a packed model their names, types and sizes only.
+    /// The weights; for a packed model only their names, types and sizes.
     pub tensors: Box<dyn Tensors>,
     /// The weights of a packed model.
     pub packed: Option<packed::Packed>,
 }
 
 impl Checkpoint {
-    /// A SHA-256 that tells checkpoints apart without reading their weights: over the configuration and what the headers
-    /// say of the tensors. A packed model's also covers the checksums of its weights, so it stands for every bit of them.
+    /// A SHA-256 that identifies the checkpoint without reading its weights: over the configuration and what the
+    /// headers say of the tensors. A packed model's also covers the checksums of its weights, and so every bit of them.
     pub fn digest(&self) -> String {
         let mut parts = vec![self.config.to_string()];
         match &self.packed {
             Some(packed) => {
-                // How exact the weights were found to be does not change them.
+                // Recorded accuracy measurements do not change the weights.
                 let mut made = packed.quantization.clone();
                 made["evaluations"] = serde_json::json!([]);
                 parts.push(made.to_string());
@@ -81,10 +81,10 @@ impl Checkpoint {
         hash::sha256_of(parts.join("\n").as_bytes())
     }
 
-    /// The ids of each document, without tokens that frame a text; after `most` ids in all the rest is left out.
+    /// The ids of each document, without beginning- and end-of-text tokens; truncated to `most` ids in all.
     ///
     /// # Errors
-    /// [`Error::BadModel`] when the tokenizer fails on a document, or finds a token in it that the embedding has no row for.
+    /// [`Error::BadModel`] when the tokenizer fails on a document, or returns an id without a row in the embedding.
     pub fn token_ids(&self, documents: &[String], most: usize) -> Result<Vec<Vec<u32>>> {
         let rows = self.config["vocab_size"].as_f64().unwrap_or(f64::INFINITY);
         let mut left = most;
@@ -111,8 +111,8 @@ impl Checkpoint {
 
 /// Tensors by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`), whatever the file calls them.
 ///
-/// Implementations have validated every name, dtype, shape and byte range against the file before they exist, and
-/// present rows in Hugging Face's order (GGUF's permuted Q and K rows are put back).
+/// Implementations have validated every name, dtype, shape and byte range against the file when they are constructed,
+/// and present rows in Hugging Face's order (GGUF's permuted Q and K rows are restored).
 pub trait Tensors: Send + Sync {
     /// The file that holds `name`, for error messages (the index or folder where `name` is absent).
     fn file(&self, name: &str) -> PathBuf;
@@ -135,7 +135,7 @@ pub trait Tensors: Send + Sync {
     /// [`crate::error::Error::BadModel`] when the tensor is absent or a value is not finite.
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()>;
 
-    /// Whether `name` is stored as int8 codes, which are served as they are.
+    /// Whether `name` is stored as int8 codes, which are used unchanged.
     fn has_codes(&self, name: &str) -> bool {
         let _ = name;
         false
@@ -156,7 +156,7 @@ pub trait Tensors: Send + Sync {
         Err(Error::Internal(format!("{name} is not stored as codes")))
     }
 
-    /// What made the codes, in a few words for people; `None` if all tensors are floats or blocks of GGUF.
+    /// The method that produced the codes, for messages; `None` if all tensors are floats or GGUF blocks.
     fn quantization(&self) -> Option<&'static str> {
         None
     }
@@ -170,13 +170,13 @@ pub trait Tensors: Send + Sync {
 
 /// Rows of int8 codes, to be filled: `weight = scale · (code − zero point)`, with one scale and zero point to a row.
 ///
-/// Files hold signed codes; both numbers have 128 added to them here.
+/// Files hold signed codes; codes and zero points have 128 added to them here.
 pub struct CodeRows<'a> {
     /// `[rows][k]`.
     pub codes: &'a mut [u8],
-    /// One for each row: finite, not negative, and 255 times it is finite.
+    /// One per row: finite, not negative, and 255 times it is still finite.
     pub scales: &'a mut [f32],
-    /// One for each row; 128 where the mapping is symmetric.
+    /// One per row; 128 where the quantization is symmetric.
     pub zero_points: &'a mut [u8],
 }
 
@@ -189,25 +189,25 @@ pub enum Local {
     Gguf(PathBuf),
 }
 
-/// Whether a copy that was fetched earlier will do.
+/// Whether a cached copy may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Freshness {
-    /// What was fetched once is used as it is, so that a restart neither needs the network nor changes the model.
+    /// A cached copy is used as it is, so that a restart neither needs the network nor changes the model.
     Cached,
-    /// The hub is asked where a branch points now, if it can be reached.
+    /// The hub is asked for the branch's current commit, if it can be reached.
     Newest,
 }
 
-/// Opens what `reference` names, fetching it first where that is needed.
+/// Opens the model that `reference` names, downloading it first if necessary.
 ///
 /// # Errors
-/// One line that names the file and the field, or says what to do when something cannot be fetched.
+/// One line that names the file and the field, or says what to do when a download fails.
 pub fn open(reference: &Reference, settings: &Settings) -> Result<Checkpoint> {
     let checkpoint = match fetch(reference, settings, Freshness::Cached)? {
         Local::Folder(path) => folder::open(&path)?,
         Local::Gguf(path) => gguf::open(&path)?,
     };
-    // Files in a cache are called after a commit, so the model keeps the name it was asked for by.
+    // Cached folders are named after a commit, so the model keeps the name from the reference.
     let name = match reference {
         Reference::Folder(_) | Reference::Gguf(_) => return Ok(checkpoint),
         Reference::Hub { repo, .. } => repo.rsplit('/').next().unwrap_or(repo).to_owned(),
@@ -216,11 +216,11 @@ pub fn open(reference: &Reference, settings: &Settings) -> Result<Checkpoint> {
     Ok(Checkpoint { name, ..checkpoint })
 }
 
-/// Finds what `reference` names on this machine, fetching it first where that is needed.
+/// Finds the model that `reference` names on this machine, downloading it first if necessary.
 ///
 /// # Errors
-/// [`crate::error::Error::Unavailable`] when it cannot be fetched, and then what to do; [`Error::NotFound`] for a path
-/// where there is nothing.
+/// [`crate::error::Error::Unavailable`] when it cannot be downloaded, with advice; [`Error::NotFound`] for a path where
+/// there is nothing.
 pub fn fetch(reference: &Reference, settings: &Settings, freshness: Freshness) -> Result<Local> {
     match reference {
         Reference::Folder(path) | Reference::Gguf(path) if !path.exists() => {
@@ -238,7 +238,7 @@ pub fn fetch(reference: &Reference, settings: &Settings, freshness: Freshness) -
 }
 
 impl Local {
-    /// Where the model lies.
+    /// The model's folder or file.
     pub fn path(&self) -> &Path {
         match self {
             Self::Folder(path) | Self::Gguf(path) => path,
@@ -246,7 +246,7 @@ impl Local {
     }
 }
 
-/// Checks what a caller of [`Tensors::read_rows`] asks for and returns the length of a row.
+/// Checks the arguments of [`Tensors::read_rows`] and returns the length of a row.
 fn check_rows(
     file: &Path,
     name: &str,

@@ -1,7 +1,7 @@
-//! A packed folder: a model that was quantized before, its weights in the order in which the kernels read them.
+//! A packed folder: a model that was quantized before, with its weights in the layout that the kernels read.
 //!
-//! It looks like a Hugging Face folder, with [`WEIGHTS`] in place of `model.safetensors`, and [`QUANTIZATION`], which
-//! says how it was made. The weights are served from the map; nothing is parsed but the header.
+//! It looks like a Hugging Face folder, with [`WEIGHTS`] instead of `model.safetensors`, and [`QUANTIZATION`], which
+//! records how it was made. The weights are used directly from the memory map; only the header is parsed.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -19,38 +19,38 @@ use crate::error::{Error, Result};
 /// The file with the weights. Only a packed folder has one.
 pub const WEIGHTS: &str = "model.int8.safetensors";
 
-/// The file that says how the weights were made.
+/// The file that records how the weights were made.
 pub const QUANTIZATION: &str = "quantization.json";
 
-/// The weights of a packed folder and how they were made.
+/// The weights of a packed folder, and the record of how they were made.
 #[derive(Clone)]
 pub struct Packed {
     file: Arc<Mapped>,
     tensors: Arc<BTreeMap<String, Stored>>,
-    /// Where `quantization` was read from.
+    /// The path of `quantization.json`.
     pub quantization_file: PathBuf,
-    /// `quantization.json` as it is.
+    /// The content of `quantization.json`.
     pub quantization: Value,
 }
 
-/// Where one tensor lies.
+/// The type, shape and position of one tensor.
 struct Stored {
     dtype: Dtype,
     shape: Vec<usize>,
-    /// In the file; as long as the shape asks for.
+    /// In the file; the length matches the shape.
     bytes: Range<usize>,
 }
 
-/// Whether the folder at `path` is a packed one.
+/// Whether the folder at `path` is a packed folder.
 pub fn is_packed(path: &Path) -> bool {
     path.join(WEIGHTS).exists() || path.join(QUANTIZATION).exists()
 }
 
 impl Packed {
-    /// Opens the folder at `path`; checks the header of the weights and that they end where the file ends.
+    /// Opens the folder at `path`; checks the weights' header and that the weights end where the file ends.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when one of the two files is missing, [`Error::BadModel`] for a header that does not add up.
+    /// [`Error::NotFound`] when one of the two files is missing, [`Error::BadModel`] for an inconsistent header.
     pub fn open(path: &Path) -> Result<Self> {
         let quantization_file = path.join(QUANTIZATION);
         let quantization = read_json(&quantization_file)?;
@@ -83,7 +83,7 @@ impl Packed {
         &self.file
     }
 
-    /// Where in the file the tensor `name` lies, if there is one. It must be of this type and shape.
+    /// The position of the tensor `name` in the file, if there is one. It must have this type and shape.
     ///
     /// # Errors
     /// [`Error::BadModel`] if it is not.
@@ -103,7 +103,7 @@ impl Packed {
         }
     }
 
-    /// As [`Packed::find`], of a tensor that must be there.
+    /// Like [`Packed::find`], for a tensor that must be there.
     ///
     /// # Errors
     /// [`Error::BadModel`] if it is not.
@@ -126,7 +126,7 @@ impl Packed {
     }
 }
 
-/// As a list of tensors, for `inspect`; the float weights they were made of are gone.
+/// The list of tensors, for `inspect`. They cannot be read as floats: the original weights are not in the folder.
 impl Tensors for Packed {
     fn file(&self, _name: &str) -> PathBuf {
         self.file.path().into()

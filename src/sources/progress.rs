@@ -1,10 +1,10 @@
-//! How far a download has come: a bar on a terminal, a log line now and then elsewhere.
+//! The progress of a download: a bar on a terminal, otherwise a log line from time to time.
 
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Time between log lines: often enough to show life, seldom enough for a log that is kept.
+/// Time between log lines: often enough to show progress, rarely enough not to flood a stored log.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// The progress of one file.
@@ -26,7 +26,7 @@ impl Meter {
         let bar = progress_bar.then(|| {
             let style = ProgressStyle::with_template(template);
             let bar = ProgressBar::new(total).with_message(name.to_owned());
-            // The template is a constant of this file; should it ever be wrong, a plain bar still serves.
+            // The template is a constant of this file; if it were ever invalid, a plain bar still serves.
             style.map_or_else(|_| bar.clone(), |style| bar.clone().with_style(style))
         });
         Self {
@@ -38,7 +38,7 @@ impl Meter {
         }
     }
 
-    /// The file's size, as announced by whoever sends it.
+    /// The file's size as announced by the server.
     pub const fn total(&self) -> u64 {
         self.total
     }
@@ -52,7 +52,7 @@ impl Meter {
         self.set(0);
     }
 
-    /// Notes that `done` bytes have arrived.
+    /// Records that `done` bytes have arrived.
     pub fn set(&mut self, done: u64) {
         self.done = done;
         if let Some(bar) = &self.bar {
@@ -70,7 +70,7 @@ impl Meter {
 }
 
 impl Drop for Meter {
-    /// Takes the bar away, so that what is printed next does not share its line.
+    /// Removes the bar, so that the next output does not share its line.
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();

@@ -1,4 +1,4 @@
-//! What the user may name as a model.
+//! The ways in which users can name a model.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,26 +19,26 @@ pub enum Reference {
         repo: String,
         /// A branch, tag or commit.
         revision: String,
-        /// Which of its GGUF files: the label of a quantization, such as `Q8_0`, or a file's name.
+        /// Selects one of its GGUF files: the label of a quantization, such as `Q8_0`, or a file's name.
         label: Option<String>,
     },
-    /// The small model that needs no name: SmolLM2-135M-Instruct.
+    /// The built-in demo model, SmolLM2-135M-Instruct.
     Demo,
 }
 
-/// The revision that `hf:OWNER/NAME` means, as on the hub itself.
+/// The default revision, as on the hub itself.
 const DEFAULT_REVISION: &str = "main";
 
 /// The hub's own addresses, as they are copied from a browser.
 const HUB_ADDRESSES: [&str; 3] = ["huggingface.co/", "www.huggingface.co/", "hf.co/"];
 
-/// How a repository is written.
+/// The syntax of a repository, for messages.
 const HUB_FORM: &str = "hf:OWNER/NAME, with @REVISION for another one than main and :LABEL for one of its GGUF files, as in :Q8_0";
 
 impl FromStr for Reference {
     type Err = Error;
 
-    /// Reads a reference. Whether the file or folder exists is found out when it is opened.
+    /// Parses a reference. It does not check whether the file or folder exists.
     fn from_str(text: &str) -> Result<Self, Error> {
         let malformed = || Error::Usage(format!("{text:?} is not of the form {HUB_FORM}"));
         if let Some(hub) = text.strip_prefix("hf:") {
@@ -94,7 +94,7 @@ fn parse_hub(text: &str) -> Option<Reference> {
     let end = text.find(['@', ':']).unwrap_or(text.len());
     let (repo, mut rest) = text.split_at(end);
     let (mut revision, mut label) = (None, None);
-    // Each at most once, in either order.
+    // `@` and `:` occur at most once each, in either order.
     while let Some(sign) = rest.chars().next() {
         let end = rest[1..].find(['@', ':']).map_or(rest.len(), |at| at + 1);
         let part = &rest[1..end];
@@ -133,7 +133,7 @@ fn hub(repo: &str, revision: &str, label: Option<&str>) -> Option<Reference> {
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         !part.is_empty() && !part.starts_with('.') && part.chars().all(allowed)
     };
-    // A branch such as `refs/pr/1` has slashes; each piece of it must be plain.
+    // A branch such as `refs/pr/1` has slashes; each part must be plain.
     let valid =
         plain(owner) && plain(name) && revision.split('/').all(plain) && label.is_none_or(plain);
     valid.then(|| Reference::Hub {

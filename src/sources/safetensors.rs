@@ -13,32 +13,32 @@ use super::forms::Form;
 use super::mapped::Mapped;
 use crate::error::{Error, Result};
 
-/// The longest header we parse. A 2B model's is 40 kB; the format itself allows 100 MB of JSON, which costs
+/// The longest header that is parsed. A 2B model's is 40 kB; the format itself allows 100 MB of JSON, which costs
 /// several times that to parse before anything is known about the file.
 const MAX_HEADER_BYTES: u64 = 16 << 20;
 
 /// Every tensor of one or more safetensors files, by name.
 pub struct Shards {
-    /// Named when a tensor is absent: the index, or the only file.
+    /// The file to name in errors about an absent tensor: the index, or the only file.
     index: PathBuf,
     files: Vec<Mapped>,
     tensors: BTreeMap<String, Stored>,
-    /// Whether tensors of integers are taken in: someone knows what they mean.
+    /// Whether integer tensors are accepted, because the configuration tells what they mean.
     integers: bool,
 }
 
-/// What a tensor's values are.
+/// The type of a tensor's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ValueType {
-    /// Weights as they are.
+    /// Weights.
     Float(FloatType),
     /// Codes of weights.
     I8,
-    /// Notes about them.
+    /// Information about codes.
     U8,
 }
 
-/// A tensor as it lies in its file.
+/// A tensor's bytes as stored.
 pub struct Raw<'a> {
     pub values: ValueType,
     pub shape: &'a [usize],
@@ -46,7 +46,7 @@ pub struct Raw<'a> {
     pub bytes: &'a [u8],
 }
 
-/// Where one tensor lies.
+/// The type, shape and position of one tensor.
 struct Stored {
     /// Position in `Shards::files`.
     file: usize,
@@ -57,10 +57,10 @@ struct Stored {
 }
 
 impl Shards {
-    /// Opens the single file `path`, in which tensors of `integers` are allowed or not.
+    /// Opens the single file `path`. `integers` tells whether integer tensors are accepted.
     ///
     /// # Errors
-    /// [`Error::BadModel`] naming the file and tensor for anything that does not add up.
+    /// [`Error::BadModel`], naming the file and tensor, for any inconsistency.
     pub fn open(path: &Path, integers: bool) -> Result<Self> {
         let mut shards = Self::empty(path, integers);
         shards.add(path)?;
@@ -107,7 +107,7 @@ impl Shards {
         }
     }
 
-    /// Maps one more file and takes in its tensors.
+    /// Maps one more file and adds its tensors.
     fn add(&mut self, path: &Path) -> Result<()> {
         let file = Mapped::open(path)?;
         let (data_start, infos) = read_header(&file)?;
@@ -126,7 +126,7 @@ impl Shards {
                     return Err(Error::bad_model(path, name, problem));
                 }
             };
-            // The header check has shown that these lie in the file.
+            // The header check has shown that these are inside the file.
             let bytes = data_start + info.data_offsets.0..data_start + info.data_offsets.1;
             let stored = Stored {
                 file: self.files.len(),
@@ -149,7 +149,7 @@ impl Shards {
         self.tensors.get(name).ok_or_else(missing)
     }
 
-    /// The tensor `name` as it lies in its file, or `None` if there is no such tensor.
+    /// The bytes of the tensor `name` as stored, or `None` if there is no such tensor.
     pub fn raw(&self, name: &str) -> Option<Raw<'_>> {
         let stored = self.tensors.get(name)?;
         Some(Raw {
@@ -234,7 +234,7 @@ pub fn read_header(file: &Mapped) -> Result<(usize, Vec<(String, TensorInfo)>)> 
     ))
 }
 
-/// Finds the tensor that the crate's check stumbled over, because its error does not always name it.
+/// Finds the tensor that the crate's check rejected, because its error does not always name it.
 fn explain(header: &[u8], error: &SafeTensorError) -> (String, String) {
     let problem = error.to_string();
     let Ok(entries) = serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(header) else {
@@ -274,7 +274,7 @@ fn explain(header: &[u8], error: &SafeTensorError) -> (String, String) {
     }
 }
 
-/// The files that the index at `path` names, each once.
+/// The files that the index at `path` lists, each once.
 pub fn shard_names(path: &Path) -> Result<Vec<String>> {
     let weight_map = read_index(path)?;
     Ok(distinct(&weight_map).into_iter().cloned().collect())
@@ -286,7 +286,7 @@ fn distinct(weight_map: &HashMap<String, String>) -> Vec<&String> {
     names.into_iter().collect()
 }
 
-/// Reads the `weight_map` of an index: tensor name to file name, where a file name cannot leave the folder.
+/// Reads the `weight_map` of an index, from tensor names to file names. Rejects file names that could leave the folder.
 fn read_index(path: &Path) -> Result<HashMap<String, String>> {
     let json = super::read_json(path)?;
     let Some(map) = json.get("weight_map").and_then(|map| map.as_object()) else {

@@ -1,25 +1,25 @@
-//! How models are fetched and where they are kept.
+//! How models are downloaded and where they are cached.
 
 use std::path::PathBuf;
 
-/// How models are fetched and where they are kept. The command line fills this from the environment.
+/// How models are downloaded and where they are cached.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Where the demo model is kept.
+    /// The cache folder of the demo model.
     pub cache: PathBuf,
-    /// Where hub repositories are kept, in the layout that Hugging Face's own tools share.
+    /// The cache folder of hub repositories, in the layout that Hugging Face's own tools share.
     pub hub_cache: PathBuf,
     /// The hub's address, without a slash at the end.
     pub hub_endpoint: String,
     /// Sent to the hub for repositories that are not public. A secret: never printed.
     pub hub_token: Option<Token>,
-    /// Never use the network; only what is in the caches.
+    /// Never use the network, only the caches.
     pub offline: bool,
     /// Draw progress bars on standard error; otherwise progress is logged in lines.
     pub progress_bar: bool,
 }
 
-/// A secret that does not show itself in logs or debug output.
+/// A secret that is redacted in logs and debug output.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(pub String);
 
@@ -34,14 +34,14 @@ impl Settings {
     ///
     /// | variable | meaning |
     /// |---|---|
-    /// | `XDG_CACHE_HOME` | the demo model is kept in its folder `microgranite` (default `~/.cache`) |
+    /// | `XDG_CACHE_HOME` | the demo model is cached in its folder `microgranite` (default `~/.cache`) |
     /// | `HF_HUB_CACHE`, `HF_HOME` | the hub's cache, or the folder that holds it as `hub` (default `~/.cache/huggingface`) |
     /// | `HF_ENDPOINT` | the hub's address (default `https://huggingface.co`) |
     /// | `HF_TOKEN` | the hub's token (default: the file `token` in `HF_HOME`, where `hf auth login` keeps it) |
     /// | `HF_HUB_OFFLINE` | `1`, `true`, `yes` or `on`: never use the network |
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>, progress_bar: bool) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
-        // Without a home folder the caches go where every process may write.
+        // Without a home folder the caches go to the temporary folder, which every process may write.
         let home = set("HOME").map_or_else(std::env::temp_dir, PathBuf::from);
         let caches = set("XDG_CACHE_HOME").map_or_else(|| home.join(".cache"), PathBuf::from);
         let hub_home = set("HF_HOME").map_or_else(|| caches.join("huggingface"), PathBuf::from);

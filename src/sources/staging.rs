@@ -1,7 +1,7 @@
-//! A folder that appears whole or not at all.
+//! Writes a folder atomically: it appears complete or not at all.
 //!
-//! It is filled under a name of its own beside its place and renamed when every file is on the disk. A run that is killed
-//! leaves at most that folder, which the next run for the same place recognises and removes.
+//! The folder is filled under a temporary name beside its target and renamed when every file is on the disk. A run that
+//! is killed leaves at most the temporary folder, which the next run for the same target recognises and removes.
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -13,15 +13,17 @@ use crate::error::{Error, Result};
 pub struct Staging {
     target: PathBuf,
     folder: PathBuf,
-    /// The folder itself, locked: a lock ends with its process, which tells leftovers from work in progress.
+    /// The folder itself, locked. The lock ends with its process, so an unlocked folder is a leftover.
     _lock: File,
 }
 
 impl Staging {
-    /// Prepares a folder for `target`, which must not exist, unless it is empty, or a packed model and `replace` is set.
+    /// Prepares a folder for `target`, which must not exist, unless it is empty, or is a packed model and `replace` is
+    /// set.
     ///
     /// # Errors
-    /// [`Error::Config`] when the place is taken or somebody is filling it; [`Error::Io`] when it cannot be written.
+    /// [`Error::Config`] when the target exists or another process is writing it; [`Error::Io`] when it cannot be
+    /// written.
     pub fn new(target: &Path, replace: bool) -> Result<Self> {
         let Some(name) = target.file_name() else {
             let problem = format!("{} is not a name for a new folder", target.display());
@@ -45,15 +47,15 @@ impl Staging {
         })
     }
 
-    /// Where the files go.
+    /// The folder to write the files into.
     pub fn path(&self) -> &Path {
         &self.folder
     }
 
-    /// Waits until every file is on the disk and gives the folder its name, in place of what had it before.
+    /// Waits until every file is on the disk, and renames the folder to its target, replacing what was there.
     ///
     /// # Errors
-    /// [`Error::Io`]; the place is then as it was.
+    /// [`Error::Io`]; the target is then unchanged.
     pub fn publish(self) -> Result<()> {
         let failed = |e| Error::io(&self.folder, e);
         for entry in fs::read_dir(&self.folder).map_err(failed)? {
@@ -68,18 +70,18 @@ impl Staging {
         };
         renamed.map_err(|e| Error::io(&self.target, e))?;
         sync(parent(&self.target))
-        // Dropping it removes what was exchanged.
+        // Dropping `self` removes the old folder, which now has the temporary name.
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // What stays behind is removed by the next run.
+        // A leftover is removed by the next run.
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// Refuses a place that holds anything that must not be lost.
+/// Refuses a target whose content must not be lost.
 fn check_place(target: &Path, replace: bool) -> Result<()> {
     let refuse = |problem: &str| {
         let problem = format!("{} {problem}", target.display());
@@ -123,14 +125,14 @@ fn parent(path: &Path) -> &Path {
     }
 }
 
-/// Exchanges two folders: at every moment both names lead to a whole one.
+/// Exchanges two folders atomically: both names always lead to a complete one.
 #[cfg(target_os = "linux")]
 fn exchange(from: &Path, to: &Path) -> std::io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     Ok(renameat_with(CWD, from, CWD, to, RenameFlags::EXCHANGE)?)
 }
 
-/// Elsewhere the old folder is away for a moment; it is never in part.
+/// Elsewhere the target is absent for a moment; it is never incomplete.
 #[cfg(not(target_os = "linux"))]
 fn exchange(from: &Path, to: &Path) -> std::io::Result<()> {
     let aside = from.with_extension("old");

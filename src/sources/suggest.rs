@@ -1,11 +1,11 @@
-//! What someone may have meant who named a folder or file that is not there.
+//! Suggestions for a folder or file that does not exist.
 
 use std::path::Path;
 
 use super::reference::Reference;
 use crate::error::Error;
 
-/// Models that are asked for by name, as the hub calls them: the dense Granites, and the one that needs no hub.
+/// Models that users are likely to name, as the hub calls them: the dense Granites, and the demo model.
 const KNOWN: [&str; 14] = [
     "demo",
     "hf:ibm-granite/granite-3.3-2b-instruct",
@@ -23,7 +23,7 @@ const KNOWN: [&str; 14] = [
     "hf:ibm-granite/granite-4.1-8b",
 ];
 
-/// How alike two names must be, from 0 to 1, for one to be suggested for the other: a letter or two apart.
+/// The similarity, from 0 to 1, from which one name is suggested for another: a letter or two apart.
 const ALIKE: f64 = 0.8;
 
 /// The error for `path`, where there is nothing.
@@ -42,7 +42,7 @@ pub fn not_there(path: &Path) -> Error {
     Error::not_found(path, format!("{problem}{meant}"))
 }
 
-/// The known model that `text`, a bare name, comes closest to. Ollama's `granite3.3:2b` is such a name too.
+/// The known model closest to `text`, a bare name such as Ollama's `granite3.3:2b`.
 fn nearest(text: &str) -> Option<&'static str> {
     let is_name = |text: &str| !text.contains(['/', '\\']) && !text.starts_with('.');
     let letters = |text: &str| -> String {
@@ -52,7 +52,7 @@ fn nearest(text: &str) -> Option<&'static str> {
     let wanted = letters(text);
     let score = |known: &&&str| {
         let known = letters(known);
-        // The beginning of a name is more than like it.
+        // A prefix of a known name counts as more than similar.
         let begins = !wanted.is_empty() && known.starts_with(&wanted);
         f64::from(begins) + strsim::jaro_winkler(&known, &wanted)
     };

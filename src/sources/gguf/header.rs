@@ -1,7 +1,7 @@
-//! The header of a GGUF file: a walk over untrusted bytes that allocates nothing larger than what it has seen.
+//! Parses the header of a GGUF file: untrusted bytes, read without allocating more than what has been seen.
 //!
-//! Strings and arrays stay where they are in the file; every count and length is compared with the bytes that are left
-//! before it is used. (candle's own reader copies arrays into 32 bytes per element and lets later keys replace earlier ones.)
+//! Strings and arrays stay in the file; every count and length is compared with the number of bytes left before it is
+//! used. (candle's own reader copies arrays into 32 bytes per element and lets later keys replace earlier ones.)
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
@@ -17,7 +17,7 @@ const DEFAULT_ALIGNMENT: u64 = 32;
 const SMALLEST_ENTRY: u64 = 8 + 4 + 1;
 /// Name length, number of dimensions, one dimension, type, and offset.
 const SMALLEST_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
-/// Most metadata entries, and most tensors, that are taken in: an entry costs more memory here than in the file, and the
+/// The largest number of metadata entries, and of tensors: an entry takes more memory here than in the file, and the
 /// deepest model has a few thousand tensors.
 const MOST: u64 = 1 << 16;
 
@@ -30,16 +30,16 @@ pub struct Header<'a> {
     pub tensors: Vec<TensorInfo<'a>>,
 }
 
-/// One tensor as the header describes it; its bytes are known to lie in the file.
+/// One tensor as described by the header; its bytes are inside the file.
 #[derive(Debug)]
 pub struct TensorInfo<'a> {
     /// The name in the file.
     pub name: &'a str,
-    /// Rows first, as everywhere but in GGUF.
+    /// Rows first, as everywhere except in GGUF.
     pub shape: Vec<usize>,
     /// How values are stored.
     pub format: Format,
-    /// Where they lie in the file.
+    /// The byte range in the file.
     pub bytes: Range<usize>,
 }
 
@@ -86,7 +86,7 @@ impl<'a> Header<'a> {
             let key = cursor.text(&format!("metadata entry {i}"))?;
             let kind = cursor.u32(key)?;
             let value = cursor.value(kind, key)?;
-            // Files exist that repeat a key with the same value; a contradiction has no right reading.
+            // Some files repeat a key with the same value; with different values there is no right reading.
             if header
                 .values
                 .insert(key, value)
@@ -112,7 +112,7 @@ impl<'a> Header<'a> {
         Ok(header)
     }
 
-    /// Turns offsets into byte ranges and checks that these are aligned, inside the file and apart from each other.
+    /// Turns offsets into byte ranges and checks that these are aligned, inside the file and disjoint.
     fn place(
         &mut self,
         described: Vec<Described<'a>>,
@@ -121,7 +121,7 @@ impl<'a> Header<'a> {
     ) -> Result<()> {
         let alignment = match self.count("general.alignment")? {
             None => DEFAULT_ALIGNMENT,
-            // The specification asks for a multiple of 8. That also keeps every block at an even address.
+            // The specification requires a multiple of 8. That also keeps every block at an even address.
             Some(n) if n > 0 && n % 8 == 0 => n as u64,
             Some(n) => {
                 let problem = format!("{n} is not a multiple of 8");
@@ -169,7 +169,7 @@ impl<'a> Header<'a> {
         Ok(())
     }
 
-    /// The error for a key that must be there.
+    /// The error for a missing key.
     pub fn missing(&self, key: &str) -> Error {
         Error::bad_model(self.file, key, "is missing")
     }
@@ -215,7 +215,7 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// A count that may also be written once per layer, if every layer has the same.
+    /// A count that may also be given once per layer, if all layers agree.
     pub fn count_in_every_layer(&self, key: &str) -> Result<Option<usize>> {
         if !matches!(self.values.get(key), Some(Value::Array(_))) {
             return self.count(key);

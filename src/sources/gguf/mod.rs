@@ -24,7 +24,8 @@ use header::{Header, TensorInfo};
 /// Opens the file at `path`.
 ///
 /// # Errors
-/// [`Error::NotFound`] when it is missing, [`Error::BadModel`] naming the metadata key or tensor when it does not add up.
+/// [`Error::NotFound`] when it is missing, [`Error::BadModel`] naming the metadata key or tensor when it is
+/// inconsistent.
 pub fn open(path: &Path) -> Result<Checkpoint> {
     let map = Mapped::open(path)?;
     let header = Header::read(path, &map)?;
@@ -47,7 +48,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     })
 }
 
-/// Reads only the tokenizer of the file at `path`, which need not hold a model.
+/// Reads only the tokenizer of the file at `path`, which need not contain a model.
 ///
 /// # Errors
 /// As for [`open`].
@@ -66,11 +67,11 @@ struct Stored {
     format: Format,
     shape: Vec<usize>,
     bytes: Range<usize>,
-    /// For Q and K, whose rows the file holds in another order: the width of a head.
+    /// The width of a head, for Q and K, whose rows are stored in a different order.
     permuted_heads: Option<usize>,
 }
 
-/// Gives every tensor its Hugging Face name and refuses those a dense Granite or Llama does not have.
+/// Gives every tensor its Hugging Face name, and refuses tensors that a dense Granite or Llama does not have.
 fn rename(
     file: &Path,
     tensors: Vec<TensorInfo<'_>>,
@@ -86,7 +87,7 @@ fn rename(
         };
         let permuted_heads = heads_key.map(|_| head_dim);
         if let Some(key) = heads_key {
-            // Rows are about to be moved within heads, so there must be whole heads.
+            // Rows are moved within heads, so there must be whole heads.
             let rows = size(key) * head_dim;
             if tensor.shape.len() != 2 || tensor.shape[0] != rows {
                 let shape = &tensor.shape;
@@ -178,7 +179,7 @@ impl Tensors for GgufTensors {
         let k = super::check_rows(file, name, &stored.shape, &rows, out.len())?;
         let bytes = &self.map[stored.bytes.clone()];
         let row_bytes = stored.format.row_bytes(k);
-        // One row at a time: a caller that asks for a whole matrix does not cost a second copy of it here.
+        // One row at a time, so that reading a whole matrix does not take a second copy of it.
         for (row, values) in rows.clone().zip(out.chunks_exact_mut(k)) {
             let at = stored
                 .permuted_heads
@@ -202,10 +203,10 @@ impl Tensors for GgufTensors {
     }
 }
 
-/// Where the file keeps a row of Q or K.
+/// The position in the file of a row of Q or K.
 ///
 /// Hugging Face rotates value `j` of a head with value `j + head_dim/2`; llama.cpp rotates neighbours, so its converter
-/// interleaves the two halves of every head. Rows move whole, which is why this works on quantized rows too.
+/// interleaves the two halves of every head. Only whole rows move, so this works on quantized rows too.
 const fn row_in_file(row: usize, head_dim: usize) -> usize {
     let (head, in_head) = (row / head_dim, row % head_dim);
     let (half, j) = (in_head / (head_dim / 2), in_head % (head_dim / 2));

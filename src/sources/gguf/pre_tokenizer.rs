@@ -1,7 +1,7 @@
-//! How text is split before it is cut into tokens, by the label that GGUF files have for it.
+//! How text is split before tokens are merged, by the label that GGUF files have for it.
 //!
-//! The labels are llama.cpp's. What they stand for is written here as the original tokenizers have it (`tokenizer.json` of
-//! the models that gave the labels their names), with the patterns that llama.cpp adapts to its own engine put back.
+//! The labels are llama.cpp's. Their meaning is taken from the original tokenizers (`tokenizer.json` of the models that
+//! gave the labels their names), with the original patterns where llama.cpp adapted them to its own engine.
 
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
@@ -11,20 +11,21 @@ use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
 /// How a tokenizer treats text before its merges.
 pub struct PreTokenizer {
-    /// Splits the text into words, and those into the alphabet of bytes.
+    /// Splits the text into words, and maps these to the byte alphabet.
     pub split: PreTokenizerWrapper,
-    /// Whether a word that is a token is taken whole: Llama 3 has tokens that no sequence of its merges leads to.
+    /// Whether a word that is itself a token is used directly: Llama 3 has tokens that no sequence of its merges
+    /// produces.
     pub ignore_merges: bool,
 }
 
-/// Ways to split that are patterns.
+/// A way to split text.
 #[derive(Debug, Clone, Copy)]
 enum Way {
-    /// As GPT-2 did, into words, numbers, punctuation and space.
+    /// As GPT-2 does: into words, numbers, punctuation and space.
     Gpt2,
     /// Every digit on its own, then as GPT-2.
     DigitsGpt2,
-    /// By patterns, one after the other, each on the pieces that the ones before have left.
+    /// By patterns in turn, each applied to the pieces that the previous ones left.
     Patterns(&'static [&'static str]),
 }
 
@@ -38,7 +39,7 @@ const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const SEED_CODER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
 const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
-/// BLOOM's: up to the next space or mark of punctuation, of several scripts.
+/// BLOOM's: up to the next space or punctuation mark, of several scripts.
 const BLOOM: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const DEEPSEEK_3: [&str; 3] = [
     r"\p{N}{1,3}",
@@ -53,11 +54,11 @@ const DEEPSEEK_CODER: [&str; 5] = [
     r"\p{N}",
 ];
 
-/// The splitter that llama.cpp's `label` stands for, if it is known here.
+/// The splitter for llama.cpp's `label`, if it is known here.
 pub fn of_label(label: &str) -> Option<PreTokenizer> {
     let way = match label {
-        // Granite 3 files carry the name `refact`, for which llama.cpp splits off every digit first. Granite's own
-        // tokenizer does not, and the two differ on numerals such as `½`. `granite-docling` is what Granite 4.2 carries.
+        // Granite 3 files have the label `refact`, for which llama.cpp splits off every digit first. Granite's own
+        // tokenizer does not, and the two differ on numerals such as `½`. Granite 4.2 files have `granite-docling`.
         "gpt-2" | "refact" | "granite-docling" | "phi-2" | "olmo" | "mpt" | "jais" | "trillion"
         | "exaone4" | "gigachat" | "jina-es" | "jina-de" | "jina-v2-es" | "jina-v2-de"
         | "a.x-4.0" | "mellum" => Way::Gpt2,
@@ -84,7 +85,7 @@ pub fn of_label(label: &str) -> Option<PreTokenizer> {
     })
 }
 
-/// The labels of tokenizers that take a word whole where it is a token.
+/// Whether this tokenizer uses a word directly if it is a token.
 fn takes_words_whole(label: &str) -> bool {
     let llama_3 = [
         "llama3",
@@ -99,8 +100,8 @@ fn takes_words_whole(label: &str) -> bool {
     llama_3.contains(&label) || label == "tekken"
 }
 
-/// How the Granite with these tokens splits, and what to call that: Granite 3 as GPT-2, 4.0 and 4.1 as cl100k_base, 4.2,
-/// which ends turns with `<|im_end|>`, as GPT-2 again.
+/// The splitter of the Granite with these tokens, and a name for it: Granite 3 as GPT-2, 4.0 and 4.1 as cl100k_base,
+/// 4.2, which ends turns with `<|im_end|>`, as GPT-2 again.
 pub fn of_granite(tokens: &[&str]) -> (PreTokenizer, &'static str) {
     let has = |token: &str| tokens.contains(&token);
     // Granite 3 calls it `<fim_prefix>`.
@@ -121,7 +122,7 @@ pub fn of_granite(tokens: &[&str]) -> (PreTokenizer, &'static str) {
 }
 
 impl Way {
-    /// `None` if a pattern is not one, which a test rules out.
+    /// `None` if a pattern is invalid, which a test rules out.
     fn splitter(self) -> Option<PreTokenizerWrapper> {
         // `true` last: also split as GPT-2 did.
         let gpt2 = ByteLevel::new(false, true, true);

@@ -1,7 +1,7 @@
-//! The tokenizer in a GGUF file's metadata, rebuilt as the Hugging Face tokenizer it was made from.
+//! Rebuilds the original Hugging Face tokenizer from a GGUF file's metadata.
 //!
-//! GGUF keeps tokens, merges and the *name* of a pre-tokenizer; what that name means is written here. Where llama.cpp's
-//! reading and the original differ, the original is followed, since the model was trained with it.
+//! GGUF stores tokens, merges and the *name* of a pre-tokenizer; its meaning is defined here. Where llama.cpp differs
+//! from the original tokenizer, this follows the original, since the model was trained with it.
 
 use std::path::Path;
 
@@ -19,11 +19,11 @@ const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 
-/// Most tokens, and most merges, that are taken in: four times the largest vocabulary published, because an entry costs
+/// The largest number of tokens, and of merges: four times the largest published vocabulary, because an entry takes
 /// more memory here than in the file.
 const MOST: usize = 1 << 20;
 
-/// Values of `tokenizer.ggml.token_type` for tokens that are matched in text before it is split.
+/// Values of `tokenizer.ggml.token_type` for tokens that are matched before the text is split.
 const CONTROL: u32 = 3;
 const USER_DEFINED: u32 = 4;
 
@@ -102,8 +102,8 @@ pub fn build(file: &Path, header: &Header<'_>) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// What splits the text, by its label. Converters label a Granite in ways of their own, or not at all; its vocabulary
-/// tells how it splits.
+/// The pre-tokenizer, by its label. Converters label Granites inconsistently or not at all, so for those the vocabulary
+/// decides.
 fn pre_tokenizer(file: &Path, header: &Header<'_>, tokens: &[&str]) -> Result<PreTokenizer> {
     let label = header.text(PRE)?;
     if let Some(found) = label.and_then(of_label) {

@@ -1,4 +1,4 @@
-//! `quantization_config`: what made the codes of a folder, and whether they can be read.
+//! Reads `quantization_config`: which method produced the codes of a folder, and whether it is supported.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::sources::forms::{self, Form};
 
-/// How the codes of a folder are to be understood.
+/// The format of a folder's codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
-    /// `compressed-tensors`, `int-quantized` with a scale for each row.
+    /// `compressed-tensors`, `int-quantized`, with one scale per row.
     CompressedTensors {
-        /// Whether rows may go without a zero point.
+        /// Whether zero points may be missing.
         symmetric: bool,
     },
     /// `bitsandbytes` in eight bits.
@@ -23,7 +23,7 @@ impl Method {
     /// Reads the `quantization_config` of `config`, which is `file`; `None` if there is none.
     ///
     /// # Errors
-    /// [`Error::BadModel`] naming the key that asks for something we do not compute.
+    /// [`Error::BadModel`] naming the key whose value is not supported.
     pub fn read(file: &Path, config: &Value) -> Result<Option<Self>> {
         const KEY: &str = "quantization_config";
         let fields = Fields {
@@ -31,7 +31,7 @@ impl Method {
             json: &config[KEY],
             path: KEY.into(),
         };
-        // MLX says how many bits under a name of its own, and often here as well.
+        // MLX states its bits under its own key, and often under this one as well.
         for key in ["quantization", KEY] {
             let bits = &config[key]["bits"];
             if bits.is_number() && config[key]["quant_method"].is_null() {
@@ -56,7 +56,7 @@ impl Method {
         }
     }
 
-    /// In a few words, for people.
+    /// A short name for messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::CompressedTensors { symmetric: true } => "compressed-tensors, symmetric",
@@ -97,7 +97,7 @@ fn compressed_tensors(fields: &Fields<'_>) -> Result<Method> {
     Ok(Method::CompressedTensors { symmetric })
 }
 
-/// Checks how weights were quantized; returns whether it was symmetric.
+/// Checks how the weights were quantized; returns whether symmetrically.
 fn weights(fields: &Fields<'_>) -> Result<bool> {
     fields.object()?;
     fields.eight_bits()?;
@@ -106,7 +106,7 @@ fn weights(fields: &Fields<'_>) -> Result<bool> {
     for name in ["group_size", "block_structure"] {
         fields.absent(name)?;
     }
-    // In which order columns were rounded leaves no trace in the file; only groups of reordered columns would.
+    // The order in which columns were rounded leaves no trace in the file; only groups of reordered columns would.
     if fields.json["actorder"] != false {
         fields.one_of("actorder", &["weight", "static"])?;
     }
@@ -117,7 +117,7 @@ fn weights(fields: &Fields<'_>) -> Result<bool> {
     }
 }
 
-/// Activations are quantized here as they come; scales that were fixed beforehand would be lost.
+/// Activations are always quantized dynamically here; precomputed scales would be ignored.
 fn activations(fields: &Fields<'_>) -> Result<()> {
     if fields.json.is_null() {
         return Ok(());
@@ -146,7 +146,7 @@ fn llm_int8(fields: &Fields<'_>) -> Result<Method> {
     }
 }
 
-/// An object of the configuration, and where it is.
+/// An object of the configuration, and its path for errors.
 struct Fields<'a> {
     file: &'a Path,
     json: &'a Value,
@@ -172,7 +172,7 @@ impl<'a> Fields<'a> {
         self.json.is_null() || self.json.as_object().is_some_and(serde_json::Map::is_empty)
     }
 
-    /// Refuses a `format` other than int8 in plain rows, by its name where it has one.
+    /// Refuses a `format` other than int8 in plain rows, with its name if it is known.
     fn format(&self) -> Result<()> {
         const NAME: &str = "format";
         match self.json[NAME].as_str().and_then(Form::by_format) {
@@ -181,7 +181,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Refuses a field that says anything.
+    /// Refuses a field that is neither absent nor empty.
     fn absent(&self, name: &str) -> Result<()> {
         let empty = self.under(name).is_empty() || self.json[name] == Value::Bool(false);
         match empty {
@@ -190,7 +190,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Refuses a text that is not one of `expected`, of which the first is meant where the field is absent.
+    /// Refuses a text that is not one of `expected`; an absent field means the first of them.
     fn one_of(&self, name: &str, expected: &[&str]) -> Result<()> {
         match &self.json[name] {
             Value::Null => Ok(()),

@@ -1,4 +1,4 @@
-//! Folders whose matrices are int8 already. Codes and scales are kept to the bit, whoever made them.
+//! Folders whose matrices are already int8. Codes and scales are used bit for bit, whatever method produced them.
 //!
 //! | | codes | scales | zero points |
 //! |---|---|---|---|
@@ -6,8 +6,8 @@
 //! | LLM.int8 (bitsandbytes) | `X.weight` I8 `[n, k]` | `X.SCB` `[n]`, the largest weight of a row: 127 times its scale | none |
 //!
 //! A weight is `scale · (code − zero point)`. Activations are quantized as for every other model, by token and group;
-//! LLM.int8's own way of computing outlier columns in 16 bits is not followed, because what it gives to one request
-//! depends on the others in the batch.
+//! LLM.int8's own 16-bit computation of outlier columns is not followed, because its result for one request depends on
+//! the others in the batch.
 
 mod method;
 
@@ -22,21 +22,21 @@ use crate::error::{Error, Result};
 
 pub use method::Method;
 
-/// What is added to the signed codes and zero points of files.
+/// Added to the signed codes and zero points of files.
 const SIGN: u8 = 0x80;
 
 /// The tensors of a folder, some of them matrices of codes.
 pub struct Quantized {
     shards: Shards,
     method: Method,
-    /// What turns the codes of a matrix into weights, by the matrix's name.
+    /// For each matrix of codes, by name: how its codes map to weights.
     matrices: BTreeMap<String, Mapping>,
 }
 
-/// The tensors that turn a matrix's codes into weights. Each has one value for each row, or one for all of them.
+/// The tensors that map a matrix's codes to weights. Each has one value per row, or one for all rows.
 struct Mapping {
     scales: String,
-    /// What the stored scales are divided by.
+    /// The divisor of the stored scales.
     divisor: f32,
     /// `None` where all zero points are 0.
     zero_points: Option<String>,
@@ -74,7 +74,7 @@ impl Quantized {
         Ok(quantized)
     }
 
-    /// Refuses scales without a matrix of codes: what they were made for would be lost.
+    /// Refuses scales without a matrix of codes, which would silently be ignored.
     fn check_companions(&self) -> Result<()> {
         for name in self.shards.names() {
             let Some(module) = companion_of(&name) else {
@@ -99,14 +99,14 @@ const ZERO_POINT: &str = ".weight_zero_point";
 const ROW_MAXIMUM: &str = ".SCB";
 const ROW_FORMAT: &str = ".weight_format";
 
-/// The module whose codes the tensor `name` explains.
+/// The module to whose codes the tensor `name` belongs.
 fn companion_of(name: &str) -> Option<&str> {
     let suffixes = [SCALE, ZERO_POINT, ROW_MAXIMUM, ROW_FORMAT];
     suffixes.iter().find_map(|suffix| name.strip_suffix(suffix))
 }
 
 impl Mapping {
-    /// Finds and checks what belongs to the matrix of `module`, which has `rows` rows.
+    /// Finds and checks the tensors for the matrix of `module`, which has `rows` rows.
     fn read(shards: &Shards, method: Method, module: &str, rows: usize) -> Result<Self> {
         let named = |suffix: &str| format!("{module}{suffix}");
         let mapping = match method {
@@ -135,7 +135,7 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// The scale and the zero point of row `row`, both as they are used.
+    /// The scale and the zero point of row `row`, ready for use.
     fn of_row(&self, shards: &Shards, row: usize) -> (f32, i8) {
         let checked = "checked when the folder was opened";
         let raw = shards.raw(&self.scales).expect(checked);
@@ -166,7 +166,7 @@ fn required<'a>(shards: &'a Shards, name: &str) -> Result<Raw<'a>> {
         .ok_or_else(|| Error::bad_model(shards.file(name), name, missing))
 }
 
-/// Refuses scales that are no numbers.
+/// Refuses scales that are negative or not finite.
 fn check_scales(shards: &Shards, name: &str, rows: usize) -> Result<()> {
     let raw = required(shards, name)?;
     let bad = |problem: String| Error::bad_model(shards.file(name), name, problem);
@@ -177,7 +177,7 @@ fn check_scales(shards: &Shards, name: &str, rows: usize) -> Result<()> {
     for (row, bytes) in raw.bytes.chunks_exact(float.bytes()).enumerate() {
         let mut scale = [0.0f32];
         float.widen(bytes, &mut scale);
-        // 255 steps are the farthest that a code is from a zero point.
+        // A code is at most 255 steps from its zero point.
         if scale[0] < 0.0 || !(scale[0] * 255.0).is_finite() {
             let expected = "expected a finite number that is not negative";
             return Err(bad(format!("row {row} is {}, {expected}", scale[0])));
@@ -195,7 +195,7 @@ fn check_zero_points(shards: &Shards, name: &str, rows: usize) -> Result<()> {
     check_count(shards, name, &raw, rows)
 }
 
-/// Refuses a tensor that has neither one value for each of `rows` rows nor one for all.
+/// Refuses a tensor that has neither one value per row nor one for all `rows` rows.
 fn check_count(shards: &Shards, name: &str, raw: &Raw<'_>, rows: usize) -> Result<()> {
     match *raw.shape {
         [] | [1] | [1, 1] => Ok(()),
