@@ -1,6 +1,6 @@
-//! Numbers for people, to so many significant digits: a small divergence is not a row of zeros.
+//! Formats numbers with a given number of significant digits, so that a small divergence is not shown as zeros.
 
-/// `value` to `digits` significant digits; beyond a thousandth or a million with an exponent.
+/// `value` to `digits` significant digits; with an exponent below a thousandth and from a million on.
 pub fn significant(value: f64, digits: usize) -> String {
     if value == 0.0 {
         return "0".into();
@@ -14,12 +14,12 @@ pub fn significant(value: f64, digits: usize) -> String {
     format!("{value:.decimals$}")
 }
 
-/// `value ± error`, the error to one digit less; without an exponent where the value has none.
+/// `value ± error`, the error to one digit less, and without an exponent if the value has none.
 pub fn with_error(value: f64, error: f64, digits: usize) -> String {
     let value = significant(value, digits);
     let digits = digits.saturating_sub(1).max(1);
     let decimals = digits as f64 - 1.0 - error.abs().log10().floor();
-    // Beyond this many decimals it is too small to matter beside such a value.
+    // An error that needs more decimals is negligible beside such a value.
     let error = match value.contains('e') || !(0.0..=7.0).contains(&decimals) {
         true => significant(error, digits),
         false => format!("{error:.*}", decimals as usize),

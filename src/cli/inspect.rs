@@ -1,4 +1,4 @@
-//! `microgranite inspect`: what a model is, without loading it.
+//! `microgranite inspect`: describes a model without loading it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,16 +16,17 @@ use crate::model::packed::{self, CalibrationRecord, EvaluationRecord, Quantizati
 use crate::model::{self, ModelConfig};
 use crate::sources::{self, Checkpoint, Reference, Settings};
 
-/// Show what a model is and what it would take at eight bits.
+/// Describe a model: its configuration, weights and tokenizer, and its size at eight bits.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo.
     ///
-    /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
-    /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
+    /// For a hub repository, its safetensors are used, or else the GGUF file that is best for int8: Q8_0, then floats,
+    /// then the most bits. :LABEL selects another, as in hf:OWNER/NAME:Q4_K_M. The address of a model's page on
+    /// huggingface.co works too.
     #[arg(value_name = "REF")]
     reference: Reference,
-    /// Compare every weight of a packed model with its checksum: reads the whole file.
+    /// Verify all weights of a packed model against their checksums. This reads the whole file.
     #[arg(long)]
     verify: bool,
     /// Print JSON instead of a table.
@@ -33,10 +34,10 @@ pub struct Args {
     json: bool,
 }
 
-/// Opens the model, fetching it if needed, and prints the report on standard output.
+/// Opens the model, downloading it if needed, and prints the report on standard output.
 ///
 /// # Errors
-/// As [`sources::open`], and [`Error::BadModel`] for a configuration that we do not run or weights that are damaged.
+/// As [`sources::open`], and [`Error::BadModel`] for an unsupported configuration or damaged weights.
 pub fn run(args: Args, settings: &Settings) -> Result<()> {
     let checkpoint = sources::open(&args.reference, settings)?;
     let mut report = Report::of(&checkpoint)?;
@@ -46,7 +47,7 @@ pub fn run(args: Args, settings: &Settings) -> Result<()> {
     print(&report, args.json)
 }
 
-/// Compares the weights with their checksums; returns how much was compared.
+/// Verifies the weights against their checksums; returns how much was compared.
 fn verify(checkpoint: &Checkpoint, progress_bar: bool) -> Result<Verified> {
     let Some(packed) = &checkpoint.packed else {
         let problem = "--verify: only a packed model has checksums";
@@ -67,17 +68,17 @@ fn verify(checkpoint: &Checkpoint, progress_bar: bool) -> Result<Verified> {
     })
 }
 
-/// Everything that is printed.
+/// The report.
 #[derive(Debug, Serialize)]
 pub struct Report {
     name: String,
     architecture: String,
     config: Shape,
-    /// Values in all tensors; a head that is the embedding counts once.
+    /// Number of values in all tensors; a tied output head is not counted twice.
     parameters: u64,
-    /// By the type they are stored as.
+    /// The tensors by stored type.
     tensors: BTreeMap<&'static str, Stored>,
-    /// What made codes that are kept as they are.
+    /// The method that produced the codes, if the checkpoint is already int8.
     #[serde(skip_serializing_if = "Option::is_none")]
     quantized_by: Option<&'static str>,
     bytes: Bytes,
@@ -85,12 +86,12 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     quantization: Option<Made>,
     tokenizer: Tokenizer,
-    /// What `--verify` has compared.
+    /// What `--verify` compared.
     #[serde(skip_serializing_if = "Option::is_none")]
     verified: Option<Verified>,
 }
 
-/// Weights that are what was written.
+/// Successful verification of the weights.
 #[derive(Debug, Serialize)]
 struct Verified {
     bytes: u64,
@@ -112,7 +113,7 @@ struct Made {
     evaluations: Vec<EvaluationRecord>,
 }
 
-/// The configuration, in the words of `config.json`.
+/// The configuration, with the keys of `config.json`.
 #[derive(Debug, Serialize)]
 struct Shape {
     hidden_size: usize,
@@ -139,16 +140,16 @@ struct Stored {
     values: u64,
 }
 
-/// What the weights take.
+/// The size of the weights in bytes, by format.
 #[derive(Debug, Serialize)]
 struct Bytes {
-    /// As they are stored.
+    /// As stored.
     stored: u64,
     /// As 32-bit floats.
     f32: u64,
     /// As 16-bit floats.
     bf16: u64,
-    /// As int8: a byte for each value of a matrix and an f32 scale for each of its rows; vectors stay f32.
+    /// As int8: one byte per value of a matrix and one f32 scale per row; vectors stay f32.
     int8: u64,
 }
 
@@ -164,7 +165,7 @@ impl Report {
     /// Describes a checkpoint from its headers; no weight is read.
     ///
     /// # Errors
-    /// [`Error::BadModel`] for a configuration that we do not run.
+    /// [`Error::BadModel`] for an unsupported configuration.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
         let mut tensors: BTreeMap<&'static str, Stored> = BTreeMap::new();
@@ -188,7 +189,7 @@ impl Report {
         };
         let stored = checkpoint.tensors.stored_bytes();
         if quantization.is_some() {
-            // What is stored is codes and scales, padding included.
+            // A packed model stores codes and scales, including padding.
             (parameters, int8) = (model::elements(&config), stored);
         }
         let added = checkpoint.tokenizer.get_added_tokens_decoder();
@@ -382,7 +383,7 @@ impl fmt::Display for Report {
 }
 
 impl Made {
-    /// How weights were rounded and on what that is based, in a few words.
+    /// A short description of how the weights were rounded, and on which text.
     fn rounding(&self) -> String {
         let mut words = match self.rounding {
             "nearest" => "to the nearest".to_owned(),

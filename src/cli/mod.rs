@@ -1,4 +1,4 @@
-//! The command line: one short file per command, what was typed → a call into the rest.
+//! The command line: one short file per command, which turns the arguments into calls to the rest of the program.
 //!
 //! Logs go to standard error, results to standard output. Only this folder reads the environment.
 
@@ -31,7 +31,7 @@ use crate::text::grammar;
 #[derive(Debug, Parser)]
 #[command(version, about, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {
-    /// How log lines look: text for people, json for collectors.
+    /// The format of log lines: text to read, json for log collectors.
     #[arg(
         long,
         global = true,
@@ -42,7 +42,8 @@ pub struct Cli {
     )]
     log_format: LogFormat,
 
-    /// What is logged: error, warn, info, debug, or targets such as microgranite=debug. Prompts and answers never are.
+    /// What to log: error, warn, info, debug, or targets such as microgranite=debug. Prompts and answers are never
+    /// logged.
     #[arg(
         long,
         global = true,
@@ -65,7 +66,7 @@ enum Command {
     Bench(bench::Args),
     Pull(pull::Args),
     Inspect(inspect::Args),
-    /// For the server itself: compiles one grammar within limits.
+    /// For internal use by the server: compiles one grammar within limits.
     #[command(hide = true, name = grammar::trial::COMMAND)]
     CheckGrammar,
 }
@@ -78,7 +79,7 @@ Exit codes: 0 success, 64 bad usage, 65 bad model file, 66 file not found, 69 do
 /// Runs the command.
 ///
 /// # Errors
-/// The one that ends the program, with its exit code.
+/// The error that ends the program, with its exit code.
 pub fn run(cli: Cli) -> Result<()> {
     if matches!(cli.command, Command::CheckGrammar) {
         let pipes = (std::io::stdin(), std::io::stdout());
@@ -102,9 +103,9 @@ pub fn run(cli: Cli) -> Result<()> {
 /// The flag of commands that run packed models.
 #[derive(Debug, Clone, Copy, clap::Args)]
 struct WeightsArg {
-    /// Where a packed model's weights lie while it runs. mmap starts at once and shares memory with other servers of the
-    /// same file; copy takes memory of its own and a moment to fill it, on huge pages, which a single stream reads up to a
-    /// fifth faster.
+    /// Where the weights of a packed model are kept while it runs. mmap starts at once and shares memory with other
+    /// servers of the same file. copy takes memory of its own and a moment to fill it, but uses huge pages, which makes
+    /// a single stream up to a fifth faster.
     #[arg(
         long,
         env = "MICROGRANITE_WEIGHTS",
@@ -115,7 +116,7 @@ struct WeightsArg {
     weights: Placement,
 }
 
-/// Prints a report on standard output: as JSON for programs, or as it displays itself for people.
+/// Prints a report on standard output, as JSON or as text.
 fn print(report: &(impl Serialize + Display), json: bool) -> Result<()> {
     let text = if json {
         let json = serde_json::to_string_pretty(report);

@@ -1,4 +1,4 @@
-//! What was typed, and what the environment says → [`Cli`], or one line that says what is wrong.
+//! Turns arguments and environment variables into [`Cli`], or into one line that says what is wrong.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -9,22 +9,22 @@ use clap::{Arg, Command, CommandFactory, FromArgMatches};
 
 use super::Cli;
 
-/// The prefix of every variable that is ours.
+/// The prefix of all environment variables of this program.
 const PREFIX: &str = "MICROGRANITE_";
 
-/// Why there is nothing to run.
+/// Why no command runs.
 #[derive(Debug)]
 pub enum Ending {
-    /// Text that was asked for, for standard output.
+    /// Help or version text for standard output.
     Shown(String),
-    /// What is wrong, for standard error.
+    /// A usage error for standard error.
     BadUsage(String),
 }
 
-/// Reads `arguments`, the first of which is the program, and `variables`.
+/// Parses `arguments`, the first of which is the program's name, and `variables`.
 ///
 /// # Errors
-/// The [`Ending`] of `--help` and `--version`, and of everything that makes no sense.
+/// The [`Ending`] for `--help`, `--version` and every usage error.
 pub fn parse(
     arguments: &[OsString],
     variables: &BTreeMap<OsString, OsString>,
@@ -38,7 +38,7 @@ pub fn parse(
         .map_err(|error| ending(&error, &command, arguments, variables))
 }
 
-/// A variable that is set to nothing is not set: manifests and compose files leave them so.
+/// An empty variable counts as unset: manifests and compose files often leave them empty.
 fn without_empty(command: Command, variables: &BTreeMap<OsString, OsString>) -> Command {
     let is_empty = |arg: &Arg| {
         let value = arg.get_env().and_then(|name| variables.get(name));
@@ -52,14 +52,14 @@ fn without_empty(command: Command, variables: &BTreeMap<OsString, OsString>) -> 
         .mut_subcommands(|command| without_empty(command, variables))
 }
 
-/// The variables of all commands.
+/// The environment variables of all commands.
 fn known(command: &Command) -> Vec<&OsStr> {
     let own = command.get_arguments().filter_map(Arg::get_env);
     own.chain(command.get_subcommands().flat_map(known))
         .collect()
 }
 
-/// Refuses variables that look like ours and are not: whoever misspells one would otherwise never know.
+/// Refuses unknown variables with our prefix: a misspelt one would otherwise be ignored silently.
 fn check_names(command: &Command, variables: &BTreeMap<OsString, OsString>) -> Result<(), String> {
     let known = known(command);
     for (name, value) in variables {
@@ -82,8 +82,8 @@ fn check_names(command: &Command, variables: &BTreeMap<OsString, OsString>) -> R
     Ok(())
 }
 
-/// Whether Kubernetes made this variable of a Service whose name begins like ours: `…_SERVICE_HOST`, `…_SERVICE_PORT`,
-/// `…_SERVICE_PORT_HTTP`, `…_PORT=tcp://…`, `…_PORT_8080_TCP_ADDR`.
+/// Whether Kubernetes created this variable for a Service whose name begins with our prefix: `…_SERVICE_HOST`,
+/// `…_SERVICE_PORT`, `…_SERVICE_PORT_HTTP`, `…_PORT=tcp://…`, `…_PORT_8080_TCP_ADDR`.
 fn is_service_link(name: &str, value: &str) -> bool {
     let is_port = |text: &str| {
         let mut words = text.split('_');
@@ -127,7 +127,7 @@ fn ending(
     }
 }
 
-/// What clap says before it repeats the usage, in one line.
+/// clap's message without the usage, in one line.
 fn one_line(text: &str) -> String {
     let text = text.strip_prefix("error: ").unwrap_or(text);
     let mut line = String::new();
@@ -144,7 +144,7 @@ fn one_line(text: &str) -> String {
     line
 }
 
-/// The variable that a bad value came from, if it was not typed.
+/// The environment variable that a bad value came from, if it was not an argument.
 fn variable_at_fault(
     error: &clap::Error,
     command: &Command,
@@ -154,7 +154,7 @@ fn variable_at_fault(
     let Some(ContextValue::String(flag)) = error.get(ContextKind::InvalidArg) else {
         return None;
     };
-    // As clap writes it: `--threads <N>`.
+    // clap writes it as `--threads <N>`.
     let flag = flag.split([' ', '=']).next()?;
     let long = flag.strip_prefix("--")?;
     let is_typed = arguments.iter().any(|argument| {

@@ -1,13 +1,13 @@
-//! Progress of long work: a bar for people, lines in the log for everyone else.
+//! The progress of long work: a bar on a terminal, otherwise log lines.
 
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Often enough to see that it moves, seldom enough for a log.
+/// Time between log lines: often enough to show progress, rarely enough not to flood a log.
 const BETWEEN_LINES: Duration = Duration::from_secs(5);
 
-/// Shows how far some work has come.
+/// Shows the progress of some work.
 pub struct Progress {
     what: &'static str,
     bar: Option<ProgressBar>,
@@ -15,7 +15,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// For work called `what`; with a `bar` or in lines.
+    /// For work called `what`, as a `bar` or as log lines.
     pub fn new(what: &'static str, bar: bool) -> Self {
         let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %");
         let bar = bar.then(|| {
@@ -30,7 +30,7 @@ impl Progress {
         }
     }
 
-    /// `done` of `total` is done.
+    /// Shows that `done` of `total` is done.
     pub fn show(&mut self, done: u64, total: u64) {
         if let Some(bar) = &self.bar {
             bar.set_length(total);
@@ -42,7 +42,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(self) {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();

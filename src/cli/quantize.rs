@@ -1,4 +1,4 @@
-//! `microgranite quantize`: a checkpoint of floats to a packed folder.
+//! `microgranite quantize`: converts a float checkpoint to a packed folder.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -20,77 +20,81 @@ use crate::sources::staging::Staging;
 use crate::sources::{self, Checkpoint, Reference};
 use crate::text::samples;
 
-/// Pack a model at eight bits into a folder that serve maps and starts from at once.
+/// Pack a model at eight bits into a folder from which serve starts at once.
 ///
-/// The folder appears when it is whole: a run that is killed leaves nothing that looks like a model.
+/// The folder appears only when it is complete: an interrupted run leaves nothing that looks like a model.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo.
     ///
-    /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
-    /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
+    /// For a hub repository, its safetensors are used, or else the GGUF file that is best for int8: Q8_0, then floats,
+    /// then the most bits. :LABEL selects another, as in hf:OWNER/NAME:Q4_K_M. The address of a model's page on
+    /// huggingface.co works too.
     #[arg(value_name = "REF")]
     reference: Reference,
 
-    /// The folder to make.
+    /// The folder to create.
     #[arg(short, long, value_name = "DIR")]
     output: PathBuf,
 
-    /// Replace a packed model that is there already.
+    /// Replace an existing packed model in that folder.
     #[arg(long)]
     force: bool,
 
-    /// Codes around zero, or with a zero point for each range, which uses all of them and costs an addition per group.
+    /// The mapping of weights to codes: symmetric around zero, or with a zero point per scale, which uses all 256 codes
+    /// and costs an addition per group.
     #[arg(long, value_enum, default_value_t)]
     scheme: Mapping,
 
-    /// What shares a scale: the smaller, the more exact. group costs 1.6 % more memory and a multiplication per group.
+    /// Which weights share a scale: fewer are more exact. group costs 1.6 % more memory and a multiplication per group.
     #[arg(long, value_enum, default_value_t)]
     granularity: Granularity,
 
-    /// Which weights the codes cover: absmax (all), percentile:P (P percent), or mse (those with the least error).
+    /// Which weights the codes cover: absmax (all), percentile:P (P percent), or mse (those with the smallest error).
+    /// Weights outside are clamped.
     #[arg(long, value_name = "RANGE", default_value_t)]
     range: Range,
 
-    /// What spreads outliers before they are quantized. full is the most exact; none the cheapest, and far less exact.
+    /// The rotation that spreads outliers before quantization. full is the most exact; none is the cheapest, and far
+    /// less exact.
     #[arg(long, value_enum, default_value_t)]
     rotation: Rotation,
 
-    /// Move outliers of activations into the weights (SmoothQuant), as far as ALPHA says, from 0 to 1. It halves the loss of
-    /// a model that is not rotated, and changes little in one that is.
+    /// Move outliers of the activations into the weights (SmoothQuant), with strength ALPHA from 0 to 1. This halves
+    /// the loss of a model without rotation, and changes little with one.
     #[arg(long, value_name = "ALPHA", value_parser = share)]
     smooth: Option<f32>,
 
-    /// How weights are rounded. [default: compensated, unless they are codes already]
+    /// How weights are rounded. [default: compensated, unless the checkpoint is already int8]
     #[arg(long, value_enum)]
     rounding: Option<Rounding>,
 
-    /// The text that compensation and smoothing are based on: plain, or a .jsonl file of strings, or of objects with a "text",
-    /// with the "messages" of a conversation, or with a "prompt" and a "completion".
-    /// [default: the beginning of As You Like It]
+    /// The calibration text for compensation and smoothing: plain text, or a .jsonl file of strings, or of objects with
+    /// a "text", with the "messages" of a conversation, or with a "prompt" and a "completion". [default: the beginning
+    /// of As You Like It]
     #[arg(long, value_name = "FILE")]
     calibrate: Option<PathBuf>,
 
-    /// Tokens of the calibration text to run. More are more exact, and take longer.
+    /// Number of tokens of the calibration text to use. More are more exact, and take longer.
     #[arg(long, value_name = "N", value_parser = config::tokens, default_value_t = 4096)]
     calibration_tokens: usize,
 
-    /// Threads to work with. [default: the cores, or the cgroup's quota]
+    /// Compute threads. [default: the number of cores, or the cgroup's CPU quota]
     #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 }
 
-/// How a weight becomes a code.
+/// How a weight is rounded to a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Rounding {
-    /// So that errors make up for each other on a calibration text (GPTQ's idea): as fast to serve and more exact by half,
-    /// for the time that it takes to run that text in f32.
+    /// Rounding errors compensate each other on a calibration text (the idea of GPTQ). As fast to serve, with half the
+    /// loss, but takes the time to run that text in f32.
     Compensated,
-    /// To the nearest: done in seconds.
+    /// To the nearest code. Takes seconds.
     Nearest,
 }
 
-/// Files that a Hugging Face folder may have beside its weights; they are copied as they are.
+/// Files that a Hugging Face folder may have beside its weights; they are copied unchanged.
 const COMPANIONS: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -100,10 +104,10 @@ const COMPANIONS: [&str; 6] = [
     "chat_template.jinja",
 ];
 
-/// Packs the model and prints what it cost.
+/// Packs the model and prints a summary of the loss.
 ///
 /// # Errors
-/// As [`sources::open`]; [`Error::Config`] when the folder is there already; [`Error::Io`] when it cannot be written.
+/// As [`sources::open`]; [`Error::Config`] when the folder exists already; [`Error::Io`] when it cannot be written.
 pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
     let started = Instant::now();
     let checkpoint = sources::open(&args.reference, sources)?;
@@ -165,7 +169,7 @@ pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
     written.map_err(|e| Error::io(Path::new("standard output"), e))
 }
 
-/// The ids of the calibration text, in sequences, and what to record of it.
+/// The ids of the calibration text, in sequences, and the record of that text.
 fn calibration(args: &Args, checkpoint: &Checkpoint) -> Result<(Vec<Vec<u32>>, CalibrationRecord)> {
     let (name, documents) = match &args.calibrate {
         Some(file) => {
@@ -204,7 +208,7 @@ fn share(text: &str) -> std::result::Result<f32, String> {
     number.ok_or_else(|| "write a number from 0 to 1".to_owned())
 }
 
-/// Writes configuration and tokenizer: those of a folder as they are, those of a GGUF file as they were translated.
+/// Writes configuration and tokenizer: a folder's files unchanged, a GGUF file's as translated.
 fn write_companions(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
     let source = &checkpoint.config_file;
     if source.file_name().is_some_and(|name| name == COMPANIONS[0]) {
@@ -238,7 +242,7 @@ fn write_companions(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
     }
 }
 
-/// What standard output says.
+/// The summary on standard output.
 struct Summary<'a> {
     folder: &'a Path,
     stored: u64,
@@ -246,14 +250,16 @@ struct Summary<'a> {
     seconds: f64,
 }
 
-/// Why the ratios of compensated rounding look worse than those of rounding to the nearest, and are not.
+/// Explains why the ratios of compensated rounding look worse than those of rounding to the nearest although it is more
+/// exact.
 const COMPENSATED_NOTE: &str = "
 Compensated rounding moves single weights farther than to the nearest code, so
-that their errors cancel in sums on ordinary text: these ratios are a few dB
-lower for it, while the model's answers are closer. `eval` says how close.
+that their errors cancel in sums on ordinary text. These ratios are therefore a
+few dB lower, but the model's answers are closer to the original's; `eval`
+measures how close.
 ";
 
-/// Matrices that are listed: enough to see where it hurts.
+/// How many matrices to list: the few with the largest loss.
 const LISTED: usize = 5;
 
 impl fmt::Display for Summary<'_> {

@@ -1,4 +1,4 @@
-//! The texts of a file for a model: conversations go through the model's own chat template.
+//! Reads the texts of a file for a model: conversations are rendered with the model's own chat template.
 
 use std::path::Path;
 
@@ -13,14 +13,14 @@ use crate::text::Tokenizer;
 use crate::text::chat::{ChatTemplate, Ending};
 use crate::text::samples::{self, Sample};
 
-/// What templates take for today, so that a file makes the same text on every day: the first of January 2026.
+/// The date for templates, fixed so that a file always gives the same text: 1 January 2026.
 const TODAY: Timestamp = Timestamp::constant(1_767_225_600, 0);
 
 /// Reads the texts of `file`, for `checkpoint` to be evaluated or calibrated on.
 ///
 /// # Errors
 /// As [`samples::read`], and [`Error::Usage`] naming the line of a conversation that is malformed or that the model's
-/// template does not take.
+/// template rejects.
 pub fn read(file: &Path, checkpoint: &Checkpoint) -> Result<Vec<String>> {
     let mut template = None;
     let mut texts = Vec::new();
@@ -59,7 +59,7 @@ fn compile(checkpoint: &Checkpoint) -> std::result::Result<ChatTemplate, String>
         .map_err(|problem| format!("the model's chat template cannot be used: {problem}"))
 }
 
-/// The whole conversation as a text, checked as a request for chat is.
+/// The whole conversation as text, validated like a chat request.
 fn render(template: &ChatTemplate, request: &Value) -> std::result::Result<String, String> {
     let body = request.to_string();
     let conversation = Fields::parse(body.as_bytes())

@@ -1,15 +1,15 @@
-//! How much of the processors the benchmark was given: on a busy machine figures say more about the neighbours.
+//! Measures how much processor time the benchmark got: on a busy machine, results say more about other processes.
 
 use std::fmt;
 use std::time::Instant;
 
 use serde::Serialize;
 
-/// The unit of `/proc`'s processor times, which Linux keeps at a hundredth of a second for all programs (`USER_HZ`).
+/// The unit of processor times in `/proc`, which Linux fixes at a hundredth of a second for all programs (`USER_HZ`).
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Threads that ran less of the time than this share, or neighbours and a host that took more than the rest of it, move
-/// figures by more than they vary from run to run: about two percent.
+/// If the threads got less of the time than this, or other processes and the host took more than the rest, results
+/// change by more than they vary from run to run, about two percent.
 const UNDISTURBED: f64 = 0.95;
 
 /// Processor time in seconds, from some point on.
@@ -17,23 +17,24 @@ const UNDISTURBED: f64 = 0.95;
 struct Times {
     /// Of this process.
     own: f64,
-    /// Of everyone on the machine.
+    /// Of all processes on the machine.
     all: f64,
-    /// That the host gave to other machines while this one wanted it.
+    /// Time the host gave to other virtual machines while this one wanted it.
     stolen: f64,
 }
 
 impl Times {
-    /// `None` where the system does not say.
+    /// `None` if the system does not report it.
     fn now() -> Option<Self> {
         let read = |file| std::fs::read_to_string(file).ok();
         Self::parse(&read("/proc/self/stat")?, &read("/proc/stat")?)
     }
 
-    /// From the texts of `/proc/self/stat` and `/proc/stat`.
+    /// Parses `/proc/self/stat` and `/proc/stat`.
     fn parse(process: &str, machine: &str) -> Option<Self> {
         let ticks = |text: &str| text.parse::<f64>().ok();
-        // The name, in parentheses, may hold spaces; after it come the state and, as 12th and 13th, user and system time.
+        // The name, in parentheses, may contain spaces. The first field after it is the state, the 12th and 13th are
+        // user and system time.
         let (_, after_name) = process.rsplit_once(") ")?;
         let own: Vec<&str> = after_name.split(' ').skip(11).take(2).collect();
         let [user, system] = own[..] else {
@@ -64,7 +65,7 @@ impl Times {
     }
 }
 
-/// Counts while something is timed.
+/// Measures processor time while something is timed.
 #[derive(Debug, Default)]
 pub struct Watch {
     began: Option<(Instant, Times)>,
@@ -73,7 +74,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Counts what `work` takes.
+    /// Measures the processor time during `work`.
     pub fn during<R>(&mut self, work: impl FnOnce() -> R) -> R {
         self.began = Times::now().map(|times| (Instant::now(), times));
         let result = work();
@@ -86,9 +87,10 @@ impl Watch {
         result
     }
 
-    /// What `threads` threads were given, on a machine with `cpus` processors; `None` where nothing could be counted.
+    /// The processor time that `threads` threads got, on a machine with `cpus` processors; `None` if nothing was
+    /// measured.
     pub fn given(&self, threads: usize, cpus: usize) -> Option<Given> {
-        // Less than this is too few ticks to tell.
+        // A shorter time has too few ticks to be meaningful.
         const LEAST_SECONDS: f64 = 0.1;
         let per_second = |seconds: f64| (seconds / self.wall).max(0.0);
         (self.wall >= LEAST_SECONDS).then(|| Given {
@@ -100,21 +102,21 @@ impl Watch {
     }
 }
 
-/// What the threads were given while they were timed.
+/// The processor time that the threads got while they were timed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Given {
-    /// The part of the time in which the threads ran: 1 on an idle machine.
+    /// The fraction of the time in which the threads ran: 1 on an idle machine.
     pub share: f64,
-    /// Processors that other processes used meanwhile.
+    /// Processors used by other processes meanwhile.
     pub others_cpus: f64,
-    /// Processors that the host gave to other machines.
+    /// Processors that the host gave to other virtual machines.
     pub stolen_cpus: f64,
     /// Processors of the machine.
     pub machine_cpus: usize,
 }
 
 impl Given {
-    /// Whether the figures can be compared with those of an idle machine. Neighbours on other cores matter too: they share
+    /// Whether the results can be compared with those of an idle machine. Load on other cores matters too: they share
     /// the memory.
     pub fn is_undisturbed(&self) -> bool {
         let disturbing = (1.0 - UNDISTURBED) * self.machine_cpus as f64;

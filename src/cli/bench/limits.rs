@@ -7,13 +7,14 @@ use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::{PerThread, Pool};
 use crate::int8::memory::Memory;
 
-/// Bytes to read: several times the largest last-level cache of current servers' core complexes, so that memory answers.
+/// Bytes to read: several times the largest last-level cache of current servers' core complexes, so that the reads
+/// reach memory.
 const READ_BYTES: usize = 512 << 20;
 
-/// Rounds of arithmetic: some milliseconds at 2 instructions per cycle.
+/// Rounds of arithmetic: they take some milliseconds at 2 instructions per cycle.
 const ROUNDS: u64 = 1 << 20;
 
-/// What all threads together do at most.
+/// The peak rates of all threads together.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// Bytes read per second.
@@ -24,7 +25,7 @@ pub struct Limits {
     pub f32: f64,
 }
 
-/// Measures limits again and again on the same buffer.
+/// Measures the limits repeatedly, on the same buffer.
 pub struct Meter {
     buffer: Memory,
 }
@@ -36,7 +37,7 @@ impl Meter {
     /// [`crate::error::Error::Config`] if there is no memory for it.
     pub fn new() -> Result<Self> {
         let mut buffer = Memory::zeroed(READ_BYTES)?;
-        // Touched, so that it is real memory and not the system's one page of zeros.
+        // Written to, so that it is real memory and not the system's one page of zeros.
         buffer.bytes_mut().fill(1);
         Ok(Self { buffer })
     }
@@ -56,7 +57,7 @@ impl Meter {
     }
 }
 
-/// Runs `work` on every thread at once; returns the sum of what they did per second.
+/// Runs `work` on all threads at once; returns the sum of their rates.
 fn rate(pool: &mut Pool, work: impl Fn(usize) -> u64 + Sync) -> f64 {
     let threads = pool.threads();
     let mut done = vec![0u64; threads];

@@ -8,7 +8,7 @@ use crate::cli::progress::Progress;
 use crate::error::Result;
 use crate::model::{Forward, Granite, PAGE_TOKENS, Span};
 
-/// Tokens that every stream holds when its decoding is timed: a page, so that attention has something to read.
+/// Tokens of every stream before its decoding is timed: a page, so that attention has something to read.
 const STREAM_PROMPT: usize = PAGE_TOKENS;
 
 /// What to measure.
@@ -19,12 +19,12 @@ pub struct Plan {
     pub steps: usize,
 }
 
-/// Medians over the runs; the limits beside each are medians of measurements taken between those very runs.
+/// Medians over the runs; the limits beside each are medians of measurements between those same runs.
 pub struct Results {
     pub limits: Limits,
     pub prefill: Prefill,
     pub decode: Vec<Decode>,
-    /// What the threads were given of the processors, where the system says.
+    /// The processor time that the threads got, if the system reports it.
     pub given: Option<Given>,
 }
 
@@ -59,10 +59,10 @@ impl Plan {
     }
 }
 
-/// Runs the plan and shows how far it has come.
+/// Runs the plan and shows its progress.
 ///
 /// # Errors
-/// [`crate::error::Error::Config`] if there is no memory to measure.
+/// [`crate::error::Error::Config`] if there is not enough memory.
 pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<Results> {
     let total = (plan.runs * (1 + plan.batches.len())) as u64;
     let meter = Meter::new()?;
@@ -129,7 +129,7 @@ fn medians(limits: &[Limits]) -> Limits {
     }
 }
 
-/// Some ids, all different enough that the embedding is not read from cache.
+/// Some ids, spread so that the embedding is not read from the cache.
 fn ids(model: &Granite, count: usize) -> Vec<u32> {
     let vocab = model.vocab_size() as u64;
     (0..count as u64)

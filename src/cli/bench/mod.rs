@@ -1,4 +1,4 @@
-//! `bench`: how fast this machine runs a model, and what share of its limits that is.
+//! `bench`: measures how fast this machine runs a model, and what share of its limits that is.
 
 mod given;
 mod limits;
@@ -18,27 +18,28 @@ use measure::Plan;
 
 /// Measure prefill and decode on a model, or on a published shape filled with random weights.
 ///
-/// Every figure comes with its share of what the same machine reads and computes at most, measured in the same run
-/// between the timed steps. Beside them stands how much of the processors the threads were given meanwhile; on a machine that
-/// others use, figures cannot be compared, and a warning says so.
+/// Every result comes with its share of the machine's peak read or compute rate, measured in the same run between the
+/// timed steps. The report also shows how much processor time the threads got; on a busy machine results cannot be
+/// compared, and a warning says so.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// The model to measure: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo
+    /// The model to measure: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo.
     ///
-    /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
-    /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
+    /// For a hub repository, its safetensors are used, or else the GGUF file that is best for int8: Q8_0, then floats,
+    /// then the most bits. :LABEL selects another, as in hf:OWNER/NAME:Q4_K_M. The address of a model's page on
+    /// huggingface.co works too.
     #[arg(value_name = "REF", conflicts_with_all = ["shape", "model"])]
     reference: Option<Reference>,
-    /// The same as REF
+    /// The same as REF.
     #[arg(long, value_name = "REF", conflicts_with = "shape")]
     model: Option<Reference>,
-    /// A published shape with random weights: needs no download, and is as fast as the real model
+    /// A published model shape with random weights: needs no download, and is as fast as the real model.
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(shapes::names()))]
     shape: Option<String>,
-    /// Prompt tokens of the prefill measurement
+    /// Prompt tokens in the prefill measurement.
     #[arg(long, default_value_t = 512, value_name = "TOKENS", value_parser = config::tokens)]
     prompt: usize,
-    /// Numbers of streams to decode at once, 1 to 1024
+    /// Numbers of streams to decode at once, 1 to 1024.
     #[arg(
         long,
         value_delimiter = ',',
@@ -47,22 +48,23 @@ pub struct Args {
         value_name = "N,N,…"
     )]
     batch: Vec<usize>,
-    /// Runs of each measurement, 1 to 1000; the median is reported
+    /// Runs of each measurement, 1 to 1000; the median is reported. More are steadier, and take longer.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = config::whole::<1, 1000>)]
     runs: usize,
-    /// Decoding steps in a run, 1 to 10000
+    /// Decoding steps per run, 1 to 10000.
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = config::whole::<1, 10_000>)]
     steps: usize,
-    /// Compute threads; the default is what the CPU quota and affinity allow
+    /// Compute threads. [default: the number of cores, or the cgroup's CPU quota]
     #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
     #[command(flatten)]
     weights: WeightsArg,
-    /// Print JSON instead of a table
+    /// Print JSON instead of a table.
     ///
-    /// "machine" has what it measured of the machine, among it "cpu": the "share" of the time in which the threads ran, the
-    /// "others_cpus" that other processes used meanwhile and the "stolen_cpus" that the host took, of "machine_cpus"; null
-    /// where the system does not say. "undisturbed" is true where the figures can be compared with others.
+    /// "machine" describes the machine. Its "cpu" has the "share" of the time in which the threads ran, the
+    /// "others_cpus" that other processes used meanwhile and the "stolen_cpus" that the host took, of "machine_cpus";
+    /// it is null if the system does not report these. "undisturbed" is true if the results can be compared with
+    /// others.
     #[arg(long)]
     json: bool,
 }
@@ -70,7 +72,7 @@ pub struct Args {
 /// Runs the command and prints to standard output.
 ///
 /// # Errors
-/// Whatever loading the model gives, and [`Error::Config`] for numbers that the model or the memory has no room for.
+/// The errors of loading the model, and [`Error::Config`] for numbers that exceed the model's context or the memory.
 pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
     let plan = Plan {
         prompt: args.prompt,
@@ -125,7 +127,7 @@ fn load(
     Ok((checkpoint.name, model))
 }
 
-/// Refuses what this machine has no memory for, before it is filled.
+/// Refuses a model and plan that need more memory than this machine has, before filling it.
 fn check_room(footprint: model::Footprint, plan: &Plan) -> Result<()> {
     let cache = (plan.pages() as u64).saturating_mul(footprint.kv_page);
     let needed = footprint.weights.saturating_add(cache);

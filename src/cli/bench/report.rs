@@ -1,4 +1,4 @@
-//! What was measured, as a table and as JSON with stable names.
+//! The report, as a table and as JSON with stable names.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,9 +18,9 @@ pub struct Report<'a> {
     name: &'a str,
     isa: &'static str,
     threads: usize,
-    /// CPUs that the quota and affinity of this process allow.
+    /// CPUs that this process may use, by quota and affinity.
     cpus: usize,
-    /// Bytes in huge pages, where the system says.
+    /// Bytes in huge pages, if the system reports it.
     huge_page_bytes: Option<u64>,
     weight_bytes: u64,
     bytes_per_step: u64,
@@ -31,7 +31,7 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    /// Puts the figures of `model` beside the results.
+    /// Combines the results with the figures of `model`.
     pub fn new(name: &'a str, model: &Granite, results: &'a Results) -> Self {
         let (prompt_operations, head_operations) = model.weights().operations();
         Self {
@@ -49,7 +49,7 @@ impl<'a> Report<'a> {
         }
     }
 
-    /// Int8 operations of the prompt: every token through the blocks, the last one through the head. Attention is not
+    /// Int8 operations of the prompt: every token through the layers, the last one through the head. Attention is not
     /// counted, so its time lowers the share.
     fn prefill_operations(&self) -> f64 {
         (self.prompt_operations * self.results.prefill.tokens as u64 + self.head_operations) as f64
@@ -60,7 +60,7 @@ impl<'a> Report<'a> {
         self.prefill_operations() / prefill.seconds / prefill.limits.int8
     }
 
-    /// The least time a step can take: all weights read once, or all products computed, whichever is longer.
+    /// The minimum time of a step: the time to read all weights once, or to compute all products, whichever is longer.
     fn roofline_seconds(&self, streams: usize, limits: Limits) -> f64 {
         let operations = (self.prompt_operations + self.head_operations) as f64 * streams as f64;
         (self.bytes_per_step as f64 / limits.read).max(operations / limits.int8)
@@ -70,7 +70,7 @@ impl<'a> Report<'a> {
         self.roofline_seconds(decode.streams, decode.limits) / decode.step_seconds
     }
 
-    /// The figures under the names that scripts rely on.
+    /// The results, under the names that scripts rely on.
     fn json(&self) -> Value {
         let (limits, prefill) = (self.results.limits, &self.results.prefill);
         let decode: Vec<Value> = self

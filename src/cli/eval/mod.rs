@@ -1,4 +1,4 @@
-//! `microgranite eval`: what eight bits cost in accuracy.
+//! `microgranite eval`: measures what eight bits cost in accuracy.
 
 mod plot;
 mod report;
@@ -22,38 +22,40 @@ use report::{Evaluated, Report};
 
 /// Measure what int8 costs in accuracy: perplexity, divergence from the float model, and the error of every tensor.
 ///
-/// The result for a packed model is kept in its quantization.json: inspect and the server show it. The float model is held
-/// in memory whole, four bytes for each weight, and runs at the speed of f32 arithmetic.
+/// The result for a packed model is recorded in its quantization.json, where inspect and the server find it. The float
+/// model is kept in memory completely, four bytes per weight, and runs at the speed of f32 arithmetic.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The models to evaluate, each: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo
+    /// The models to evaluate, each a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo.
     ///
-    /// Several are compared with --against in one pass over the text: a float model runs once for all of them.
+    /// Several models are compared with --against in one pass over the text, so the float model runs only once.
     ///
-    /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
-    /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
+    /// For a hub repository, its safetensors are used, or else the GGUF file that is best for int8: Q8_0, then floats,
+    /// then the most bits. :LABEL selects another, as in hf:OWNER/NAME:Q4_K_M. The address of a model's page on
+    /// huggingface.co works too.
     #[arg(value_name = "REF", required = true)]
     references: Vec<Reference>,
-    /// The model whose weights, in f32, are the truth; the default is REF itself
+    /// The reference: the model whose float weights, in f32, REF is compared with. [default: REF itself]
     #[arg(long, value_name = "REF")]
     against: Option<Reference>,
-    /// A text, or a .jsonl file of texts: strings, or objects with a "text", with the "messages" of a conversation, or with a
-    /// "prompt" and a "completion"; the default is the beginning of Alice in Wonderland
+    /// The text to evaluate on: plain text, or a .jsonl file of strings, or of objects with a "text", with the
+    /// "messages" of a conversation, or with a "prompt" and a "completion". [default: the beginning of Alice in
+    /// Wonderland]
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
-    /// Stop after this many tokens of the text: fewer are sooner done, and have larger standard errors
+    /// Stop after this many tokens of the text. Fewer take less time, and have larger standard errors.
     #[arg(long, value_name = "N", value_parser = config::tokens)]
     tokens: Option<usize>,
-    /// Evaluate the weights in llama.cpp's Q8_0 as well, on the same text: takes the memory of a second float model
+    /// Also evaluate the weights in llama.cpp's Q8_0, on the same text. Takes the memory of a second float model.
     #[arg(long)]
     q8_0: bool,
-    /// Draw the error of each layer's weights
+    /// Draw the error of each layer's weights to this file.
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
-    /// Compute threads; the default is what the CPU quota and affinity allow
+    /// Compute threads. [default: the number of cores, or the cgroup's CPU quota]
     #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
-    /// Print JSON instead of a table: for one model an object, for several a list of such objects under "models"
+    /// Print JSON instead of a table: an object for one model, for several a list of such objects under "models".
     #[arg(long)]
     json: bool,
 }
@@ -61,7 +63,7 @@ pub struct Args {
 /// Evaluates the models and prints the report on standard output.
 ///
 /// # Errors
-/// Whatever reading the text and loading the models give, and [`Error::Usage`] for models that cannot be compared.
+/// The errors of reading the text and loading the models, and [`Error::Usage`] for models that cannot be compared.
 pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
     let is_svg = |file: &PathBuf| {
         file.extension()
@@ -79,7 +81,7 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
     print(&report, args.json)
 }
 
-/// The models, and what is the truth for them.
+/// The models, and the reference for all of them.
 struct Opened {
     checkpoints: Vec<Checkpoint>,
     against: Option<Checkpoint>,
@@ -114,12 +116,12 @@ impl Opened {
         })
     }
 
-    /// The checkpoint whose float weights are the truth.
+    /// The checkpoint whose float weights are the reference.
     fn truth(&self) -> &Checkpoint {
         self.against.as_ref().unwrap_or(&self.checkpoints[0])
     }
 
-    /// The ids of each document, which all models must agree on.
+    /// The ids of each document; all models must give the same.
     fn ids(&self, documents: &[String], most: usize) -> Result<Vec<Vec<u32>>> {
         let ids = self.truth().token_ids(documents, most)?;
         for checkpoint in &self.checkpoints {
@@ -207,7 +209,7 @@ struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    /// Quantizes or maps the model, and measures what rounding did to its weights.
+    /// Quantizes or maps the model, and measures the rounding error of its weights.
     fn load(
         checkpoint: &'a Checkpoint,
         truth: &Checkpoint,
@@ -235,7 +237,7 @@ impl<'a> Candidate<'a> {
             progress.show(done, total);
         })?;
         progress.finish();
-        // What rounding did is seen against the weights that were rounded.
+        // The rounding error is measured against the weights that were rounded.
         let floats = match checkpoint.packed {
             Some(_) => truth,
             None => checkpoint,
@@ -254,12 +256,12 @@ impl<'a> Candidate<'a> {
         })
     }
 
-    /// Keeps what was found with a packed model.
+    /// Records the result in a packed model's folder.
     fn finish(self, found: EvaluationRecord, reference: &Reference) -> Result<Evaluated> {
         let mut compensated = false;
         if let Some(packed) = &self.checkpoint.packed {
             compensated = Quantization::of(packed)?.compensated;
-            // A folder that cannot be written, as in a container, is no reason to lose what was measured.
+            // If the folder cannot be written, as in a container, the measurement is still reported.
             if let Err(problem) = packed::record(packed, &found) {
                 tracing::warn!("the result is not kept with the model: {problem}");
             }

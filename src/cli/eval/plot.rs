@@ -1,4 +1,4 @@
-//! The error of each layer's weights as a picture.
+//! Draws the error of each layer's weights.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +8,10 @@ use super::report::{Evaluated, Report};
 use crate::error::{Error, Result};
 use crate::model::weight_error::TensorError;
 
-/// Wide enough for 40 layers, and readable when it is shrunk to half a page.
+/// Wide enough for 40 layers, and readable when scaled down to half a page.
 const SIZE: (u32, u32) = (960, 540);
 
-/// Colours that stay apart for colour-blind readers and on paper (Okabe and Ito's, without yellow).
+/// Colours that remain distinct for colour-blind readers and on paper (Okabe and Ito's, without yellow).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -22,11 +22,11 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(60, 60, 60),
 ];
 
-/// Draws the relative error of the matrices against their layer; returns SVG. Of one model each kind of matrix has a line;
-/// of several each model has one, the root mean square over the matrices of a layer.
+/// Draws the relative error of the matrices by layer; returns SVG. With one model there is a line for each kind of
+/// matrix; with several there is one for each model, the root mean square over the matrices of a layer.
 ///
 /// # Errors
-/// [`Error::Internal`] if the drawing fails, which writing to memory does not.
+/// [`Error::Internal`] if drawing fails, which does not happen in memory.
 pub fn draw(models: &[Evaluated]) -> Result<String> {
     let drawing = match models {
         [one] => Drawing::of_one(&one.model, &one.tensors),
@@ -41,11 +41,11 @@ pub fn draw(models: &[Evaluated]) -> Result<String> {
     Ok(svg)
 }
 
-/// What is drawn.
+/// The content of the drawing.
 struct Drawing {
     title: String,
     note: String,
-    /// `(layer, error in percent)` by what the legend calls the line.
+    /// Lines of `(layer, error in percent)`, by their names in the legend.
     lines: BTreeMap<String, Vec<(usize, f64)>>,
 }
 
@@ -67,7 +67,7 @@ impl Drawing {
         }
     }
 
-    /// Of models by name.
+    /// A line for each of several named models.
     fn of_several(models: &[(&str, &[TensorError])]) -> Self {
         let names: Vec<String> = (models.iter().enumerate())
             .map(|(index, (name, _))| format!("{}: {name}", Report::letter(index)))
@@ -98,7 +98,7 @@ impl Drawing {
     }
 }
 
-/// `(layer, error in percent)` of each kind of matrix in a block, and `(name, error in percent)` of those outside.
+/// `(layer, error in percent)` of each kind of matrix in a layer, and `(name, error in percent)` of the other matrices.
 type Errors<'a> = (BTreeMap<&'a str, Vec<(usize, f64)>>, Vec<(&'a str, f64)>);
 
 fn by_kind(tensors: &[TensorError]) -> Errors<'_> {
@@ -128,7 +128,7 @@ fn draw_on(
     let points = || drawing.lines.values().flatten();
     let layers = points().map(|point| point.0).max().unwrap_or(0);
     let most = points().map(|point| point.1).fold(0.0, f64::max);
-    // Room above the highest point; a model whose codes were kept has no error to scale by.
+    // Leaves room above the highest point; a model with unchanged codes has no error to scale by.
     let top = if most > 0.0 { 1.15 * most } else { 1.0 };
     // One layer is a point, and needs an axis around it.
     let right = layers.max(1) as f64;

@@ -1,4 +1,5 @@
-//! What `eval` prints: figures against the float model, a sentence that judges them, and the matrices that lost most.
+//! The report of `eval`: results against the float model, a sentence that judges them, and the matrices with the
+//! largest errors.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,13 +13,13 @@ use crate::model::evaluate::Evaluation;
 use crate::model::packed::EvaluationRecord;
 use crate::model::weight_error::TensorError;
 
-/// Tensors in the table; `--json` has all of them.
+/// Number of tensors in the table; `--json` has all of them.
 const WORST: usize = 10;
 
-/// Beyond this many models a table would not fit a terminal, and letters would run out of alphabet.
+/// Names of the models in a table; a table of more would not fit a terminal.
 const LETTERS: &[u8; 26] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 
-/// Everything that is printed.
+/// The report.
 #[derive(Debug)]
 pub struct Report {
     /// At least one, all against the same reference on the same text.
@@ -30,14 +31,14 @@ pub struct Report {
 pub struct Evaluated {
     /// The model's name.
     pub model: String,
-    /// What a packed model keeps.
+    /// The part that is recorded in a packed model.
     #[serde(flatten)]
     pub found: EvaluationRecord,
     /// Every matrix, worst first.
     pub tensors: Vec<TensorError>,
     /// Whether rounding errors were compensated when the model was packed.
     pub compensated: bool,
-    /// How it was named on the command line.
+    /// Its reference on the command line.
     #[serde(skip)]
     pub reference: String,
 }
@@ -52,7 +53,7 @@ impl Serialize for Report {
 }
 
 impl Report {
-    /// What a model is called in tables: a letter where there are several.
+    /// The name of a model in tables: a letter, if there are several.
     pub fn letter(index: usize) -> String {
         char::from(LETTERS[index % LETTERS.len()]).into()
     }
@@ -117,7 +118,7 @@ impl fmt::Display for Report {
 }
 
 impl Report {
-    /// The matrices that lost most, and what each model lost there.
+    /// The matrices with the largest errors, and their error in each model.
     fn matrices(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let [one] = &self.models[..] {
             let all = one.tensors.len();
@@ -186,12 +187,12 @@ fn heading(all: usize) -> String {
     }
 }
 
-/// A matrix's name without what all of them end with.
+/// A matrix's name without the common suffix.
 fn short(tensor: &str) -> &str {
     tensor.trim_end_matches(".weight")
 }
 
-/// One line of the table.
+/// Writes one line of the table.
 fn figures(f: &mut fmt::Formatter<'_>, name: &str, found: &Evaluation) -> fmt::Result {
     let perplexity = with_error(found.perplexity, found.perplexity_se, 5);
     let kl = with_error(found.kl_mean, found.kl_mean_se, 3);

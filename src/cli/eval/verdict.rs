@@ -1,8 +1,8 @@
-//! What a divergence means, by what others lose.
+//! Judges a divergence by comparison with other formats.
 
 use crate::cli::figures::significant;
 
-/// Where a mean divergence in nats stands, and what is known of models there.
+/// A bound on the mean divergence in nats, and what is known of models below it.
 struct Mark {
     below: f64,
     meaning: &'static str,
@@ -33,10 +33,10 @@ pub fn of(kl_mean: f64) -> String {
     format!("a mean KL of {} is {meaning}", significant(kl_mean, 3))
 }
 
-/// How to try the model on a task: what a divergence cannot say.
+/// How to try the model on a task, which a divergence cannot replace.
 pub fn task(reference: &str) -> String {
     format!(
-        "What it does to your task lm-evaluation-harness says (pip: lm_eval[api]):\n\
+        "To measure the effect on your task, use lm-evaluation-harness (pip: lm_eval[api]):\n\
          \x20   microgranite serve --model {reference} --served-model-name int8\n\
          \x20   lm_eval --model local-completions --tasks arc_easy --model_args \\\n\
          \x20       model=int8,base_url=http://127.0.0.1:8080/v1/completions,tokenizer_backend=remote\n"
