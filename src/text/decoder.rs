@@ -1,15 +1,15 @@
-//! Token ids → text as they arrive.
+//! Token ids → text, as they arrive.
 
 use std::sync::Arc;
 
 use super::Tokenizer;
 
-/// Turns one generation's tokens into text, holding back bytes that do not yet make a character.
+/// Turns one generation's tokens into text, holding back bytes that do not yet form a character.
 ///
-/// Whatever the token boundaries, the pieces put together are the lossy decoding of all the bytes put together.
+/// Wherever the token boundaries fall, the concatenated pieces equal the lossy decoding of all bytes.
 pub struct Decoder {
     tokenizer: Arc<Tokenizer>,
-    /// The start of a character whose rest has not come: at most three bytes between calls.
+    /// The beginning of an incomplete character: at most three bytes between calls.
     pending: Vec<u8>,
 }
 
@@ -22,7 +22,7 @@ impl Decoder {
         }
     }
 
-    /// The text that `token` completes; often a word, sometimes nothing. Special tokens are no text.
+    /// The text that `token` completes: often a word, sometimes nothing. Special tokens produce no text.
     pub fn push(&mut self, token: u32) -> String {
         if self.tokenizer.is_special(token) {
             return String::new();
@@ -30,7 +30,7 @@ impl Decoder {
         self.push_literally(token)
     }
 
-    /// The same, but special tokens are written out: for a prompt, in which they are what the client sent.
+    /// The same, but special tokens are written out. For prompts, which may contain them literally.
     pub fn push_literally(&mut self, token: u32) -> String {
         self.pending.extend_from_slice(self.tokenizer.bytes(token));
         let mut text = String::new();
@@ -48,7 +48,7 @@ impl Decoder {
             text.push_str(&String::from_utf8_lossy(valid));
             rest = after;
             match error.error_len() {
-                // The bytes so far may still become a character.
+                // The bytes so far are the beginning of a character.
                 None => break,
                 Some(length) => {
                     text.push(char::REPLACEMENT_CHARACTER);
@@ -61,7 +61,7 @@ impl Decoder {
         text
     }
 
-    /// The end of the text: a character that was never finished becomes U+FFFD.
+    /// Ends the text: an incomplete character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         let text = String::from_utf8_lossy(&self.pending).into_owned();
         self.pending.clear();

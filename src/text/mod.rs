@@ -2,7 +2,7 @@
 //!
 //! - [`tokenizer`]: text → ids, and the bytes of every id.
 //! - [`decoder`]: ids → text as they arrive, never splitting a character.
-//! - [`grammar`]: what a text must be, as a constraint on its tokens.
+//! - [`grammar`]: constraints on the text of an answer, applied to its tokens.
 //! - [`samples`]: texts to evaluate and calibrate on.
 //! - [`stop`]: stop strings, wherever the token boundaries fall.
 //! - [`chat`]: conversations → ids through the model's template, and tool calls in answers.

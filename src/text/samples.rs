@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 /// 1.2.1: paragraphs joined to one line each; doubled spaces, chapter headings and rows of asterisks removed.
 pub const ALICE: &str = include_str!("alice.txt");
 
-/// The first act and some of the second of *As You Like It* by William Shakespeare (1623, public domain): 8,000 to 9,000
-/// tokens to calibrate on, of another author and form than the text to evaluate on.
+/// The first act and some of the second of *As You Like It* by William Shakespeare (1623, public domain): 8,000 to
+/// 9,000 tokens to calibrate on, by a different author and in a different form than the text to evaluate on.
 ///
 /// Cut from `tests/testdata/asyoulik.txt` (the Canterbury corpus's copy) in the source distribution of PyPI's `brotli`
 /// 1.2.0: each speech joined to one line behind its speaker's name; headings and empty lines removed.
@@ -23,18 +23,18 @@ pub const AS_YOU_LIKE_IT: &str = include_str!("as_you_like_it.txt");
 /// One text of a file.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Sample {
-    /// As it is.
+    /// Plain text.
     Text(String),
-    /// A conversation that the model's chat template makes a text of.
+    /// A conversation, to be rendered by the model's chat template.
     Chat {
         /// The line of the file, from 1.
         line: usize,
-        /// A JSON object with `messages`, and what else a request for chat has.
+        /// A JSON object with `messages` and possibly other fields of a chat request.
         request: Value,
     },
 }
 
-/// The forms that a line of a `.jsonl` file may have.
+/// The possible contents of a line of a `.jsonl` file.
 const LINE_FORMS: &str =
     "a JSON string, or an object with a text, messages, or a prompt and a completion";
 
@@ -43,7 +43,7 @@ const LINE_FORMS: &str =
 /// text.
 ///
 /// # Errors
-/// [`Error::NotFound`] if the file cannot be read, [`Error::Usage`] naming the line if it is not what it should be.
+/// [`Error::NotFound`] if the file cannot be read, [`Error::Usage`] naming the line if it is malformed.
 pub fn read(file: &Path) -> Result<Vec<Sample>> {
     let bytes = std::fs::read(file).map_err(|e| Error::not_found(file, e))?;
     let bad = |problem: String| Error::Usage(format!("{}: {problem}", file.display()));
@@ -65,7 +65,7 @@ pub fn read(file: &Path) -> Result<Vec<Sample>> {
         .collect()
 }
 
-/// What a line holds, if it has one of [`LINE_FORMS`].
+/// The sample on a line, if it has one of [`LINE_FORMS`].
 fn sample(line: usize, mut value: Value) -> Option<Sample> {
     if let Some(text) = value.as_str().or_else(|| value.get("text")?.as_str()) {
         return Some(Sample::Text(text.to_owned()));

@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-/// Watches one generation's text for its stop strings and holds back what may be the start of one.
+/// Searches one generation's text for its stop strings, and holds back what may be the beginning of one.
 ///
-/// The string that is completed first ends the text, and of two completed by the same character the longer. Since that
-/// depends on the characters alone, how they were cut into pieces changes nothing. Each character costs constant time,
-/// however long the strings are (Knuth, Morris and Pratt's search).
+/// The stop string that is completed first ends the text; of two completed by the same character, the longer. This
+/// depends on the characters alone, so the boundaries between pieces change nothing. Each character takes constant
+/// time, however long the strings are (Knuth, Morris and Pratt's search).
 ///
 /// Clones share the strings.
 #[derive(Clone, Default)]
 pub struct StopStrings {
     patterns: Arc<[Pattern]>,
-    /// For each pattern, how many of its bytes the text ends with.
+    /// For each pattern, the length of its longest prefix that the text ends with, in bytes.
     matched: Vec<usize>,
-    /// Text that is the start of a stop string so far.
+    /// Text held back because it may be the beginning of a stop string.
     held: String,
 }
 
@@ -24,17 +24,17 @@ struct Pattern {
     fallback: Vec<usize>,
 }
 
-/// What [`StopStrings::push`] found.
+/// The result of [`StopStrings::push`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Scan {
-    /// No stop string yet: this much text is certain to belong to the answer.
+    /// No stop string yet: this text certainly belongs to the answer.
     Continue(String),
-    /// A stop string came: this is the rest of the answer before it, and which string it was. Nothing follows.
+    /// A stop string was completed: the rest of the answer before it, and the string. Nothing follows.
     Stop(String, String),
 }
 
 impl StopStrings {
-    /// Watches for `strings`, none of which is empty; with none, text passes through.
+    /// Searches for `strings`, none of which is empty; without any, text passes through.
     pub fn new(strings: &[String]) -> Self {
         Self {
             patterns: strings.iter().map(|string| Pattern::new(string)).collect(),
@@ -43,7 +43,7 @@ impl StopStrings {
         }
     }
 
-    /// Takes the next piece of text.
+    /// Adds the next piece of text.
     pub fn push(&mut self, text: &str) -> Scan {
         if self.patterns.is_empty() {
             return Scan::Continue(text.to_owned());
@@ -63,14 +63,14 @@ impl StopStrings {
             }
         }
         self.held.push_str(text);
-        // A pattern's first byte starts a character, and so does the byte after what has matched: the cut is between characters.
+        // Every match begins at a character boundary, so the text is cut between characters.
         let matched = self.matched.iter().max().copied();
         let keep_from = self.held.len() - matched.unwrap_or(0);
         let keep = self.held.split_off(keep_from);
         Scan::Continue(std::mem::replace(&mut self.held, keep))
     }
 
-    /// The end of the text: what was held back belongs to the answer after all.
+    /// Ends the text: what was held back belongs to the answer.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
@@ -93,7 +93,7 @@ impl Pattern {
         Self { bytes, fallback }
     }
 
-    /// How many bytes match after `byte`, where `matched`, not all, did before.
+    /// How many bytes of the pattern match after `byte`, if `matched` of them, but not all, matched before.
     fn matched_after(&self, mut matched: usize, byte: u8) -> usize {
         while matched > 0 && self.bytes[matched] != byte {
             matched = self.fallback[matched - 1];
@@ -108,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// Runs `pieces` through and returns the text and whether a stop string ended it.
+    /// Pushes `pieces` and returns the text and whether a stop string ended it.
     fn run<'a>(stops: &[&str], pieces: impl IntoIterator<Item = &'a str>) -> (String, bool) {
         let stops: Vec<String> = stops.iter().map(ToString::to_string).collect();
         let mut watch = StopStrings::new(&stops);
@@ -160,7 +160,7 @@ mod tests {
             stops in prop::collection::vec("[abé]{1,4}", 0..4),
             cuts in prop::collection::vec(any::<bool>(), 41),
         ) {
-            // The meaning, slowly: the first end of any stop string, and the longest that ends there.
+            // A slow reference: the first end of any stop string, and the longest string that ends there.
             let expected = (0..=text.len())
                 .filter(|&end| text.is_char_boundary(end))
                 .find_map(|end| {

@@ -1,4 +1,4 @@
-//! Text → token ids, and the bytes behind every id.
+//! Text → token ids, and the bytes of every id.
 
 use std::path::Path;
 
@@ -9,21 +9,21 @@ use tokenizers::{
 
 use crate::error::{Error, Result};
 
-/// A byte-level BPE tokenizer (the kind every Granite and SmolLM checkpoint has), ready to serve.
+/// A byte-level BPE tokenizer, the kind that every Granite and SmolLM checkpoint has.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The bytes of all tokens, one after another.
     bytes: Vec<u8>,
     /// Token `id` is `bytes[ends[id - 1]..ends[id]]`; ids without a token are empty.
     ends: Vec<u32>,
-    /// Whether token `id` is special: control, not text.
+    /// Whether token `id` is special: control rather than text.
     special: Vec<bool>,
     longest: usize,
-    /// Whether the tokens of a text hold all of its bytes, as they do unless the file asks for changes to the text.
+    /// Whether the tokens of a text contain all of its bytes, which is so unless the file asks for normalization.
     is_lossless: bool,
 }
 
-/// A token with a meaning of its own, such as the end of a turn.
+/// A token that is matched before the text is split, such as an end-of-turn token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AddedToken {
     /// Its id.
@@ -34,10 +34,10 @@ pub struct AddedToken {
     pub special: bool,
 }
 
-/// Why a text has no ids.
+/// Why a text cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
-    /// The text cannot fit the context however it is cut, so it was not looked at.
+    /// The text is too long to fit the context, however it is tokenized; it was not tokenized.
     #[error("the text has {bytes} bytes and at most {limit} can fit")]
     TooLong {
         /// Bytes of the text.
@@ -45,7 +45,8 @@ pub enum EncodeError {
         /// Bytes that the largest allowed number of tokens can hold.
         limit: usize,
     },
-    /// Some of the text found no token: the pattern that splits it gives up on very long runs of one kind of character.
+    /// Part of the text is covered by no token: the pattern that splits it gives up on very long runs of one kind of
+    /// character.
     #[error("a run of characters is too long to be split")]
     TooUniform,
     /// The tokenizer failed, which is a defect of its file.
@@ -54,7 +55,7 @@ pub enum EncodeError {
 }
 
 impl Tokenizer {
-    /// Takes a tokenizer as `file` defined it and builds the id → bytes table, once.
+    /// Builds the table from ids to bytes for a tokenizer that was read from `file`.
     ///
     /// # Errors
     /// [`Error::BadModel`] naming `file` when the tokenizer is not byte-level: decoding token by token is exact only
@@ -72,7 +73,7 @@ impl Tokenizer {
             let problem = "only byte-level tokenizers are supported (decoder `ByteLevel`)";
             return Err(Error::bad_model(file, "tokenizer decoder", problem));
         }
-        // A file may ask for truncation or padding, which training wants and a server must not do behind one's back.
+        // A file may ask for truncation or padding, which are meant for training and must not change prompts.
         inner
             .with_truncation(None)
             .map_err(|problem| Error::bad_model(file, "truncation", problem))?;
@@ -89,10 +90,12 @@ impl Tokenizer {
                     .map(|(&id, token)| (id, token.content.clone().into_bytes())),
             )
             .collect();
-        // Stable: where an added token repeats an id of the vocabulary, the added one comes second and wins below.
+        // The sort is stable: if an added token repeats an id of the vocabulary, the added one comes second and wins
+        // below.
         tokens.sort_by_key(|token| token.0);
         let count = tokens.last().map_or(0, |last| last.0 as usize + 1);
-        // Ids come from a file: a single huge one must not size a table. Real vocabularies have few holes.
+        // Ids come from a file: a single huge one must not determine the size of a table. Real vocabularies have few
+        // holes.
         if count > 4 * tokens.len() + 65_536 {
             let problem = format!("id {} in a vocabulary of {}", count - 1, tokens.len());
             return Err(Error::bad_model(file, "vocab", problem));
@@ -126,10 +129,10 @@ impl Tokenizer {
         })
     }
 
-    /// Compares the ids with the rows of the embedding, `rows`: without a row an id cannot be run.
+    /// Checks that every id has one of the `rows` rows of the embedding: without a row a token cannot be computed.
     ///
-    /// Added tokens may lack one, as fine-tunes do that name a padding token and never use it: a line says which, and
-    /// requests whose prompt has one are refused.
+    /// Added tokens may lack a row, because some fine-tunes name a padding token and never use it: a warning names
+    /// them, and prompts with one are refused.
     ///
     /// # Errors
     /// [`Error::BadModel`] naming `file`, for an ordinary token without a row: the tokenizer is another model's.
@@ -153,23 +156,23 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The ids of `text`, at most `max_tokens` of which are wanted.
+    /// The ids of `text`, which must fit `max_tokens`.
     ///
-    /// Nothing is added in front or behind. Special tokens written out in the text become their ids, as in every other
-    /// server's raw completions: the caller owns the whole prompt here, control tokens included.
+    /// No token is added before or after. Special tokens written out in the text become their ids, as in every other
+    /// server's raw completions: the caller controls the whole prompt here, including control tokens.
     ///
-    /// Costs time in proportion to the text; call it where blocking is fine.
+    /// Takes time in proportion to the text, so call it where blocking is allowed.
     ///
     /// # Errors
-    /// [`EncodeError::TooLong`] before any work, when even tokens of the greatest length could not hold the text in
-    /// `max_tokens`; [`EncodeError::TooUniform`] rather than ids for a part of the text.
+    /// [`EncodeError::TooLong`] before any work, if even the longest tokens could not cover the text in `max_tokens`;
+    /// [`EncodeError::TooUniform`] instead of ids for only a part of the text.
     pub fn encode(
         &self,
         text: &str,
         max_tokens: usize,
     ) -> std::result::Result<Vec<u32>, EncodeError> {
         self.check_length(text, max_tokens)?;
-        // `encode_fast` skips the character offsets, which nobody asks for.
+        // `encode_fast` skips the character offsets, which are not needed.
         let encoding = self
             .inner
             .encode_fast(text, false)
@@ -178,7 +181,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids of `text`, in which nothing is special: `<|end_of_text|>` is thirteen characters.
+    /// The ids of `text` without special tokens: `<|end_of_text|>` is encoded as fifteen characters.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`], except for the length.
@@ -193,7 +196,7 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// What the crate does with text between added tokens.
+    /// The crate's processing of text between added tokens.
     fn steps_after_added_tokens(&self, text: &str) -> tokenizers::Result<Vec<u32>> {
         let mut pieces = PreTokenizedString::from(text);
         if let Some(normalizer) = self.inner.get_normalizer() {
@@ -210,12 +213,12 @@ impl Tokenizer {
         Ok(tokens.flatten().map(|token| token.id).collect())
     }
 
-    /// The most bytes that `tokens` tokens can hold.
+    /// The largest number of bytes that `tokens` tokens can stand for.
     pub const fn most_bytes(&self, tokens: usize) -> usize {
         tokens.saturating_mul(self.longest)
     }
 
-    /// Refuses a text that cannot fit `max_tokens`, before any work.
+    /// Refuses, before any work, a text that cannot fit `max_tokens`.
     ///
     /// # Errors
     /// [`EncodeError::TooLong`].
@@ -231,7 +234,8 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The regular expression that splits the text has a budget; past it the rest of the text is silently left out.
+    /// Checks that the ids cover the text. The regular expression that splits it has a budget, and beyond it the rest
+    /// of the text is silently dropped.
     fn check_cover(&self, text: &str, ids: &[u32]) -> std::result::Result<(), EncodeError> {
         let covered: usize = ids.iter().map(|&id| self.bytes(id).len()).sum();
         if self.is_lossless && covered < text.len() {
@@ -240,7 +244,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The tokens that are found in a text before it is split, by id.
+    /// The tokens that are matched before the text is split, by id.
     pub fn added_tokens(&self) -> Vec<AddedToken> {
         let added = self.inner.get_added_tokens_decoder();
         let mut added: Vec<AddedToken> = added
@@ -256,12 +260,12 @@ impl Tokenizer {
         added
     }
 
-    /// One more than the greatest id that has a token.
+    /// The greatest id plus one.
     pub const fn vocab_size(&self) -> usize {
         self.ends.len()
     }
 
-    /// The bytes of a token: nothing for ids that have none. They need not be whole characters.
+    /// The bytes of a token; empty for ids without a token. They may be incomplete characters.
     pub fn bytes(&self, id: u32) -> &[u8] {
         let id = id as usize;
         let Some(&end) = self.ends.get(id) else {
@@ -282,7 +286,7 @@ impl Tokenizer {
     }
 }
 
-/// The bytes a vocabulary entry stands for. An entry with a character outside the byte-level alphabet stands for itself.
+/// The bytes of a vocabulary entry. An entry with a character outside the byte-level alphabet stands for its own UTF-8.
 fn bytes_of(token: &str) -> Vec<u8> {
     token
         .chars()
@@ -291,7 +295,7 @@ fn bytes_of(token: &str) -> Vec<u8> {
         .unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
-/// The byte-level alphabet backwards. GPT-2 wrote printable bytes as themselves and the other 68, in order, as the
+/// Inverts the byte-level alphabet. GPT-2 maps printable bytes to themselves and the other 68, in order, to the
 /// characters from U+0100 on, so that no vocabulary entry contains white space or control characters.
 fn byte_of(character: char) -> Option<u8> {
     let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
