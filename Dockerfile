@@ -1,5 +1,5 @@
-# Two stages: a builder with the toolchain, and an image that holds one static binary and nothing else: no shell, no
-# libc, no package manager. TLS roots are compiled into the binary.
+# Two stages: a builder with the toolchain, and an image that contains only one static binary: no shell, no libc, no
+# package manager. TLS roots are compiled into the binary.
 #
 #   docker build -t microgranite .        (or podman, or buildah)
 #
@@ -8,9 +8,8 @@
 FROM docker.io/library/rust:1.95-bookworm AS builder
 WORKDIR /src
 COPY . .
-# Static glibc needs no other toolchain. `--target` keeps the flag away from build scripts and procedural macros, which
-# must stay dynamic. Kernels are chosen at run time, so one build per architecture serves every CPU.
-# The cache mounts keep downloads and dependencies from one build to the next.
+# A static glibc needs no additional toolchain. `--target` keeps the flag away from build scripts and procedural macros,
+# which must stay dynamic. Kernels are chosen at run time, so one build per architecture serves every CPU.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     host=$(rustc -vV | sed -n 's/^host: //p') \
@@ -22,10 +21,10 @@ LABEL org.opencontainers.image.title="microgranite" \
       org.opencontainers.image.description="IBM Granite at eight bits behind an HTTP port" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=builder /microgranite /microgranite
-# The usual number for an unprivileged user in images without a user database; the Kubernetes manifests name it too.
+# The usual id of an unprivileged user in images without a user database; the Kubernetes manifests use the same.
 USER 65532:65532
-# 8080 the API; 9090 probes and metrics, when --admin-listen is given.
+# 8080 is the API; 9090 is for probes and metrics, if --admin-listen is given.
 EXPOSE 8080 9090
-# 0.0.0.0, because inside a container the loopback address is nobody's.
+# 0.0.0.0, because a container's loopback address cannot be reached from outside.
 ENTRYPOINT ["/microgranite"]
 CMD ["serve", "--listen", "0.0.0.0:8080"]

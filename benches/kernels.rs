@@ -1,8 +1,8 @@
-//! Every kernel of this CPU on the matrices of Granite 2B, `<--` on the one the service picks.
+//! Measures every kernel of this CPU on the matrices of Granite 2B; `<--` marks the one the service chooses.
 //!
-//! `cargo bench --bench kernels` runs the matrix multiply on one thread and prints, for each shape and number of rows, the
-//! median time, the weights read per second and the operations per second, with their share of what the same kernel
-//! does in registers in the same run.
+//! `cargo bench --bench kernels` runs the matrix multiply on one thread and prints, for each shape and number of rows,
+//! the median time, the weights read per second and the operations per second, with their share of the same kernel's
+//! peak in registers, measured in the same run.
 
 use std::time::Instant;
 
@@ -28,7 +28,7 @@ const ROWS: [usize; 4] = [1, 8, 16, 256];
 /// Runs of each measurement; the median is printed.
 const RUNS: usize = 7;
 
-/// The scalar kernel is the meaning, not a contender: it gets one row of the smallest matrix.
+/// The scalar kernel is the reference, not a contender: it gets one row of the smallest matrix.
 const SCALAR_SHAPE: &str = "output";
 
 fn main() {
@@ -55,7 +55,7 @@ fn main() {
     }
 }
 
-/// Times one matrix multiply and formats its figures.
+/// Times one matrix multiply and formats the result.
 fn measure(kernel: Kernel, pool: &mut Pool, matrix: &Matrix, rows: usize) -> String {
     let input = activations(kernel, rows, matrix.depth());
     let mut out = vec![0.0; matrix.panels() * rows * PANEL];
@@ -80,7 +80,7 @@ fn measure(kernel: Kernel, pool: &mut Pool, matrix: &Matrix, rows: usize) -> Str
     )
 }
 
-/// Rows of a wave that reaches every code.
+/// Rows of a wave that takes every code value.
 fn activations(kernel: Kernel, rows: usize, width: usize) -> Activations {
     let mut input = Activations::new(rows, width);
     let groups = input.groups();

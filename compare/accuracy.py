@@ -15,9 +15,9 @@ import torch
 from tokenizers import Tokenizer
 from worker import load
 
-# As `microgranite eval`: each window starts afresh at position 0, and its last token predicts nothing.
+# As in `microgranite eval`: each window starts at position 0, and its last token predicts nothing.
 WINDOW = 512
-# Four windows: enough for standard errors of a few per cent, and minutes on two cores.
+# Four windows: enough for standard errors of a few percent, in minutes on two cores.
 TOKENS = 2048
 
 
@@ -69,7 +69,7 @@ def main(binary, folders, text):
     ids = tokenizer.encode(Path(text).read_text(), add_special_tokens=False).ids[:TOKENS]
     windows = [ids[i : i + WINDOW] for i in range(0, len(ids) - 1, WINDOW)]
     results = {}
-    # The reference's logits are kept in a file: with a larger model there is no room for two.
+    # The reference's logits are written to a file: there is no memory for two larger models.
     with tempfile.TemporaryDirectory(dir=folders) as kept:
         files = [Path(kept) / f"{i}.npy" for i in range(len(windows))]
         for file, logits in zip(files, window_logits(load("f32", folders / "bf16"), windows)):

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GgufConfig, GraniteConfig, LlamaConfig
 
-# hidden, layers, heads, key/value heads, feed-forward, vocabulary: `microgranite bench --shape` has the same.
+# hidden, layers, heads, key/value heads, feed-forward, vocabulary: the same as in `microgranite bench
+# --shape`.
 SHAPES = {
     "granite-3.3-2b": (2048, 40, 32, 8, 8192, 49159),
     "granite-4.0-350m": (1024, 28, 16, 4, 2048, 100352),

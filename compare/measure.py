@@ -13,7 +13,7 @@ import process
 from engines import all_of
 from tokenizers import Tokenizer
 
-# Tokens that the decoded stream begins with: what `microgranite bench` has before it.
+# Prompt tokens of the decoded stream: the same as in `microgranite bench`.
 STREAM_PROMPT = 64
 
 
@@ -47,7 +47,7 @@ def measure(engine, ids, prompt_tokens, answer_tokens):
         engine.stop()
     seconds, cpu, _, _ = prompt
     figures |= {"prefill_tok_s": prompt_tokens / seconds, "prefill_cpu_s": cpu / prompt_tokens}
-    # A stream of many tokens less one of a single token: the decoding alone.
+    # The time of a stream of many tokens minus that of a single token: the decoding alone.
     seconds, cpu, joules, _ = difference(many, one)
     figures |= {"decode_tok_s": answer_tokens / seconds, "decode_cpu_s": cpu / answer_tokens}
     figures["decode_joules"] = None if joules is None else joules / answer_tokens

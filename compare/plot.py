@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from report import NAMES
 
 HERE = Path(__file__).parent
-# Readable on white and on black: the picture has no background of its own.
+# Readable on white and on black: the picture has a transparent background.
 INK = "#7d7d7d"
 OTHER, OURS = "#9aa5b1", "#e07b39"
 
@@ -47,7 +47,7 @@ def panel(axes, title, engines, value):
 
 
 def draw(models, file):
-    # Text stays text: small, and as sharp as the reader's fonts.
+    # Text is not converted to paths: small files, and text as sharp as the reader's fonts.
     plt.rcParams |= {"svg.fonttype": "none", "font.family": "sans-serif", "svg.hashsalt": "microgranite"}
     columns = 3
     blocks = [(model, result["engines"]) for model, result in models.items()]

@@ -16,7 +16,7 @@ def memory(pid):
 
 def cpu_seconds(pid):
     """Of all its threads, in the program and in the kernel."""
-    # The name may hold spaces and parentheses; the fields are counted from behind it.
+    # The name may contain spaces and parentheses; the fields are counted from its end.
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 

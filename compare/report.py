@@ -75,7 +75,7 @@ def megabytes(size):
     return number(size / 1e6)
 
 
-# What the table shows of an engine; None leaves the cell empty.
+# The columns of the table for an engine; None leaves the cell empty.
 ROWS = {
     "weights on disk, MB": lambda e: megabytes(e["disk"]),
     "footprint it reports, MB": lambda e: megabytes(e["footprint"]["median"]),

@@ -36,7 +36,7 @@ elif [ "$model" = smollm2-135m ]; then
     gguf=$("$binary" pull demo)
     [ -e "$folders/bf16" ] || "$python" checkpoint.py from-gguf "$gguf" "$folders/bf16"
 else
-    # Random weights have nothing to compensate for, and no text to be tested on.
+    # Random weights have no structure to compensate for, and no text to be tested on.
     rounding=nearest
     [ -e "$folders/bf16" ] || "$python" checkpoint.py random "$model" "$folders/bf16" "$tokenizer"
 fi

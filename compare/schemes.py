@@ -13,7 +13,7 @@ import json
 import pathlib
 import subprocess
 
-# (what the row is about, flags of `quantize`)
+# (name of the row, flags of `quantize`)
 SCHEMES = {
     "default": "",
     "nearest": "--rounding nearest",
@@ -57,7 +57,7 @@ def evaluated(args, folder: pathlib.Path) -> dict:
     """What the model's own record says, measured if it says nothing."""
     record = folder / "quantization.json"
     if not json.loads(record.read_text())["evaluations"]:
-        # Q8_0 is the same for all: once is enough.
+        # Q8_0 is the same for all schemes, so it is measured once.
         more = ["--q8-0"] if folder.name == "default" else []
         run(args.binary, "eval", str(folder), "--against", args.model, "--tokens", str(args.tokens), "--log", "warn", *more)
     return json.loads(record.read_text())

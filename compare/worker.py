@@ -12,11 +12,11 @@ import sys
 import torch
 from transformers import AutoModelForCausalLM
 
-# What is said goes to the pipe; whatever the libraries print on standard output goes to standard error.
+# Our messages go to the pipe; what the libraries print on standard output goes to standard error.
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
 
-# It warns of every cast from bf16, which takes a good part of the time of a small model.
+# It warns of every cast from bf16, which would take much of the time of a small model.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "llm-int8": torch.bfloat16}

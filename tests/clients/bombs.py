@@ -84,13 +84,13 @@ async def bomb(client, choice, bodies, counts, until):
         kind = choice.randrange(8)
         try:
             if kind == 0:
-                # A body that never ends.
+                # A body without an end.
                 reader, writer = await client.open()
                 writer.write(client.head("POST", "/v1/completions", 1 << 20) + b" " * (1 << 19))
                 await asyncio.sleep(2)
                 writer.close()
             elif kind == 1:
-                # A stream that nobody reads.
+                # A stream that is never read.
                 reader, writer = await client.open()
                 reader._transport.pause_reading()
                 body = json.dumps({"prompt": [300], "max_tokens": 16, "stream": True, "ignore_eos": True}).encode()
@@ -102,7 +102,7 @@ async def bomb(client, choice, bodies, counts, until):
                 await asyncio.wait_for(client.ask("POST", "/v1/completions", body), 5)
             else:
                 body = choice.choice(bodies).encode()
-                # Half of them leave before the answer.
+                # Half of them disconnect before the response.
                 patience = 0.2 if choice.random() < 0.5 else 10
                 await asyncio.wait_for(client.ask("POST", "/v1/completions", body), patience)
             counts["bombs"] += 1

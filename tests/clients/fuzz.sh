@@ -1,7 +1,5 @@
 #!/usr/bin/env bash
-# Schemathesis against /openapi.json, with requests that the description allows and requests that it does not:
-#     tests/clients/fuzz.sh URL CASES       CASES per route, beside those that try each boundary
-# Every answer must be one that the description has, none an error of the server, and no connection may drop.
+# Every response must match the description, none may be a server error, and no connection may drop.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     sed -n '2,4s/^# //p' "$0" >&2

@@ -104,7 +104,7 @@ for other in runs[1:]:
     assert other[2] == texts, "greedy answers depend on the batch"
 assert len(scored) == 3 * len(QUESTIONS)
 
-# The same sums, worked out without the harness; and the accuracy that follows from them.
+# The same sums, computed without the harness, and the resulting accuracy.
 right = 0
 for question, choices, label in QUESTIONS:
     sums = []

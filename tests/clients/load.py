@@ -93,7 +93,7 @@ def steps(arrivals: list[float]) -> list[float]:
 async def beside(server: Server, options) -> dict:
     arrivals, other = [], []
     prompt = min(options.prompt, server.context - 1)
-    # At this temperature an answer does not repeat itself, so that there is little to guess.
+    # At this temperature an answer does not repeat itself, so that few drafts are accepted.
     tokens = min(4_000, server.context - 64)
     stream = asyncio.create_task(server.stream(server.ids(64), tokens, arrivals, temperature=1))
     while len(arrivals) < 60 and not stream.done():

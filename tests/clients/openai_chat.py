@@ -19,7 +19,7 @@ ASK = dict(
     temperature=0,
 )
 
-# One answer, with what the package's types promise.
+# One answer, with all fields that the package's types require.
 answer = client.chat.completions.create(**ASK, logprobs=True, top_logprobs=2)
 choice = answer.choices[0]
 assert answer.id.startswith("chatcmpl-") and answer.object == "chat.completion" and answer._request_id
@@ -31,13 +31,13 @@ for token in scored:
     assert token.logprob == max(top.logprob for top in token.top_logprobs), "greedy"
     assert bytes(token.bytes).decode() == token.token
 
-# A stream put together is the whole.
+# The pieces of a stream add up to the whole answer.
 events = list(client.chat.completions.create(**ASK, stream=True, stream_options={"include_usage": True}))
 assert events[0].choices[0].delta.role == "assistant"
 text = "".join(event.choices[0].delta.content or "" for event in events if event.choices)
 assert text == choice.message.content, text
 assert events[-1].usage == answer.usage and events[-2].choices[0].finish_reason == choice.finish_reason
-# The helper that puts streams together takes an answer that was cut off for an error, so this one ends by itself.
+# The package's helper for streams treats a truncated answer as an error, so this one ends by itself.
 short = {**ASK, "stop": ["."], "max_completion_tokens": 200}
 with client.chat.completions.stream(**short) as stream:
     assert text.startswith(stream.get_final_completion().choices[0].message.content)
@@ -52,7 +52,7 @@ async def side_by_side():
 
 asyncio.run(side_by_side())
 
-# JSON that a schema describes, and several answers.
+# JSON by a schema, and several answers.
 schema = {
     "type": "object",
     "properties": {"city": {"enum": ["Paris", "Rome"]}, "sure": {"type": "boolean"}},
@@ -65,7 +65,7 @@ for choice in several.choices:
     parsed = json.loads(choice.message.content)
     assert parsed["city"] in ("Paris", "Rome") and isinstance(parsed["sure"], bool)
 
-# Tools: forced, by name and streamed; then the result goes back.
+# Tools: forced, by name and streamed; then the result is sent back.
 parameters = {"type": "object", "properties": {"unit": {"enum": ["C", "F"]}}, "required": ["unit"], "additionalProperties": False}
 tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("weather", "forecast")]
 forced = with_tools.chat.completions.create(**ASK, tools=tools, tool_choice="required")

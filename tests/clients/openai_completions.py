@@ -11,7 +11,7 @@ SMALL_URL = os.environ["MICROGRANITE_SMALL_URL"] + "/v1"
 ASK = dict(model="demo", prompt="The capital of France is", max_tokens=8, temperature=0)
 client = openai.OpenAI(base_url=URL, max_retries=0)
 
-# One answer, with what the package's types promise.
+# One answer, with all fields that the package's types require.
 answer = client.completions.create(**ASK, logprobs=2, echo=True)
 choice = answer.choices[0]
 assert answer.id.startswith("cmpl-") and answer.object == "text_completion" and answer._request_id
@@ -26,7 +26,7 @@ for offset, token in zip(logprobs.text_offset, logprobs.tokens):
 for token, logprob, top in list(zip(logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs))[-8:]:
     assert top[token] == logprob == max(top.values()), "greedy"
 
-# Streams put together are the whole; several prompts, several answers.
+# The pieces of a stream add up to the whole answer; several prompts, several answers.
 several = dict(model="demo", prompt=["One,", "Two,"], n=2, seed=7, max_tokens=12, stop=["\n"], presence_penalty=0.5,
                frequency_penalty=0.2, logit_bias={"0": -100}, user="someone")
 whole = client.completions.create(**several)
@@ -46,7 +46,7 @@ body = {"response_format": {"type": "json_schema", "json_schema": {"name": "pers
 text = client.completions.create(model="demo", prompt="A person:", max_tokens=64, extra_body=body).choices[0].text
 assert text.startswith('{"name": "') and text.endswith('"}'), text
 
-# Each error is the class that the package has for it, with the field.
+# Each error has the package's class for it, and names the field.
 for change, error, param in [
     ({"temperature": 9}, openai.BadRequestError, "temperature"),
     ({"max_tokens": 10**9}, openai.BadRequestError, "max_tokens"),
@@ -60,7 +60,7 @@ for change, error, param in [
         raise AssertionError(f"accepted: {change}")
 
 
-# Many at once, each the answer it is alone.
+# Many at once: each gets the same answer as alone.
 async def many():
     async with openai.AsyncOpenAI(base_url=URL, max_retries=0) as asynchronous:
         prompts = ["The sky is", "Water boils at", "Seven times eight is", "Once upon a time"] * 3
@@ -76,7 +76,7 @@ async def many():
 
 asyncio.run(many())
 
-# A full queue: who does not retry is told when to, and who does gets an answer.
+# A full queue: a client without retries gets a Retry-After, a client with retries gets an answer.
 outcomes = []
 
 

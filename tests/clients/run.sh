@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tries clients that people use against the demo model: tests/clients/run.sh BINARY
+# Runs widely used clients against the demo model: tests/clients/run.sh BINARY
 # Needs the demo model (`microgranite pull demo`) and a package index for the clients; the tests themselves are offline.
 set -euo pipefail
 if [ $# -lt 1 ] || [ ! -x "$1" ]; then
@@ -36,11 +36,11 @@ serve small --max-batch 1 --max-queue 1 --kv-cache 64MiB
 small=$url
 serve plain --kv-cache 256MiB
 plain=$url
-# A model of two layers answers in milliseconds; the time goes into making requests up.
+# A model of two layers answers in milliseconds; most of the time goes into generating requests.
 serve tiny --model ../fixtures/granite-3-tiny --chat-template chatml-tools.jinja --max-tokens 16
 tiny=$url
 serve tools --kv-cache 256MiB --chat-template chatml-tools.jinja
-# After the servers, which would take them for misspelt variables of their own.
+# Set after the servers have started, which would refuse them as misspelt variables of their own.
 export MICROGRANITE_URL=$plain MICROGRANITE_SMALL_URL=$small MICROGRANITE_TOOLS_URL=$url
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/hf
 export OPENAI_API_KEY=none LANGSMITH_TRACING=false TQDM_DISABLE=1
@@ -50,7 +50,7 @@ for test in openai_completions langchain_completions lm_eval_completions structu
     "$venv/bin/python" "$test.py"
 done
 
-# Not for the times, which mean nothing here: the three measurements must run to their ends.
+# The times mean nothing here; this checks that the three measurements complete.
 echo "--- load"
 "$venv/bin/python" load.py "$MICROGRANITE_URL" clients --clients 4 --rounds 2 --prompt 64 --tokens 8
 "$venv/bin/python" load.py "$MICROGRANITE_URL" quote --rounds 1 --tokens 32

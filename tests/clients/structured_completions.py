@@ -52,7 +52,7 @@ def check_many(count):
 
 
 def cost():
-    # A string without end, so that both generate all of their tokens.
+    # A string without an end, so that both generate all of their tokens.
     endless = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
     constraint = {"type": "json_schema", "json_schema": {"schema": endless}}
     ban = {"logit_bias": {str(id): -100 for id in quotes()}}

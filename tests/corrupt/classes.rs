@@ -1,5 +1,4 @@
-//! Everything that is known to go wrong with model files: one line each, with the file and the field that the refusal
-//! has to name.
+//! Every known kind of damage to model files: one line each, with the file and the field that the error must name.
 
 use serde_json::{Value, json};
 
@@ -15,7 +14,7 @@ const OUTPUT_POINT: &str = "model.layers.1.shared_mlp.output_linear.weight_zero_
 const DOWN_MAXIMUM: &str = "model.layers.1.mlp.down_proj.SCB";
 const PACKED_SCALES: &str = "model.layers.1.mlp.down_proj.scales";
 
-/// What is wrong, in which format, with which file and field, and how to make it so.
+/// The damage, the format, the file and field that the error must name, and a function that causes the damage.
 type Class = (&'static str, Format, &'static str, &'static str, fn(&Model));
 
 /// A bf16 value at the start of a tensor.
@@ -278,7 +277,7 @@ const CLASSES: &[Class] = &[
                 first_offset(&h, "model.layers.0.mlp.gate_proj.weight"),
                 first_offset(&h, UP),
             );
-            // Both are of one shape, so that only the overlap is wrong.
+            // Both have the same shape, so that only the overlap is wrong.
             let end = |start: &str| (start.parse::<usize>().unwrap() + 512 * 256 * 2).to_string();
             h.replace(
                 &format!("[{to},{}]", end(&to)),

@@ -1,6 +1,6 @@
 //! Damaged model files. Whatever is wrong, a model either loads and runs, or is refused with a documented exit code in
-//! one line that names the file and the field; nothing panics, and no file makes the program allocate more than its own
-//! size and a little. `classes.rs` is the list of what can be wrong; `mutations.rs` adds what nobody thought of.
+//! one line that names the file and the field; nothing panics, and no file makes the program allocate much more than
+//! its own size. `classes.rs` lists the known kinds of damage; `mutations.rs` adds random damage.
 
 mod classes;
 mod model;
@@ -25,7 +25,7 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
-/// What opening and running a small model may allocate beyond the size of its files.
+/// The memory that opening and running a small model may allocate beyond the size of its files.
 const BEYOND_FILES: usize = 64 << 20;
 
 /// A checkpoint that comes with the repository.
@@ -41,7 +41,7 @@ fn offline() -> Settings {
     Settings::from_variables(offline, false)
 }
 
-/// What `serve` does with a model before and when the first request comes.
+/// Does what `serve` does with a model before and for the first request.
 fn open_and_run(reference: &Reference) -> Result<(), Error> {
     let checkpoint = sources::open(reference, &offline())?;
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
@@ -64,9 +64,9 @@ fn open_and_run(reference: &Reference) -> Result<(), Error> {
     Ok(())
 }
 
-/// Opens and runs the model whose files are in `folder`. Checks all promises but which file and field is named.
+/// Opens and runs the model whose files are in `folder`. Checks everything except which file and field an error names.
 fn attempt(reference: &Reference, folder: &Path) -> Result<(), Error> {
-    // The allocator counts for the whole process.
+    // One at a time, because the allocator counts for the whole process.
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let files = std::fs::read_dir(folder).unwrap();
@@ -87,7 +87,7 @@ fn attempt(reference: &Reference, folder: &Path) -> Result<(), Error> {
         assert_eq!(line.lines().count(), 1, "{line}");
         let (file, field) = match error {
             Error::BadModel { file, field, .. } => (file, field.as_str()),
-            // A file that is not there has no fields.
+            // A missing file has no fields.
             Error::NotFound { path, .. } => (path, "file"),
             _ => panic!("exit code {}: {line}", error.exit_code()),
         };

@@ -16,7 +16,7 @@ use crate::gguf_granite::granite;
 use crate::gguf_writer::Gguf;
 use crate::{attempt, fixture, offline};
 
-/// A format that models are read from.
+/// A format of model files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// `config.json`, `tokenizer.json`, and bf16 weights in one file.
@@ -27,7 +27,7 @@ pub enum Format {
     CompressedTensors,
     ZeroPoints,
     LlmInt8,
-    /// What `quantize` writes, with all four kinds of tensors.
+    /// A packed folder, with all four kinds of tensors.
     Packed,
 }
 
@@ -131,7 +131,7 @@ impl Model {
         std::fs::write(self.path(file), bytes).unwrap();
     }
 
-    /// Opens and runs it, and checks what holds for every model.
+    /// Opens and runs it, and checks what must hold for every model.
     pub fn attempt(&self) -> Result<(), Error> {
         let folder = self.folder.path();
         let reference = match self.format {
@@ -155,7 +155,7 @@ impl Model {
         self.write(file, bytes);
     }
 
-    /// Changes the header of a safetensors file as text, and nothing else but its length.
+    /// Changes the header of a safetensors file as text, and its length field.
     pub fn header(&self, file: &str, change: impl FnOnce(String) -> String) {
         self.damage(file, |bytes| {
             let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -168,7 +168,7 @@ impl Model {
         });
     }
 
-    /// Changes a tensor of a safetensors file; the header stays right.
+    /// Changes a tensor of a safetensors file and keeps the header consistent.
     pub fn tensor(&self, file: &str, name: &str, change: impl FnOnce(Stored) -> Stored) {
         let bytes = self.read(file);
         let views = SafeTensors::deserialize(&bytes).unwrap();

@@ -1,4 +1,4 @@
-//! Random damage, the same at every run: each seed is one change to one file of one format.
+//! Random damage, the same in every run: each seed is one change to one file of one format.
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_pcg::Pcg64;
@@ -10,7 +10,7 @@ const QUICK: u64 = 210;
 /// Changes in a thorough run.
 const THOROUGH: u64 = 2_100;
 
-/// Numbers that a careless reader trips over.
+/// Numbers that a careless parser mishandles.
 const NUMBERS: [&str; 12] = [
     "0",
     "-1",
@@ -26,7 +26,7 @@ const NUMBERS: [&str; 12] = [
     "null",
 ];
 
-/// Damages a random file and returns its name, what it held, and what was done to it.
+/// Damages a random file and returns its name, its original content, and the kind of damage.
 fn mutate(model: &Model, random: &mut Pcg64) -> (String, Vec<u8>, &'static str) {
     let entries = std::fs::read_dir(model.folder.path()).unwrap();
     let mut files: Vec<String> = entries
@@ -37,7 +37,7 @@ fn mutate(model: &Model, random: &mut Pcg64) -> (String, Vec<u8>, &'static str) 
     let whole = model.read(&file);
     let mut bytes = whole.clone();
     let len = bytes.len();
-    // Headers decide; the numbers behind them are only numbers. All of a JSON file is header.
+    // Changes in headers matter more than in the numbers behind them. All of a JSON file counts as header.
     let is_json = file.ends_with(".json");
     let header = match is_json {
         true => len,
@@ -95,7 +95,7 @@ fn mutate(model: &Model, random: &mut Pcg64) -> (String, Vec<u8>, &'static str) 
     (file, whole, what)
 }
 
-/// Replaces the first run of digits from `at` on; in a binary file its length stays.
+/// Replaces the first run of digits from `at` on; in a binary file the length is kept.
 fn replace_digits(bytes: &mut Vec<u8>, at: usize, number: &str, resize: bool) {
     let Some(start) = bytes[at..].iter().position(u8::is_ascii_digit) else {
         return;
@@ -132,7 +132,7 @@ fn run(mutations: u64) {
         }
     }
     println!("{refused} of {mutations} were refused");
-    // Most changes hit something that matters, or this test would prove little.
+    // Most changes must affect something relevant, or this test would prove little.
     assert!(
         refused > mutations / 3,
         "only {refused} of {mutations} were refused"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Builds the image's runtime stage around a static binary, runs it the way the Kubernetes manifests do (not root,
-# read-only root, no capabilities, no new privileges, a memory limit, the model mounted read-only), and asks it a question.
+# Builds the image's runtime stage around a static binary, runs it the way the Kubernetes manifests do (not root, read-only
+# root, no capabilities, no new privileges, a memory limit, the model mounted read-only), and sends it requests.
 #
 #   tests/deploy/container.sh MODEL.gguf [BINARY]
 #
 # Without BINARY a static release build is made first, with the flags of the Dockerfile's builder stage. That stage is
-# replaced by the folder that holds the binary, so no base image is pulled. Needs root, buildah, podman, runc and curl.
+# replaced by the folder with the binary, so no base image is pulled. Needs root, buildah, podman, runc and curl.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -22,8 +22,8 @@ else
     binary=$PWD/target/$host/release/microgranite
 fi
 
-# Storage of its own, so that nothing of this run stays. vfs works where overlay mounts do not nest; runc and cgroupfs
-# work without systemd.
+# Uses separate storage, so that nothing of this run remains. vfs works where overlay mounts do not nest; runc and
+# cgroupfs work without systemd.
 cat >"$scratch/storage.conf" <<CONF
 [storage]
 driver = "vfs"
@@ -66,12 +66,12 @@ buildah bud --isolation chroot --target runtime --build-context builder="$scratc
     >"$scratch/build.log" 2>&1 || { cat "$scratch/build.log"; exit 1; }
 echo "image size: $(podman image inspect --format '{{.Size}}' localhost/microgranite) bytes"
 
-# Ports that are free now. The host's network, because a rootless-like sandbox may lack a bridge.
+# Ports that are free now. It uses the host's network, because a sandbox may lack a bridge.
 read -r api admin < <(python3 -c 'import socket
 sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
 print(*(s.getsockname()[1] for s in sockets))')
 
-# So little memory holds the model and what clients may take of it only if they may take less than by default.
+# With so little memory, the limits on what clients may use must be lower than the defaults.
 podman run --detach --name "$name" --network=host \
     --read-only --read-only-tmpfs=false --tmpfs /tmp:size=16m \
     --cap-drop=ALL --security-opt=no-new-privileges --memory=512m \
@@ -98,7 +98,7 @@ check "no new privileges" 1 "$(of_process NoNewPrivs)"
 check "system call filter" 2 "$(of_process Seccomp)"
 check "root is mounted" ro "$(mount_of /)"
 check "the model is mounted" ro "$(mount_of /models/model.gguf)"
-# Version 1 of control groups, then version 2.
+# The file of version 1 of control groups, then that of version 2.
 limit=$(cat "/sys/fs/cgroup/memory$(sed -n 's/^[0-9]*:memory://p' "/proc/$pid/cgroup")/memory.limit_in_bytes" 2>/dev/null ||
     cat "/sys/fs/cgroup$(sed -n 's/^0:://p' "/proc/$pid/cgroup")/memory.max")
 check "memory limit" $((512 << 20)) "$limit"

@@ -1,10 +1,11 @@
-//! The Grafana dashboard keeps the rules of Grafana's dashboard linter, and reads only what the service exposes.
+//! The Grafana dashboard follows the rules of Grafana's dashboard linter, and queries only metrics that the service
+//! exposes.
 
 use serde_json::Value;
 
 use crate::metrics::{self, Catalog};
 
-/// Units of Grafana that the panels use; it ignores an unknown one without a word.
+/// Grafana's names of the units that the panels use; it silently ignores an unknown one.
 const UNITS: &[&str] = &[
     "bytes",
     "dateTimeFromNow",
@@ -42,7 +43,7 @@ fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// Where a query names one of our metrics.
+/// An occurrence of one of our metrics in a query.
 struct Selector<'a> {
     before: &'a str,
     metric: &'a str,
@@ -122,7 +123,8 @@ fn lint_frame(dashboard: &Value) -> Vec<String> {
         source["type"] == "datasource" && source["query"] == "prometheus",
         "the data source is no variable",
     );
-    // A target without a namespace has an empty one. All instances are those in the list, which are those of the model.
+    // Targets outside Kubernetes have an empty namespace, so "all" must match it. For instances, "all" means those in
+    // the list, which belong to the chosen model.
     for (name, all) in [
         ("namespace", Value::from(".*")),
         ("job", ".+".into()),
@@ -134,7 +136,7 @@ fn lint_frame(dashboard: &Value) -> Vec<String> {
             text(&variable["query"]["query"]).starts_with("label_values(microgranite_"),
             &format!("${name} does not list label values"),
         );
-        // Two models in one sum say nothing of either.
+        // A sum over two models says nothing of either, so only one can be chosen.
         let is_right = (variable["multi"] == (name != "model")) && variable["allValue"] == all;
         require(is_right, &format!("${name} does not choose as it should"));
         // 2 is "on time range change".
@@ -269,7 +271,7 @@ fn every_metric_is_on_the_dashboard() {
         .map(|(_, expr)| expr)
         .collect();
     for name in metrics::declared().keys() {
-        // One of a histogram's three names is enough.
+        // It is enough that one of a histogram's three names is used.
         let stem = ["_bucket", "_sum", "_count"]
             .iter()
             .find_map(|suffix| name.strip_suffix(suffix))
@@ -289,7 +291,7 @@ fn the_first_row_is_about_memory_savings() {
     assert_eq!(titles.first(), Some(&"Memory savings"), "{titles:?}");
 }
 
-/// The linter is itself held to account: each rule, broken once in the shipped dashboard, is found.
+/// Tests the linter itself: each rule, violated once in the shipped dashboard, is reported.
 #[test]
 fn each_broken_rule_is_found() {
     let exposed = metrics::declared();

@@ -12,8 +12,8 @@ use crate::{dashboard, load};
 /// Forty scrapes, ten times the interval of a rate.
 const LOAD: Duration = Duration::from_secs(40);
 
-/// What Grafana would put in for its variables when everything is chosen. At a scrape interval of one second
-/// `$__rate_interval` is four of them.
+/// Substitutes Grafana's variables, with everything chosen. At a scrape interval of one second `$__rate_interval` is
+/// four of them.
 fn with_variables(expr: &str) -> String {
     expr.replace("$__rate_interval", "4s")
         .replace("$job", ".+")
@@ -70,7 +70,7 @@ fn every_panel_shows_data_under_load() {
     assert!(queried > 20, "only {queried} queries");
     assert!(problems.is_empty(), "{}", problems.join("\n"));
 
-    // The variables list this service, and the annotation is understood (nothing restarted, so it may be empty).
+    // The variables list this service, and the annotation query is valid (nothing restarted, so it may be empty).
     for (selector, label) in [
         ("microgranite_build_info", "job"),
         (r#"microgranite_model_info{job=~".+"}"#, "model"),
@@ -90,7 +90,8 @@ fn every_panel_shows_data_under_load() {
     promtool_finds_nothing(&service.metrics());
 }
 
-/// Data alone could be zeros: the load shows in the counters, and the savings lie where int8 can put them.
+/// The data could be all zeros, so this checks that the load shows in the counters and that the memory savings are as
+/// int8 allows.
 fn figures_are_plausible(prometheus: &Prometheus, from: f64, to: f64) {
     let last = |query: &str| {
         let series = prometheus.query_range(query, from, to).expect("understood");

@@ -1,4 +1,4 @@
-//! Mixed traffic: answers in one piece, streams, clients that leave half-way, malformed requests, bursts.
+//! Mixed traffic: whole answers, streams, clients that disconnect, malformed requests, bursts.
 
 use std::io::{BufRead, BufReader};
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ impl Caller {
     }
 }
 
-/// What a client does again and again; the number is its seed.
+/// A request that a client repeats; the number is its seed.
 type Request = fn(&Caller, usize);
 
 /// Keeps the service busy for the given time with eleven clients.
@@ -58,7 +58,7 @@ pub fn run(api: &str, time: Duration) {
                     while Instant::now() < deadline {
                         request(&caller, seed);
                         seed += 1;
-                        // A pause, so that the queue is now full and now empty.
+                        // A pause, so that the queue is sometimes full and sometimes empty.
                         std::thread::sleep(Duration::from_millis(20));
                     }
                 });
@@ -67,7 +67,7 @@ pub fn run(api: &str, time: Duration) {
     });
 }
 
-/// Waits for the whole answer. A full queue is a fair answer too.
+/// Waits for the whole answer. A refusal because of a full queue is allowed too.
 fn whole(caller: &Caller, seed: usize) {
     let answer = caller
         .post(&Caller::body(seed, 8 + seed % 40, 24, false))
@@ -92,7 +92,7 @@ fn streamed(caller: &Caller, seed: usize) {
     }
 }
 
-/// Reads the first line of a long stream and hangs up.
+/// Reads the first line of a long stream and disconnects.
 fn left_half_way(caller: &Caller, seed: usize) {
     let answer = caller
         .post(&Caller::body(seed, 4, 500, true))
@@ -103,7 +103,7 @@ fn left_half_way(caller: &Caller, seed: usize) {
         .expect("a first line");
 }
 
-/// Sends a prompt that is none.
+/// Sends an invalid prompt.
 fn malformed(caller: &Caller, _seed: usize) {
     let answer = caller
         .post(&json!({ "model": "granite-3-tiny", "prompt": { "text": "?" } }))

@@ -1,5 +1,5 @@
-//! The deployment bundle is held against the service it deploys: dashboard against metrics, manifests against flags,
-//! and every dashboard query against a Prometheus that scrapes the running binary.
+//! Checks the deployment files against the service they deploy: dashboard against metrics, manifests against flags, and
+//! every dashboard query against a Prometheus that scrapes the running binary.
 
 mod dashboard;
 mod live;
@@ -17,12 +17,12 @@ fn package_file(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A file of this package as text; its absence is a failed test.
+/// A file of this package as text; if it is missing, the test fails.
 fn read(path: &str) -> String {
     std::fs::read_to_string(package_file(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
 }
 
-/// The binary, without the variable that names the tests' own files: the binary knows all of its variables.
+/// The binary, without the environment variable for the tests' own files, which the binary would refuse.
 fn microgranite() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_microgranite"));
     command.env_remove("MICROGRANITE_ASSETS");

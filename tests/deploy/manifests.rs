@@ -1,4 +1,5 @@
-//! The Kubernetes manifests agree with themselves and with the binary they start. Their schema is `validate.sh`'s subject.
+//! The Kubernetes manifests are consistent with each other and with the binary they start. `validate.sh` checks their
+//! schema.
 
 use serde_json::{Value, json};
 
@@ -6,7 +7,7 @@ const FOLDER: &str = "deploy/kubernetes";
 
 /// Granite 2B's weights at int8, scales and norms included, in bytes.
 const GRANITE_2B_WEIGHTS: u64 = 2_550_000_000;
-/// Tokenizer, activations, thread stacks, the binary, and what clients can make it hold, in bytes.
+/// Tokenizer, activations, thread stacks, the binary, and the memory that clients can make it use, in bytes.
 const PROCESS_OVERHEAD: u64 = 900_000_000;
 
 fn manifest(name: &str) -> Value {
@@ -27,7 +28,7 @@ fn server() -> Value {
     containers.remove(0)
 }
 
-/// The arguments as `microgranite` gets them.
+/// The arguments that `microgranite` gets.
 fn args() -> Vec<String> {
     serde_json::from_value(server()["args"].take()).expect("a list of strings")
 }
@@ -100,7 +101,7 @@ fn the_pod_holds_no_privilege() {
 fn requests_equal_limits_and_threads_equal_cpus() {
     let resources = &server()["resources"];
     assert_eq!(resources["requests"], resources["limits"]);
-    // A whole number in the text: `500m` does not parse.
+    // A whole number: `500m` does not parse.
     let cpus: u64 = resources["limits"]["cpu"]
         .as_str()
         .expect("text")
@@ -121,7 +122,7 @@ fn the_memory_limit_holds_weights_cache_and_overhead_and_little_more() {
         needed <= limit,
         "{needed} bytes do not fit a limit of {limit}"
     );
-    // Beyond a third more for the page cache, the limit would waste what int8 saves.
+    // With more than a third for the page cache, the limit would waste what int8 saves.
     assert!(
         limit <= needed + needed / 3,
         "{limit} is far above {needed}"
@@ -219,7 +220,7 @@ fn service_monitor_and_policy_select_the_pods_of_the_deployment() {
     }
 }
 
-/// Kubernetes' own schemas do not know this custom resource; these are the fields it may have, by the operator's API.
+/// Kubernetes' own schemas do not include this custom resource; these are its fields by the operator's API.
 #[test]
 fn the_pod_monitor_has_no_unknown_field_and_scrapes_the_admin_port() {
     let monitor = manifest("podmonitor.yaml");
@@ -296,8 +297,8 @@ fn the_policy_lets_nothing_out() {
     assert_eq!(policy["egress"], json!([]));
 }
 
-/// The arguments are given to the real program, with a folder that does not exist: every flag and value is accepted, so
-/// what it complains about is the folder.
+/// Passes the arguments to the real program, with a folder that does not exist: if every flag and value is accepted,
+/// the only error is the folder.
 #[test]
 fn the_binary_accepts_the_arguments_of_the_manifest() {
     let missing = "/nonexistent/granite";

@@ -1,4 +1,4 @@
-//! What the service exposes, read from its own text exposition.
+//! The metrics that the service exposes, read from its text exposition.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ pub struct Sample {
 /// Sample name → what it is. A histogram is three names: `_bucket`, `_sum` and `_count`.
 pub type Catalog = BTreeMap<String, Sample>;
 
-/// Every sample that [`Metrics`] declares. A metric with labels shows only once a label set exists, so each gets one.
+/// Every sample that [`Metrics`] declares. A metric with labels appears only once it has a label set, so each gets one.
 pub fn declared() -> Catalog {
     let metrics = Metrics::new();
     metrics

@@ -1,4 +1,4 @@
-//! Commands that the documents print can be run: scripts are there and executable, and the binary knows every flag.
+//! Commands in the documents can be run: scripts exist and are executable, and the binary knows every flag.
 
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +13,7 @@ const DOCUMENTS: [&str; 6] = [
     "tests/README.md",
 ];
 
-/// Code in a document: indented lines, and what stands between backticks.
+/// Code in a document: indented lines, and text between backticks.
 fn code(document: &str) -> Vec<String> {
     let text = crate::read(document);
     let indented = text.lines().filter_map(|line| line.strip_prefix("    "));

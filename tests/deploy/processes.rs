@@ -8,7 +8,7 @@ use reqwest::Url;
 use reqwest::blocking::Client;
 use serde_json::Value;
 
-/// A child process that does not outlive the test.
+/// A child process that is killed when the test ends.
 struct Running(Child);
 
 impl Drop for Running {
@@ -18,8 +18,8 @@ impl Drop for Running {
     }
 }
 
-/// A port that was free a moment ago. Another program could take it before our child does; the child then ends, and
-/// [`wait_until_ready`] says so.
+/// A port that was free a moment ago. If another program takes it before our child does, the child ends, and
+/// [`wait_until_ready`] reports it.
 fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").to_string()
@@ -57,7 +57,7 @@ impl Service {
     pub fn start() -> Self {
         let (api, admin) = (free_address(), free_address());
         let folder = tempfile::tempdir().expect("a folder");
-        // The name that the load asks for.
+        // The name in the requests of the load.
         let model = folder.path().join("granite-3-tiny");
         let floats = crate::package_file("tests/fixtures/granite-3-tiny");
         let run = |command: &mut Command| {
@@ -147,7 +147,7 @@ impl Prometheus {
     /// `query_range` at a step of one second; the times are Unix seconds.
     ///
     /// # Errors
-    /// What Prometheus answers when it does not understand the query.
+    /// Prometheus' error message.
     pub fn query_range(&self, query: &str, from: f64, to: f64) -> Result<Vec<Value>, String> {
         let times = [from.to_string(), to.to_string()];
         let parameters = [
@@ -164,7 +164,7 @@ impl Prometheus {
     /// The values of a label among the series of a selector, as a dashboard variable lists them.
     ///
     /// # Errors
-    /// What Prometheus answers when it does not understand the selector.
+    /// Prometheus' error message.
     pub fn label_values(&self, selector: &str, label: &str) -> Result<Vec<Value>, String> {
         let answer = self.get(&format!("label/{label}/values"), &[("match[]", selector)])?;
         Ok(answer.as_array().ok_or("no list of values")?.clone())

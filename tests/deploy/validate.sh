@@ -22,7 +22,8 @@ for folder in deploy/kubernetes deploy/grafana; do
     "$scratch/venv/bin/kubectl" kustomize "$folder" --output "$scratch/$(basename "$folder").yaml"
 done
 
-# PodMonitor is a custom resource, so Kubernetes' own schemas do not have it: `cargo test --test deploy` checks its fields.
+# PodMonitor is a custom resource, so Kubernetes' own schemas do not include it: `cargo test --test deploy` checks its
+# fields.
 "$scratch/venv/bin/python" - "$scratch" <<'SPLIT'
 import pathlib, sys, yaml
 scratch = pathlib.Path(sys.argv[1])
@@ -46,7 +47,7 @@ for object in "$scratch"/objects/*.yaml; do
     done
 done
 
-# The check itself is checked: a misspelt probe must be refused.
+# Tests the check itself: a misspelt probe must be refused.
 sed 's/livenessProbe/livelinessProbe/' "$scratch/objects/kubernetes-deployment.yaml" >"$scratch/misspelt.yaml"
 if "$scratch/venv/bin/kubernetes-validate" --strict --quiet --no-warn -k 1.37 "$scratch/misspelt.yaml" >/dev/null 2>&1; then
     echo "a misspelt probe was accepted: the schemas are not strict"

@@ -1,10 +1,10 @@
-//! Made-up schemas, grammars and regular expressions.
+//! Random schemas, grammars and regular expressions.
 
 use serde_json::{Map, Value, json};
 
 use crate::inputs::Inputs;
 
-/// Keywords that hold a schema.
+/// Keywords whose value is a schema.
 const HOLDERS: [&str; 13] = [
     "items",
     "additionalProperties",
@@ -20,7 +20,7 @@ const HOLDERS: [&str; 13] = [
     "contentSchema",
     "anyOf",
 ];
-/// Keywords that hold a list of schemas, or schemas by name.
+/// Keywords whose value is a list of schemas, or an object of them.
 const LISTS: [&str; 4] = ["anyOf", "allOf", "oneOf", "prefixItems"];
 const NAMED: [&str; 5] = [
     "properties",
@@ -44,7 +44,7 @@ const FORMATS: [&str; 9] = [
     "nonsense",
 ];
 
-/// A schema: of many kinds of parts, or one part many thousand times.
+/// A schema: of many kinds of parts, or one part repeated many thousand times.
 pub fn schema(inputs: &mut Inputs) -> Value {
     if inputs.once_in(3) {
         chain(inputs)
@@ -53,7 +53,7 @@ pub fn schema(inputs: &mut Inputs) -> Value {
     }
 }
 
-/// Definitions that refer to each other in a row, through one keyword.
+/// A chain of definitions that refer to each other through one keyword.
 fn chain(inputs: &mut Inputs) -> Value {
     let links = inputs.repeats().min(3000);
     let keyword = match inputs.below(4) {
@@ -161,7 +161,7 @@ fn strings(inputs: &mut Inputs) -> Vec<String> {
     (0..count).map(|at| format!("word{at}")).collect()
 }
 
-/// A regular expression: pieces in a row, in a group, or one piece many thousand times.
+/// A regular expression: a sequence of pieces, a group of them, or one piece repeated many thousand times.
 pub fn regex(inputs: &mut Inputs) -> String {
     const PIECES: [&str; 24] = [
         "a",
@@ -223,7 +223,7 @@ pub fn regex(inputs: &mut Inputs) -> String {
     regex
 }
 
-/// A grammar in llguidance's dialect of Lark: rules in a row, or a good one that was spoilt.
+/// A grammar in llguidance's dialect of Lark: a sequence of rules, or a damaged valid one.
 pub fn lark(inputs: &mut Inputs) -> String {
     const GOOD: [&str; 7] = [
         "start: \"a\" start | \"b\"\n",

@@ -1,14 +1,14 @@
-//! Made-up input: pieces put together, and what is known to be good spoilt.
+//! Random input: assembled from pieces, or a damaged valid one.
 
 use rand::RngExt;
 use rand::SeedableRng;
 use rand_pcg::Pcg64;
 use serde_json::{Value, json};
 
-/// Bytes of one made-up text. Grammars may have 128 KiB, so some are longer.
+/// Largest size of one random text in bytes. Grammars may have 128 KiB, so some texts exceed the limit.
 const MOST_BYTES: usize = 150 << 10;
 
-/// A source of made-up input.
+/// A source of random input.
 pub struct Inputs {
     random: Pcg64,
 }
@@ -25,7 +25,7 @@ impl Inputs {
         self.random.random_range(0..end)
     }
 
-    /// True once in `times`.
+    /// True on average once in `times` calls.
     pub fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
@@ -34,7 +34,7 @@ impl Inputs {
         from[self.below(from.len())]
     }
 
-    /// How often something is repeated: mostly a few times, now and then as often as an attacker would.
+    /// A number of repetitions: mostly a few, sometimes as many as an attacker would use.
     pub fn repeats(&mut self) -> usize {
         match self.below(8) {
             0..5 => 1 + self.below(4),
@@ -43,7 +43,7 @@ impl Inputs {
         }
     }
 
-    /// `text` with some of its bytes cut, doubled, repeated thousands of times, nested, or replaced by `words`.
+    /// `text` with some of its bytes cut, duplicated, repeated thousands of times, nested, or replaced by `words`.
     pub fn spoil(&mut self, text: &str, words: &[&str]) -> String {
         let mut text = text.to_owned();
         for _ in 0..1 + self.below(4) {
@@ -78,7 +78,7 @@ impl Inputs {
         text
     }
 
-    /// A stretch of `text`, mostly short.
+    /// A range of `text`, mostly short.
     fn range(&mut self, text: &str) -> (usize, usize) {
         let from = boundary(text, self.below(text.len() + 1));
         let most = if self.once_in(3) { text.len() } else { 12 };
@@ -86,7 +86,7 @@ impl Inputs {
         (from, to.max(from))
     }
 
-    /// A number as text, often one at the edge of what types hold.
+    /// A number as text, often near the limits of a type.
     pub fn number(&mut self) -> String {
         const EDGES: [&str; 14] = [
             "0",
@@ -163,7 +163,7 @@ impl Inputs {
     }
 }
 
-/// The last place at or before `at` where `text` can be cut.
+/// The last character boundary at or before `at`.
 fn boundary(text: &str, at: usize) -> usize {
     (0..=at.min(text.len()))
         .rev()

@@ -1,4 +1,4 @@
-//! The binary under attack, an honest client beside the attacker, and what is measured of both.
+//! The server under attack, an honest client beside the attacker, and measurements of both.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use reqwest::blocking::Client;
 use serde_json::json;
 
-/// No request may make everybody else wait for longer.
+/// No request may make other clients wait longer than this.
 const FREEZE: Duration = Duration::from_secs(2);
-/// Nor make the server hold more than this beside what it holds at rest.
+/// No request may make the server use more memory than this in addition to its use at rest.
 const BLOAT: u64 = 256 << 20;
-/// An answer to a hostile request that has not come by then never comes.
+/// If a hostile request has no response after this time, the server hangs.
 const ANSWER: Duration = Duration::from_secs(20);
 
-/// A server, and those who watch it.
+/// A server, and threads that watch it.
 pub struct Attacked {
     process: Arc<Mutex<Child>>,
     id: u32,
@@ -32,7 +32,7 @@ pub struct Attacked {
 #[derive(Default)]
 struct Watch {
     is_over: AtomicBool,
-    /// The longest answer to an honest request and to a probe, in milliseconds.
+    /// The longest response time for an honest request or a probe, in milliseconds.
     longest_ms: AtomicU64,
     /// The most memory seen, in bytes.
     most_bytes: AtomicU64,
@@ -81,7 +81,7 @@ impl Attacked {
             watch: Arc::default(),
             watchers: Vec::new(),
         };
-        // The first grammar makes tables that stay; they are not what a later request holds.
+        // The first grammar builds tables that are kept, so they are not counted against a later request.
         let format = json!({"type": "json_object"});
         let first = json!({"prompt": "a", "max_tokens": 1, "response_format": format});
         let (status, text) = attacked.post("/v1/completions", first.to_string());
@@ -104,7 +104,7 @@ impl Attacked {
         }));
     }
 
-    /// Sends `body`; the status and the answer's text. Status 0: no answer came.
+    /// Sends `body`; returns the status and the text of the response. Status 0: there was no response.
     pub fn post(&self, path: &str, body: String) -> (u16, String) {
         let request = self.client.post(format!("{}{path}", self.url));
         let request = request
@@ -119,7 +119,7 @@ impl Attacked {
         }
     }
 
-    /// What is wrong with the server after a request that was answered like this, if anything is.
+    /// Describes what is wrong with the server after a request with this response, if anything is.
     pub fn problem(&self, (status, text): &(u16, String)) -> Option<String> {
         let mut process = self.process.lock().expect("nobody panics with it");
         if let Ok(Some(end)) = process.try_wait() {
@@ -143,7 +143,7 @@ impl Attacked {
         problem.clone()
     }
 
-    /// Ends the attack; says how it went.
+    /// Ends the attack and reports the result.
     pub fn end(mut self, name: &str, cases: u64) {
         self.watch.is_over.store(true, Relaxed);
         for watcher in self.watchers.drain(..) {
@@ -174,7 +174,7 @@ impl Drop for Attacked {
     }
 }
 
-/// Asks for a token and for the probe's answer in turn, and measures how long each takes.
+/// Requests a token and the probe in turn, and measures the response times.
 fn ask_honestly(watch: &Watch, url: &str) {
     let client = Client::builder().timeout(ANSWER).build().expect("a client");
     let body = json!({"prompt": "The capital", "max_tokens": 1}).to_string();

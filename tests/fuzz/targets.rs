@@ -1,4 +1,4 @@
-//! What is attacked, one test for each.
+//! The targets of the attacks, one test for each.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,20 +16,20 @@ pub fn duration() -> Duration {
     Duration::from_secs(seconds.unwrap_or(3))
 }
 
-/// A seed that is new each time, or the one that is asked for.
+/// A new seed each time, unless one is given.
 pub fn seed() -> u64 {
     let asked = std::env::var("MICROGRANITE_FUZZ_SEED").ok();
     let asked = asked.map(|text| text.parse().expect("MICROGRANITE_FUZZ_SEED is a number"));
     asked.unwrap_or_else(rand::random)
 }
 
-/// One target at a time: each measures what an honest client waits for.
+/// Runs one target at a time: each measures the response times of an honest client.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sends what `make` makes, until the time is over or something is wrong.
+/// Sends the requests that `make` returns, until the time is over or something is wrong.
 fn attack(name: &str, make: impl Fn(&mut Inputs) -> (&'static str, String)) {
     let _alone = alone();
     let seed = seed();
@@ -120,7 +120,7 @@ fn no_body_ends_freezes_or_bloats_the_server() {
         ];
         let (path, good) = good_request(inputs);
         let mut body = inputs.spoil_value(&good);
-        // Few tokens each, so that many requests can be tried.
+        // Few tokens each, so that there is time for many requests.
         if let Some(fields) = body.as_object_mut()
             && fields.get("max_tokens").is_none_or(Value::is_null)
             && !inputs.once_in(20)
@@ -135,7 +135,7 @@ fn no_body_ends_freezes_or_bloats_the_server() {
     });
 }
 
-/// A request with many fields, all of them as they should be.
+/// A request with many fields, all valid.
 fn good_request(inputs: &mut Inputs) -> (&'static str, Value) {
     let sampling = json!({
         "max_tokens": 2, "temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "seed": 7, "n": 2,

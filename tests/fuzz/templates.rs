@@ -1,4 +1,4 @@
-//! Made-up chat templates, run in this process: a template that comes with a model is as hostile as a request.
+//! Random chat templates, run in this process: a model's template is as untrusted as a request.
 
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -86,7 +86,7 @@ fn no_template_ends_freezes_or_bloats_whoever_runs_it() {
     let mut inputs = Inputs::new(seed);
     let (to_do, sources) = channel::<String>();
     let (done, results) = channel();
-    // As much stack as the service's threads have.
+    // The same stack size as in the service.
     thread::spawn(move || {
         for source in sources {
             done.send(render(&source, &tokenizer))
@@ -98,7 +98,7 @@ fn no_template_ends_freezes_or_bloats_whoever_runs_it() {
     while began.elapsed() < duration() {
         let good = inputs.pick(&GOOD);
         let source = inputs.spoil(good, &WORDS);
-        // Before it runs: it may end the process.
+        // Saved before it runs, because it may end the process.
         std::fs::write(&kept, &source).expect("the template is kept");
         cases += 1;
         MEMORY.reset_peak_usage();
@@ -124,7 +124,7 @@ fn no_template_ends_freezes_or_bloats_whoever_runs_it() {
     assert!(rendered > 0, "none was rendered");
 }
 
-/// Whether the template compiles and takes a small conversation.
+/// Whether the template compiles and renders a small conversation.
 fn render(source: &str, tokenizer: &Tokenizer) -> bool {
     let Ok(template) = ChatTemplate::new(source, tokenizer, None, Some(0)) else {
         return false;

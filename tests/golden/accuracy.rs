@@ -1,4 +1,4 @@
-//! What rounding costs on ordinary text: mean KL of the next-token distributions against f32, same weights.
+//! The loss by rounding on ordinary text: mean KL of the next-token distributions against f32, same weights.
 
 use microgranite::model::calibrate::SEQUENCE_TOKENS;
 use microgranite::model::evaluate::{self, Comparison};
@@ -10,10 +10,10 @@ use microgranite::text::samples;
 
 use crate::{checkpoint, reference};
 
-/// The demo's ids for the built-in text.
+/// The demo model's ids for the built-in text.
 pub fn text_ids(checkpoint: &Checkpoint) -> Vec<u32> {
     let encoded = checkpoint.tokenizer.encode(samples::ALICE, false).unwrap();
-    // Seven whole windows: enough for the standard error of the mean KL to be a few percent of it.
+    // Seven complete windows: enough to make the standard error of the mean KL a few percent of it.
     encoded.get_ids()[..7 * evaluate::WINDOW_TOKENS].to_vec()
 }
 
@@ -82,8 +82,8 @@ fn int8_costs_no_more_than_q8_0_and_a_fifth_and_packed_three_tenths_less() {
         packed.kl_mean,
         q8_0.kl_mean
     );
-    // Another implementation of Q8_0 found 0.0043 to 0.0045 and 95 % on another novel: half and twice that leave room
-    // for the text, not for a mistake.
+    // Another implementation of Q8_0 measured 0.0043 to 0.0045 and 95 % on another novel: half and twice that allow for
+    // the text, but not for a mistake.
     assert!((0.002..0.009).contains(&q8_0.kl_mean), "{}", q8_0.kl_mean);
     assert!(q8_0.same_top_token > 0.93, "{}", q8_0.same_top_token);
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::{checkpoint, reference, test_file};
 
-/// Half the width of a rounded percent; transformers and candle differ by far less.
+/// In nats: one percent of a probability. transformers and candle differ by far less.
 const TOLERANCE: f64 = 0.01;
 
 #[derive(Deserialize)]
@@ -19,11 +19,11 @@ struct Recorded {
 struct Case {
     prompt: String,
     ids: Vec<u32>,
-    /// Of each id but the first.
+    /// Of each id except the first.
     prompt_logprobs: Vec<f64>,
     /// The most likely ids after the prompt, with their log-probabilities.
     next_top10: Vec<(u32, f64)>,
-    /// What follows the prompt, up to and with end-of-text.
+    /// The ids after the prompt, up to and including end-of-text.
     greedy_ids: Vec<u32>,
 }
 

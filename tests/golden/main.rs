@@ -12,14 +12,14 @@ use microgranite::model::ModelConfig;
 use microgranite::model::reference::{Arithmetic, Reference};
 use microgranite::sources::{self, Checkpoint, Settings};
 
-/// A file that the tests carry, by its path below `tests`.
+/// A test file, by its path below `tests`.
 fn test_file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests")
         .join(path)
 }
 
-/// What `source` (a folder or `demo`) names; the user's own cache settings hold.
+/// The model that `source` (a folder or `demo`) names, with the user's own cache settings.
 fn checkpoint(source: &sources::Reference) -> Checkpoint {
     let settings = Settings::from_variables(|name| std::env::var(name).ok(), false);
     sources::open(source, &settings).expect("the checkpoint opens")

@@ -73,7 +73,7 @@ fn a_token_does_not_see_what_follows_it() {
         let difference = (whole.iter().zip(&part))
             .map(|(a, b)| (a - b).abs())
             .fold(0f32, f32::max);
-        // Matrices of other heights may be summed in another order, no more.
+        // Matrices of other heights may only be summed in a different order.
         assert!(difference < 1e-4, "{fixture}: {difference}");
     }
 }

@@ -1,4 +1,4 @@
-//! Whole generations on the real int8 model: what else the engine does changes no token.
+//! Whole generations on the real int8 model: concurrent generations change no token.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tokio::runtime;
 
 use super::{checkpoint, ids};
 
-/// Bytes of a KV page of the fixture: 2 layers, 2 heads, keys and values of 64 tokens in 32 codes and a scale.
+/// Bytes of a KV page of the fixture: 2 layers, 2 heads, keys and values of 64 tokens, each 32 codes and a scale.
 const PAGE_BYTES: u64 = 2 * 2 * 2 * 64 * (32 + 4);
 
 fn load(threads: usize, pages: usize) -> Granite {
@@ -24,7 +24,7 @@ fn load(threads: usize, pages: usize) -> Granite {
         .expect("the fixture loads")
 }
 
-/// Prompts that begin alike for no, one or two pages, some of which repeat themselves; greedy and seeded.
+/// Prompts that share no, one or two pages, some of which repeat themselves; greedy and seeded.
 fn crowd(seed: u32) -> Vec<Generation> {
     (0..8_u32)
         .map(|index| {
@@ -78,7 +78,7 @@ fn run(engine: &Engine, generations: Vec<Generation>) -> Vec<Vec<u32>> {
     })
 }
 
-/// What each of them gets alone, with nothing cached and nothing guessed.
+/// Runs each of them alone, with nothing cached and no drafts.
 fn alone(generations: &[Generation]) -> Vec<Vec<u32>> {
     let settings = Settings {
         max_batch: 1,
@@ -121,7 +121,7 @@ proptest! {
         let expected = alone(&generations);
         let model = Box::new(load(threads, pages));
         let engine = Engine::start(model, settings, Arc::new(Metrics::new())).expect("it starts");
-        // The second time, and what begins alike, may find the cache filled.
+        // The second round, and shared beginnings, may find their pages in the cache.
         for _ in 0..2 {
             let shuffled = order.iter().map(|&index| generations[index].clone()).collect();
             let answers = run(&engine, shuffled);
@@ -170,12 +170,12 @@ fn whoever_pauses_for_want_of_pages_goes_on_with_the_same_tokens() {
         let settings = Settings {
             max_batch: 8,
             prefix_cache,
-            // Nothing that depends on how long steps take: all grow side by side, and use the pages up.
+            // Off, because it depends on step times: all generations grow side by side and use up the pages.
             speculation: 0,
             prompt_rows: PromptRows::Fixed(16),
             ..Settings::default()
         };
-        // Each takes 7 or 8 pages in the end; four are admitted, since answers are taken to have 256 tokens.
+        // Each needs 7 or 8 pages in the end; four are admitted, since the initial estimate of an answer is 256 tokens.
         let model = Box::new(load(threads, 20));
         let engine = Engine::start(model, settings, Arc::clone(&metrics)).expect("it starts");
         assert_eq!(run(&engine, answers.clone()), expected);

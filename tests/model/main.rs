@@ -1,4 +1,5 @@
-//! The int8 model on real checkpoints: close to the recorded float logits, and the same bits however a step is put together.
+//! The int8 model on real checkpoints: close to the recorded float logits, and the same bits however steps are
+//! composed.
 
 mod engine;
 mod quantized;
@@ -30,8 +31,8 @@ fn load(name: &str, threads: usize) -> Granite {
     model::load(&checkpoint(name), &settings, &mut |_, _| ()).expect("the fixture loads")
 }
 
-/// A model of two layers and random codes whose four query heads to a key head make a whole group of 256, as Granite 2B's
-/// do; those of the fixtures do not.
+/// A model of two layers and random codes in which the four query heads of a key head make a whole group of 256, as in
+/// Granite 2B; those of the fixtures do not.
 fn whole_groups(threads: usize) -> Granite {
     let config = ModelConfig {
         hidden_size: 512,

@@ -1,4 +1,4 @@
-//! Checkpoints that are int8 already: their codes and scales reach the kernels unchanged.
+//! Checkpoints that are already int8: their codes and scales reach the kernels unchanged.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -47,7 +47,7 @@ fn packed_matrices_hold_the_codes_of_the_file_without_rotation() {
                 .unwrap();
             values
         };
-        // Queries start the stacked matrix; the residual multiplier is part of the other's scales.
+        // The stacked matrix begins with the queries; the residual multiplier is folded into the other's scales.
         for (index, layer) in model.weights().layers.iter().enumerate() {
             for matrix in [&layer.qkv, &layer.output, &layer.gate_up, &layer.down] {
                 assert_eq!(matrix.rotation(), Rotation::None);
@@ -68,7 +68,7 @@ fn packed_matrices_hold_the_codes_of_the_file_without_rotation() {
                 );
             }
             for n in 0..256 {
-                // Folding rounds the scale once, and the weight is rounded once more.
+                // Folding rounds the scale once, and computing the weight rounds once more.
                 for (found, expected) in
                     column(&layer.output, n)
                         .iter()
@@ -139,7 +139,7 @@ fn recorded(name: &str) -> (Vec<u32>, Vec<f32>) {
     (ids.into_iter().map(|id| id as u32).collect(), logits)
 }
 
-/// The small Granite with the outlier column of `down_proj` made as small as its neighbours.
+/// The small Granite, with the outlier column of `down_proj` reduced to the size of its neighbours.
 struct Tamed(Checkpoint);
 
 /// Six times as large as the others, in both layers.

@@ -1,4 +1,4 @@
-//! Smoothing and compensated rounding: the same function, closer to the floats.
+//! Smoothing and compensated rounding: they keep the model's function, and bring it closer to the floats.
 
 use microgranite::model::calibrate::Walk;
 use microgranite::model::packed::{self, Plan};
@@ -48,7 +48,7 @@ fn a_smoothed_model_computes_the_same_function() {
     }
 }
 
-/// Squared distance of the packed model's logits from the floats'.
+/// Squared distance between the logits of the packed and the float model.
 fn distance(name: &str, plan: &Plan) -> f64 {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "tokenizer.json"] {
@@ -57,7 +57,7 @@ fn distance(name: &str, plan: &Plan) -> f64 {
     let float = open(&fixture(name));
     packed::write(&float, plan, 2, folder.path(), &mut |_, _| ()).unwrap();
     let mut model = load(&open(folder.path()), Placement::Mmap);
-    // Ids that were not calibrated on.
+    // Ids outside the calibration text.
     let ids: Vec<u32> = (0..80).map(|i| (i * i * 11 + 5) % 320).collect();
     let expected = float_logits(&config(name), float.tensors.as_ref(), &ids);
     let found = model.logits(&ids).to_vec();

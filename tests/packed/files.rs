@@ -1,4 +1,4 @@
-//! The two files: what they look like, and what is refused.
+//! The two files of a packed model: their content, and what is refused.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use crate::{open, pack, try_load, try_open};
 
-/// The tensors of a matrix whose scales are per group and whose zero points are its own.
+/// The scheme in which a matrix has all kinds of tensors: scales per group, and zero points.
 fn everything() -> Scheme {
     Scheme {
         mapping: Mapping::Affine,

@@ -1,4 +1,4 @@
-//! `quantize` as a process: what it refuses, and what is left when it is killed.
+//! `quantize` as a process: its errors, and what remains when it is killed.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use rand::{Rng, RngExt, SeedableRng};
 
 use crate::{fixture, open, try_load, try_open};
 
-/// Without the calibration that is most of the work on a small model.
+/// Skips the calibration, which is most of the work on a small model.
 const QUICK: [&str; 2] = ["--rounding", "nearest"];
 
 fn quantize(source: &Path, output: &Path, more: &[&str]) -> Command {
@@ -92,7 +92,7 @@ fn nothing_is_overwritten_unasked_and_only_a_packed_model_at_all() {
 
     let precious = home.path().join("precious");
     fs::create_dir(&precious).unwrap();
-    // An empty folder is no loss.
+    // An empty folder may be replaced.
     assert_eq!(run(&source, &precious, &QUICK).0, 0);
     fs::remove_dir_all(&precious).unwrap();
     fs::create_dir(&precious).unwrap();
@@ -148,7 +148,7 @@ fn a_checkpoint_that_turns_out_bad_leaves_nothing_behind() {
     for name in names(&fixture("granite-3-tiny")) {
         fs::copy(fixture("granite-3-tiny").join(&name), source.join(&name)).unwrap();
     }
-    // The last value of the data is not a number, which only shows when it is read.
+    // The last value of the data is not a number, which is noticed only when it is read.
     let path = source.join("model.safetensors");
     let mut bytes = fs::read(&path).unwrap();
     let len = bytes.len();
@@ -160,7 +160,7 @@ fn a_checkpoint_that_turns_out_bad_leaves_nothing_behind() {
     assert_eq!(names(home.path()), ["source"]);
 }
 
-/// Kills `quantize` at `kills` random moments, with something to replace or without, and looks at what is there.
+/// Kills `quantize` at `kills` random moments, with or without an existing model, and checks what is there.
 fn kill_at_random_moments(source: &Path, kills: usize) {
     let home = tempfile::tempdir().unwrap();
     let output = home.path().join("packed");
@@ -171,7 +171,7 @@ fn kill_at_random_moments(source: &Path, kills: usize) {
             .map(|name| fs::read(folder.join(name)).unwrap())
             .collect()
     };
-    // What a finished run leaves, for either scheme, and how long it takes.
+    // The result of a complete run, for either scheme, and its duration.
     let schemes = ["channel", "group"];
     let mut whole = Vec::new();
     let mut longest = Duration::ZERO;
@@ -224,7 +224,7 @@ fn kill_at_random_moments(source: &Path, kills: usize) {
     println!(
         "{kills} kills left {nothing} times nothing, {old} times the old, {new} times the new"
     );
-    // A last run clears up, whatever the kills left.
+    // A final run cleans up after all kills.
     assert_eq!(
         run(
             source,

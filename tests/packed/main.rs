@@ -1,4 +1,5 @@
-//! Packed models: the same bits as quantizing in memory, every scheme served, damage refused, written whole or not at all.
+//! Packed models: they equal quantization in memory bit for bit, in every scheme; damage is refused; folders are
+//! written atomically.
 
 mod calibrated;
 mod files;
@@ -44,7 +45,7 @@ fn load(checkpoint: &Checkpoint, weights: Placement) -> Granite {
     try_load(checkpoint, weights).expect("the model loads")
 }
 
-/// A fixture packed into a folder of its own, with its configuration and tokenizer.
+/// A fixture, packed into a new folder with its configuration and tokenizer.
 fn pack(name: &str, scheme: &Scheme) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     for file in ["config.json", "tokenizer.json"] {

@@ -1,4 +1,4 @@
-//! Any arrivals and departures, in any order, keep the scheduler's promises and the engine's.
+//! Properties: whatever arrives and leaves, in any order, the scheduler and the engine keep their promises.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,32 +18,32 @@ const PAGES: usize = 12;
 #[derive(Debug, Clone)]
 enum Event {
     Arrive {
-        /// Whose text it is: several may come with the beginning of one.
+        /// The number of its text: several generations may share a beginning.
         text: u32,
         prompt: usize,
         tokens: usize,
     },
-    /// Everybody who decodes has so many drafts, of which the first `right` are right.
+    /// Every decoding generation has `drafts` drafts, of which the first `right` are right.
     Step { drafts: usize, right: usize },
-    /// The n-th of those in flight leaves.
+    /// The n-th generation in flight is cancelled.
     Leave(usize),
 }
 
 #[derive(Debug)]
 struct Job {
     id: usize,
-    /// The prompt, all that will follow it, and more, for drafts that go too far.
+    /// The prompt, all tokens that will follow it, and some more, for drafts past the end.
     text: Vec<u32>,
     prompt: usize,
     tokens: usize,
     generated: usize,
-    /// What was known when it was admitted last.
+    /// Number of tokens known at its last admission.
     prefill: usize,
     rows_done: usize,
     drafts: usize,
 }
 
-/// Drafts at once.
+/// Drafts per step at most.
 const MOST_DRAFTS: usize = 9;
 
 impl microgranite::engine::scheduler::Job for Job {
@@ -79,7 +79,7 @@ fn budgets() -> impl Strategy<Value = Budget> {
     })
 }
 
-/// Checks who holds which pages.
+/// Checks which generation holds which pages.
 fn check_pages(scheduler: &Scheduler<Job>) {
     let mut held: HashMap<u32, (usize, &[u32])> = HashMap::new();
     let mut used: HashSet<u32> = HashSet::new();
@@ -102,8 +102,8 @@ fn check_pages(scheduler: &Scheduler<Job>) {
     assert_eq!(scheduler.pages_used(), used.len());
 }
 
-/// Runs one step and checks every promise about it; returns who was admitted for the first time, and whether its prompt is
-/// longer than a step.
+/// Runs one step and checks every promise about it; returns the generations that were admitted for the first time, and
+/// whether their prompts are longer than a step.
 fn checked_step(
     scheduler: &mut Scheduler<Job>,
     budget: Budget,
@@ -124,7 +124,7 @@ fn checked_step(
             assert!(reused.is_multiple_of(PAGE_TOKENS) && reused < job.prefill);
             job.rows_done = reused;
         } else if reused > one.job.rows_done {
-            // Who had not begun was given what others computed meanwhile.
+            // A prompt that had not begun got pages that others computed meanwhile.
             one.job.rows_done = reused;
         }
     }
@@ -205,7 +205,7 @@ proptest! {
         for event in events {
             match event {
                 Event::Arrive { text, prompt, tokens } => {
-                    // The texts differ from some page on only, so that they share some, too.
+                    // The texts differ only from some page on, so they share some beginnings.
                     let length = prompt + tokens + MOST_DRAFTS;
                     let text = (0..length as u32).map(|at| at / (100 + 50 * text)).collect();
                     let job = Job {
@@ -228,7 +228,7 @@ proptest! {
                 }
             }
         }
-        // Whoever is still there finishes, and in the end all pages are free. Every step moves somebody.
+        // The remaining generations finish, and in the end all pages are free. Every step advances at least one.
         for _ in 0..100_000 {
             if scheduler.is_empty() {
                 break;
@@ -244,9 +244,9 @@ proptest! {
     }
 }
 
-/// A generation and after how many tokens its client leaves, if it does.
+/// Generations, each with the number of tokens after which its client disconnects, if it does.
 fn generations() -> impl Strategy<Value = Vec<(Generation, Option<usize>)>> {
-    // Some begin alike, for a page or two, and some repeat themselves.
+    // Some share a beginning of a page or two, and some repeat themselves.
     let alike = (
         prop::sample::select(vec![0_usize, 64, 100, 128, 192]),
         1..5_u32,

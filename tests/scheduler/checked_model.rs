@@ -1,10 +1,10 @@
-//! A model that computes nothing but checks everything: what the engine tells it must be what a KV cache can run.
+//! A model that computes nothing but checks everything the engine passes to it: it must be valid for a real KV cache.
 //!
-//! It remembers tokens by page and slot, as the real one does keys and values, each with the text it stood behind when
-//! it was run: a key is good only behind the very tokens that it was computed behind. Its logits are a hash of what it
-//! *reads back* through the pages it is given. So a page that is shared while somebody writes into it or that holds
-//! another text, a row that is lost or run twice, a refused draft that is read, or a position that is off by one either
-//! fails a check or changes the tokens.
+//! It stores tokens by page and position, as the real model stores keys and values, each with the text before it at
+//! that time: a key is valid only behind the very tokens that it was computed behind. Its logits are a hash of what it
+//! *reads back* through the pages it is given. So a shared page that is written to, a page with another text, a row
+//! that is lost or computed twice, a refused draft that is read, or a position that is off by one either fails a check
+//! or changes the tokens.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -13,20 +13,20 @@ use std::sync::mpsc;
 use microgranite::engine::Settings;
 use microgranite::model::{Forward, PAGE_TOKENS, Span};
 
-/// Small, so that thousands of steps take no time; still above one sampling block.
+/// Small, so that thousands of steps take no time, but more than one block of the sampler.
 pub const VOCAB: usize = 96;
-/// After this token there are no finite logits.
+/// After this token the logits are not finite.
 pub const NAN_TOKEN: u32 = 94;
 /// On this token the model panics.
 pub const PANIC_TOKEN: u32 = 95;
-/// Bytes of one page, as far as the metrics are concerned.
+/// Bytes of one page, for the metrics.
 pub const PAGE_BYTES: usize = 1000;
 
-/// What a slot of a page holds.
+/// The content of one position of a page.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Row {
     token: u32,
-    /// A hash of the text up to and with the token.
+    /// A hash of the text up to and including the token.
     text: u64,
 }
 
@@ -38,20 +38,20 @@ pub struct CheckedModel {
     gate: Option<Gate>,
 }
 
-/// The model's end of a [`Stepper`].
+/// The model's side of a [`Stepper`].
 struct Gate {
     began: mpsc::Sender<Vec<(usize, usize)>>,
     go: mpsc::Receiver<()>,
 }
 
-/// Lets a test hold the model inside its steps. Once it is dropped, steps run freely.
+/// Lets a test pause the model inside its steps. Once it is dropped, steps run freely.
 pub struct Stepper {
     began: mpsc::Receiver<Vec<(usize, usize)>>,
     go: mpsc::Sender<()>,
 }
 
 impl Stepper {
-    /// Waits until a step has begun; its spans as `(start, rows)`.
+    /// Waits until a step has begun; returns its spans as `(start, rows)`.
     pub fn began(&self) -> Vec<(usize, usize)> {
         self.began
             .recv_timeout(std::time::Duration::from_secs(20))
@@ -98,7 +98,7 @@ impl CheckedModel {
         assert!(spans.len() <= most, "more spans than slots, lent ones too");
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         assert!(rows <= self.step_tokens, "{rows} rows are over the budget");
-        // Pages by whether their holder writes into them in this step or may do so later.
+        // For each page, whether its holder writes into it in this step or may do so later.
         let mut held: HashMap<u32, bool> = HashMap::new();
         for span in spans {
             assert!(!span.tokens.is_empty(), "an empty span");
@@ -117,7 +117,7 @@ impl CheckedModel {
         }
     }
 
-    /// Stores the span's tokens and returns all of its sequence's, read back.
+    /// Stores the span's tokens and returns all tokens of its sequence, read back.
     fn store(&mut self, span: &Span<'_>) -> Vec<u32> {
         let mut history = Vec::new();
         let mut text = DefaultHasher::new();
@@ -137,7 +137,7 @@ impl CheckedModel {
         for (position, &token) in (span.start..).zip(span.tokens) {
             let (page, slot) = slot(position);
             if slot == 0 {
-                // Nothing of what is in the page is this sequence's. If it is somebody else's, they will miss it.
+                // No content of the page is this sequence's. If another sequence still needs it, that one will fail.
                 self.pages[page] = [None; PAGE_TOKENS];
             }
             history.push(token);
@@ -146,7 +146,7 @@ impl CheckedModel {
                 token,
                 text: text.finish(),
             };
-            // What is replaced may be a draft that was refused: another token.
+            // What is overwritten may be a refused draft, which is a different token.
             let before = self.pages[page][slot].replace(row);
             assert_ne!(before, Some(row), "position {position} is run twice");
         }
@@ -175,7 +175,7 @@ impl Forward for CheckedModel {
         if let Some(gate) = &self.gate {
             let work = spans.iter().map(|span| (span.start, span.tokens.len()));
             if gate.began.send(work.collect()).is_ok() {
-                // An error says that the test holds the gate no longer.
+                // An error means that the test has dropped the gate.
                 let _ = gate.go.recv();
             }
         }

@@ -1,4 +1,4 @@
-//! What callers of the engine may rely on.
+//! Tests of the engine's promises to its callers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,7 +58,7 @@ async fn thirty_two_generations_together_get_what_each_gets_alone() {
         prompt_rows: PromptRows::Fixed(3),
         ..small()
     };
-    // The second has pages for few of them at a time.
+    // The second engine has pages for only a few of them at a time.
     for (settings, pages) in [(wide, 200), (narrow, 8)] {
         let (engine, metrics) = start(settings, pages);
         let streams = engine.submit(crowd()).unwrap();
@@ -135,7 +135,7 @@ async fn half_of_the_clients_leave_and_the_other_half_notice_nothing() {
         } else if index % 4 == 2 {
             staying.push((stream, generation));
         }
-        // The others leave at once, some of them while they wait.
+        // The others are cancelled at once, some of them while they wait.
     }
     for (stream, generation) in staying {
         let expected = greedy(&generation.prompt, generation.max_tokens);
@@ -190,7 +190,7 @@ fn leaving_frees_place_and_pages_within_a_step() {
 fn a_full_queue_refuses_all_or_none() {
     let (engine, metrics, stepper) = start_gated(small(), 20);
     let many = |count: u32| (0..count).map(|seed| generation(seed, 5, 5)).collect();
-    // Four places and four seats: eight at once, not nine.
+    // Four batch slots and a queue of four: eight fit at once, nine do not.
     assert!(matches!(
         engine.submit(many(9)),
         Err(Refusal::QueueFull { .. })
@@ -209,7 +209,7 @@ fn a_full_queue_refuses_all_or_none() {
     assert!(engine.submit(many(1)).is_err());
     assert_eq!(engine.submit(Vec::new()).unwrap().len(), 0);
 
-    // A seat becomes free as soon as somebody leaves it.
+    // A place in the queue becomes free as soon as a waiting generation is cancelled.
     streams.pop();
     stepper.go();
     stepper.began();
@@ -229,7 +229,7 @@ fn places_that_want_for_pages_are_not_free() {
     let _first = submit(&engine, generation(2, 5, 5));
     stepper.go();
     stepper.began();
-    // Three places in the batch are empty, but there is no page for the one who waits.
+    // Three batch slots are free, but there is no page for the waiting generation.
     assert_eq!(metrics.requests_waiting.get(), 1);
     let two = vec![generation(3, 5, 5), generation(4, 5, 5)];
     assert!(engine.submit(two).is_err());
@@ -246,7 +246,7 @@ async fn without_a_queue_the_places_in_the_batch_are_for_whoever_comes() {
     let (engine, _) = start(settings, 20);
     for _ in 0..50 {
         let four = (0..4).map(|seed| generation(seed, 5, 3)).collect();
-        // The place is free by the time its end is told.
+        // The slot is free by the time the end is reported.
         for stream in engine.submit(four).unwrap() {
             assert_eq!(collect(stream).await.1, LENGTH);
         }
@@ -294,7 +294,7 @@ async fn dropping_the_last_handle_lets_the_rest_finish() {
     drop(engine);
     drop(stepper);
     assert_eq!(collect(stream).await.1, LENGTH);
-    // The thread is the last to hold the metrics besides this test.
+    // Besides this test, the engine's thread is the last holder of the metrics.
     eventually(|| Arc::strong_count(&metrics) == 1);
 }
 
@@ -371,7 +371,7 @@ async fn metrics_count_every_token_once() {
     assert_eq!(first.get_sample_count(), 3);
     let between = &metrics.inter_token_latency_seconds;
     assert_eq!(between.get_sample_count(), generated - 3);
-    // The last token of each generation is never run through the model.
+    // The last token of each generation is never computed.
     let rows = metrics.batch_rows.get_sample_sum();
     assert_eq!(rows, (prompt + generated - 3) as f64);
 }
@@ -533,7 +533,7 @@ async fn penalties_bans_and_least_lengths_depend_on_the_own_sequence_alone() {
     }
 }
 
-/// Allows even ids, then has nothing more to say.
+/// Allows even ids, and is undecided after `tokens_left` tokens.
 #[derive(Debug, Clone)]
 struct Even {
     tokens_left: usize,
@@ -576,7 +576,7 @@ async fn a_constraint_is_kept_and_one_that_cannot_go_on_ends_its_generation_alon
 #[tokio::test]
 async fn a_constraint_that_other_settings_contradict_fails_and_one_that_is_met_ends() {
     let (engine, _) = start(small(), 20);
-    // Ids 0 and 2 may come; where the text may end, 1 may too.
+    // Ids 0 and 2 are allowed, and 1 as well where the text may end.
     let contradicted = |mask: u32| Generation {
         constraint: Some(Box::new(Even {
             tokens_left: 7,

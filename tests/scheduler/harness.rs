@@ -1,4 +1,4 @@
-//! What the tests of whole generations share.
+//! Helpers for tests of whole generations.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub fn small() -> Settings {
     }
 }
 
-/// A greedy generation whose prompt is `seed`'s own.
+/// A greedy generation with a prompt that depends on `seed`.
 pub fn generation(seed: u32, prompt_len: usize, max_tokens: usize) -> Generation {
     Generation {
         prompt: (0..prompt_len as u32)
@@ -53,7 +53,7 @@ pub fn submit(engine: &Engine, generation: Generation) -> TokenStream {
     engine.submit(vec![generation]).unwrap().remove(0)
 }
 
-/// What becomes of a stream: its tokens and its end.
+/// Reads a stream to its end: its tokens and its last event.
 pub async fn collect(mut stream: TokenStream) -> (Vec<u32>, TokenEvent) {
     let mut tokens = Vec::new();
     loop {
@@ -76,7 +76,7 @@ pub async fn events(mut stream: TokenStream) -> Vec<TokenEvent> {
     events
 }
 
-/// A test that hangs should say where.
+/// Fails a test that hangs, at the line that hangs.
 pub async fn within<T>(future: impl Future<Output = T>) -> T {
     let limit = Duration::from_secs(20);
     tokio::time::timeout(limit, future)
@@ -84,7 +84,7 @@ pub async fn within<T>(future: impl Future<Output = T>) -> T {
         .expect("the engine answers in time")
 }
 
-/// Waits for what the engine does after it has told the end of a generation.
+/// Waits for a condition that the engine fulfils only after it has reported the end of a generation.
 pub fn eventually(condition: impl Fn() -> bool) {
     let began = Instant::now();
     while !condition() {

@@ -1,4 +1,4 @@
-//! Generations that give their KV pages back before their end: they are seen in the metrics, never in what they give.
+//! Preemption shows in the metrics, never in the tokens.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::harness::{
     within,
 };
 
-/// Six answers that are longer than is usual before any has ended, with everything that a generation can carry.
+/// Six answers longer than the initial estimate, with all features that a generation can have.
 fn long_answers() -> Vec<Generation> {
     let one = |seed: u32| {
         let mut one = generation(seed, 40 + 13 * seed as usize, 300 + 20 * seed as usize);
@@ -50,7 +50,8 @@ async fn whoever_is_preempted_gets_the_same_tokens_and_scores() {
             speculation,
             ..small()
         };
-        // The usual answer of 256 tokens takes 5 or 6 pages with its prompt: three are admitted, and each grows to 8.
+        // By the initial estimate of 256 tokens, an answer takes 5 or 6 pages with its prompt: three are admitted, and
+        // each grows to 8.
         let (engine, metrics) = start(settings, 16);
         let streams = engine.submit(long_answers()).unwrap();
         for (stream, alone) in streams.into_iter().zip(&alone) {
@@ -63,7 +64,7 @@ async fn whoever_is_preempted_gets_the_same_tokens_and_scores() {
     }
 }
 
-/// What is computed again counts as nothing that clients asked for.
+/// Recomputed tokens are not counted as tokens that clients requested.
 fn counted_once(metrics: &Arc<Metrics>, generations: &[Generation]) {
     let prompts: usize = generations.iter().map(|one| one.prompt.len()).sum();
     let tokens: usize = generations.iter().map(|one| one.max_tokens).sum();
@@ -85,16 +86,16 @@ async fn how_many_run_together_follows_how_long_answers_are() {
         step_tokens: 128,
         ..small()
     };
-    // 32 pages are 2,048 tokens; as long as they may become, two of the sixteen would fit.
+    // 32 pages are 2,048 tokens; at their maximal length only two of the sixteen would fit.
     let (engine, metrics, stepper) = start_gated(settings, 32);
     let ends_at = |seed: u32| 20 + seed;
     let chat = |seed: u32| generation(seed, 8, 900);
     let streams = engine.submit((0..16).map(chat).collect()).unwrap();
     stepper.began();
-    // Nobody knows yet how long answers are here: 264 tokens are 5 pages, so six of them.
+    // No answer has ended yet: at the initial estimate of 264 tokens, 5 pages, six fit.
     assert_eq!(metrics.requests_running.get(), 6);
     drop(stepper);
-    // The clients have heard enough after a sentence, as when the model had ended the text.
+    // The clients disconnect after a sentence, as if the model had ended the text.
     let read = |seed: u32, mut stream: microgranite::engine::TokenStream| async move {
         for _ in 0..ends_at(seed) {
             let event = within(stream.next()).await;
@@ -107,9 +108,9 @@ async fn how_many_run_together_follows_how_long_answers_are() {
         .map(|(stream, seed)| read(seed, stream));
     futures_util::future::join_all(readers).await;
 
-    // They have left, and their slots are free.
+    // They have disconnected, and their slots are free.
     eventually(|| metrics.requests_running.get() == 0 && metrics.requests_waiting.get() == 0);
-    // Now it is known: all sixteen of the next are admitted together.
+    // Now the usual length is known: all of the next sixteen are admitted together.
     let (mut running, streams) = (0, engine.submit((0..16).map(chat).collect()).unwrap());
     let mut waiting = streams.into_iter().map(Some).collect::<Vec<_>>();
     for stream in waiting.iter_mut().flatten() {

@@ -1,4 +1,4 @@
-//! Prefix caching and speculation through the engine: they are seen in what is run and in the metrics, never in tokens.
+//! Prefix caching and speculation show in the computed rows and in the metrics, never in the tokens.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,7 +62,7 @@ async fn prompts_that_come_together_and_begin_alike_are_computed_once() {
     let expected_of_other = greedy(&other.prompt, 1);
     let fourth = submit(&engine, other);
     stepper.go();
-    // The two wait for the second page; the other has the first one, and no rows are left for it.
+    // The two wait for the second page; the third already has the first one, and no rows are left for it.
     assert_eq!(stepper.began(), [(64, 64)]);
     stepper.go();
     assert_eq!(stepper.began(), [(128, 22), (128, 22), (128, 20)]);
@@ -94,7 +94,7 @@ async fn a_cache_too_small_for_all_prompts_forgets_and_stays_right() {
             assert_eq!(answer, (expected, LENGTH), "seed {seed} in round {round}");
         }
     }
-    // Three prompts of three full pages each in six pages: some are found, and some were forgotten.
+    // Three prompts of three full pages each share six pages: some are found, and some were evicted.
     assert!(metrics.prefix_cache_hits_total.get() > 0);
     assert!(metrics.prefix_cache_evictions_total.get() > 0);
     assert_eq!(kv_bytes(&metrics, "used"), 0);
@@ -103,13 +103,13 @@ async fn a_cache_too_small_for_all_prompts_forgets_and_stays_right() {
     within(engine.stopped()).await;
 }
 
-/// Says the same over and over, but for a surprise now and then.
+/// A model that repeats itself, except for an occasional surprise.
 struct Parrot {
     checked: CheckedModel,
     logits: Vec<f32>,
-    /// Of this many positions one gets a token that nobody can foretell.
+    /// One of this many positions gets an unpredictable token.
     surprise: usize,
-    /// What each row takes beside the millisecond that every step takes.
+    /// The time per row, in addition to a millisecond per step.
     row_time: Duration,
 }
 
@@ -148,7 +148,7 @@ impl Forward for Parrot {
             let end = span.start + span.tokens.len();
             for position in end - span.logit_rows..end {
                 let next = self.next(position + 1);
-                // Sampling at temperature 1 finds the right one most of the time.
+                // At temperature 1 this token is sampled most of the time.
                 let logit = |id| if id == next { 8.0 } else { id as f32 / 100.0 };
                 self.logits.extend((0..VOCAB).map(logit));
             }
@@ -198,7 +198,7 @@ async fn a_text_that_repeats_itself_takes_a_fraction_of_the_steps_and_stays_the_
             assert_eq!(tokens, plain);
             let steps = |metrics: &Metrics| metrics.batch_rows.get_sample_count();
             assert_eq!(steps(&without), 300);
-            // Some 50 or 110; more on a machine so busy that steps seem longer than they are.
+            // About 50 or 110; more on a machine so busy that steps seem longer than they are.
             assert!(steps(&with) < 250, "{} steps", steps(&with));
             let drafted = with.speculation_drafted_tokens_total.get();
             let accepted = with.speculation_accepted_tokens_total.get();
@@ -212,11 +212,11 @@ async fn a_text_that_repeats_itself_takes_a_fraction_of_the_steps_and_stays_the_
 
 #[tokio::test]
 async fn guesses_that_are_always_wrong_are_soon_left_alone() {
-    // What stood behind the last three tokens before is never what follows them now, and guessing doubles a step's time.
+    // What followed the last three tokens before never follows them now, and drafting doubles a step's time.
     let row_time = Duration::from_micros(500);
     let (tokens, metrics) = parrot(8, 4, row_time, &Sampling::default()).await;
     assert_eq!(tokens.len(), 300);
     let drafted = metrics.speculation_drafted_tokens_total.get();
-    // Guessing on regardless would draft 600.
+    // Drafting regardless would give 600.
     assert!((1..300).contains(&drafted), "{drafted} drafts");
 }

@@ -1,4 +1,4 @@
-//! What the sampling settings mean, and that draws follow the probabilities.
+//! Tests of the sampling settings, and that draws follow the probabilities.
 
 use microgranite::engine::Sampling;
 use microgranite::engine::sampler::{Sampler, generator};
@@ -46,7 +46,7 @@ fn chi_square(counts: &[usize], probabilities: &[f64]) -> f64 {
     sum / (counts.len() - 1) as f64
 }
 
-/// A hundred probabilities that differ, in no order.
+/// A hundred different probabilities, in no order.
 fn uneven() -> Vec<f64> {
     let shares: Vec<f64> = (0..100).map(|id| 1.0 + ((id * 37) % 100) as f64).collect();
     let total: f64 = shares.iter().sum();
@@ -183,7 +183,7 @@ fn min_p_drops_what_is_less_likely_than_its_share_of_the_best() {
 #[test]
 fn top_p_counts_only_the_mass_that_min_p_and_top_k_left() {
     let logits = logits_of(&[0.4, 0.2, 0.2, 0.1, 0.1]);
-    // Of everything 0.45 needs two; of the best three, which weigh 0.8, 0.4 is one half.
+    // Of all tokens, two reach 0.45; of the best three, which weigh 0.8, 0.4 is one half.
     let sampling = Sampling {
         top_p: 0.45,
         ..warm()
@@ -212,7 +212,7 @@ fn the_same_seed_gives_the_same_tokens_and_another_seed_others() {
     };
     assert_eq!(tokens(7), tokens(7));
     assert_ne!(tokens(7), tokens(8));
-    // What a seed gives is a promise to whoever wrote it down, so it may not change with a dependency.
+    // The tokens of a seed must stay the same, so they must not change with a dependency.
     assert_eq!(tokens(7)[..6], [1, 24, 89, 83, 50, 59]);
 }
 

@@ -1,21 +1,22 @@
-//! Runs the text scripts beside this file: given these arrivals, these steps.
+//! Runs the text scripts beside this file: given these arrivals, the scheduler plans these steps.
 //!
-//! A line that begins with `>` is a command; the lines below it, up to the next command, are what it must say. After a
-//! change of the rules `BLESS=1 cargo test --test scheduler scripts` writes down what happens now, to be read line by line.
+//! A line that begins with `>` is a command; the lines below it, up to the next command, are its expected output. After
+//! a change of the rules, `BLESS=1 cargo test --test scheduler scripts` writes the actual output, to be reviewed line
+//! by line.
 //!
-//! | command | what it does and says |
+//! | command | what it does and prints |
 //! |---|---|
-//! | `settings batch=N rows=N prompt_rows=N pages=N` | starts over, without a prefix cache |
-//! | `caching batch=N rows=N prompt_rows=N pages=N` | starts over with one |
+//! | `settings batch=N rows=N prompt_rows=N pages=N` | restarts without a prefix cache |
+//! | `caching batch=N rows=N prompt_rows=N pages=N` | restarts with a prefix cache |
 //! | `arrive NAME prompt=N tokens=N` | a generation arrives, with a text of its own |
-//! | `arrive NAME prompt=N tokens=N like=OTHER` | one whose text is OTHER's, as far as both go |
-//! | `score NAME prompt=N tokens=N like=OTHER` | the same, and it wants the logits of its whole prompt |
-//! | `step` | one step; how many were preempted, the positions that each generation runs, the token it gets, and who has all its tokens |
-//! | `run steps=N` | so many steps, of which only preemptions and ends are told |
-//! | `draft NAME drafts=N right=N` | a step before which NAME guesses N tokens, of which the first so many are right |
+//! | `arrive NAME prompt=N tokens=N like=OTHER` | a generation arrives with the text of OTHER, as far as both go |
+//! | `score NAME prompt=N tokens=N like=OTHER` | the same, and it needs the logits of its whole prompt |
+//! | `step` | one step: the number of preemptions, and for each generation its positions, its new tokens, and whether it ends |
+//! | `run steps=N` | N steps, of which only preemptions and ends are printed |
+//! | `draft NAME drafts=N right=N` | a step in which NAME has N drafts, of which the first `right` are right |
 //! | `leave NAME` | a generation is cancelled |
-//! | `state` | who runs, who waits, pages that hold tokens and pages that nobody holds |
-//! | `cache` | pages that are free but can be found, and pages that were given to another text so far |
+//! | `state` | the running generations, how many wait, pages that hold tokens and free pages |
+//! | `cache` | free pages that can still be found, and the number of pages evicted so far |
 //! | `pages NAME` | the pages of a generation, in order |
 
 use std::fmt::Write;
@@ -24,10 +25,10 @@ use std::path::Path;
 use microgranite::engine::pages::Pages;
 use microgranite::engine::scheduler::{Budget, Scheduler};
 
-/// What the script knows of a generation.
+/// The script's record of a generation.
 struct Job {
     name: String,
-    /// The prompt, all that will be generated, and more, for drafts that go too far.
+    /// The prompt, all tokens that will be generated, and some more, for drafts past the end.
     text: Vec<u32>,
     prompt: usize,
     tokens: usize,
@@ -50,13 +51,13 @@ impl microgranite::engine::scheduler::Job for Job {
     }
 }
 
-/// Drafts that a script may ask for.
+/// The largest number of drafts in a script.
 const MOST_DRAFTS: usize = 30;
 
 struct Script {
     scheduler: Scheduler<Job>,
     prompt_rows: usize,
-    /// Whose text a name stands for.
+    /// For each text, the name of the generation that it belongs to.
     texts: Vec<String>,
 }
 
@@ -85,7 +86,7 @@ fn every_script_says_what_happens() {
     }
 }
 
-/// The script with the answers replaced by what really happened.
+/// The script with the expected output replaced by the actual one.
 fn run(script: &str) -> String {
     let mut state = settings(&[1, 1, 1, 1], false);
     let mut happened = String::new();

@@ -66,7 +66,7 @@ RESULTS = [
     {"role": "tool", "content": "noon", "tool_call_id": "call_2"},
 ]
 
-# What to render; `tool_calls` are in the template only since Granite 4.
+# The cases to render; templates support `tool_calls` only since Granite 4.
 CASES = [
     {"messages": [USER]},
     {"messages": [SYSTEM, USER]},

@@ -1,4 +1,4 @@
-//! The chat templates of Granite against what Jinja in Python makes of them; `tests/sources/chat_goldens.py` recorded it.
+//! The chat templates of Granite against the output of Jinja in Python, recorded by `tests/sources/chat_goldens.py`.
 
 use std::path::Path;
 
@@ -39,7 +39,7 @@ fn message(json: &Value) -> Message {
     }
 }
 
-/// A value of the recorded case with its keys in the order in which they stand there.
+/// A value of the recorded case, with its keys in their original order.
 fn in_order(case: &Variable, name: &str) -> Option<Variable> {
     let value = case.get_attr(name).unwrap();
     (!value.is_undefined()).then_some(value)
@@ -75,7 +75,7 @@ fn granite_templates_render_as_in_python() {
 
         let number = golden["case"].as_u64().unwrap() as usize;
         let (case, ordered) = (&recorded["cases"][number], &ordered[number]);
-        // The fixture writes arguments as objects; the API has them as text, in the same order.
+        // The fixture has arguments as objects; the API has them as text, in the same order.
         let mut messages: Vec<Message> = case["messages"]
             .as_array()
             .unwrap()

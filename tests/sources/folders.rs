@@ -44,7 +44,7 @@ fn the_fixture_tokenizer_has_exactly_the_vocabulary_of_the_config() {
     }
 }
 
-/// Two ways to the same numbers: rows read here in pieces, and the whole tensor read by candle.
+/// Compares rows read here in pieces with the whole tensor read by candle.
 #[test]
 fn every_row_of_every_tensor_equals_what_candle_reads() {
     for name in ["granite-3-tiny", "granite-4-dense-tiny"] {

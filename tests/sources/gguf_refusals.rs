@@ -1,4 +1,4 @@
-//! GGUF files that lie. Each is the small Granite with one thing wrong.
+//! Malformed GGUF files. Each is the small Granite with one error.
 
 use candle_core::quantized::GgmlDType;
 
@@ -19,7 +19,7 @@ fn bytes_refused(bytes: &[u8], parts: &[&str]) {
     assert_refused(open(&path), BAD_MODEL, &parts);
 }
 
-/// Changes one thing in the right file and asserts that it is refused.
+/// Changes one thing in the valid file and asserts that it is refused.
 #[track_caller]
 fn refused(change: impl FnOnce(&mut Gguf), parts: &[&str]) {
     let mut gguf = granite(GgmlDType::Q8_0);
@@ -71,7 +71,7 @@ fn counts_and_lengths_that_the_file_cannot_hold_are_refused_before_they_are_used
             );
         }
     }
-    // More entries than there are, but not more than could fit: the walk runs into the tensors.
+    // More entries than there are, but no more than could fit: reading continues into the tensors.
     refused(|gguf| gguf.claimed_entries = Some(1000), &[]);
     refused(|gguf| gguf.claimed_tensors = Some(1000), &[]);
 }
@@ -284,7 +284,7 @@ fn tensors_whose_description_does_not_add_up_are_refused_by_name() {
     );
 }
 
-/// One row for each family of types: codebooks, ternary, four-bit floats, another CPU's layout, and what was given up.
+/// One row for each family of types: codebooks, ternary, four-bit floats, another CPU's layout, and a withdrawn type.
 #[test]
 fn types_that_are_not_read_are_called_by_their_names() {
     let name = "blk.1.ffn_up.weight";
@@ -397,7 +397,8 @@ fn a_scale_that_is_not_finite_is_refused_with_its_row_when_it_is_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("wrong.gguf");
     let mut gguf = granite(GgmlDType::Q8_0);
-    // The scale leads a block of 34 bytes; 256 values are 8 blocks. File row 1 is row 16 of the first head of 32.
+    // A block of 34 bytes begins with its scale; 256 values are 8 blocks. Row 1 in the file is row 16 of the first head
+    // of 32.
     let infinity = 0x7c00u16.to_le_bytes();
     gguf.tensor("blk.0.attn_q.weight").data[8 * 34..][..2].copy_from_slice(&infinity);
     gguf.write(&path);
@@ -419,7 +420,7 @@ fn a_file_cut_off_anywhere_is_refused() {
     let path = folder.path().join("wrong.gguf");
     let whole = granite(GgmlDType::Q8_0).bytes();
     let header = metadata().bytes().len();
-    // Every 61st place in the metadata, every place in the tensor list, and a few in the data.
+    // Every 61st position in the metadata, every position in the tensor list, and a few in the data.
     let ends = (1..header).step_by(61).chain(header..header + 1200);
     for end in ends.chain([whole.len() / 2, whole.len() - 40]) {
         std::fs::write(&path, &whole[..end]).unwrap();
@@ -442,7 +443,7 @@ fn more_entries_than_any_model_has_are_refused_even_if_they_are_there() {
     );
 }
 
-/// A file with one byte changed opens or is refused in one line; it never takes the process down.
+/// A file with one changed byte opens or is refused in one line; it never ends the process.
 #[test]
 fn no_single_changed_byte_in_the_header_causes_a_panic() {
     let folder = tempfile::tempdir().unwrap();

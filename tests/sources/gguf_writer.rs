@@ -1,8 +1,8 @@
-//! Writes GGUF files, right ones and wrong ones, without the code under test.
+//! Writes valid and invalid GGUF files, without the code under test.
 
 use std::path::Path;
 
-/// A GGUF file in the making. Every part can be changed before it is written, into nonsense too.
+/// The parts of a GGUF file. Each can be changed before writing, also to invalid values.
 #[derive(Clone)]
 pub struct Gguf {
     pub version: u32,
@@ -10,9 +10,9 @@ pub struct Gguf {
     pub entries: Vec<(String, u32, Vec<u8>)>,
     pub tensors: Vec<Tensor>,
     pub alignment: u64,
-    /// What the header claims instead of the true number of entries.
+    /// Overrides the true number in the header.
     pub claimed_entries: Option<u64>,
-    /// What the header claims instead of the true number of tensors.
+    /// Overrides the true number in the header.
     pub claimed_tensors: Option<u64>,
 }
 
@@ -23,7 +23,7 @@ pub struct Tensor {
     pub dimensions: Vec<u64>,
     pub kind: u32,
     pub data: Vec<u8>,
-    /// What the header claims instead of the true offset.
+    /// Overrides the true offset in the header.
     pub claimed_offset: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! Hub repositories, fetched from a small hub on loopback that can misbehave.
+//! Hub repositories, downloaded from a small hub on loopback that can misbehave.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -92,7 +92,7 @@ fn a_revision_is_asked_for_by_name_and_a_missing_one_is_explained() {
         UNAVAILABLE,
         &["hf:granite/tiny@v9", "404", "revision", "HF_TOKEN"],
     );
-    // The commit itself is in the cache by now, so naming it needs no hub.
+    // The commit is in the cache by now, so a reference to it needs no hub.
     hub.requests();
     sources::open(&reference(COMMIT), &hub.settings()).unwrap();
     assert_eq!(hub.requests(), []);
@@ -131,7 +131,7 @@ fn offline_uses_the_cache_or_says_that_it_may_not_ask() {
 fn a_hub_that_cannot_be_reached_is_explained_and_the_cache_still_serves() {
     let hub = Hub::with_granite();
     let mut settings = hub.settings();
-    // Nothing listens on the port of a listener that is gone.
+    // Nothing listens on the port of a closed listener.
     let gone = TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -267,7 +267,8 @@ fn an_index_that_names_files_elsewhere_fetches_nothing_there() {
     );
 }
 
-/// A hub whose repository has the small Granite in these files, each in the type that its name says, or else not a model.
+/// A hub whose repository has the small Granite in these files, each in the type that its name states, or else an
+/// invalid file.
 fn with_ggufs(names: &[&str]) -> Hub {
     let file = |name: &&str| {
         let dtype = match *name {
@@ -281,7 +282,7 @@ fn with_ggufs(names: &[&str]) -> Hub {
     Hub::with(names.iter().map(file).collect())
 }
 
-/// How the embedding is stored in what `text` names.
+/// The type of the embedding in the model that `text` names.
 fn embedding(hub: &Hub, text: &str) -> Result<&'static str, Error> {
     let checkpoint = sources::open(&text.parse().unwrap(), &hub.settings())?;
     Ok(checkpoint
@@ -290,7 +291,7 @@ fn embedding(hub: &Hub, text: &str) -> Result<&'static str, Error> {
         .unwrap())
 }
 
-/// The names of the files that were asked for since the last call.
+/// The names of the files requested since the last call.
 fn files_asked_for(hub: &Hub) -> Vec<String> {
     let requests = hub.requests().into_iter();
     let files = requests.filter_map(|(path, _)| Some(path.split_once("/resolve/")?.1.to_owned()));
@@ -337,7 +338,7 @@ fn of_several_gguf_files_the_best_for_int8_is_taken_and_a_label_takes_another() 
         assert_eq!(embedding(&hub, text).unwrap(), dtype, "{text}");
         assert_eq!(files_asked_for(&hub), [file], "{text}");
     }
-    // Each is in the cache now, and which one is meant does not depend on what else is.
+    // All are in the cache now, and the choice does not depend on what else is cached.
     for (text, dtype) in [
         ("hf:granite/tiny:Q4_0", "q4_0"),
         ("hf:granite/tiny", "q8_0"),

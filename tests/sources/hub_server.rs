@@ -16,17 +16,17 @@ use crate::fixture;
 /// The commit that every revision points to at first.
 pub const COMMIT: &str = "1111111111111111111111111111111111111111";
 
-/// What the hub does wrong.
+/// A fault of the hub.
 #[derive(Clone, PartialEq)]
 pub enum Fault {
     None,
     /// Answers everything with this status.
     Status(u16),
-    /// Announces the whole of this file, sends half of what was asked for and hangs up, so many times.
+    /// Announces the full length of this file, sends half and closes the connection, this many times.
     HangsUp(&'static str, usize),
     /// Sends this file with its first byte changed.
     Damages(&'static str),
-    /// Ends this file early in an answer that is well-formed in itself.
+    /// Truncates this file in an otherwise valid response.
     Shortens(&'static str),
 }
 
@@ -60,7 +60,7 @@ impl Hub {
         let shared = state.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                // A client that hangs up is its own affair.
+                // A client may close the connection.
                 let _ = stream.and_then(|stream| answer(stream, &shared));
             }
         });
@@ -72,7 +72,7 @@ impl Hub {
         }
     }
 
-    /// The small Granite and files that nobody needs.
+    /// The small Granite and some unneeded files.
     pub fn with_granite() -> Self {
         let mut files = BTreeMap::new();
         for name in [
@@ -108,7 +108,7 @@ impl Hub {
         self.state.lock().unwrap().fault = fault;
     }
 
-    /// The paths that were asked for since the last call.
+    /// The paths requested since the last call.
     pub fn requests(&self) -> Vec<(String, Option<String>)> {
         std::mem::take(&mut self.state.lock().unwrap().requests)
     }
@@ -180,7 +180,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
         .iter()
         .map(|byte| format!("{byte:02x}"))
         .collect();
-    // Large files go by their SHA-256, small ones by a hash of git's that nobody checks.
+    // Large files are identified by their SHA-256, small ones by git's hash, which is not checked.
     let etag = if name.ends_with(".json") {
         hash[..40].to_owned()
     } else {
@@ -193,7 +193,7 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     );
     let mut body = bytes[start..end].to_vec();
     let announced = body.len();
-    // A request for the first byte only asks about the file.
+    // A request for the first byte only queries the size.
     let whole = end - start > 1;
     match state.fault.clone() {
         Fault::HangsUp(faulty, times) if faulty == name && whole && times > 0 => {

@@ -1,4 +1,4 @@
-//! Where models come from, tested on real files, on files that lie, and on a hub on loopback.
+//! Model sources, tested on real files, on malformed files, and on a hub on loopback.
 
 mod chat_templates;
 mod folders;
@@ -25,7 +25,8 @@ fn fixture(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// The folder with files of published Granites, which tests/README.md describes. Without it a test that needs them is over.
+/// The folder with files of published Granites, described in tests/README.md. Without it, tests that need them end
+/// early.
 fn assets() -> Option<PathBuf> {
     let assets = std::env::var_os("MICROGRANITE_ASSETS");
     if assets.is_none() {
@@ -40,7 +41,7 @@ fn offline() -> Settings {
     Settings::from_variables(offline, false)
 }
 
-/// Asserts that something was refused with this exit code, in one line that has every one of `parts` in it.
+/// Asserts that something was refused with this exit code, in one line that contains all of `parts`.
 #[track_caller]
 fn assert_refused<T>(result: Result<T, Error>, exit_code: u8, parts: &[&str]) {
     let Err(error) = result else {

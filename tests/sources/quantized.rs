@@ -1,4 +1,4 @@
-//! Folders that are int8 already, as compressed-tensors and bitsandbytes wrote them, and with one thing wrong.
+//! Folders that are already int8, as compressed-tensors and bitsandbytes write them, and with one error each.
 
 use std::collections::HashMap;
 
@@ -14,7 +14,7 @@ use crate::{fixture, offline};
 const BAD_MODEL: u8 = 65;
 const FILE: &str = "model.safetensors";
 
-/// The folder, the checkpoint it was made from, and what `inspect` says about it.
+/// The folder, the checkpoint it was made from, and its description in `inspect`.
 const FIXTURES: [(&str, &str, &str); 3] = [
     (
         "granite-3-tiny-w8a8",
@@ -37,7 +37,7 @@ fn open(name: &str) -> Checkpoint {
     sources::open(&Reference::Folder(fixture(name)), &offline()).unwrap()
 }
 
-/// The values of a tensor as the reading crate of candle widens them.
+/// The values of a tensor as widened by candle.
 fn floats(view: &TensorView<'_>) -> Vec<f32> {
     let bytes = view.data();
     match view.dtype() {
@@ -242,7 +242,7 @@ fn kinds_of_compressed_tensors_that_we_do_not_compute_are_refused_by_their_key()
         config["quantization_config"] = json!("int8")
     });
     folder.refused(BAD_MODEL, &["config.json", "quantization_config", "object"]);
-    // What newer writers leave out, and weights alone.
+    // A configuration without the fields that newer writers omit, and with quantized weights only.
     folder.edit("config.json", |config| {
         let weights = json!({"num_bits": 8, "strategy": "channel"});
         config["quantization_config"] =
@@ -267,7 +267,7 @@ fn kinds_of_bitsandbytes_that_we_do_not_compute_are_refused_by_their_key() {
     }
 }
 
-/// What people find on the hub, by the names that they know it by.
+/// Formats that users find on the hub, by their common names.
 #[test]
 fn quantized_forms_that_are_not_read_are_named_with_what_to_take_instead() {
     let group = |format: &str| json!({"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"g": {"format": format}}});
@@ -425,7 +425,7 @@ fn codes_where_none_belong_are_refused_by_name() {
     refused(fixture, "model.codes", "not called weight", |tensors| {
         _ = tensors.insert("model.codes".into(), codes(vec![1, 1]))
     });
-    // Scales of a matrix that is no matrix of codes.
+    // Scales of a matrix that has no codes.
     let gate = "model.layers.0.mlp.gate_proj.weight";
     refused(
         fixture,
@@ -438,7 +438,7 @@ fn codes_where_none_belong_are_refused_by_name() {
             );
         },
     );
-    // Without a quantization_config nobody says what codes mean.
+    // Without a quantization_config the meaning of codes is unknown.
     let folder = Folder::of(fixture);
     folder.edit("config.json", |config| {
         config["quantization_config"] = Value::Null

@@ -1,4 +1,4 @@
-//! Folders that lie. Each is the small Granite with one thing wrong.
+//! Malformed folders. Each is the small Granite with one error.
 
 use std::path::{Path, PathBuf};
 
@@ -71,7 +71,7 @@ fn open(path: &Path) -> Result<Checkpoint, Error> {
     sources::open(&Reference::Folder(path.into()), &offline())
 }
 
-/// A safetensors file with this header and so many bytes of data.
+/// A safetensors file with this header and `data` bytes of data.
 fn with_header(header: &str, data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());

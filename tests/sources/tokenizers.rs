@@ -1,4 +1,4 @@
-//! Tokenizers against ids that other software made: Hugging Face's own for Granite, transformers' for SmolLM2.
+//! Tokenizers against ids from other software: Hugging Face's own for Granite, transformers' for SmolLM2.
 
 use std::path::{Path, PathBuf};
 
@@ -18,7 +18,7 @@ fn ids(json: &Value) -> Vec<u32> {
     ids.map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-/// Encodes and decodes every golden text that `applies` to, and says how many there were.
+/// Encodes and decodes every golden text to which `applies` is true, and returns their number.
 fn check_golden(
     assets: &Path,
     tokenizer: &Tokenizer,
@@ -59,7 +59,7 @@ fn granite_tokenizer_files_give_the_published_ids() {
     }
 }
 
-/// The vocabulary files are those of other models with the same tokenizer, so Granite's added tokens are not in them.
+/// The vocabulary files belong to other models with the same tokenizer, so they lack Granite's added tokens.
 #[test]
 #[ignore = "needs the Granite tokenizers: set MICROGRANITE_ASSETS"]
 fn gguf_vocabularies_give_the_ids_of_the_tokenizer_they_were_made_from() {

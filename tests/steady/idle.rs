@@ -1,4 +1,4 @@
-//! An engine without work takes no time from anybody.
+//! An engine without work uses no processor time.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use microgranite::telemetry::Metrics;
 
 use crate::steps::{alone, tiny};
 
-/// Nanoseconds that the threads of this process called `engine` or `compute-…` have run so far, and how many there are.
+/// Total run time in nanoseconds of this process's threads called `engine` or `compute-…`, and how many there are.
 fn run_time() -> (u64, usize) {
     let mut total = (0, 0);
     for thread in std::fs::read_dir("/proc/self/task").expect("Linux") {

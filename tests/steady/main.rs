@@ -1,4 +1,4 @@
-//! What the service does again and again, it does without the allocator; and when there is nothing to do, it does nothing.
+//! In a steady state the service allocates nothing, and without work it does nothing.
 
 mod counting;
 mod idle;

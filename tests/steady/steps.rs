@@ -1,4 +1,4 @@
-//! A step allocates nothing once the buffers have their size: not in the model, nor in the engine around it.
+//! A step allocates nothing once the buffers have their final size: neither in the model nor in the engine around it.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +10,7 @@ use microgranite::telemetry::Metrics;
 
 use crate::counting;
 
-/// One test at a time: the counts are those of the process.
+/// Runs one test at a time: the counts are those of the whole process.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -55,13 +55,13 @@ fn the_model_allocates_nothing_in_steps_of_sizes_it_has_seen() {
         steps(4);
         counting::all() - before
     };
-    // Where others want the cores, fewer threads may take part from some step on, and each then needs larger buffers:
-    // once, so that one of a few rounds is without.
+    // On a busy machine fewer threads may take part in some steps, and each then needs larger buffers. Buffers grow
+    // only once, so one of a few rounds must be without allocations.
     let rounds: Vec<u64> = std::iter::repeat_with(&mut allocations).take(5).collect();
     assert!(rounds.contains(&0), "allocations in 40 steps: {rounds:?}");
 }
 
-/// A model that notes how often the engine's thread has allocated when a step begins and when it ends.
+/// A model that records the engine thread's allocation count at the beginning and end of each step.
 struct Watched {
     inner: Granite,
     counts: Arc<Mutex<Vec<[u64; 2]>>>,
@@ -136,8 +136,8 @@ fn the_engine_allocates_nothing_between_two_decoding_steps() {
     // From the end of one step's forward pass to the end of the next.
     let steps: Vec<u64> = counts.windows(2).map(|two| two[1][1] - two[0][1]).collect();
     assert!(steps.len() > 60, "{} steps", steps.len());
-    // The first steps take prompts in and find how large the buffers must be, the last ones end generations. In between
-    // only a stream whose reader lags a block of 32 events behind takes a block more.
+    // The first steps process prompts and size the buffers, the last ones end generations. In between, a stream
+    // allocates only when its reader lags a block of 32 events behind.
     let busy = steps.iter().filter(|&&count| count > 0).count();
     let quiet = steps.split(|&count| count > 0).map(<[u64]>::len).max();
     println!(
