@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# Schemathesis against /openapi.json, with requests that the description allows and requests that it does not:
+#     tests/clients/fuzz.sh URL CASES       CASES per route, besides those that try each boundary
 # Every response must match the description, none may be a server error, and no connection may drop.
 set -euo pipefail
 if [ $# -lt 2 ]; then
