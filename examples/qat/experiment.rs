@@ -13,13 +13,13 @@ use crate::train::{Pace, train};
 
 pub type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
-/// From random weights: long enough to spell common words, and stopped while the held-out loss still falls.
+/// Training from random weights: long enough to spell common words, but stopped while the held-out loss still falls.
 const TRAINING: Pace = Pace {
     steps: 400,
     learning_rate: 1e-2,
 };
 
-/// From there on, the same for both ways.
+/// Further training, the same for both ways.
 const TUNING: Pace = Pace {
     steps: 150,
     learning_rate: 2e-3,
@@ -29,7 +29,7 @@ const TUNING: Pace = Pace {
 /// larger than the rest; smoothing moves that into the weights.
 const OUTLIER: f32 = 64.0;
 
-/// Where they are: two of the 64 channels.
+/// The outlier channels: two of 64.
 const OUTLIER_CHANNELS: [usize; 2] = [5, 40];
 
 /// The settings that are compared, from the coarsest to the default.
@@ -48,25 +48,25 @@ const fn scheme(granularity: Granularity, rotation: Rotation) -> Scheme {
     }
 }
 
-/// What one seed gave. Losses are nats per character of the held-out text.
+/// The results of one seed. Losses are in nats per character of the held-out text.
 pub struct Outcome {
-    /// f32 after the training.
+    /// In f32 after the first training.
     pub trained: f64,
-    /// The same weights at eight bits with the default scheme, while there are no outliers.
+    /// The same weights at eight bits with the default scheme, before there are outliers.
     pub trained_int8: f64,
     /// The model with outliers, trained on in f32.
     pub float: Granite,
     /// Its loss in f32.
     pub float_loss: f64,
-    /// One for each of the schemes.
+    /// One result per scheme.
     pub comparisons: Vec<Comparison>,
 }
 
-/// Eight bits after the same number of steps.
+/// Losses at eight bits after the same number of steps.
 pub struct Comparison {
-    /// Trained on in f32, then quantized: post-training quantization.
+    /// Further trained in f32, then quantized: post-training quantization.
     pub ptq_loss: f64,
-    /// Trained on with rounding in the graph, then quantized.
+    /// Further trained with rounding in the graph, then quantized.
     pub qat_loss: f64,
     /// The weights of the latter.
     pub qat: Granite,
@@ -84,7 +84,7 @@ pub fn run(texts: &Texts, seed: u64) -> Result<Outcome> {
     model.move_into_weights(&OUTLIER_CHANNELS, OUTLIER)?;
     let tune = |arithmetic| -> Result<Granite> {
         let copy = model.copy()?;
-        // Another order of the text than before, and the same for every copy.
+        // A different order of the text than before, the same for every copy.
         let way = match arithmetic {
             Arithmetic::Float => "with outliers in f32".into(),
             Arithmetic::FakeQuantized(scheme) => format!("with rounding, {scheme}"),
@@ -117,7 +117,7 @@ fn float_loss(texts: &Texts, model: &Granite) -> Result<f64> {
     held_out_loss(texts, |ids| Ok(model.logits_of(ids, Arithmetic::Float)?))
 }
 
-/// The loss on the kernels that serve.
+/// The loss on the serving kernels.
 fn int8_loss(texts: &Texts, model: &Granite, scheme: &Scheme) -> Result<f64> {
     let mut served = int8::quantize(model, scheme)?;
     held_out_loss(texts, |ids| Ok(int8::logits(&mut served, ids).to_vec()))
@@ -149,7 +149,7 @@ mod tests {
         let pace = |steps, pace| Pace { steps, ..pace };
         let training = pace(24, TRAINING);
         train("f32", &model, &texts, training, 0, Arithmetic::Float).unwrap();
-        // A model that knows little more than which letters are frequent needs larger outliers to lose by them.
+        // A barely trained model needs larger outliers for a measurable loss.
         let factor = 4.0 * OUTLIER;
         model.move_into_weights(&OUTLIER_CHANNELS, factor).unwrap();
         let tuned = |arithmetic| {

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::model::{Granite, config};
 use crate::text::VOCABULARY;
 
-/// Writes `config.json`, `tokenizer.json` and `model.safetensors` into `folder`, which is made if there is none.
+/// Writes `config.json`, `tokenizer.json` and `model.safetensors` into `folder`, which is created if necessary.
 ///
 /// # Errors
 /// [`Error::Io`] naming the file that cannot be written.
@@ -91,7 +91,7 @@ mod tests {
             .unwrap();
         assert_eq!(found.len(), expected.len());
         for (found, expected) in found.iter().zip(&expected) {
-            // Sums in another order differ in the last bits.
+            // Sums in a different order differ in the last bits.
             assert!((found - expected).abs() < 1e-4, "{found} {expected}");
         }
     }

@@ -1,12 +1,12 @@
-//! Rounding to eight bits and back inside a graph that is differentiated.
+//! Rounding to eight bits and back inside a differentiated graph.
 //!
-//! The codes are not imitated: both operations call the quantizers that serve, [`Matrix::pack`] for weights and
-//! [`Kernel::quantize_group`] for activations, and give what their codes stand for. Rounding is flat nearly everywhere, so
-//! its true gradient says nothing; the straight-through estimator takes it for the identity instead. (That is for ranges
-//! that hold every value, as absmax does: a value that is clipped should have no gradient.)
+//! The rounding is that of the product: both operations call the serving quantizers, [`Matrix::pack`] for weights and
+//! [`Kernel::quantize_group`] for activations, and return the values of their codes. Rounding is flat nearly
+//! everywhere, so its true gradient is useless; the straight-through estimator replaces it with the identity. (That is
+//! for ranges that contain every value, as absmax does: a clamped value should have no gradient.)
 //!
-//! Both come back from the rotation that they were quantized in: a served layer multiplies `Q(xH)·Q(WH)ᵀ`, and since `HHᵀ = 1`
-//! that is `(Q(xH)Hᵀ)·(Q(WH)Hᵀ)ᵀ`, the product of what is returned here.
+//! Both undo the rotation that they were quantized in: a served layer multiplies `Q(xH)·Q(WH)ᵀ`, and since `HHᵀ = 1`
+//! that is `(Q(xH)Hᵀ)·(Q(WH)Hᵀ)ᵀ`, the product of the values returned here.
 //!
 //! [`Kernel::quantize_group`]: microgranite::int8::kernels::Kernel::quantize_group
 
@@ -17,21 +17,21 @@ use microgranite::int8::rotation::Rotation;
 use microgranite::int8::scheme::Scheme;
 use microgranite::int8::{GROUP, PANEL};
 
-/// What is left of a matrix `[out, in]` at eight bits.
+/// A matrix `[out, in]`, rounded to eight bits.
 pub fn weights(scheme: &Scheme, weight: &Tensor) -> Result<Tensor> {
     weight.apply_op1(Rounding::Weights(*scheme))
 }
 
-/// What is left of activations `[rows, in]` at eight bits.
+/// Activations `[rows, in]`, rounded to eight bits.
 pub fn activations(scheme: &Scheme, x: &Tensor) -> Result<Tensor> {
     x.apply_op1(Rounding::Activations(scheme.rotation))
 }
 
-/// What is rounded.
+/// The kind of tensor to round.
 enum Rounding {
-    /// A matrix, packed as a checkpoint's is.
+    /// A matrix, packed like that of a checkpoint.
     Weights(Scheme),
-    /// Rows, one scale for each and for every 256 of its values.
+    /// Rows of activations, with a scale per row and per 256 values.
     Activations(Rotation),
 }
 
@@ -71,9 +71,9 @@ fn round_weights(scheme: &Scheme, values: &[f32], rows: usize, depth: usize) -> 
     Ok(rounded)
 }
 
-/// The matrix that would serve.
+/// The packed matrix.
 fn pack(scheme: &Scheme, values: &[f32], rows: usize, depth: usize) -> Result<Matrix> {
-    // The matrices are too small for starting threads to pay.
+    // The matrices are too small for more threads to pay.
     let mut pool = Pool::new(1).unwrap();
     let fill = |panel: usize, out: &mut [f32]| {
         let rest = &values[panel * PANEL * depth..];
@@ -115,7 +115,7 @@ mod tests {
 
     use super::*;
 
-    /// Two panels, the second not whole; two groups, the second not a multiple of four.
+    /// Two panels, the second incomplete; two groups, the second not a multiple of four.
     const COLUMNS: usize = 70;
     const DEPTH: usize = 301;
     const ROWS: usize = 5;
@@ -286,7 +286,7 @@ mod tests {
             for (row, fake) in fake.chunks_exact(COLUMNS).enumerate() {
                 for (column, fake) in fake.iter().enumerate() {
                     let served = served[(column / PANEL * ROWS + row) * PANEL + column % PANEL];
-                    // Sums of hundreds of products near 1, in another order and unrotated.
+                    // Sums of hundreds of products near 1, in a different order and without rotation.
                     assert!((fake - served).abs() < 2e-3, "{scheme}: {fake} {served}");
                 }
             }

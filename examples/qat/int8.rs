@@ -1,4 +1,4 @@
-//! The trained weights on the kernels that serve.
+//! Runs the trained weights on the serving kernels.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use microgranite::sources::Tensors;
 use crate::model::Granite;
 use crate::text::CONTEXT;
 
-/// A model in memory, as a checkpoint to quantize from.
+/// A model in memory as a source of tensors to quantize.
 struct InMemory<'a>(&'a Granite);
 
 impl InMemory<'_> {
@@ -95,7 +95,7 @@ mod tests {
         let texts = Texts::new();
         let ids = texts.held_out().next().unwrap();
         let model = Granite::new(4).unwrap();
-        // Outliers, so that eight bits cost something.
+        // Outliers, so that eight bits have a measurable loss.
         model.move_into_weights(&[5, 40], 32.0).unwrap();
         let scheme = Scheme {
             granularity: Granularity::Tensor,
@@ -111,7 +111,7 @@ mod tests {
             let squares = served.iter().zip(other).map(|(a, b)| (a - b).powi(2));
             squares.sum::<f32>().sqrt()
         };
-        // What is left is the KV cache, which is int8 in the served model alone.
+        // The remaining difference is the KV cache, which is int8 only in the served model.
         let (from_fake, from_float) = (distance(&fake), distance(&float));
         assert!(
             from_fake < 0.4 * from_float,

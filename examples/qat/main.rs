@@ -1,15 +1,15 @@
-//! Quantization-aware training: what int8 loses when a model was trained for it, and when it was not.
+//! Quantization-aware training: the loss of int8 with and without training for it.
 //!
-//! A small Granite learns to predict the next character. Then it is trained on for the same number of steps in two ways: in
-//! f32, and with the rounding of every linear layer in the graph. Both are quantized with the same settings and run by
-//! the kernels that serve. README.md beside this folder has the results and what they mean.
+//! A small Granite learns to predict the next character. Then it is trained further for the same number of steps in two
+//! ways: in f32, and with the rounding of every linear layer in the graph. Both are quantized with the same settings
+//! and run on the serving kernels. README.md beside this folder has the results and their meaning.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | `experiment.rs` | one seed from random weights to losses |
 //! | `text.rs`, `model.rs`, `train.rs` | the task, the model with gradients, the loop |
-//! | `fake_quant.rs` | rounding to eight bits that gradients pass |
-//! | `int8.rs` | the trained weights on the kernels that serve |
+//! | `fake_quant.rs` | rounding to eight bits with a gradient |
+//! | `int8.rs` | the trained weights on the serving kernels |
 //! | `export.rs` | a trained model as a checkpoint |
 
 mod experiment;
@@ -28,15 +28,15 @@ use clap::Parser;
 use experiment::{Comparison, Outcome, Result, SCHEMES, run};
 use text::Texts;
 
-/// Train a small Granite, train it on with and without int8 rounding, and compare both at int8.
+/// Train a small Granite, train it further with and without int8 rounding, and compare both at int8.
 #[derive(Parser)]
 struct Args {
-    /// How often to do it all, each time from other random weights. They run side by side.
+    /// Number of repetitions, each from different random weights. They run side by side.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=100))]
     seeds: u64,
 
-    /// Write what the first seed gave to this folder: `float` and `qat` (for a scale per tensor, no rotation) as checkpoints,
-    /// and the held-out text.
+    /// Write the models of the first seed to this folder, `float` and `qat` (for a scale per tensor, no rotation) as
+    /// checkpoints, and the held-out text.
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
 }
@@ -44,7 +44,7 @@ struct Args {
 fn main() -> Result<()> {
     let args = Args::parse();
     if let Some(folder) = &args.export {
-        // What cannot be written should be known before the training.
+        // Fails before the training if the folder cannot be written.
         std::fs::create_dir_all(folder).map_err(|e| microgranite::error::Error::io(folder, e))?;
     }
     let texts = Texts::new();

@@ -57,7 +57,7 @@ pub enum Arithmetic {
 }
 
 impl Arithmetic {
-    /// What a matrix stands for.
+    /// The values of a matrix in this arithmetic.
     fn weights(&self, weight: &Tensor) -> Result<Tensor> {
         match self {
             Self::Float => Ok(weight.clone()),
@@ -65,7 +65,7 @@ impl Arithmetic {
         }
     }
 
-    /// `x·Wᵀ`, `weight` being what [`Self::weights`] gave.
+    /// `x·Wᵀ`, where `weight` is the result of [`Self::weights`].
     fn multiply(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
         let x = match self {
             Self::Float => x.clone(),
@@ -90,7 +90,7 @@ impl Granite {
             let count: usize = shape.iter().product();
             let values = match shape[..] {
                 [_, depth] => {
-                    // Uniform values of variance 1/depth keep the size of what they multiply.
+                    // Uniform values with variance 1/depth keep the magnitude of what they multiply.
                     let most = (3.0 / depth as f32).sqrt();
                     (0..count)
                         .map(|_| random.random_range(-most..most))
@@ -104,7 +104,7 @@ impl Granite {
         Ok(Self { config, weights })
     }
 
-    /// The same weights again, to be trained apart.
+    /// A copy of the weights, to be trained separately.
     pub fn copy(&self) -> Result<Self> {
         let copy = |(name, var): (&String, &Var)| {
             Ok((name.clone(), Var::from_tensor(&var.as_tensor().copy()?)?))
@@ -115,8 +115,8 @@ impl Granite {
         })
     }
 
-    /// Makes the weights that multiply some channels of the blocks' norms `factor` times as large, and those channels as
-    /// much smaller: the same function in f32.
+    /// Makes some channels of the layers' norms `factor` times smaller, and the weights that multiply them `factor`
+    /// times larger: the same function in f32.
     pub fn move_into_weights(&self, channels: &[usize], factor: f32) -> Result<()> {
         let hidden = self.config.hidden_size;
         let factor_of = |channel| {
@@ -172,7 +172,7 @@ impl Granite {
         for layer in 0..config.num_layers {
             let weight = |part: &str| self.weight(&format!("model.layers.{layer}.{part}.weight"));
             let h = rms_norm(config, &x, weight("input_layernorm"))?;
-            // Stacked as they are packed: a scale per tensor is one for all three.
+            // Stacked as they are packed: with a scale per tensor, all three share one.
             let qkv = Tensor::cat(
                 &[
                     weight("self_attn.q_proj"),
@@ -320,7 +320,7 @@ mod tests {
         model.move_into_weights(&[5, 40], 32.0).unwrap();
         assert_eq!((norm(&model)[4], norm(&model)[5]), (1.0, 1.0 / 32.0));
         let after = model.logits_of(&IDS, Arithmetic::Float).unwrap();
-        // Powers of two change exponents alone.
+        // Powers of two change only exponents.
         assert_eq!(before, after);
     }
 }

@@ -5,19 +5,19 @@ use microgranite::text::samples::{ALICE, AS_YOU_LIKE_IT};
 use rand::RngExt;
 use rand_pcg::Pcg64;
 
-/// Characters of a sequence.
+/// Characters per sequence.
 pub const CONTEXT: usize = 32;
 
 /// ASCII: an id is the character's own code, and 0 ends a text.
 pub const VOCABULARY: usize = 128;
 
-/// Sequences to a step.
+/// Sequences per step.
 const BATCH: usize = 24;
 
-/// The tenth of each text that is held out: its end.
+/// The last tenth of each text is held out.
 const HELD_OUT_SHARE: usize = 10;
 
-/// Token ids to train on and to judge by.
+/// Token ids for training and for the held-out loss.
 pub struct Texts {
     train: Vec<u32>,
     held_out: Vec<u32>,
@@ -36,7 +36,7 @@ impl Texts {
         Self { train, held_out }
     }
 
-    /// Random sequences and what follows each of their tokens: `[batch, context]` and `[batch · context]`.
+    /// Random sequences, and the next token at each position: `[batch, context]` and `[batch · context]`.
     pub fn batch(&self, random: &mut Pcg64) -> Result<(Tensor, Tensor)> {
         let (mut ids, mut next) = (Vec::<u32>::new(), Vec::<u32>::new());
         for _ in 0..BATCH {

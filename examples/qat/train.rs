@@ -13,14 +13,14 @@ use crate::text::Texts;
 #[derive(Clone, Copy)]
 pub struct Pace {
     pub steps: usize,
-    /// The highest learning rate, reached after a tenth of the steps; from there it falls to nothing on a line.
+    /// The peak learning rate, reached after a tenth of the steps; from there it falls linearly to zero.
     pub learning_rate: f64,
 }
 
 /// Steps between two lines of progress.
 const STEPS_PER_LINE: usize = 50;
 
-/// Trains all weights of `model` in place, on sequences that `seed` chooses. What is being done is said on standard error.
+/// Trains all weights of `model` in place, on sequences that `seed` chooses. Prints progress on standard error.
 pub fn train(
     what: &str,
     model: &Granite,
