@@ -43,14 +43,16 @@ impl<T: Clone> Cache<T> {
         Some(found)
     }
 
-    /// Keeps an outcome of `bytes` bytes, in the place of those that were not used for longest.
-    pub fn insert(&mut self, key: Key, value: T, bytes: u64) {
-        self.entries.retain(|entry| entry.0 != key);
+    /// Keeps an outcome of `bytes` bytes, in the place of those that were not used for longest, and returns these.
+    pub fn insert(&mut self, key: Key, value: T, bytes: u64) -> Vec<T> {
+        let same = self.entries.extract_if(.., |entry| entry.0 == key);
+        let mut replaced: Vec<T> = same.map(|entry| entry.1).collect();
         self.entries.push((key, value, bytes.max(LEAST_BYTES)));
         let held = |entries: &[(Key, T, u64)]| entries.iter().map(|entry| entry.2).sum::<u64>();
         while self.entries.len() > MAX_ENTRIES || held(&self.entries) > MAX_BYTES {
-            self.entries.remove(0);
+            replaced.push(self.entries.remove(0).1);
         }
+        replaced
     }
 }
 

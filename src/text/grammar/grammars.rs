@@ -5,24 +5,26 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::Grammar;
 use super::cache::{Cache, Key};
 use super::compile::{Compiled, Compiler, Vocabulary};
-use super::trial::{self, Failure, Trial};
+use super::trial::{Failure, Trial};
+use super::worker::Worker;
 use crate::engine::Constraint;
 use crate::telemetry::Metrics;
 use crate::text::Tokenizer;
 
-/// Grammars that are compiled at once: their threads compete with those that compute.
+/// Grammars that are tried or compiled at once: they compete with the threads that compute.
 const SLOTS: usize = 2;
 /// Requests that may wait for a slot. The engine's queue is the limit for honest ones.
 const MAX_WAITING: usize = 128;
 /// How long one may wait, in deadlines: then others' grammars are the trouble and not this one.
 const WAIT_DEADLINES: u32 = 4;
-/// Deadlines for compiling here what came through the trial: it is the same work on a machine that others use too.
+/// Deadlines for compiling here what came through the trial: it is the same work, behind the one in the other slot, on a
+/// machine that others use too.
 const COMPILE_DEADLINES: u32 = 4;
 /// What a grammar takes that is not tried first, which is the one of any object.
 const SMALL_BYTES: u64 = 1 << 20;
@@ -76,6 +78,7 @@ pub struct Grammars {
     deadline: Duration,
     slots: Arc<Semaphore>,
     waiting: AtomicUsize,
+    worker: Worker,
     cache: Mutex<Cache<Outcome>>,
     metrics: Arc<Metrics>,
 }
@@ -98,6 +101,7 @@ impl Grammars {
             deadline: settings.deadline,
             slots: Arc::new(Semaphore::new(SLOTS)),
             waiting: AtomicUsize::new(0),
+            worker: Worker::new(),
             cache: Mutex::new(Cache::new()),
             metrics,
         }
@@ -112,7 +116,7 @@ impl Grammars {
         grammar: &Grammar,
         count: usize,
     ) -> Result<Constraints, Problem> {
-        let outcome = self.outcome(grammar).await;
+        let outcome = self.outcome(grammar, count).await;
         let counted = match &outcome {
             Ok((_, is_hit)) if *is_hit => "hit",
             Ok((Ok(_), _)) => "compiled",
@@ -125,23 +129,12 @@ impl Grammars {
             .grammars_total
             .with_label_values(&[counted])
             .inc();
-        let compiled = match outcome {
-            Ok((outcome, _)) => outcome.map_err(Problem::Refused)?,
-            Err(Failed::TimedOut) => return Err(Problem::Refused(self.too_slow())),
-            Err(Failed::Busy) => return Err(Problem::Busy),
-            Err(Failed::Unavailable) => return Err(Problem::Unavailable),
-        };
-        // Copies of large parsers take milliseconds, and this thread writes everyone else's tokens.
-        let copies = tokio::task::spawn_blocking(move || {
-            let compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
-            Constraints {
-                constraints: (0..count)
-                    .map(|_| compiled.constraint.boxed_clone())
-                    .collect(),
-                unenforced: compiled.unenforced.clone(),
-            }
-        });
-        copies.await.map_err(|_panicked| Problem::Unavailable)
+        match outcome {
+            Ok((made, _)) => made.map_err(Problem::Refused),
+            Err(Failed::TimedOut) => Err(Problem::Refused(self.too_slow())),
+            Err(Failed::Busy) => Err(Problem::Busy),
+            Err(Failed::Unavailable) => Err(Problem::Unavailable),
+        }
     }
 
     fn too_slow(&self) -> String {
@@ -149,32 +142,37 @@ impl Grammars {
     }
 
     /// What became of the grammar, and whether that was known already.
-    async fn outcome(self: &Arc<Self>, grammar: &Grammar) -> Result<(Outcome, bool), Failed> {
+    async fn outcome(
+        self: &Arc<Self>,
+        grammar: &Grammar,
+        count: usize,
+    ) -> Result<(Result<Constraints, String>, bool), Failed> {
         let key = Key::of(grammar);
         if let Some(known) = self.lookup(key) {
-            return Ok((known, true));
+            return Ok((copies(known, count).await?, true));
         }
         let slot = self.slot().await?;
         // The one before may have been the same.
         if let Some(known) = self.lookup(key) {
-            return Ok((known, true));
+            return Ok((copies(known, count).await?, true));
         }
         let bytes = match (&self.trial, grammar) {
             (None, _) | (_, Grammar::JsonObject) => Ok(SMALL_BYTES),
             (Some(trial), grammar) => trial.run(grammar).await,
         };
-        let (outcome, bytes) = match bytes {
-            Ok(bytes) => (self.compile(grammar, slot).await?, bytes),
-            Err(Failure::Refused(problem)) => (Err(problem), 0),
+        match bytes {
+            Ok(bytes) => Ok((self.compile(grammar, bytes, count, slot).await?, false)),
+            Err(Failure::Refused(problem)) => {
+                self.keep(key, Err(problem.clone()), 0);
+                Ok((Err(problem), false))
+            }
             // Not kept: another time the machine may be less busy.
-            Err(Failure::TimedOut) => return Err(Failed::TimedOut),
+            Err(Failure::TimedOut) => Err(Failed::TimedOut),
             Err(Failure::Unavailable(problem)) => {
                 tracing::error!(%problem, "grammars cannot be tried");
-                return Err(Failed::Unavailable);
+                Err(Failed::Unavailable)
             }
-        };
-        self.keep(key, outcome.clone(), bytes);
-        Ok((outcome, false))
+        }
     }
 
     fn lookup(&self, key: Key) -> Option<Outcome> {
@@ -186,7 +184,10 @@ impl Grammars {
 
     fn keep(&self, key: Key, outcome: Outcome, bytes: u64) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.insert(key, outcome, bytes);
+        let replaced = cache.insert(key, outcome, bytes);
+        // Taking large parsers apart takes milliseconds, and others look grammars up meanwhile.
+        drop(cache);
+        drop(replaced);
     }
 
     /// Waits for a slot, if not too many do.
@@ -209,39 +210,67 @@ impl Grammars {
             .map_err(|_closed| Failed::Unavailable)
     }
 
-    /// Compiles on a thread of its own, which has the stack for it and gives the slot back when it is done.
+    /// Compiles what takes `bytes` bytes and keeps it, on the thread for it. The slot is free when that is done.
     async fn compile(
         self: &Arc<Self>,
         grammar: &Grammar,
+        bytes: u64,
+        count: usize,
         slot: OwnedSemaphorePermit,
-    ) -> Result<Outcome, Failed> {
-        let (sender, receiver) = oneshot::channel();
+    ) -> Result<Result<Constraints, String>, Failed> {
         let (this, grammar) = (Arc::clone(self), grammar.clone());
         let work = move || {
-            // Where that is not allowed it is no harm either.
-            #[cfg(target_os = "linux")]
-            let _ =
-                rustix::process::setpriority_process(Some(rustix::thread::gettid()), trial::NICE);
+            let _slot = slot;
             let compiler = this
                 .compiler
                 .get_or_init(|| Compiler::new(&this.vocabulary));
             let compiled = compiler.as_ref().map_err(Clone::clone);
             let compiled = compiled.and_then(|compiler| compiler.compile(&grammar));
-            // Whoever waited may have left.
-            let _ = sender.send(compiled.map(|compiled| Arc::new(Mutex::new(compiled))));
-            drop(slot);
+            // The copies here, where compiling has left the room for them.
+            let made = compiled
+                .as_ref()
+                .map(|compiled| Constraints::of(compiled, count));
+            let made = made.map_err(Clone::clone);
+            let outcome = compiled.map(|compiled| Arc::new(Mutex::new(compiled)));
+            this.keep(Key::of(&grammar), outcome, bytes);
+            made
         };
-        let thread = std::thread::Builder::new().name("grammar".into());
-        let spawned = thread.stack_size(trial::MORE_STACK).spawn(work);
-        spawned.map_err(|problem| {
+        let made = self.worker.run(work).map_err(|problem| {
             tracing::error!(%problem, "no thread for a grammar");
             Failed::Unavailable
         })?;
-        let compiled = timeout(COMPILE_DEADLINES * self.deadline, receiver).await;
-        compiled
-            .map_err(|_elapsed| Failed::TimedOut)?
+        let made = timeout(COMPILE_DEADLINES * self.deadline, made).await;
+        made.map_err(|_elapsed| Failed::TimedOut)?
             .map_err(|_panicked| Failed::Unavailable)
     }
+}
+
+impl Constraints {
+    fn of(compiled: &Compiled, count: usize) -> Self {
+        Self {
+            constraints: (0..count)
+                .map(|_| compiled.constraint.boxed_clone())
+                .collect(),
+            unenforced: compiled.unenforced.clone(),
+        }
+    }
+}
+
+/// Copies of what was compiled before, on a thread that may take its time: those of large parsers take milliseconds, and
+/// this one writes everyone else's tokens.
+async fn copies(known: Outcome, count: usize) -> Result<Result<Constraints, String>, Failed> {
+    let compiled = match known {
+        Ok(compiled) => compiled,
+        Err(problem) => return Ok(Err(problem)),
+    };
+    let copies = tokio::task::spawn_blocking(move || {
+        let compiled = compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        Constraints::of(&compiled, count)
+    });
+    copies
+        .await
+        .map(Ok)
+        .map_err(|_panicked| Failed::Unavailable)
 }
 
 /// Why nothing became of a grammar.

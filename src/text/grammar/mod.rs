@@ -1,8 +1,8 @@
 //! Grammars: what a text must be, as a constraint on its tokens.
 //!
 //! A grammar comes from a client, so it is hostile until shown otherwise. `schema` and `regex` refuse what is
-//! obviously too much; [`trial`] compiles it in a process that may die of it; then `compile` makes the constraint, on a
-//! thread of its own. [`Grammars`] puts this together, with a queue, a deadline and a cache. `watch` ends what takes too
+//! obviously too much; [`trial`] compiles it in a process that may die of it; then `compile` makes the constraint, on the
+//! thread that `worker` keeps for it. [`Grammars`] puts this together, with a queue, a deadline and a cache. `watch` ends what takes too
 //! long once the engine uses it.
 
 mod cache;
@@ -13,6 +13,7 @@ mod regex;
 mod schema;
 pub mod trial;
 mod watch;
+mod worker;
 
 use serde::{Deserialize, Serialize};
 
