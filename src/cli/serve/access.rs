@@ -1,4 +1,4 @@
-//! Who may ask, from where, and under which paths, as flags of `serve`.
+//! The flags of `serve` for API keys, CORS and the path prefix.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,31 +13,32 @@ use crate::http::App;
 use crate::http::auth::ApiKeys;
 use crate::http::routes::Access;
 
-/// Who may ask, from where, and under which paths.
+/// Access to the API: keys, origins of web pages, and the path prefix.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Security")]
 pub struct AccessArgs {
-    /// A file with one API key per line; lines that begin with # are comments. Requests need one of the keys, as bearer
-    /// token or in X-Api-Key. Without it everyone who reaches the port is served. A changed file is read again within
-    /// seconds, and on SIGHUP.
+    /// A file with one API key per line; lines that begin with # are comments. Requests need one of the keys, as a
+    /// bearer token or in X-Api-Key. Without this flag every client that reaches the port is served. The file is read
+    /// again within seconds of a change, and on SIGHUP.
     #[arg(long, env = "MICROGRANITE_API_KEY_FILE", value_name = "FILE")]
     api_key_file: Option<PathBuf>,
 
-    /// Let pages of this origin (https://chat.example.org) ask from within a browser; give it several times or with commas
-    /// for several, * for all. Without keys, * lets every page that somebody here opens use the model.
+    /// Let web pages of this origin (https://chat.example.org) call the API from a browser. Can be repeated or contain
+    /// several, separated by commas; * allows all. Without API keys, * lets every page that a local user opens use the
+    /// model.
     #[arg(long, env = "MICROGRANITE_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', value_parser = origin)]
     cors_origin: Vec<HeaderValue>,
 
-    /// What stands before every path (/granite), for proxies that do not take it off. Probes answer without it too.
+    /// A prefix of every path (/granite), for proxies that do not remove it. Probes are also answered without it.
     #[arg(long, env = "MICROGRANITE_ROOT_PATH", value_name = "PATH", default_value = "", value_parser = root_path)]
     root_path: String,
 }
 
-/// How often the file of keys is looked at. Kubernetes takes a minute to bring a changed secret to it.
+/// How often to check the key file for changes. Kubernetes takes a minute to update a mounted secret.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 impl AccessArgs {
-    /// What the service checks requests against.
+    /// The access rules of the service.
     ///
     /// # Errors
     /// Those of [`ApiKeys::read`].
@@ -52,16 +53,16 @@ impl AccessArgs {
     }
 }
 
-/// SIGHUP, which from now on ends nothing.
+/// Listens for SIGHUP, which from now on does not end the process.
 ///
 /// # Errors
-/// [`Error::Internal`] if the system does not let it be listened to.
+/// [`Error::Internal`] if the system refuses the handler.
 pub fn hangups() -> Result<Signal> {
     let hangups = signal(SignalKind::hangup());
     hangups.map_err(|problem| Error::Internal(format!("signals: {problem}")))
 }
 
-/// Reads the file of keys again when it changes, and at every one of `hangups`.
+/// Reads the key file again when it changes, and at every item of `hangups`.
 pub async fn keep_keys(app: App, mut hangups: Signal) {
     loop {
         let is_asked = tokio::select! {
@@ -74,12 +75,12 @@ pub async fn keep_keys(app: App, mut hangups: Signal) {
                 keys.reload(is_asked);
             }
         };
-        // Many keys take a moment, and this thread writes everyone's tokens.
+        // On another thread: many keys take a moment, and this thread streams all responses.
         let _a_panic_is_in_the_log = spawn_blocking(look).await;
     }
 }
 
-/// Reads an origin as browsers send it: a scheme, a host, perhaps a port, and nothing else.
+/// Parses an origin as browsers send it: a scheme, a host, optionally a port, and nothing else.
 fn origin(text: &str) -> std::result::Result<HeaderValue, String> {
     let expected =
         "write an origin such as https://chat.example.org or http://localhost:3000, or *";
@@ -92,11 +93,11 @@ fn origin(text: &str) -> std::result::Result<HeaderValue, String> {
     if text != "*" && is_origin().is_none() {
         return Err(expected.to_owned());
     }
-    // Browsers write schemes and hosts in small letters.
+    // Browsers send schemes and hosts in lower case.
     HeaderValue::try_from(text.to_ascii_lowercase()).map_err(|_| expected.to_owned())
 }
 
-/// Reads a prefix of paths; a slash at the end changes nothing.
+/// Parses a path prefix; a trailing slash is ignored.
 fn root_path(text: &str) -> std::result::Result<String, String> {
     let path = text.trim_end_matches('/');
     let is_segment = |segment: &str| {

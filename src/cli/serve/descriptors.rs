@@ -1,15 +1,15 @@
-//! File descriptors: every connection needs one, and the usual limit is no more than the connections alone.
+//! File descriptors: every connection needs one, and the usual soft limit is no higher than the default number of
+//! connections.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Connections of the admin port: probes, collectors and the people who look at them.
+/// Connections to the admin port: probes, collectors and people.
 pub const ADMIN_CONNECTIONS: usize = 64;
-/// What the process has open beside connections: ports, log, model files, timers and what libraries hold, and connections
-/// that are being refused.
+/// Descriptors for everything else: ports, log, model files, timers, libraries, and connections that are being refused.
 const OWN: u64 = 160;
 
-/// Raises the soft limit on file descriptors to what `wanted` connections need, as far as the hard limit lets it.
-/// Returns the connections there are descriptors for: `wanted`, or fewer with a line in the log.
+/// Raises the soft limit on file descriptors to what `wanted` connections need, as far as the hard limit allows.
+/// Returns the number of connections with descriptors: `wanted`, or fewer with a warning.
 pub fn connections(wanted: usize) -> usize {
     let beside = OWN + ADMIN_CONNECTIONS as u64;
     let needed = beside.saturating_add(wanted as u64);
@@ -28,7 +28,7 @@ pub fn connections(wanted: usize) -> usize {
     clamp(wanted, possible, beside)
 }
 
-/// The limit there will be, and what to raise the soft one to if it has to be; `None` in a limit means that there is none.
+/// The resulting limit, and the value to raise the soft limit to if necessary; `None` as a limit means unlimited.
 fn limit(current: Option<u64>, maximum: Option<u64>, needed: u64) -> (u64, Option<u64>) {
     let (current, maximum) = (current.unwrap_or(u64::MAX), maximum.unwrap_or(u64::MAX));
     if current >= needed {
@@ -40,7 +40,7 @@ fn limit(current: Option<u64>, maximum: Option<u64>, needed: u64) -> (u64, Optio
 
 fn clamp(wanted: usize, limit: u64, beside: u64) -> usize {
     let most = usize::try_from(limit.saturating_sub(beside)).unwrap_or(usize::MAX);
-    // Without one connection there would be no point in starting.
+    // At least one connection, or there would be no point in starting.
     let connections = wanted.min(most.max(1));
     if connections < wanted {
         tracing::warn!(

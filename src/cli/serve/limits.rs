@@ -1,4 +1,4 @@
-//! How much one request may ask for, as flags of `serve`.
+//! The flags of `serve` that limit requests.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::http::limits::Limits;
 use crate::text::grammar;
 
-/// Limits on requests. What is beyond is refused by name, never cut down.
+/// Limits on requests. A request beyond a limit is refused with an error that names the field, never truncated.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Limits on one request")]
 pub struct LimitArgs {
@@ -34,7 +34,7 @@ pub struct LimitArgs {
     )]
     max_request_memory: ByteSize,
 
-    /// Longest headers, all of them together, 1KiB to 1MiB. Each connection can hold as much memory.
+    /// Largest total size of a request's headers, 1KiB to 1MiB. Each connection can use as much memory.
     #[arg(
         long,
         env = "MICROGRANITE_MAX_HEADER",
@@ -44,37 +44,38 @@ pub struct LimitArgs {
     )]
     max_header: ByteSize,
 
-    /// Prompts in one request, 1 to 1024. More lets one client fill the queue at the price of one request.
+    /// Prompts in one request, 1 to 1024. A higher limit lets one client fill the queue with a single request.
     #[arg(long, env = "MICROGRANITE_MAX_PROMPTS", value_name = "N", value_parser = config::whole::<1, 1024>, default_value_t = Limits::default().prompts)]
     max_prompts: usize,
 
-    /// Answers to each prompt (n, best_of), 1 to 1024. More lets one client fill the queue at the price of one request.
+    /// Answers to each prompt (n, best_of), 1 to 1024. A higher limit lets one client fill the queue with a single
+    /// request.
     #[arg(long, env = "MICROGRANITE_MAX_CHOICES", value_name = "N", value_parser = config::whole::<1, 1024>, default_value_t = Limits::default().choices)]
     max_choices: usize,
 
-    /// Tokens of each answer (max_tokens). Less keeps single answers from holding their place for long.
-    /// [default: what the context leaves]
+    /// Largest number of tokens of each answer (max_tokens). A lower limit keeps single answers from occupying a batch
+    /// slot for long. [default: what the context leaves]
     #[arg(long, env = "MICROGRANITE_MAX_TOKENS", value_name = "N", value_parser = config::tokens)]
     max_tokens: Option<usize>,
 
-    /// Stop strings, 0 to 1024. Each takes a little time for every character.
+    /// Stop strings, 0 to 1024. Each takes a little time per character.
     #[arg(long, env = "MICROGRANITE_MAX_STOPS", value_name = "N", value_parser = config::whole::<0, 1024>, default_value_t = Limits::default().stops)]
     max_stops: usize,
 
-    /// Seconds that compiling a schema, a regular expression or a grammar may take, from 1 to 60. More takes larger ones;
-    /// less frees the place sooner that a hostile one holds.
+    /// Seconds that compiling a schema, a regular expression or a grammar may take, 1 to 60. More allows larger ones;
+    /// less limits the time that a hostile one can occupy a compiler.
     #[arg(long, env = "MICROGRANITE_GRAMMAR_TIMEOUT", value_name = "SECS", default_value = "2", value_parser = grammar_timeout)]
     grammar_timeout: Duration,
 
-    /// Refuse fields that nobody knows with 400, instead of naming them in X-Ignored-Params; and schemas of which not all
-    /// can be enforced, instead of naming what is not in X-Unenforced-Schema-Keywords.
+    /// Refuse unknown fields with 400, instead of listing them in X-Ignored-Params, and schemas that cannot be enforced
+    /// completely, instead of listing the keywords in X-Unenforced-Schema-Keywords.
     #[arg(long, env = "MICROGRANITE_STRICT", value_parser = clap::builder::BoolishValueParser::new())]
     strict: bool,
 }
 
-/// Headers beyond this are no headers.
+/// Larger than the headers of any real request.
 const MOST_HEADER_BYTES: u64 = 1 << 20;
-/// A prompt of a hundred thousand ids is below one of these.
+/// Larger than a prompt of a hundred thousand ids.
 const MOST_BODY_BYTES: u64 = 64 << 20;
 /// More than any machine has.
 const MOST_REQUEST_MEMORY: u64 = 1 << 40;
@@ -88,7 +89,8 @@ impl LimitArgs {
         self.max_header.0 as usize
     }
 
-    /// How grammars are compiled: tried by this very program, which on Linux is there whatever became of its file.
+    /// How grammars are compiled: first tried in a child process of this same program. On Linux its path is valid even
+    /// if the file was replaced or deleted.
     pub fn grammars(&self) -> grammar::Settings {
         let itself = PathBuf::from("/proc/self/exe");
         let program = match itself.exists() {
@@ -127,7 +129,7 @@ impl LimitArgs {
     }
 }
 
-/// A minute is more than any grammar takes that fits a request.
+/// A minute is longer than any grammar in a request needs.
 fn grammar_timeout(text: &str) -> std::result::Result<Duration, String> {
     let timeout = config::seconds(text)?;
     match timeout.as_secs() {

@@ -1,4 +1,4 @@
-//! From what was typed to a model that is ready to serve.
+//! Loads the model that the flags describe, until it is ready to serve.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use crate::telemetry::Metrics;
 use crate::text::chat::ChatTemplate;
 use crate::text::{Grammars, Tokenizer};
 
-/// A model that is ready, and a line about it.
+/// A model that is ready, and a line about it for the log.
 pub struct Loaded {
     /// For the routes.
     pub model: ServedModel,
@@ -29,7 +29,7 @@ pub struct Loaded {
     pub facts: String,
 }
 
-/// A model that was found, opened and checked, as far as that works without reading its weights.
+/// A model that was found, opened and checked, as far as possible without reading its weights.
 pub struct Prepared {
     reference: Reference,
     checkpoint: Checkpoint,
@@ -39,13 +39,13 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The weights, if they are packed and stay where they are.
+    /// The weights, if they are packed and used from the memory map.
     pub fn packed(&self) -> Option<Packed> {
         self.checkpoint.packed.clone()
     }
 }
 
-/// As [`prepare`], for a model that is on this machine; `None` for one that has to be fetched first.
+/// Like [`prepare`], for a model on this machine; `None` for one that has to be downloaded first.
 ///
 /// # Errors
 /// As [`prepare`].
@@ -63,10 +63,10 @@ pub fn prepare_local(args: &Args, sources: &sources::Settings) -> Result<Option<
     }
 }
 
-/// Opens and checks the model, fetching it first where that is needed.
+/// Opens and checks the model, downloading it first if necessary.
 ///
 /// # Errors
-/// Whatever opening it gives, and [`Error::Config`] for settings that do not fit the model or this machine.
+/// The errors of opening it, and [`Error::Config`] for settings that do not fit the model or this machine.
 pub fn prepare(args: &Args, sources: &sources::Settings) -> Result<Prepared> {
     let reference = args.model.reference();
     let checkpoint = sources::open(&reference, sources)?;
@@ -86,10 +86,10 @@ pub fn prepare(args: &Args, sources: &sources::Settings) -> Result<Prepared> {
     })
 }
 
-/// Loads and starts the model. Takes long: runs on a thread of its own.
+/// Loads and starts the model. This takes long, so it runs on a separate thread.
 ///
 /// # Errors
-/// Whatever loading it gives.
+/// The errors of loading it.
 pub fn load(
     args: &Args,
     prepared: Prepared,
@@ -120,7 +120,7 @@ pub fn load(
     };
     let made = checkpoint.packed.as_ref().map(Quantization::of);
     let mut made = made.transpose()?;
-    // The newest is the last.
+    // The last entry is the newest.
     let accuracy = made.as_mut().and_then(|made| made.evaluations.pop());
     let (memory, kernel) = (granite.memory().clone(), granite.kernel().name());
     let (threads, architecture) = (granite.threads(), granite.config().architecture);
@@ -186,7 +186,7 @@ pub fn load(
     Ok(Loaded { model, facts })
 }
 
-/// The template of `file`, or else the model's own. One of the model's that cannot be read costs chat only.
+/// The template of `file`, or else the model's own. If the model's own cannot be parsed, only chat is unavailable.
 fn chat_template(
     file: Option<&Path>,
     checkpoint: &Checkpoint,
@@ -244,7 +244,7 @@ fn model_settings(args: &Args, checkpoint: &Checkpoint) -> Result<model::Setting
     })
 }
 
-/// The file to name when the tokenizer is at fault: a folder has one for it, a GGUF file holds it.
+/// The file to name in errors about the tokenizer: a folder has a separate one, a GGUF file contains it.
 fn tokenizer_file(config_file: &Path) -> PathBuf {
     match config_file.file_name() {
         Some(name) if name == "config.json" => config_file.with_file_name("tokenizer.json"),
@@ -252,7 +252,7 @@ fn tokenizer_file(config_file: &Path) -> PathBuf {
     }
 }
 
-/// What clients call the model: `demo` is its own name, others go by their repository or file.
+/// The name that clients use for the model: `demo` itself, or the name of the repository or file.
 fn served_name(reference: &Reference, checkpoint: &str) -> String {
     match reference {
         Reference::Demo => "demo".to_owned(),

@@ -1,4 +1,4 @@
-//! `microgranite serve`: load a model, answer requests, leave in good order.
+//! `microgranite serve`: loads a model, answers requests, and shuts down gracefully.
 
 mod access;
 mod descriptors;
@@ -51,36 +51,37 @@ pub struct Args {
     access: AccessArgs,
 }
 
-/// What is served, and as what.
+/// The model to serve, and its name.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
 struct ModelArgs {
-    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo (a small one, fetched once).
+    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo (a small model, downloaded once).
     ///
-    /// Of a hub repository the safetensors are taken, or else the GGUF file that is best for int8: Q8_0, then floats, then the
-    /// most bits. :LABEL takes another, as in hf:OWNER/NAME:Q4_K_M. A model's page on huggingface.co can be named as well.
+    /// For a hub repository, its safetensors are used, or else the GGUF file that is best for int8: Q8_0, then floats,
+    /// then the most bits. :LABEL selects another, as in hf:OWNER/NAME:Q4_K_M. The address of a model's page on
+    /// huggingface.co works too.
     #[arg(value_name = "REF")]
     reference: Option<Reference>,
 
-    /// The same as REF, which counts where both are given. [default: demo]
+    /// The same as REF, which takes precedence. [default: demo]
     #[arg(long, env = "MICROGRANITE_MODEL", value_name = "REF")]
     model: Option<Reference>,
 
-    /// The name clients use for the model, or several with commas between them: all are accepted, the first is the one in
-    /// answers. [default: the name in REF]
+    /// The name that clients use for the model, or several, separated by commas: all are accepted, and responses
+    /// contain the first. [default: the name in REF]
     #[arg(long, env = "MICROGRANITE_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',', value_parser = clap::builder::NonEmptyStringValueParser::new())]
     served_model_name: Vec<String>,
 
-    /// A Jinja file with a chat template, in place of the model's own.
+    /// A Jinja file with a chat template, which replaces the model's own.
     #[arg(long, env = "MICROGRANITE_CHAT_TEMPLATE", value_name = "FILE")]
     chat_template: Option<PathBuf>,
 
     #[command(flatten)]
     weights: WeightsArg,
 
-    /// When the weights of a packed model are compared with their checksums. start reads all of them before the service is
-    /// ready; background does so slowly while it serves, and again when the file is written to, and stops serving when they
-    /// are damaged; off trusts the disk.
+    /// When to verify the weights of a packed model against their checksums. start reads all of them before the service
+    /// is ready. background does so slowly while serving, again after every write to the file, and stops answering if
+    /// they are damaged. off trusts the disk.
     #[arg(
         long,
         env = "MICROGRANITE_VERIFY",
@@ -99,11 +100,12 @@ impl ModelArgs {
     }
 }
 
-/// Where requests come in, and how long they may take at the end.
+/// Where the server listens, and how it keeps and ends connections.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Listening")]
 struct ListenArgs {
-    /// Where to answer requests. The default can be reached from this machine only; 0.0.0.0:8080 from everywhere.
+    /// The address of the API. The default can only be reached from this machine; 0.0.0.0:8080 can be reached from
+    /// everywhere.
     #[arg(
         long,
         env = "MICROGRANITE_LISTEN",
@@ -113,15 +115,15 @@ struct ListenArgs {
     )]
     listen: SocketAddr,
 
-    /// Where to answer probes and Prometheus too, on a thread of its own that no load on the API can starve.
+    /// A second address for probes and Prometheus, served by a separate thread that load on the API cannot starve.
     #[arg(long, env = "MICROGRANITE_ADMIN_LISTEN", value_name = "ADDR", value_parser = config::address)]
     admin_listen: Option<SocketAddr>,
 
-    /// What other servers call half of --listen.
+    /// Half of --listen, as other servers have it.
     #[arg(long, hide = true, value_name = "HOST", value_parser = part_of_listen)]
     host: Option<String>,
 
-    /// What other servers call the other half.
+    /// The other half.
     #[arg(long, hide = true, value_name = "PORT", value_parser = part_of_listen)]
     port: Option<String>,
 
@@ -130,80 +132,84 @@ struct ListenArgs {
     #[arg(long, env = "MICROGRANITE_MAX_CONNECTIONS", value_name = "N", value_parser = config::whole::<1, 65536>, default_value_t = server::Settings::default().max_connections)]
     max_connections: usize,
 
-    /// How long a connection may be idle between requests, in seconds, at most a day. Keep it above the idle time of the
-    /// proxies and clients that reuse connections, or they lose a request now and then; less frees connections sooner.
+    /// How long a connection may be idle between requests, in seconds, at most a day. Keep it above the idle timeout of
+    /// proxies and clients that reuse connections, or they occasionally lose a request. Less frees connections sooner.
     #[arg(long, env = "MICROGRANITE_KEEP_ALIVE", value_name = "SECS", default_value = "75", value_parser = config::seconds)]
     keep_alive: Duration,
 
-    /// After SIGTERM, how long running answers may take to finish, in seconds, at most a day. Keep the pod's grace period
-    /// ten seconds above it: whatever hangs then is left behind.
+    /// How long running answers may take to finish after SIGTERM, in seconds, at most a day. Keep the pod's grace
+    /// period ten seconds longer, so that the process can exit even if something hangs.
     #[arg(long, env = "MICROGRANITE_DRAIN_TIMEOUT", value_name = "SECS", default_value = "120", value_parser = config::seconds)]
     drain_timeout: Duration,
 }
 
-/// Says how to write what other servers have two flags for.
+/// The error for the two flags that other servers have instead of --listen.
 fn part_of_listen(_: &str) -> std::result::Result<String, String> {
     Err("write both as --listen HOST:PORT".to_owned())
 }
 
-/// What runs at once, and in how much memory.
+/// How much runs at once, and in how much memory.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Batching and memory")]
 struct BatchArgs {
-    /// Compute threads. More than the cores there are would make everything slower, so no more are started; fewer leaves
-    /// cores to others. [default: the cores, or the cgroup's quota]
+    /// Compute threads, at most one per available core, because more would slow everything down. Fewer leave cores to
+    /// other programs. [default: the number of cores, or the cgroup's CPU quota]
     #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
 
-    /// Answers that are generated at once, 1 to 1024. More raises throughput, and the time between tokens of each.
+    /// Answers to generate at once, 1 to 1024. More increase the total throughput, and the time per token of each
+    /// answer.
     #[arg(long, env = "MICROGRANITE_MAX_BATCH", value_name = "N", value_parser = config::whole::<1, 1024>, default_value_t = engine::Settings::default().max_batch)]
     max_batch: usize,
 
-    /// Requests that may wait, 0 to 65536; more are refused with 429. A longer queue refuses fewer and makes them wait
-    /// longer.
+    /// Requests that may wait for a batch slot, 0 to 65536; more are refused with 429. A longer queue refuses fewer
+    /// requests but makes them wait longer.
     #[arg(long, env = "MICROGRANITE_MAX_QUEUE", value_name = "N", value_parser = config::whole::<0, 65536>, default_value_t = engine::Settings::default().max_queue)]
     max_queue: usize,
 
-    /// Longest prompt and answer together, in tokens. Less keeps single requests from taking the whole KV cache.
-    /// [default: the model's own]
+    /// Largest length of prompt and answer together, in tokens. A lower limit keeps single requests from using the
+    /// whole KV cache. [default: the model's own]
     #[arg(long, env = "MICROGRANITE_CONTEXT", value_name = "N", value_parser = config::tokens)]
     context: Option<usize>,
 
-    /// Memory for the KV cache: 512MiB, 2GiB, 1G or bytes. More lets more and longer answers run at once; when it is used
-    /// up the newest answer pauses until there is room again.
-    /// [default: 4096 tokens per place in the batch, at most half of the memory left]
+    /// Memory for the KV cache: 512MiB, 2GiB, 1G or bytes. More lets more and longer answers run at once; when it is
+    /// full, the newest answer pauses until there is room again. [default: 4096 tokens per batch slot, at most half of
+    /// the free memory]
     #[arg(long, env = "MICROGRANITE_KV_CACHE", value_name = "SIZE")]
     kv_cache: Option<ByteSize>,
 
-    /// How many times longer than else the next token of a running answer may take while a prompt comes in, 1 to 1000. Less
-    /// keeps running answers even; more gives newcomers their first token sooner.
+    /// How much running answers may slow down while new prompts are processed: the time per token grows by at most this
+    /// factor, 1 to 1000. Less keeps running answers steady; more gives new requests their first token sooner.
     #[arg(long, env = "MICROGRANITE_MAX_SLOWDOWN", value_name = "FACTOR", value_parser = config::factor, default_value = "3")]
     max_slowdown: f64,
 
-    /// Keep what was computed of a prompt for others that begin alike, as long as the KV cache has room: on or off. The
-    /// answers are the same; off hides from clients, by the time an answer takes, what others have asked.
+    /// Reuse the computed beginning of prompts for later prompts with the same beginning, as long as the KV cache has
+    /// room: on or off. The answers are the same. Response times reveal whether another client has sent the same
+    /// beginning; off prevents that.
     #[arg(long, env = "MICROGRANITE_PREFIX_CACHE", value_name = "ON|OFF", value_parser = config::on_off, action = clap::ArgAction::Set, default_value = "on")]
     prefix_cache: bool,
 
-    /// Tokens of an answer to guess in a step, from what the prompt and the answer already say, where that is likely to
-    /// save time, up to 128; 0 guesses none. The answers are the same; more makes quotes faster, and wrong guesses dearer.
+    /// Draft tokens per answer and step, copied from repetitions in the prompt and answer where that is likely to save
+    /// time, up to 128; 0 turns drafting off. The answers are the same. More speed up quotations, but wrong drafts cost
+    /// more.
     #[arg(long, env = "MICROGRANITE_SPECULATION", value_name = "N", value_parser = config::whole::<0, 128>, default_value_t = engine::Settings::default().speculation)]
     speculation: usize,
 }
 
-/// Threads beside the network's: tokenizing long prompts and loading the model. They compete with the compute threads for
-/// the cores, so a few are enough; what waits for one holds no core.
+/// Threads besides the network's, for tokenizing long prompts and loading the model. They compete with the compute
+/// threads for the cores, so a few are enough; what waits for one uses no core.
 const MAX_BLOCKING_THREADS: usize = 4;
-/// Stack of each: a chat template can put lists into lists as often as its steps allow, and writing or dropping the outermost
-/// goes down to the innermost. What is not used takes no memory.
+/// Stack size of each: a chat template can nest lists as deep as its step limit allows, and printing or dropping the
+/// outermost list recurses to the innermost. Unused stack takes no memory.
 const BLOCKING_STACK_BYTES: usize = 64 << 20;
 
 /// Serves until SIGTERM or SIGINT, then drains.
 ///
-/// What can be refused is refused before a port is bound: whoever sees the port open may count on the service.
+/// Errors that can be found early are reported before a port is bound: once the port is open, clients may rely on the
+/// service.
 ///
 /// # Errors
-/// Whatever keeps the service from starting, and [`Error::Internal`] if its engine dies.
+/// Every error that keeps the service from starting, and [`Error::Internal`] if its engine dies.
 pub fn run(mut args: Args, sources: sources::Settings) -> Result<()> {
     let stop_signals = StopSignals::listen(args.listening.drain_timeout)?;
     args.listening.max_connections = descriptors::connections(args.listening.max_connections);
@@ -216,7 +222,7 @@ pub fn run(mut args: Args, sources: sources::Settings) -> Result<()> {
     if let Some(address) = args.listening.admin_listen {
         serve_admin(address, app.clone())?;
     }
-    // One thread for the network: it only moves bytes, and the cores belong to the compute threads.
+    // One thread for the network, because it only moves bytes and the cores belong to the compute threads.
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(MAX_BLOCKING_THREADS)
@@ -231,7 +237,7 @@ pub fn run(mut args: Args, sources: sources::Settings) -> Result<()> {
         prepared,
     };
     let outcome = runtime.block_on(service.serve(stop_signals));
-    // Does not wait for a model that is still being loaded.
+    // This does not wait for a model that is still loading.
     runtime.shutdown_background();
     outcome
 }
@@ -262,7 +268,7 @@ impl Args {
     }
 }
 
-/// All that is known before the port is bound.
+/// Everything that is prepared before the port is bound.
 struct Service {
     args: Args,
     sources: sources::Settings,
@@ -272,7 +278,8 @@ struct Service {
 }
 
 impl Service {
-    /// The port first, so that it answers 503 while the model loads; then the model; then wait for the end.
+    /// Binds the port first, so that it answers 503 while the model loads; then loads the model; then waits for the
+    /// end.
     async fn serve(self, mut stop_signals: StopSignals) -> Result<()> {
         let Self { args, app, .. } = &self;
         let (app, drain_timeout) = (app.clone(), args.listening.drain_timeout);
@@ -305,7 +312,7 @@ impl Service {
         if !engine_died {
             tracing::info!(?drain_timeout, "stopping: finishing what runs");
         }
-        // What a stalled step had to do has been answered with an error already.
+        // The requests of a stalled step have already been answered with an error.
         let hurry = async {
             tokio::select! {
                 () = stop_signals.next() => {}
@@ -323,7 +330,7 @@ impl Service {
         Ok(())
     }
 
-    /// The model, and a thread that looks after its weights.
+    /// Loads the model and starts a thread that verifies its weights.
     fn load(self) -> Result<Loaded> {
         let Self {
             args,
@@ -349,7 +356,7 @@ impl Service {
     }
 }
 
-/// Answers probes and Prometheus on a thread and a runtime of their own, until the process ends.
+/// Answers probes and Prometheus on a separate thread and runtime, until the process ends.
 fn serve_admin(address: SocketAddr, app: App) -> Result<()> {
     let failed = |problem| cannot_listen("--admin-listen", address, problem);
     let runtime = runtime::Builder::new_current_thread()

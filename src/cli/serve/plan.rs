@@ -1,17 +1,17 @@
-//! Whether a model fits this machine, decided before it is loaded: a process that would be killed later should not start.
+//! Decides, before loading, whether a model fits this machine: a process that would be killed later should not start.
 
 use crate::config::ByteSize;
 use crate::error::{Error, Result};
 use crate::memory::Limit;
 use crate::model::{Footprint, PAGE_TOKENS};
 
-/// What a process holds beside weights and KV cache: tokenizer, activations of the largest step, code, and what the
-/// allocator keeps. Twice what Granite 2B shows.
+/// Memory besides weights and KV cache: tokenizer, activations of the largest step, code, and allocator overhead. Twice
+/// the use with Granite 2B.
 const MARGIN: u64 = 256 << 20;
-/// Rows of the largest step whose activations [`MARGIN`] holds: those of the default settings.
+/// Largest number of rows per step whose activations [`MARGIN`] covers: that of the default settings.
 const ROWS_IN_MARGIN: usize = 128;
-/// Context per place in the batch that the KV cache has room for by default: prompts and answers of a chat or of
-/// retrieval fit, and longer ones borrow from shorter neighbours.
+/// Context per batch slot that the default KV cache has room for: enough for prompts and answers in chat or retrieval,
+/// and longer ones use what shorter ones leave.
 const TOKENS_PER_PLACE: usize = 4096;
 
 /// What clients can make the process hold: every connection its buffers, and all requests together their share.
@@ -52,7 +52,7 @@ pub fn kv_bytes(
     let (requests, reading) = (clients.request_bytes as u64, clients.reading_bytes as u64);
     let of_clients = clients.connections().saturating_add(requests);
     let of_clients = of_clients.saturating_add(reading);
-    // A step has a row for every place in the batch.
+    // A step has a row for every batch slot.
     let rows = max_batch.saturating_sub(ROWS_IN_MARGIN) as u64;
     let margin = MARGIN.saturating_add(rows.saturating_mul(footprint.step_row));
     let beside = footprint
@@ -69,7 +69,7 @@ pub fn kv_bytes(
         (Some(ByteSize(asked)), _) => asked,
         (None, Some(limit)) => {
             let half_of_rest = limit.bytes.saturating_sub(beside) / 2;
-            // One page at least: then the check below names what is missing.
+            // At least one page, so that the check below reports what is missing.
             wanted.min(half_of_rest).max(footprint.kv_page)
         }
         (None, None) => wanted,

@@ -1,18 +1,18 @@
-//! What standard output says when the first request can come.
+//! The message on standard output when the service is ready.
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-/// Puts `text` on standard output, on a thread that may take its time: nobody may be reading.
+/// Writes `text` to standard output, on a separate thread, since the reader may block.
 pub fn show(text: String) {
     let write = move || std::io::stdout().write_all(text.as_bytes());
-    // What is lost then is in the log too.
+    // If this fails, the log has the same information.
     let _no_thread = std::thread::Builder::new()
         .name("stdout".into())
         .spawn(write);
 }
 
-/// What standard output says when the first request can come: where, what, and a command that works.
+/// The text of the message: the address, the model, and a command that works.
 pub fn ready_text(address: SocketAddr, name: &str, facts: &str, needs_key: bool) -> String {
     let mut reachable = address;
     if address.ip().is_unspecified() {
@@ -23,7 +23,7 @@ pub fn ready_text(address: SocketAddr, name: &str, facts: &str, needs_key: bool)
     } else {
         ""
     };
-    // A name from a folder can hold anything; JSON and the shell both have their quotes.
+    // The name of a folder can contain any character, so it is quoted for JSON and for the shell.
     let body = serde_json::json!({
         "model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0,
     });

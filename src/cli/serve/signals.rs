@@ -1,4 +1,4 @@
-//! Signals: some end the service in good order, and no other ends it without.
+//! Signals: some end the service gracefully, and no other ends it by default.
 
 use std::process::exit;
 use std::sync::Arc;
@@ -15,15 +15,15 @@ use tokio::time::{Instant, sleep_until};
 use crate::error::{Error, Result};
 use crate::logging;
 
-/// After the time to drain: the server gives connections five seconds to take their last bytes, and the log one.
+/// Time after draining: the server gives connections five seconds to receive their last bytes, and the log has one.
 const GRACE: Duration = Duration::from_secs(8);
-/// `EX_TEMPFAIL`: something hung and was left behind. Nothing is wrong with the settings or the model.
+/// `EX_TEMPFAIL`: the process exited although something hung. Settings and model are not at fault.
 const EXIT_HUNG: i32 = 75;
-/// For the line that says so.
+/// For the log line about it.
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
-/// Signals that ask for the end: Kubernetes and systemd send SIGTERM, Ctrl-C and Ctrl-\ SIGINT and SIGQUIT; after SIGXCPU
-/// and SIGPWR there is not much time left.
+/// Signals that end the service: Kubernetes and systemd send SIGTERM, Ctrl-C and Ctrl-\ SIGINT and SIGQUIT; after
+/// SIGXCPU and SIGPWR there is not much time left.
 const STOPPING: &[(&str, libc::c_int)] = &[
     ("SIGTERM", libc::SIGTERM),
     ("SIGINT", libc::SIGINT),
@@ -33,7 +33,7 @@ const STOPPING: &[(&str, libc::c_int)] = &[
     ("SIGPWR", libc::SIGPWR),
 ];
 
-/// Signals that would end a process that does not expect them. SIGPIPE is ignored by every Rust program.
+/// Signals that end a process by default. SIGPIPE is ignored by every Rust program.
 const IGNORED: &[(&str, libc::c_int)] = &[
     ("SIGHUP", libc::SIGHUP),
     ("SIGUSR1", libc::SIGUSR1),
@@ -48,14 +48,14 @@ const IGNORED: &[(&str, libc::c_int)] = &[
     ("SIGSTKFLT", libc::SIGSTKFLT),
 ];
 
-/// What to do about a signal.
+/// The reaction to a signal.
 #[derive(Clone, Copy)]
 struct Heard {
     name: &'static str,
     stops: bool,
 }
 
-/// Hears of signals that ask for the end.
+/// Receives the signals that end the service.
 pub struct StopSignals {
     requests: watch::Receiver<u32>,
     /// Whether there is anything to drain.
@@ -63,11 +63,12 @@ pub struct StopSignals {
 }
 
 impl StopSignals {
-    /// Takes all signals from now on, on a thread of its own. A few seconds after one that asks for the end the process
-    /// ends, whatever hangs then; after the first one of a service with clients, `drain_timeout` later.
+    /// Handles all signals from now on, on a separate thread. A few seconds after a signal that ends the service the
+    /// process exits, even if something hangs; after the first such signal to a service with clients, `drain_timeout`
+    /// later.
     ///
     /// # Errors
-    /// [`Error::Internal`] if the system gives no handler or thread.
+    /// [`Error::Internal`] if the system refuses a handler or the thread.
     pub fn listen(drain_timeout: Duration) -> Result<Self> {
         let failed = |problem| Error::Internal(format!("signals: {problem}"));
         let runtime = runtime::Builder::new_current_thread()
@@ -93,12 +94,12 @@ impl StopSignals {
         })
     }
 
-    /// From now on there are clients whose answers may take the time to drain.
+    /// From now on there may be clients, whose answers get the time to drain.
     pub fn set_serving(&self) {
         self.is_serving.store(true, Relaxed);
     }
 
-    /// Resolves at the next signal that asks for the end. The second one means: at once.
+    /// Resolves at the next signal that ends the service. The second one ends it at once.
     pub async fn next(&mut self) {
         // The sender is on a thread that ends with the process.
         let _ = self.requests.changed().await;
@@ -130,7 +131,7 @@ fn handlers(
     Ok(select_all(streams.collect::<std::io::Result<Vec<_>>>()?))
 }
 
-/// What the thread works with.
+/// The state of the thread.
 struct Watched<S> {
     heard: SelectAll<S>,
     stop_requests: watch::Sender<u32>,

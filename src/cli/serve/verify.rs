@@ -1,4 +1,4 @@
-//! Whether the weights that are served are those that were written.
+//! Verifies that the served weights are those that were written.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,31 +13,31 @@ use crate::sources::packed::Packed;
 use crate::sources::{Change, Settings};
 use crate::telemetry::{Metrics, WeightsState};
 
-/// When weights are compared with their checksums.
+/// When weights are verified against their checksums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Verify {
     /// Never.
     Off,
-    /// Beside the serving, slowly.
+    /// Slowly, while serving.
     #[default]
     Background,
     /// Before the service is ready, on all threads.
     Start,
 }
 
-/// Hashed at once: less than a millisecond, which is what a compute thread that shares the core may wait for it.
+/// Bytes to hash at once: this takes less than a millisecond, which a compute thread on the same core may have to wait.
 const PIECE: usize = 256 << 10;
-/// Share of one core that hashing takes. A step waits for its slowest thread, so what is taken from one core is taken from
-/// all; at a twentieth the 2.5 GB of a 2B model take half a minute to two, by whether the CPU has SHA instructions. The
-/// pages that are read, some 20 to 100 MB/s, are less than a hundredth of any machine's memory bandwidth.
+/// Share of one core for hashing. A step waits for its slowest thread, so time taken from one core slows all; at a
+/// twentieth, the 2.5 GB of a 2B model take half a minute to two, depending on SHA instructions in the CPU. The 20 to
+/// 100 MB/s that it reads are less than a hundredth of any machine's memory bandwidth.
 const SHARE: f64 = 0.05;
-/// Between two looks at the file's length and time of change, which cost a system call each.
+/// Interval between checks of the file's length and modification time, which cost a system call each.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Compares all weights on all threads.
+/// Verifies all weights on all threads.
 ///
 /// # Errors
-/// [`Error::BadModel`] naming the first tensor that is not what was written.
+/// [`Error::BadModel`] naming the first tensor that differs.
 pub fn at_start(weights: &Packed, sources: &Settings, metrics: &Metrics) -> Result<()> {
     let mut progress = Progress::new("verifying", sources.progress_bar);
     let mut pool = Pool::new(config::available_threads())?;
@@ -50,9 +50,9 @@ pub fn at_start(weights: &Packed, sources: &Settings, metrics: &Metrics) -> Resu
     Ok(())
 }
 
-/// Looks after the weights: compares them, unless that was done at the start, and if they are served from the map again
-/// whenever the file was written to. When they are damaged the service stops answering: no answer is better than a wrong
-/// one.
+/// Verifies the weights, unless that was done at the start. If they are used from the memory map, it verifies them
+/// again after every write to the file. If they are damaged, the service stops answering: no answer is better than a
+/// wrong one.
 pub fn watch(
     weights: Packed,
     verify: Verify,
@@ -77,7 +77,7 @@ pub fn watch(
     }
 }
 
-/// Returns when something is wrong, or when a copy has been found to be right, which stays so.
+/// Returns when something is wrong, or when a copy in memory has been verified, which cannot change.
 fn look_after(
     weights: &Packed,
     verify: Verify,
@@ -104,7 +104,7 @@ fn look_after(
                     "the weights were written to while they are served; comparing them again"
                 );
                 metrics.set_weights_state(WeightsState::Unverified);
-                // Now time counts more than a part of the speed.
+                // Verifying quickly is now more important than the speed of the service.
                 compare(weights, 1.0)?;
                 metrics.set_weights_state(WeightsState::Verified);
             }
@@ -112,13 +112,13 @@ fn look_after(
     }
 }
 
-/// Compares all weights, on this share of a core.
+/// Verifies all weights, on this share of a core.
 fn compare(weights: &Packed, share: f64) -> Result<()> {
     let (mut began, mut looked) = (Instant::now(), Instant::now());
     let mut before_piece = || {
         if looked.elapsed() > LOOK {
             looked = Instant::now();
-            // Reading on would end the process.
+            // Reading further would end the process.
             if weights.file().change() == Change::Shrunk {
                 return Err(shrunk(weights));
             }
@@ -136,11 +136,11 @@ fn shrunk(weights: &Packed) -> Error {
     Error::bad_model(weights.file().path(), "length", problem)
 }
 
-/// Lets everything else go first, where the system can do that for one thread.
+/// Gives this thread the lowest priority, if the system can do that for one thread.
 fn lower_priority() {
     #[cfg(target_os = "linux")]
     {
-        // The lowest. A system that refuses it still has the pauses.
+        // The lowest priority. Where the system refuses it, the pauses remain.
         let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), 19);
     }
 }
