@@ -22,7 +22,7 @@ TOKENS = 2048
 
 
 def mean(values):
-    """And its standard error, taking the values as independent."""
+    """The mean and its standard error, treating the values as independent."""
     values = np.concatenate(values)
     return values.mean(), values.std(ddof=1) / len(values) ** 0.5
 
@@ -39,7 +39,7 @@ def log_softmax(logits):
 
 
 def compare(expected, found, windows):
-    """The figures of `found` against `expected`, both iterables of one logit array for each window."""
+    """The divergence of `found` from `expected`, both iterables of one logit array per window."""
     nll, kl, same_top = [], [], []
     for reference, other, window in zip(expected, found, windows):
         same_top.append((reference.argmax(-1) == other.argmax(-1)).astype(float))

@@ -46,7 +46,7 @@ def from_gguf(file, folder):
 
 
 def random(shape, folder, tokenizer):
-    """As fast and as large as the published model of that shape; its answers mean nothing."""
+    """Random weights: as fast and as large as the published model of that shape, but its answers are meaningless."""
     hidden, layers, heads, kv_heads, feed_forward, vocabulary = SHAPES[shape]
     torch.manual_seed(0)
     config = GraniteConfig(
@@ -69,7 +69,7 @@ def random(shape, folder, tokenizer):
 
 
 def llm_int8(folder, output):
-    """Linears in int8; the embedding, which is the head as well, stays bf16."""
+    """Linear layers in int8; the embedding, which is also the output head, stays bf16."""
     config = BitsAndBytesConfig(load_in_8bit=True)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, quantization_config=config, device_map="cpu"

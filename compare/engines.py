@@ -1,4 +1,4 @@
-"""The engines that are compared, each behind the same few words: start, complete, stop."""
+"""The compared engines, each with the same interface: start, complete, stop."""
 
 import http.client
 import json
@@ -20,7 +20,7 @@ class Transformers:
         self.command = [sys.executable, HERE / "worker.py", engine, folder, str(threads)]
 
     def start(self):
-        """Gives the seconds from nothing to ready, those of loading alone, and what the engine says it holds."""
+        """Returns the seconds from start to ready, those of loading alone, and the memory that the engine reports."""
         begun = time.perf_counter()
         self.child = subprocess.Popen(self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.pid = self.child.pid
@@ -57,7 +57,7 @@ class Transformers:
 
 
 class Microgranite:
-    """The server, over HTTP. What is not arithmetic is off: guessed tokens, and prompts that were seen before."""
+    """The server, over HTTP. Speculation and the prefix cache are off, so that only arithmetic is compared."""
 
     def __init__(self, binary, folder, threads):
         plain = ["--speculation", "0", "--prefix-cache", "off", "--threads", str(threads)]
@@ -97,7 +97,7 @@ class Microgranite:
 
 
 def all_of(binary, folders, threads):
-    """By name, in the order in which they are shown: `folders` is where `run.sh` put the checkpoints."""
+    """The engines by name, in display order; `folders` is where `run.sh` put the checkpoints."""
     return {
         "f32": Transformers("f32", folders / "bf16", threads),
         "bf16": Transformers("bf16", folders / "bf16", threads),

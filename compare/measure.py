@@ -18,7 +18,7 @@ STREAM_PROMPT = 64
 
 
 def timed(engine, prompt, tokens):
-    """Seconds, processor seconds, joules, and processor seconds of everybody, of one request."""
+    """For one request: seconds, processor seconds, joules, and processor seconds of all processes."""
 
     def now():
         return time.perf_counter(), process.cpu_seconds(engine.pid), process.joules(), process.busy_seconds()

@@ -1,4 +1,4 @@
-"""Puts the measurements together: `python report.py FOLDERS…` writes results.json and results.md beside itself."""
+"""Combines the measurements: `python report.py FOLDERS…` writes results.json and results.md beside itself."""
 
 import json
 import os
@@ -19,12 +19,12 @@ PACKAGES = ("torch", "transformers", "bitsandbytes")
 
 
 def undisturbed(runs):
-    """Those beside which others used less than a twentieth of the processors; all of them if there is none."""
+    """The runs in which other processes used less than a twentieth of the processors; all runs if there is none."""
     return [run for run in runs if run["others_cores"] < 0.05 * len(os.sched_getaffinity(0))] or runs
 
 
 def medians(runs):
-    """Of each figure over the runs, and the least and the greatest; figures may lie in groups, or be missing."""
+    """The median of each figure over the runs, and its minimum and maximum; figures may be nested, or missing."""
     if isinstance(runs[0], dict):
         return {key: medians([run[key] for run in runs]) for key in runs[0] if key not in ("engine", "plan")}
     if runs[0] is None:
@@ -33,7 +33,7 @@ def medians(runs):
 
 
 def results(folders):
-    """Everything that is known about one checkpoint."""
+    """All results for one checkpoint."""
     runs = [json.loads(line) for line in (folders / "runs.jsonl").read_text().splitlines()]
     accuracy = folders / "accuracy.json"
     accuracy = json.loads(accuracy.read_text()) if accuracy.exists() else None
@@ -64,7 +64,7 @@ def machine():
 
 
 def number(value, digits=3):
-    """Three digits that mean something, never in powers of ten."""
+    """Three significant digits, never with an exponent."""
     if value == 0 or value >= 10 ** (digits - 1):
         return f"{value:,.0f}"
     places = max(0, digits - len(str(int(value)))) if value >= 1 else digits

@@ -46,7 +46,7 @@ def run(*command: str) -> str:
 
 
 def packed(args, name: str) -> pathlib.Path:
-    """The folder of a scheme, packed if it is not there."""
+    """The folder of a scheme; packs it if it is missing."""
     folder = args.work / name.replace(" ", "-").replace(",", "").replace(".", "")
     if not folder.exists():
         run(args.binary, "quantize", args.model, "-o", str(folder), "--log", "warn", *SCHEMES[name].split())
@@ -54,7 +54,7 @@ def packed(args, name: str) -> pathlib.Path:
 
 
 def evaluated(args, folder: pathlib.Path) -> dict:
-    """What the model's own record says, measured if it says nothing."""
+    """The evaluation in the model's record; runs it if there is none."""
     record = folder / "quantization.json"
     if not json.loads(record.read_text())["evaluations"]:
         # Q8_0 is the same for all schemes, so it is measured once.

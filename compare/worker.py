@@ -27,7 +27,7 @@ def say(**what):
 
 
 def load(engine, folder):
-    """LLM.int8 needs no word about it: its folder's configuration says what it is."""
+    """LLM.int8 needs no extra argument: its folder's configuration names the method."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[engine], device_map="cpu").eval()
 
 

@@ -68,7 +68,7 @@ class Client:
         ).encode()
 
     async def ask(self, method, path, body=b""):
-        """The status of the answer, after all of it was read."""
+        """The status of the response, after all of it was read."""
         reader, writer = await self.open()
         try:
             writer.write(self.head(method, path, len(body)) + body)

@@ -36,13 +36,13 @@ def post(**body):
 
 @functools.cache
 def encode(text):
-    """The ids that the server makes of a text."""
+    """The ids of a text, from the server."""
     echo = post(prompt=text, echo=True, max_tokens=0, return_token_ids=True)
     return tuple(echo["choices"][0]["prompt_token_ids"])
 
 
 class Tokenizer:
-    """What the harness needs of one."""
+    """The interface that the harness requires."""
 
     eos_token_id = bos_token_id = 0
 
@@ -51,7 +51,7 @@ class Tokenizer:
 
 
 class Recording(LocalCompletionsAPI):
-    """Keeps what was asked and what came back; all else is the harness's own."""
+    """Records requests and responses; everything else is the harness's own."""
 
     scored = {}
 

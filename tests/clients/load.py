@@ -85,7 +85,7 @@ async def clients(server: Server, options) -> dict:
 
 
 def steps(arrivals: list[float]) -> list[float]:
-    """The first arrival of each step: where the server guesses ahead, a step brings several tokens at once."""
+    """The first arrival of each step: with speculation, a step can bring several tokens at once."""
     at_once = 2e-4  # Seconds. Pieces of one write are read microseconds apart, and no step is that short.
     return [now for before, now in zip([0.0, *arrivals], arrivals) if now - before > at_once]
 

@@ -179,7 +179,7 @@ fn leaving_frees_place_and_pages_within_a_step() {
     assert_eq!(metrics.requests_running.get(), 1);
     assert_eq!(kv_bytes(&metrics, "used"), PAGE_BYTES as i64);
 
-    drop(last); // everybody has left
+    drop(last); // all are cancelled
     stepper.go();
     eventually(|| metrics.requests_running.get() == 0);
     assert_eq!(kv_bytes(&metrics, "used"), 0);
