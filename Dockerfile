@@ -1,11 +1,15 @@
 # Two stages: a builder with the toolchain, and an image that contains only one static binary: no shell, no libc, no
 # package manager. TLS roots are compiled into the binary.
 #
-#   docker build -t microgranite .        (or podman, or buildah)
+#   docker build -t microgranite --build-arg MICROGRANITE_BUILD=$(git describe --always --dirty --exclude '*') .
+#
+# Podman and buildah take the same. Without the argument the build calls itself "unknown": there is no .git in here.
 #
 # deploy/README.md says how to run it.
 
 FROM docker.io/library/rust:1.95-bookworm AS builder
+# Which build it is, for --version, GET /version and the answers' system_fingerprint.
+ARG MICROGRANITE_BUILD=""
 WORKDIR /src
 COPY . .
 # A static glibc needs no additional toolchain. `--target` keeps the flag away from build scripts and procedural macros,
@@ -13,7 +17,7 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     host=$(rustc -vV | sed -n 's/^host: //p') \
-    && RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target "$host" \
+    && MICROGRANITE_BUILD="$MICROGRANITE_BUILD" RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target "$host" \
     && cp "target/$host/release/microgranite" /microgranite
 
 FROM scratch AS runtime

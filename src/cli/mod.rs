@@ -21,6 +21,7 @@ use clap::{Parser, Subcommand};
 pub use parse::{Ending, parse};
 use serde::Serialize;
 
+use crate::build;
 use crate::error::{Error, Result};
 use crate::logging::{self, Filter, LogFormat};
 use crate::model::Placement;
@@ -29,7 +30,7 @@ use crate::text::grammar;
 
 /// Serve IBM Granite at eight bits on plain CPUs.
 #[derive(Debug, Parser)]
-#[command(version, about, after_help = EXIT_CODES, max_term_width = 100)]
+#[command(version = build::VERSION_AND_ID, about, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {
     /// The format of log lines: text to read, json for log collectors.
     #[arg(

@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 model=$(realpath "$1")
+build=$(git describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null || echo unknown)
 scratch=$(mktemp -d)
 name=microgranite-check-$$
 trap 'podman rm --force "$name" >/dev/null 2>&1 || true; rm -rf "$scratch"' EXIT
@@ -18,7 +19,8 @@ if [ $# -ge 2 ]; then
     binary=$(realpath "$2")
 else
     host=$(rustc -vV | sed -n 's/^host: //p')
-    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target "$host"
+    MICROGRANITE_BUILD=$build RUSTFLAGS="-C target-feature=+crt-static" \
+        cargo build --release --locked --target "$host"
     binary=$PWD/target/$host/release/microgranite
 fi
 
@@ -62,7 +64,7 @@ contains "the binary" "statically linked" "$(ldd "$binary" 2>&1 || true)"
 
 mkdir "$scratch/builder"
 cp "$binary" "$scratch/builder/microgranite"
-buildah bud --isolation chroot --target runtime --build-context builder="$scratch/builder" --tag localhost/microgranite . \
+buildah bud --isolation chroot --target runtime --build-arg "MICROGRANITE_BUILD=$build" --build-context builder="$scratch/builder" --tag localhost/microgranite . \
     >"$scratch/build.log" 2>&1 || { cat "$scratch/build.log"; exit 1; }
 echo "image size: $(podman image inspect --format '{{.Size}}' localhost/microgranite) bytes"
 
@@ -110,7 +112,9 @@ answer=$(curl --silent --show-error --max-time 60 "http://127.0.0.1:$api/v1/comp
     -d '{"model":"demo","prompt":"The capital of France is","max_tokens":8,"temperature":0}' || true)
 echo "answer: $answer"
 contains "it says" Paris "$answer"
-contains "metrics" "microgranite_build_info{" "$(curl --silent "http://127.0.0.1:$admin/metrics")"
+says=$("$binary" --version | sed -n 's/.*(build \(.*\))$/\1/p')
+[ $# -ge 2 ] || check "the build" "$build" "$says"
+contains "metrics" "microgranite_build_info{build=\"$says\"" "$(curl --silent "http://127.0.0.1:$admin/metrics")"
 echo "resident: $(sed -n 's/^VmRSS:[[:space:]]*//p' "/proc/$pid/status"), at most $(of_process VmHWM) kB"
 
 podman stop --time 20 "$name" >/dev/null
