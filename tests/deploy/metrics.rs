@@ -28,7 +28,9 @@ pub fn declared() -> Catalog {
         .model_info
         .with_label_values(&["granite", "GraniteForCausalLM", "int8", "4096"]);
     metrics.model_accuracy.with_label_values(&["kl_mean"]);
-    metrics.build_info.with_label_values(&["0", "scalar"]);
+    metrics
+        .build_info
+        .with_label_values(&["0", "commit", "scalar"]);
     parse(&metrics.render())
 }
 

@@ -14,7 +14,7 @@ const SERIES: &[&str] = &[
     "answers_total{finish_reason}",
     "batch_places",
     "batch_rows_bucket{le}",
-    "build_info{instruction_set,version}",
+    "build_info{build,instruction_set,version}",
     "engine_stalls_total",
     "generation_tokens_total",
     "grammars_total{outcome=busy}",

@@ -1,0 +1,127 @@
+//! Declaring metrics: a name, a kind and a sentence each, in one place.
+
+use prometheus::core::Collector;
+use prometheus::{
+    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry,
+};
+
+/// Begins the name of every metric.
+const NAMESPACE: &str = "microgranite";
+
+/// Declares a struct of metrics, and a function `declare` that makes and registers them.
+///
+/// ```text
+/// metrics! {
+///     /// What the struct is.
+///     pub struct Metrics {
+///         /// Fields that are no metrics; `declare` takes them.
+///         registry: Registry,
+///     }
+///     /// The doc comment is the help text.
+///     requests_total: IntCounterVec[outcome in OUTCOMES],
+///     /// A histogram names its buckets.
+///     batch_rows: Histogram by BATCH_ROWS,
+/// }
+/// ```
+///
+/// The field's name is the metric's, without the namespace. Labels stand in brackets. A label whose values are known has
+/// them after `in`, and then every series is there from the beginning, at zero.
+macro_rules! metrics {
+    (
+        $(#[$about:meta])*
+        pub struct $Struct:ident { $($(#[$field_about:meta])* $field:ident: $Field:ty,)* }
+        $(
+            $(#[doc = $help:literal])+
+            $name:ident: $Kind:ident
+                $([$($label:ident),+ $(in $values:expr)?])?
+                $(by $buckets:expr)?,
+        )+
+    ) => {
+        $(#[$about])*
+        pub struct $Struct {
+            $($(#[$field_about])* $field: $Field,)*
+            $($(#[doc = $help])+ pub $name: prometheus::$Kind,)+
+        }
+
+        impl $Struct {
+            /// Makes the metrics and registers them in `all`.
+            fn declare(all: &prometheus::Registry, $($field: $Field),*) -> Self {
+                $(
+                    let $name: prometheus::$Kind = $crate::telemetry::declare::register(
+                        all,
+                        stringify!($name),
+                        concat!($($help),+).trim(),
+                        &[$($(stringify!($label)),+)?],
+                        &[$($buckets)?],
+                    );
+                    $($(for value in $values {
+                        $name.with_label_values(&[value]);
+                    })?)?
+                )+
+                Self { $($field,)* $($name,)+ }
+            }
+        }
+    };
+}
+pub(super) use metrics;
+
+/// A kind of metric.
+pub trait Metric: Collector + Clone + Sized + 'static {
+    /// One of this kind; only a histogram has buckets.
+    fn new(opts: Opts, labels: &[&str], buckets: Vec<f64>) -> prometheus::Result<Self>;
+}
+
+macro_rules! kinds {
+    ($($Kind:ident: |$opts:ident, $labels:ident, $buckets:ident| $make:expr;)+) => {
+        $(impl Metric for $Kind {
+            fn new($opts: Opts, $labels: &[&str], $buckets: Vec<f64>) -> prometheus::Result<Self> {
+                $make
+            }
+        })+
+    };
+}
+
+kinds! {
+    Counter: |opts, _labels, _buckets| Self::with_opts(opts);
+    IntCounter: |opts, _labels, _buckets| Self::with_opts(opts);
+    IntCounterVec: |opts, labels, _buckets| Self::new(opts, labels);
+    Gauge: |opts, _labels, _buckets| Self::with_opts(opts);
+    GaugeVec: |opts, labels, _buckets| Self::new(opts, labels);
+    IntGauge: |opts, _labels, _buckets| Self::with_opts(opts);
+    IntGaugeVec: |opts, labels, _buckets| Self::new(opts, labels);
+    Histogram: |opts, _labels, buckets| Self::with_opts(HistogramOpts::from(opts).buckets(buckets));
+    HistogramVec: |opts, labels, buckets| Self::new(HistogramOpts::from(opts).buckets(buckets), labels);
+}
+
+/// Makes a metric and adds it to `registry`; `buckets` are one list, or none.
+///
+/// # Panics
+/// If the name is not valid or not the only one. Names are written in this folder, and every test that reads metrics
+/// makes all of them.
+pub fn register<M: Metric>(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+    buckets: &[&[f64]],
+) -> M {
+    let opts = Opts::new(name, help).namespace(NAMESPACE);
+    let metric = M::new(opts, labels, buckets.concat()).expect("names and labels are valid");
+    add(registry, metric.clone());
+    metric
+}
+
+/// Adds a metric that was made elsewhere to `registry`.
+///
+/// # Panics
+/// As [`register`].
+pub fn add(registry: &Registry, metric: impl Collector + 'static) {
+    let added = registry.register(Box::new(metric));
+    added.expect("names are distinct");
+}
+
+/// Gauges are signed; no size or time comes near the difference.
+pub fn gauge_value(value: u64) -> i64 {
+    value.try_into().unwrap_or(i64::MAX)
+}
