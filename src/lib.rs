@@ -12,8 +12,8 @@
 //! | [`int8`] | the number format: quantize, packed matrices, matrix multiply, kernels |
 //! | [`sources`] | where a model comes from: folder, GGUF file, hub, demo |
 //!
-//! [`build`], [`config`], [`error`], [`memory`] and [`telemetry`] are shared vocabulary: the build's id, values as they
-//! are typed, error types, the available memory, and the metrics.
+//! [`build`], [`config`], [`error`], [`memory`] and [`telemetry`] are used everywhere: the id of the build, parsers for
+//! what users type, errors, memory limits, and metrics.
 //!
 //! Invariants: the engine never sees text; `http` never sees a tensor; nothing below `cli` reads the environment;
 //! `unsafe` lives only in `int8/kernels` and in the one memory map (`sources/mapped.rs`).

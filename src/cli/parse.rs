@@ -1,8 +1,10 @@
 //! Turns arguments and environment variables into [`Cli`], or into one line that says what is wrong.
 
+use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, CommandFactory, FromArgMatches};
@@ -11,6 +13,9 @@ use super::Cli;
 
 /// The prefix of all environment variables of this program.
 const PREFIX: &str = "MICROGRANITE_";
+
+/// `build.rs` reads this one. It may still be set when the program runs, as in CI.
+const BUILD: &str = "MICROGRANITE_BUILD";
 
 /// Why no command runs.
 #[derive(Debug)]
@@ -52,11 +57,16 @@ fn without_empty(command: Command, variables: &BTreeMap<OsString, OsString>) -> 
         .mut_subcommands(|command| without_empty(command, variables))
 }
 
+/// The arguments of all commands.
+fn all_arguments(command: &Command) -> Vec<&Arg> {
+    let of_others = command.get_subcommands().flat_map(all_arguments);
+    command.get_arguments().chain(of_others).collect()
+}
+
 /// The environment variables of all commands.
 fn known(command: &Command) -> Vec<&OsStr> {
-    let own = command.get_arguments().filter_map(Arg::get_env);
-    own.chain(command.get_subcommands().flat_map(known))
-        .collect()
+    let arguments = all_arguments(command).into_iter();
+    arguments.filter_map(Arg::get_env).collect()
 }
 
 /// Refuses unknown variables with our prefix: a misspelt one would otherwise be ignored silently.
@@ -66,7 +76,7 @@ fn check_names(command: &Command, variables: &BTreeMap<OsString, OsString>) -> R
         let (Some(text), Some(value)) = (name.to_str(), value.to_str()) else {
             continue;
         };
-        let is_ours = text.starts_with(PREFIX) && !value.is_empty();
+        let is_ours = text.starts_with(PREFIX) && text != BUILD && !value.is_empty();
         if !is_ours || known.contains(&name.as_os_str()) || is_service_link(text, value) {
             continue;
         }
@@ -114,6 +124,7 @@ fn ending(
                 false => styled.to_string(),
             })
         }
+        ErrorKind::InvalidUtf8 => Ending::BadUsage(not_text(command, arguments, variables)),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Ending::BadUsage(styled.to_string()),
         _ => {
             let line = one_line(&styled.to_string());
@@ -124,6 +135,28 @@ fn ending(
                 },
             )
         }
+    }
+}
+
+/// Names the variable or argument that is not UTF-8, which clap does not do. Names of files may be any bytes.
+fn not_text(
+    command: &Command,
+    arguments: &[OsString],
+    variables: &BTreeMap<OsString, OsString>,
+) -> String {
+    let is_file = |arg: &Arg| arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+    let is_text = |name: &OsStr| variables.get(name).is_none_or(|v| v.to_str().is_some());
+    let mut others = all_arguments(command)
+        .into_iter()
+        .filter(|arg| !is_file(arg));
+    let variable = others.find_map(|arg| arg.get_env().filter(|name| !is_text(name)));
+    let typed = arguments
+        .iter()
+        .find(|argument| argument.to_str().is_none());
+    match (variable, typed) {
+        (Some(name), _) => format!("{}: its value is not text in UTF-8", name.to_string_lossy()),
+        (None, Some(argument)) => format!("'{}' is not text in UTF-8", argument.to_string_lossy()),
+        (None, None) => "an argument is not text in UTF-8".to_owned(),
     }
 }
 
@@ -196,6 +229,7 @@ mod tests {
         }
         assert_eq!(check("MICROGRANITE_THREADS", "many"), Ok(()));
         assert_eq!(check("OTHER_TREADS", "2"), Ok(()));
+        assert_eq!(check("MICROGRANITE_BUILD", "4334d21d5be3"), Ok(()));
     }
 
     #[test]
@@ -212,6 +246,39 @@ mod tests {
             assert_eq!(check(name, value), Ok(()), "{name}");
         }
         assert!(check("MICROGRANITE_PORT", "8080").is_err());
+    }
+
+    #[test]
+    fn what_is_not_text_is_named_and_names_of_files_may_be_anything() {
+        use std::os::unix::ffi::OsStrExt;
+        let bytes = OsStr::from_bytes(b"\xff");
+        let of = |arguments: &[&OsStr], name: &str| {
+            let arguments: Vec<OsString> = arguments.iter().map(Into::into).collect();
+            let file = ("MICROGRANITE_CHAT_TEMPLATE".into(), bytes.into());
+            parse(
+                &arguments,
+                &BTreeMap::from([file, (name.into(), bytes.into())]),
+            )
+        };
+        let serve = ["microgranite".as_ref(), "serve".as_ref()];
+        for name in [
+            "MICROGRANITE_THREADS",
+            "MICROGRANITE_LOG",
+            "MICROGRANITE_MODEL",
+        ] {
+            match of(&serve, name) {
+                Err(Ending::BadUsage(text)) => assert!(text.starts_with(name), "{text}"),
+                other => panic!("{name}: {other:?}"),
+            }
+        }
+        match of(
+            &[&serve[..], &["--threads".as_ref(), bytes]].concat(),
+            "OTHER",
+        ) {
+            Err(Ending::BadUsage(text)) => assert!(text.starts_with("'\u{fffd}'"), "{text}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(of(&serve, "MICROGRANITE_API_KEY_FILE").is_ok());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Values of flags and variables: what is out of range is refused in one line, before a port is bound.
 
 use std::net::TcpListener;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -190,6 +191,14 @@ fn variables_are_read_as_people_write_them_and_errors_name_them() {
         let (code, text) = refused(arguments, &[(name, value)]);
         assert_eq!(code, 64, "{name}={value}: {text}");
         assert!(text.contains(words), "{name}={value}: {text}");
+    }
+    let bytes = std::ffi::OsStr::from_bytes(b"\xff2");
+    for name in ["MICROGRANITE_THREADS", "MICROGRANITE_MODEL"] {
+        let output = microgranite(&["serve"]).env(name, bytes).output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(64), "{text}");
+        let named = format!("error: {name}: its value is not text in UTF-8\n");
+        assert_eq!(text, named);
     }
     // What is right gets as far as the next mistake.
     for (name, value) in [
