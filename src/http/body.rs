@@ -1,6 +1,9 @@
 //! Reading a request, within limits: how many headers, how long a body, how long it may take.
 
+use std::error::Error;
 use std::future::pending;
+use std::io;
+use std::iter::successors;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,9 +13,9 @@ use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use futures_util::StreamExt;
 use tokio::time::sleep;
 
-use super::App;
+use super::app::App;
 use super::error_body::ApiError;
-use super::memory::{FREE_BYTES, Held, Turn, parsed_bytes, reserve};
+use super::memory::{FREE_BYTES, Held, ReadingTurn, parsed_bytes, reserve};
 use super::observe::Record;
 
 /// The megabyte of the default limit takes this long at 0.8 Mbit/s; whoever is slower holds a connection for nothing.
@@ -23,7 +26,7 @@ const BUSY_DEADLINE: Duration = Duration::from_secs(2);
 
 /// The bytes of a JSON body: of the right type, not too long, and in time; and the turn to read them. What they take is
 /// held by the request's record.
-pub struct JsonBytes(pub Vec<u8>, pub Turn);
+pub struct JsonBytes(pub Vec<u8>, pub ReadingTurn);
 
 impl FromRequest<App> for JsonBytes {
     type Rejection = ApiError;
@@ -94,6 +97,18 @@ fn claimed_length(headers: &HeaderMap) -> Option<usize> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
+/// What it is to a client that its body cannot be read on: hyper has the reader's error at the bottom of its own.
+fn unreadable(problem: &(dyn Error + 'static)) -> ApiError {
+    let mut causes = successors(Some(problem), |problem: &&(dyn Error + 'static)| {
+        (*problem).source()
+    });
+    let kind = causes.find_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
+    match kind {
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => ApiError::BodyMalformed,
+        _ => ApiError::BodyIncomplete,
+    }
+}
+
 /// Reads a body of at most `max_bytes`, in memory that is `held` before it is filled.
 async fn read(request: Request, max_bytes: usize, held: &mut Held) -> Result<Vec<u8>, ApiError> {
     let too_large = || ApiError::BodyTooLarge(max_bytes);
@@ -109,7 +124,7 @@ async fn read(request: Request, max_bytes: usize, held: &mut Held) -> Result<Vec
     reserve(&mut body, room)?;
     let mut chunks = request.into_body().into_data_stream();
     while let Some(chunk) = chunks.next().await {
-        let chunk = chunk.map_err(|_client_stopped| ApiError::BodyIncomplete)?;
+        let chunk = chunk.map_err(|problem| unreadable(&problem))?;
         let length = body.len() + chunk.len();
         if length > max_bytes {
             return Err(too_large());

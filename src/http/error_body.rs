@@ -85,6 +85,9 @@ pub enum ApiError {
     /// The client stopped sending in the middle of the body.
     #[error("the body ended early")]
     BodyIncomplete,
+    /// The body is not put together as HTTP has it: chunks whose lengths are no numbers, or do not fit.
+    #[error("the body is not in the chunks that its head promises")]
+    BodyMalformed,
     /// The body is longer than allowed.
     #[error("the body is longer than {0} bytes")]
     BodyTooLarge(usize),
@@ -178,6 +181,7 @@ impl ApiError {
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "invalid_api_key"),
             Self::BodyTimeout(_) => (StatusCode::REQUEST_TIMEOUT, "body_timeout"),
             Self::BodyIncomplete => (StatusCode::BAD_REQUEST, "body_incomplete"),
+            Self::BodyMalformed => (StatusCode::BAD_REQUEST, "body_malformed"),
             Self::BodyTooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
             Self::RequestTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "request_too_large"),
             Self::OutOfMemory => (StatusCode::SERVICE_UNAVAILABLE, "out_of_memory"),
@@ -274,6 +278,7 @@ impl IntoResponse for ApiError {
             // What is left of the body must not be taken for the next request; a stopping server wants no next one.
             Self::BodyTimeout(_)
             | Self::BodyIncomplete
+            | Self::BodyMalformed
             | Self::BodyTooLarge(_)
             | Self::OutOfMemory
             | Self::Draining => {

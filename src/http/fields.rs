@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use axum::http::HeaderValue;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, Visitor};
 use serde_json::value::RawValue;
 
 use super::error_body::ApiError;
+use super::values::{Id, Range, Whole};
 
 /// Names listed in `X-Ignored-Params`; a header has to end somewhere.
 const MAX_NAMES_LISTED: usize = 16;
@@ -23,54 +23,6 @@ pub struct Fields<'a> {
     /// Every name that was asked for, there or not: what the API's description is held against.
     #[cfg(test)]
     asked: Vec<&'static str>,
-}
-
-/// A whole number, as clients of all languages write it: `16`, `16.0` and `1.6e1` are the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Whole(pub i128);
-
-/// The id of a token: a [`Whole`] of 32 bits.
-#[derive(Debug, Clone, Copy)]
-pub struct Id(pub u32);
-
-struct WholeNumber;
-
-impl Visitor<'_> for WholeNumber {
-    type Value = Whole;
-
-    fn expecting(&self, text: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        text.write_str("a whole number")
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Whole, E> {
-        Ok(Whole(value.into()))
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Whole, E> {
-        Ok(Whole(value.into()))
-    }
-
-    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Whole, E> {
-        // Past 2^53 it may be another number than the one that was written.
-        if value.fract() == 0.0 && value.abs() <= 2_f64.powi(53) {
-            Ok(Whole(value as i128))
-        } else {
-            Err(E::custom("not a whole number"))
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Whole {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(WholeNumber)
-    }
-}
-
-impl<'de> Deserialize<'de> for Id {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let Whole(value) = Whole::deserialize(from)?;
-        u32::try_from(value).map(Self).map_err(D::Error::custom)
-    }
 }
 
 impl<'a> Fields<'a> {
@@ -114,19 +66,14 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Takes a number that `is_valid`.
+    /// Takes a number within `range`.
     ///
     /// # Errors
     /// As [`Self::take`].
-    pub fn number(
-        &mut self,
-        param: &'static str,
-        default: f64,
-        expected: &str,
-        is_valid: impl Fn(f64) -> bool,
-    ) -> Result<f32, ApiError> {
-        let value: f64 = self.take(param, expected)?.unwrap_or(default);
-        if is_valid(value) {
+    pub fn number(&mut self, param: &'static str, range: Range) -> Result<f32, ApiError> {
+        let expected = range.to_string();
+        let value: f64 = self.take(param, &expected)?.unwrap_or(range.default);
+        if range.contains(value) {
             Ok(value as f32)
         } else {
             Err(invalid(param, expected))

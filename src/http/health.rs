@@ -7,8 +7,9 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
+use super::app::{App, ServedModel};
 use super::error_body::ApiError;
-use super::{App, ServedModel};
+use crate::build;
 use crate::engine::Health;
 
 /// Readiness goes off within seconds of a step that does not end, and comes back if it ends after all. One that has taken
@@ -24,7 +25,7 @@ pub async fn ready(State(app): State<App>) -> Result<Response, ApiError> {
 
 /// `GET /livez`: whether anything short of a restart can help. Neither loading nor draining is an illness.
 pub async fn live(State(app): State<App>) -> Result<Response, ApiError> {
-    if let Some(model) = app.0.model.get() {
+    if let Some(model) = app.loaded_model() {
         check_engine(model)?;
     }
     Ok(status("alive"))
@@ -42,7 +43,7 @@ fn check_engine(model: &ServedModel) -> Result<(), ApiError> {
 
 /// `GET /version`.
 pub async fn version() -> Response {
-    Json(json!({"version": env!("CARGO_PKG_VERSION")})).into_response()
+    Json(json!({"version": build::VERSION, "build": build::ID})).into_response()
 }
 
 fn status(status: &str) -> Response {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use super::error_body::ApiError;
@@ -51,7 +52,29 @@ struct Budget {
 /// The right to read a body, for whatever parses and tokenizes it, on whatever thread: it goes there with the work, and
 /// ends with it even if the client leaves before.
 #[derive(Debug)]
-pub struct Turn(#[expect(dead_code, reason = "held, not looked at")] Option<OwnedSemaphorePermit>);
+pub struct ReadingTurn(
+    #[expect(dead_code, reason = "held, not looked at")] Option<OwnedSemaphorePermit>,
+);
+
+impl ReadingTurn {
+    /// Does `work` on a thread where blocking is fine, and holds the turn until it is done: a long text takes a while, and
+    /// the threads of the runtime also write everyone else's tokens.
+    ///
+    /// # Errors
+    /// What `work` gives, or [`ApiError::Internal`] if it panics.
+    pub async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let work = move || {
+            let _turn = self;
+            work()
+        };
+        spawn_blocking(work)
+            .await
+            .map_err(|_panicked| ApiError::Internal)?
+    }
+}
 
 /// The most that reading bodies takes beside the budget, if the longest has `body_bytes`.
 pub const fn reading_bytes(body_bytes: usize) -> usize {
@@ -93,13 +116,13 @@ impl RequestMemory {
     ///
     /// # Errors
     /// [`ApiError::OutOfMemory`] if that takes too long.
-    pub async fn turn(&self, body_bytes: usize) -> Result<Turn, ApiError> {
+    pub async fn turn(&self, body_bytes: usize) -> Result<ReadingTurn, ApiError> {
         if body_bytes <= LONG_BODY_BYTES {
-            return Ok(Turn(None));
+            return Ok(ReadingTurn(None));
         }
         let turn = Arc::clone(&self.0.long_body).acquire_owned();
         match timeout(MAX_WAIT_TO_READ, turn).await {
-            Ok(Ok(turn)) => Ok(Turn(Some(turn))),
+            Ok(Ok(turn)) => Ok(ReadingTurn(Some(turn))),
             _ => Err(ApiError::OutOfMemory),
         }
     }

@@ -5,12 +5,9 @@ use axum::extract::{Path, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::app::{App, Facts, ServedModel};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
-use super::fields::MAX_REPEATED;
-use super::{App, ServedModel};
-use crate::int8::scheme::Scheme;
-use crate::model::packed::EvaluationRecord;
 
 /// A model as OpenAI lists it, with the two fields that vLLM adds and tools read, and what eight bits cost and save.
 #[derive(Serialize)]
@@ -33,25 +30,6 @@ struct Capabilities {
     chat_completions: bool,
     tools: bool,
     embeddings: bool,
-}
-
-/// What is known about the weights that are served.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Facts {
-    /// How weights were mapped to codes.
-    pub scheme: Scheme,
-    /// The instruction set in use.
-    pub kernel: String,
-    /// Numbers in the checkpoint.
-    pub parameters: u64,
-    /// Bytes of the weights as they are in memory.
-    pub weight_bytes: u64,
-    /// Bytes that the same weights take as f32.
-    pub weight_bytes_f32: u64,
-    /// Bytes of the KV cache.
-    pub kv_cache_bytes: u64,
-    /// What quantizing cost, as `eval` measured it last; `null` where it has not, and for a model quantized while loading.
-    pub accuracy: Option<EvaluationRecord>,
 }
 
 impl<'a> Card<'a> {
@@ -97,17 +75,4 @@ pub async fn show(
 /// `POST /v1/embeddings`: said plainly, because clients try.
 pub async fn embeddings(_: JsonBytes) -> ApiError {
     ApiError::NoEmbeddings
-}
-
-impl ServedModel {
-    /// Refuses any name but ours. No name ever becomes a path.
-    pub(super) fn check_name(&self, name: &str) -> Result<(), ApiError> {
-        if name == self.name || self.aliases.iter().any(|alias| alias == name) {
-            return Ok(());
-        }
-        Err(ApiError::ModelNotFound {
-            requested: name.chars().take(MAX_REPEATED).collect(),
-            served: self.name.clone(),
-        })
-    }
 }

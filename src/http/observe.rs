@@ -1,29 +1,42 @@
 //! One log line and one count per request, and `GET /metrics`.
 
 use std::any::Any;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, Bytes, HttpBody};
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use hyper::body::{Frame, SizeHint};
 
-use super::App;
+use super::answer_body::{AnswerBody, Attendant};
+use super::app::App;
 use super::error_body::{ApiError, ErrorCode};
 use super::memory::Held;
 use crate::telemetry::Metrics;
 
-/// Routes that are asked every few seconds; their lines would drown the others.
-const FREQUENT: [&str; 5] = ["/health", "/ping", "/livez", "/readyz", "/metrics"];
-/// The routes that count in `requests_total` and `request_duration_seconds`: probes would drown them.
-const COUNTED: [&str; 2] = ["/v1/completions", "/v1/chat/completions"];
+/// How much a route is asked, and for what: decides what is logged and counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Traffic {
+    /// Generates: counts in `requests_total` and `request_duration_seconds`. Probes would drown these.
+    Counted,
+    /// Has a line in the log.
+    Ordinary,
+    /// Is asked every few seconds; its lines would drown the others.
+    Frequent,
+}
+
+/// What requests are followed with.
+#[derive(Clone)]
+pub struct Observer {
+    /// Has the metrics.
+    pub app: App,
+    /// A path as the router has it → the path in full, and its traffic.
+    pub identify: fn(&str) -> Option<(&'static str, Traffic)>,
+}
 
 /// All that is known about one request. It ends when the last byte of the answer has been handed to the connection,
 /// or earlier when the client has left; then the line is written and the counters move, once.
@@ -32,7 +45,8 @@ pub struct Record {
     id: HeaderValue,
     method: Method,
     /// As the route table has it, so that neither log nor metrics hold what clients make up.
-    route: String,
+    route: &'static str,
+    traffic: Traffic,
     started: Instant,
     /// 0 until there is a response.
     status: AtomicU16,
@@ -197,7 +211,7 @@ impl Drop for Record {
         let outcome = self.outcome();
         let elapsed = self.started.elapsed();
         let status = self.status.load(Relaxed);
-        if COUNTED.contains(&self.route.as_str()) {
+        if self.traffic == Traffic::Counted {
             self.count(outcome, status, elapsed);
         }
         let Some(suppressed) = lines_suppressed(status) else {
@@ -224,7 +238,7 @@ impl Drop for Record {
         }
         if outcome == "error" {
             line!(tracing::Level::ERROR);
-        } else if FREQUENT.contains(&self.route.as_str()) {
+        } else if self.traffic == Traffic::Frequent {
             line!(tracing::Level::DEBUG);
         } else {
             line!(tracing::Level::INFO);
@@ -233,16 +247,22 @@ impl Drop for Record {
 }
 
 /// Follows a request from its head to the last byte of its answer, and gives it an id.
-pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Response {
+pub async fn observe(
+    State(Observer { app, identify }): State<Observer>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let id = request_id(request.headers());
-    let route = request.extensions().get::<MatchedPath>();
+    let path = request.extensions().get::<MatchedPath>();
+    let path = path.map(|path| without_prefix(path.as_str(), &app.access().root_path));
+    let route = path.and_then(identify);
+    let (route, traffic) = route.unwrap_or(("unknown", Traffic::Ordinary));
     let record = Arc::new(Record {
         metrics: Arc::clone(app.metrics()),
         id: id.clone(),
         method: request.method().clone(),
-        route: route.map_or("unknown".to_owned(), |route| {
-            canonical(route.as_str(), &app.access().root_path)
-        }),
+        route,
+        traffic,
         started: Instant::now(),
         status: AtomicU16::new(0),
         code: OnceLock::new(),
@@ -262,18 +282,16 @@ pub async fn observe(State(app): State<App>, mut request: Request, next: Next) -
     }
     let header = HeaderName::from_static("x-request-id");
     response.headers_mut().insert(header, id);
-    response.map(|body| Body::new(Watched { body, record }))
+    response.map(|body| Body::new(AnswerBody::new(body, record)))
 }
 
-/// A route as it is without a prefix, and with `/v1` where that may be left out.
-fn canonical(route: &str, root_path: &str) -> String {
-    let route = route.strip_prefix(root_path).unwrap_or(route);
-    match COUNTED
-        .iter()
-        .find(|full| full.strip_prefix("/v1") == Some(route))
-    {
-        Some(full) => (*full).to_owned(),
-        None => route.to_owned(),
+/// The path of a route without the prefix that all have.
+fn without_prefix<'a>(path: &'a str, root_path: &str) -> &'a str {
+    match path.strip_prefix(root_path) {
+        // The prefix alone is the first page.
+        Some("") => "/",
+        Some(path) => path,
+        None => path,
     }
 }
 
@@ -293,34 +311,9 @@ fn request_id(headers: &HeaderMap) -> HeaderValue {
     }
 }
 
-/// A response body that tells its record when it has been read to the end.
-struct Watched {
-    body: Body,
-    record: Arc<Record>,
-}
-
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        // A body of known length is not polled again after its last frame.
-        if matches!(frame, Poll::Ready(None)) || self.body.is_end_stream() {
-            self.record.is_complete.store(true, Relaxed);
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+impl Attendant for Arc<Record> {
+    fn complete(&self) {
+        self.is_complete.store(true, Relaxed);
     }
 }
 

@@ -1,36 +1,202 @@
-//! The table of routes: what is answered where, and who may ask.
-//!
-//! Who may ask is decided where a route is declared. `api` needs a key where there are keys, and so do unknown paths;
-//! `probes` never do, because what asks them has none; `operations` and the first page need one only where operations
-//! have a port of their own.
+//! The table of routes: what is answered where, who may ask, whether it counts, and how it is described.
 
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::from_fn_with_state;
 use axum::response::Html;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
+use axum::{Json, Router};
+use serde_json::{Map, Value};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-use super::auth::{self, ApiKeys};
+use super::app::App;
 use super::error_body::ApiError;
-use super::structured::UNENFORCED;
-use super::{App, chat, completions, health, models, observe, openapi, tokenize};
+use super::generate::{IGNORED, UNENFORCED};
+use super::observe::{self, Observer, Traffic};
+use super::openapi::{self, describe};
+use super::{auth, chat, completions, health, models, tokenize};
 
-/// Who may ask, from where, and under which paths.
-#[derive(Default)]
-pub struct Access {
-    /// One of these keys is needed; `None` lets everybody in.
-    pub keys: Option<ApiKeys>,
-    /// Whether metrics, version and documents have a port of their own, so that the API's port need not have them open.
-    pub has_admin_port: bool,
-    /// What stands before every path, for proxies that do not take it off: empty, or `/prefix`.
-    pub root_path: String,
-    /// Pages of these origins may ask from within a browser; `*` stands for all.
-    pub cors_origins: Vec<HeaderValue>,
+/// One route: all that is to say of a path.
+struct Route {
+    path: &'static str,
+    audience: Audience,
+    traffic: Traffic,
+    handler: fn() -> MethodRouter<App>,
+    /// The path's entry in the OpenAPI document.
+    describe: fn() -> Value,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Audience {
+    /// Clients, who need a key where there are keys. Those that were configured without `/v1` are answered too.
+    Clients,
+    /// Load balancers and kubelets, which never have one. They are answered on both ports.
+    Probes,
+    /// Collectors and people. They need a key only where they have a port of their own beside the API's.
+    Operations,
+    /// People who come by. As operations, but not on the admin port, because half of what the first page names is not there.
+    Visitors,
+}
+
+/// Every path.
+const ROUTES: &[Route] = &[
+    Route {
+        path: "/v1/completions",
+        audience: Audience::Clients,
+        traffic: Traffic::Counted,
+        handler: || post(completions::complete),
+        describe: || {
+            let shapes = ("CompletionRequest", "Completion");
+            describe::generating("create_completion", "Continue a text", shapes)
+        },
+    },
+    Route {
+        path: "/v1/chat/completions",
+        audience: Audience::Clients,
+        traffic: Traffic::Counted,
+        handler: || post(chat::complete),
+        describe: || {
+            let shapes = ("ChatRequest", "ChatCompletion");
+            describe::generating("create_chat_completion", "Answer a conversation", shapes)
+        },
+    },
+    Route {
+        path: "/v1/embeddings",
+        audience: Audience::Clients,
+        traffic: Traffic::Ordinary,
+        handler: || post(models::embeddings),
+        describe: || describe::refused("create_embeddings", "Refused: the model makes text"),
+    },
+    Route {
+        path: "/v1/models",
+        audience: Audience::Clients,
+        traffic: Traffic::Ordinary,
+        handler: || get(models::list),
+        describe: || {
+            let summary = "The one model, by each of its names";
+            describe::get("list_models", "model", summary, "ModelList")
+        },
+    },
+    Route {
+        // Names may contain slashes.
+        path: "/v1/models/{*name}",
+        audience: Audience::Clients,
+        traffic: Traffic::Ordinary,
+        handler: || get(models::show),
+        describe: || describe::by_name("show_model", "model", "The model by its name", "Model"),
+    },
+    Route {
+        path: "/tokenize",
+        audience: Audience::Clients,
+        traffic: Traffic::Ordinary,
+        handler: || post(tokenize::tokenize),
+        describe: || {
+            let summary = "The ids of a text or a conversation";
+            describe::post(
+                "tokenize",
+                "tokens",
+                summary,
+                ("TokenizeRequest", "Tokenized"),
+            )
+        },
+    },
+    Route {
+        path: "/detokenize",
+        audience: Audience::Clients,
+        traffic: Traffic::Ordinary,
+        handler: || post(tokenize::detokenize),
+        describe: || {
+            let shapes = ("DetokenizeRequest", "Detokenized");
+            describe::post("detokenize", "tokens", "The text of ids", shapes)
+        },
+    },
+    Route {
+        path: "/tokenizer_info",
+        audience: Audience::Clients,
+        traffic: Traffic::Ordinary,
+        handler: || get(tokenize::info),
+        describe: || {
+            let summary = "What clients need to know of the tokenizer";
+            describe::get("tokenizer_info", "tokens", summary, "TokenizerInfo")
+        },
+    },
+    Route {
+        path: "/health",
+        audience: Audience::Probes,
+        traffic: Traffic::Frequent,
+        handler: || get(health::ready),
+        describe: || describe::probe("health", "Whether a request sent now would be taken"),
+    },
+    Route {
+        path: "/ping",
+        audience: Audience::Probes,
+        traffic: Traffic::Frequent,
+        handler: || get(health::ready),
+        describe: || describe::probe("ping", "The same"),
+    },
+    Route {
+        path: "/readyz",
+        audience: Audience::Probes,
+        traffic: Traffic::Frequent,
+        handler: || get(health::ready),
+        describe: || describe::probe("readyz", "The same"),
+    },
+    Route {
+        path: "/livez",
+        audience: Audience::Probes,
+        traffic: Traffic::Frequent,
+        handler: || get(health::live),
+        describe: || describe::probe("livez", "Whether anything short of a restart can help"),
+    },
+    Route {
+        path: "/version",
+        audience: Audience::Operations,
+        traffic: Traffic::Ordinary,
+        handler: || get(health::version),
+        describe: || describe::open("version", "The version and the build", "application/json"),
+    },
+    Route {
+        path: "/metrics",
+        audience: Audience::Operations,
+        traffic: Traffic::Frequent,
+        handler: || get(observe::metrics),
+        describe: || describe::open("metrics", "For Prometheus", "text/plain"),
+    },
+    Route {
+        path: "/openapi.json",
+        audience: Audience::Operations,
+        traffic: Traffic::Ordinary,
+        handler: || get(document),
+        describe: || describe::open("openapi", "This document", "application/json"),
+    },
+    Route {
+        path: "/docs",
+        audience: Audience::Operations,
+        traffic: Traffic::Ordinary,
+        handler: || get(openapi::page),
+        describe: || describe::open("docs", "A page that shows this document", "text/html"),
+    },
+    Route {
+        path: "/",
+        audience: Audience::Visitors,
+        traffic: Traffic::Ordinary,
+        handler: || get(index),
+        describe: || describe::open("index", "Where to go from here", "text/html"),
+    },
+];
+
+/// What stands before the API's paths, and may be left out.
+const VERSION: &str = "/v1";
+
+impl Route {
+    /// The path without the API's version, if it has one.
+    fn short_path(&self) -> Option<&'static str> {
+        self.path.strip_prefix(VERSION)
+    }
 }
 
 /// How long a browser may remember what a preflight was answered: Chrome's own maximum.
@@ -47,16 +213,18 @@ pub fn router(app: App) -> Router {
     let open = |routes: Router<App>| {
         routes.method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
     };
+    let clients = routes_for(Audience::Clients);
+    let operations = routes_for(Audience::Operations).merge(routes_for(Audience::Visitors));
     let routes = if access.has_admin_port {
-        keyed(api().merge(operations()).merge(start())).merge(open(probes()))
+        keyed(clients.merge(operations)).merge(open(routes_for(Audience::Probes)))
     } else {
-        keyed(api()).merge(open(probes().merge(operations()).merge(start())))
+        keyed(clients).merge(open(routes_for(Audience::Probes).merge(operations)))
     };
     let routes = match access.root_path.as_str() {
         "" => routes,
         // Probes come straight from the machine, past the proxy that adds the prefix.
         prefix => keyed(Router::new())
-            .merge(open(probes()))
+            .merge(open(routes_for(Audience::Probes)))
             .nest(prefix, routes),
     };
     let cors = cors(&access.cors_origins);
@@ -71,53 +239,40 @@ pub fn router(app: App) -> Router {
 
 /// What the admin port answers: probes, Prometheus and people, without a key.
 pub fn admin_router(app: App) -> Router {
-    let routes = probes().merge(operations());
+    let routes = routes_for(Audience::Probes).merge(routes_for(Audience::Operations));
     let routes = routes
         .fallback(async || ApiError::PathNotFound)
         .method_not_allowed_fallback(async || ApiError::MethodNotAllowed);
     observed(routes, app.clone()).with_state(app)
 }
 
-/// The paths of the API. Clients that were configured without `/v1` find it too.
-fn api() -> Router<App> {
-    let openai = || {
-        Router::new()
-            .route("/completions", post(completions::complete))
-            .route("/chat/completions", post(chat::complete))
-            .route("/embeddings", post(models::embeddings))
-            .route("/models", get(models::list))
-            // Names may contain slashes.
-            .route("/models/{*name}", get(models::show))
-    };
-    Router::new()
-        .nest("/v1", openai())
-        .merge(openai())
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .route("/tokenizer_info", get(tokenize::info))
+fn routes_for(audience: Audience) -> Router<App> {
+    let mut router = Router::new();
+    for route in ROUTES.iter().filter(|route| route.audience == audience) {
+        for path in [Some(route.path), route.short_path()].into_iter().flatten() {
+            router = router.route(path, (route.handler)());
+        }
+    }
+    router
 }
 
-/// What load balancers and kubelets ask.
-fn probes() -> Router<App> {
-    Router::new()
-        .route("/health", get(health::ready))
-        .route("/ping", get(health::ready))
-        .route("/livez", get(health::live))
-        .route("/readyz", get(health::ready))
+/// The route of a path as the router has it: its path in full, and how it counts.
+fn identify(path: &str) -> Option<(&'static str, Traffic)> {
+    let is_it = |route: &&Route| route.path == path || route.short_path() == Some(path);
+    let route = ROUTES.iter().find(is_it)?;
+    Some((route.path, route.traffic))
 }
 
-/// What collectors and people ask.
-fn operations() -> Router<App> {
-    Router::new()
-        .route("/version", get(health::version))
-        .route("/metrics", get(observe::metrics))
-        .route("/openapi.json", get(openapi::document))
-        .route("/docs", get(openapi::page))
+/// `GET /openapi.json`.
+async fn document(State(app): State<App>) -> Json<Value> {
+    let root = &app.access().root_path;
+    Json(openapi::document(app.limits(), root, described_paths()))
 }
 
-/// The first page; the admin port has none, because half of what it names is not there.
-fn start() -> Router<App> {
-    Router::new().route("/", get(index))
+/// The entries of all paths in the OpenAPI document, which has no wildcards.
+fn described_paths() -> Map<String, Value> {
+    let entry = |route: &Route| (route.path.replace("{*", "{"), (route.describe)());
+    ROUTES.iter().map(entry).collect()
 }
 
 /// `GET /`: where to go from here.
@@ -132,9 +287,10 @@ async fn index(State(app): State<App>) -> Html<String> {
 
 /// The layers from the inside out: the last one added sees the request first.
 fn observed(routes: Router<App>, app: App) -> Router<App> {
+    let observer = Observer { app, identify };
     routes
         .layer(CatchPanicLayer::custom(observe::panicked))
-        .layer(from_fn_with_state(app, observe::observe))
+        .layer(from_fn_with_state(observer, observe::observe))
 }
 
 /// What lets pages of other origins ask, if any may.
@@ -146,7 +302,7 @@ fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     };
     let exposed = [
         "x-request-id",
-        "x-ignored-params",
+        IGNORED,
         UNENFORCED,
         "retry-after",
         "retry-after-ms",
@@ -160,4 +316,40 @@ fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
         .expose_headers(exposed)
         .max_age(PREFLIGHT_AGE);
     Some(layer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_is_known_by_its_path_with_and_without_the_version() {
+        assert_eq!(
+            identify("/chat/completions"),
+            Some(("/v1/chat/completions", Traffic::Counted))
+        );
+        assert_eq!(identify("/v1/tokenize"), None);
+        for route in ROUTES {
+            let known = Some((route.path, route.traffic));
+            assert_eq!(identify(route.path), known);
+            let has_version = route.path.starts_with("/v1/");
+            assert_eq!(route.short_path().is_some(), has_version, "{}", route.path);
+        }
+    }
+
+    #[test]
+    fn every_route_has_its_own_operation_and_asks_for_keys_as_its_audience_does() {
+        let mut ids = std::collections::BTreeSet::new();
+        for route in ROUTES {
+            let entry = (route.describe)();
+            let operations = entry.as_object().unwrap();
+            assert_eq!(operations.len(), 1, "{}", route.path);
+            for (method, operation) in operations {
+                assert!(["get", "post"].contains(&method.as_str()));
+                assert!(ids.insert(operation["operationId"].as_str().unwrap().to_owned()));
+                let asks = operation["security"] != serde_json::json!([]);
+                assert_eq!(asks, route.audience == Audience::Clients, "{}", route.path);
+            }
+        }
+    }
 }

@@ -5,16 +5,15 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::{Extension, Json};
 use serde::Serialize;
-use tokio::task::spawn_blocking;
 
+use super::app::{App, ServedModel};
 use super::body::JsonBytes;
-use super::chat::{self, messages, request::take_ending};
+use super::chat::{self, messages, prompt::Room, request::take_ending};
 use super::error_body::ApiError;
 use super::fields::Fields;
-use super::logprobs;
+use super::generate::logprobs;
+use super::generate::prompt::{check_count, check_ids, encode};
 use super::observe::Record;
-use super::prompt::{check_count, check_ids, encode};
-use super::{App, ServedModel};
 
 /// What an id and its text take, as values and written out.
 const BYTES_PER_TOKEN: usize = 96;
@@ -66,18 +65,21 @@ pub async fn tokenize(
         Some(text) if text.is_empty() => Vec::new(),
         Some(text) => {
             let tokenizer = model.tokenizer.clone();
-            let work = move || {
-                let _turn = turn;
-                // Whoever counts tokens wants to know by how many they are too many.
-                encode(&tokenizer, "prompt", &text, usize::MAX)
-            };
-            let encoded = spawn_blocking(work).await;
-            encoded.map_err(|_panicked| ApiError::Internal)??
+            // Whoever counts tokens wants to know by how many they are too many.
+            let work = move || encode(&tokenizer, "prompt", &text, usize::MAX);
+            turn.run(work).await?
         }
         None if fields.has("messages") => {
             let (mut conversation, _tools) = messages::take(&mut fields)?;
             conversation.ending = take_ending(&mut fields)?;
-            chat::encode(model, model.chat_template()?, conversation, turn).await?
+            let template = Arc::clone(model.chat_template()?);
+            let tokenizer = Arc::clone(&model.tokenizer);
+            let room = Room {
+                context,
+                bytes: app.limits().body_bytes,
+            };
+            let work = move || chat::prompt::encode(&template, &tokenizer, &conversation, room);
+            turn.run(work).await?
         }
         None => return Err(ApiError::Missing { param: "prompt" }),
     };

@@ -1,10 +1,8 @@
 //! Watches the engine from a thread of its own: a step that does not end must not leave clients waiting.
 
-use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use super::{App, Shared};
-use crate::engine::Step;
+use crate::engine::{Engine, Step};
 
 /// Between two looks at the engine.
 const TICK: Duration = Duration::from_millis(100);
@@ -17,42 +15,38 @@ const MOST: Duration = Duration::from_secs(15);
 /// Unless steps of its size do take that long: a large model on a small machine is slow and has not stalled.
 const TIMES_USUAL_AT_LEAST: u32 = 2;
 
-/// Starts the thread. It ends when the application does.
-pub fn start(app: &App) {
-    let shared = Arc::downgrade(&app.0);
+/// Watches `engine`, and calls `tell` at every look with whether a step does not end. The thread ends when `tell` says
+/// that nobody listens any more.
+pub fn start(engine: Engine, tell: impl FnMut(bool) -> bool + Send + 'static) {
     let started = std::thread::Builder::new()
         .name("watchdog".into())
-        .spawn(move || watch(&shared));
+        .spawn(move || watch(&engine, tell));
     if let Err(error) = started {
         tracing::error!(%error, "no thread to watch the engine");
     }
 }
 
-fn watch(shared: &Weak<Shared>) {
+fn watch(engine: &Engine, mut tell: impl FnMut(bool) -> bool) {
     let (mut watched, mut is_stalled, mut last) = (Watched::default(), false, Instant::now());
     loop {
         std::thread::sleep(TICK);
-        let Some(app) = shared.upgrade().map(App) else {
-            return;
-        };
         let passed = last.elapsed();
         last = Instant::now();
-        let Some(engine) = app.engine() else { continue };
         let stalled = watched.see(engine.step(), passed);
         match (is_stalled, stalled) {
             (false, Some(age)) => {
                 let step_age = engine.step_age().unwrap_or(age);
                 tracing::error!(?step_age, "a step does not end; refusing requests");
-                app.metrics().engine_stalls_total.inc();
-                app.set_stalled(true);
             }
             (true, None) => {
                 tracing::warn!("the step has ended after all; taking requests again");
-                app.set_stalled(false);
             }
             _ => {}
         }
         is_stalled = stalled.is_some();
+        if !tell(is_stalled) {
+            return;
+        }
     }
 }
 

@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use axum::http::HeaderValue;
-use microgranite::http::auth::ApiKeys;
-use microgranite::http::routes::{self, Access};
+use microgranite::http::access::{Access, ApiKeys};
+use microgranite::http::routes;
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 
@@ -317,7 +317,7 @@ async fn every_name_is_accepted_and_listed_and_the_first_is_answered() {
 
 #[tokio::test]
 async fn the_admin_port_answers_probes_and_operations_without_a_key() {
-    use microgranite::http::{App, limits::Limits, server};
+    use microgranite::http::{app::App, limits::Limits, server};
     let access = Access {
         keys: keys(),
         has_admin_port: true,

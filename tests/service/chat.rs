@@ -10,6 +10,7 @@ use crate::fake::{Fake, Next};
 use crate::harness::{
     END_OF_TEXT, MODEL, Options, Service, byte_tokens, first_event, read_events, tokenizer, usage,
 };
+use crate::refusals::error_of;
 
 /// Turns begin with `<|unused_1|>`, and tools are called as Granite 4 calls them.
 pub const TEMPLATE: &str = "{%- if tools %}{{ '<|unused_2|>Use <tool_call>: ' + (tools | tojson) + '<|end_of_text|>\n' }}{% endif %}{% for m in messages %}{{ '<|unused_1|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}{{ '<tool_call>' + (c.function | tojson) + '</tool_call>' }}{% endfor %}{{ '<|end_of_text|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|unused_1|>assistant\n' }}{% endif %}";
@@ -524,10 +525,15 @@ async fn the_description_has_every_route_and_its_answers() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         for method in methods.as_object().unwrap().keys() {
             let path = path.replace("{name}", MODEL);
-            let method = method.to_uppercase().parse().unwrap();
-            let request = service.client.request(method, service.url(&path));
-            let status = request.send().await.unwrap().status().as_u16();
-            assert!([200, 415, 400].contains(&status), "{path}: {status}");
+            let status = async |method: &str| {
+                let method = method.to_uppercase().parse().unwrap();
+                let request = service.client.request(method, service.url(&path));
+                request.send().await.unwrap().status().as_u16()
+            };
+            let answered = status(method).await;
+            assert!([200, 415, 400].contains(&answered), "{path}: {answered}");
+            let other = if method == "get" { "post" } else { "get" };
+            assert_eq!(status(other).await, 405, "{path}: {other}");
         }
     }
     // Every reference leads somewhere.
@@ -690,6 +696,21 @@ async fn a_rendered_prompt_can_be_truncated_and_the_last_message_repeated() {
         !text.starts_with("It is "),
         "another's words are not repeated"
     );
+}
+
+#[tokio::test]
+async fn a_conversation_that_is_cut_down_or_counted_may_be_longer_than_any_context() {
+    let service = serving(Fake::babbling());
+    let messages = json!([{"role": "user", "content": "a b ".repeat(20_000)}]);
+    let body = json!({"messages": messages, "max_tokens": 2});
+    let whole = send(&service, "/v1/chat/completions", &body).await;
+    let refused = (400, "context_length_exceeded".into(), json!("messages"));
+    assert_eq!(error_of(whole).await, refused);
+    let counted = post(&service, "/tokenize", body.clone()).await;
+    assert!(counted["count"].as_u64().unwrap() > 4096, "{counted}");
+    let mut body = body;
+    body["truncate_prompt_tokens"] = json!(-1);
+    assert_eq!(chat(&service, body).await["usage"]["prompt_tokens"], 4094);
 }
 
 #[tokio::test]

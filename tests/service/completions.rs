@@ -189,7 +189,8 @@ async fn probes_say_what_state_the_service_is_in() {
         assert_eq!(service.get(path).await.status(), 200, "{path}");
     }
     let version: Value = service.get("/version").await.json().await.unwrap();
-    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    let build = json!({"version": env!("CARGO_PKG_VERSION"), "build": microgranite::build::ID});
+    assert_eq!(version, build);
 
     let loading = Service::loading();
     for (path, status) in [

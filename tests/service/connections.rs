@@ -113,6 +113,30 @@ async fn a_body_that_does_not_come_is_408_and_one_that_ends_early_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_body_in_bad_chunks_is_told_from_one_that_ends_early() {
+    let service = Service::start(Fake::babbling());
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+        transfer-encoding: chunked\r\n\r\n";
+    for (chunks, code) in [
+        ("zz\r\n{}\r\n0\r\n\r\n", "body_malformed"),
+        ("2\r\n{}}\r\n0\r\n\r\n", "body_malformed"),
+        ("-1\r\n{}\r\n0\r\n\r\n", "body_malformed"),
+        ("ffffffffffffffffff\r\n{}\r\n", "body_malformed"),
+    ] {
+        let answer = raw(&service, format!("{head}{chunks}").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{chunks:?}: {answer}");
+        assert!(answer.contains(code), "{chunks:?}: {answer}");
+    }
+    let mut socket = TcpStream::connect(service.address).await.unwrap();
+    let cut = format!("{head}a\r\n{{");
+    socket.write_all(cut.as_bytes()).await.unwrap();
+    socket.shutdown().await.unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("body_incomplete"), "{answer}");
+}
+
+#[tokio::test]
 async fn a_connection_too_many_is_told_so() {
     let options = Options {
         server: server::Settings {

@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use microgranite::engine::{self, Engine};
+use microgranite::http::access::Access;
+use microgranite::http::app::{App, Facts, ServedModel};
 use microgranite::http::limits::Limits;
-use microgranite::http::models::Facts;
-use microgranite::http::routes::Access;
 use microgranite::http::server::{self, Server};
-use microgranite::http::{App, ServedModel};
 use microgranite::model::Forward;
 use microgranite::telemetry::Metrics;
 use microgranite::text::chat::ChatTemplate;

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 
+use microgranite::build;
 use serde_json::Value;
 
 use crate::harness::fixture;
@@ -87,6 +88,9 @@ fn serve_prints_a_request_that_works_and_sigterm_ends_it_well() {
     assert_eq!(response.status(), 200);
     let answer: Value = serde_json::from_str(&response.text().unwrap()).unwrap();
     assert_eq!(answer["usage"]["completion_tokens"], 8);
+    let fingerprint = answer["system_fingerprint"].as_str().unwrap();
+    let named = format!("microgranite-{}-{}-", build::VERSION, build::ID);
+    assert!(fingerprint.starts_with(&named), "{fingerprint}");
 
     let id = process.0.id().to_string();
     assert!(
@@ -122,6 +126,14 @@ fn serve_prints_a_request_that_works_and_sigterm_ends_it_well() {
     );
 }
 
+#[test]
+fn the_version_names_the_build() {
+    let shown = microgranite(&["--version"]).output().unwrap();
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    let (version, id) = (build::VERSION, build::ID);
+    assert_eq!(shown, format!("microgranite {version} (build {id})\n"));
+}
+
 fn run(mut command: Command) -> (i32, String) {
     let Output {
         status,
@@ -148,6 +160,11 @@ fn settings_that_cannot_work_end_with_one_line_and_a_documented_code() {
             vec![&*model, "--admin-listen", &taken],
             78,
             "--admin-listen",
+        ),
+        (
+            vec![&*model, "--listen", &taken, "--admin-listen", &taken],
+            78,
+            "give each its own",
         ),
         (vec![&*model, "--kv-cache", "9999GiB"], 78, "limit"),
         (vec![&*model, "--kv-cache", "10"], 78, "too small"),

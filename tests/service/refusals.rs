@@ -186,6 +186,8 @@ async fn bad_fields_are_refused_by_name() {
                 json!({"-1": 1}),
                 json!({"320": 1}),
                 json!({"5": "x"}),
+                json!({"+5": 1}),
+                json!({"5": 1, "05": 1}),
                 json!([5]),
                 json!(
                     (0..1025)
@@ -320,7 +322,14 @@ async fn fields_that_contradict_each_other_are_refused() {
             "max_completion_tokens",
             json!({"max_tokens": 3, "max_completion_tokens": 4}),
         ),
+        ("max_completion_tokens", json!({"max_completion_tokens": 0})),
         ("best_of", json!({"n": 3, "best_of": 2})),
+        // 144 have room.
+        ("n", json!({"prompt": vec!["x"; 10], "n": 15})),
+        (
+            "best_of",
+            json!({"prompt": vec!["x"; 10], "n": 2, "best_of": 15}),
+        ),
         ("best_of", json!({"n": 1, "best_of": 2, "stream": true})),
         ("min_tokens", json!({"min_tokens": 4, "max_tokens": 3})),
         ("suffix", json!({"suffix": "x", "echo": true})),
@@ -334,10 +343,40 @@ async fn fields_that_contradict_each_other_are_refused() {
         ),
     ] {
         let mut body = body;
-        body["prompt"] = json!("x");
+        body["prompt"] = body.get("prompt").cloned().unwrap_or(json!("x"));
         let response = service.completion(&body).send().await.unwrap();
         let expected = (400, "invalid_value".into(), json!(param));
         assert_eq!(error_of(response).await, expected, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_length_as_the_request_did() {
+    let service = Service::start(Fake::babbling());
+    for field in ["max_tokens", "max_completion_tokens"] {
+        let body = json!({"prompt": "x", field: 4096});
+        let response = service.completion(&body).send().await.unwrap();
+        let expected = (400, "context_length_exceeded".into(), json!(field));
+        assert_eq!(error_of(response).await, expected);
+
+        let body = json!({"prompt": "x", field: 3, "min_tokens": 4});
+        let response = service.completion(&body).send().await.unwrap();
+        let answer: Value = response.json().await.unwrap();
+        let message = answer["error"]["message"].as_str().unwrap();
+        assert_eq!(message, format!("'min_tokens' must be at most '{field}'"));
+    }
+}
+
+#[tokio::test]
+async fn an_id_that_is_biased_twice_is_refused() {
+    let service = Service::start(Fake::babbling());
+    for biases in [r#"{"5": 1, "5": 2}"#, r#"{"5": 1, "05": 2}"#] {
+        let body = format!("{{\"prompt\": \"x\", \"logit_bias\": {biases}}}");
+        let request = service.client.post(service.url("/v1/completions"));
+        let request = request.header("content-type", "application/json");
+        let response = request.body(body).send().await.unwrap();
+        let expected = (400, "invalid_value".into(), json!("logit_bias"));
+        assert_eq!(error_of(response).await, expected, "{biases}");
     }
 }
 

@@ -9,9 +9,8 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use crate::error::{Error, Result};
-use crate::http::App;
-use crate::http::auth::ApiKeys;
-use crate::http::routes::Access;
+use crate::http::access::{Access, ApiKeys};
+use crate::http::app::App;
 
 /// Access to the API: keys, origins of web pages, and the path prefix.
 #[derive(Debug, clap::Args)]
@@ -102,7 +101,8 @@ fn root_path(text: &str) -> std::result::Result<String, String> {
     let path = text.trim_end_matches('/');
     let is_segment = |segment: &str| {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-        !segment.is_empty() && segment.bytes().all(is_plain)
+        // Clients take dots out of a path before they send it, so such a prefix would never be asked for.
+        !["", ".", ".."].contains(&segment) && segment.bytes().all(is_plain)
     };
     match path.strip_prefix('/') {
         _ if path.is_empty() => Ok(String::new()),
@@ -139,10 +139,18 @@ mod tests {
 
     #[test]
     fn prefixes_are_plain_paths() {
-        for (text, path) in [("", ""), ("/", ""), ("/a", "/a"), ("/a/b-1/", "/a/b-1")] {
+        for (text, path) in [
+            ("", ""),
+            ("/", ""),
+            ("/a", "/a"),
+            ("/a/b-1/", "/a/b-1"),
+            ("/v1.2/...", "/v1.2/..."),
+        ] {
             assert_eq!(root_path(text).unwrap(), path);
         }
-        for bad in ["a", "//a", "/a//b", "/{a}", "/a b", "/a?b", "/ä"] {
+        for bad in [
+            "a", "//a", "/a//b", "/{a}", "/a b", "/a?b", "/ä", "/../x", "/a/..", "/.", "/a/./b",
+        ] {
             assert!(root_path(bad).is_err(), "{bad}");
         }
     }

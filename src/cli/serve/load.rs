@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Args, plan};
+use crate::build;
 use crate::cli::progress::Progress;
 use crate::config::{self, ByteSize};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result};
-use crate::http::models::Facts;
-use crate::http::{self, ServedModel};
+use crate::http::app::{self, Facts, ServedModel};
 use crate::int8::scheme::Scheme;
 use crate::memory;
 use crate::model::packed::Quantization;
@@ -163,11 +163,12 @@ pub fn load(
         aliases,
         root: reference.to_string(),
         fingerprint: format!(
-            "microgranite-{}-{}-int8-{kernel}",
-            env!("CARGO_PKG_VERSION"),
+            "microgranite-{}-{}-{}-int8-{kernel}",
+            build::VERSION,
+            build::ID,
             &checkpoint.digest()[..12]
         ),
-        created: http::unix_seconds(),
+        created: app::unix_seconds(),
         stop_ids: checkpoint.eos_token_ids,
         tokenizer: Arc::new(tokenizer),
         grammars: Arc::new(grammars),

@@ -21,9 +21,10 @@ use super::WeightsArg;
 use crate::config::{self, ByteSize};
 use crate::engine::{self, Health};
 use crate::error::{Error, Result};
+use crate::http::app::App;
 use crate::http::memory;
+use crate::http::routes;
 use crate::http::server::{self, Server};
-use crate::http::{App, routes};
 use crate::sources::{self, Reference};
 use crate::telemetry::Metrics;
 use access::AccessArgs;
@@ -220,6 +221,7 @@ pub fn run(mut args: Args, sources: sources::Settings) -> Result<()> {
     let metrics = Arc::new(Metrics::new());
     let app = App::new(Arc::clone(&metrics), access, limits);
     if let Some(address) = args.listening.admin_listen {
+        check_distinct(args.listening.listen, address)?;
         serve_admin(address, app.clone())?;
     }
     // One thread for the network, because it only moves bytes and the cores belong to the compute threads.
@@ -383,6 +385,18 @@ fn serve_admin(address: SocketAddr, app: App) -> Result<()> {
         .spawn(move || runtime.block_on(serve))
         .map_err(failed)?;
     Ok(())
+}
+
+/// Refuses two addresses that cannot both be bound. Port 0 is any that is free.
+fn check_distinct(listen: SocketAddr, admin: SocketAddr) -> Result<()> {
+    let is_every = listen.ip().is_unspecified() || admin.ip().is_unspecified();
+    let overlap = listen.ip() == admin.ip() || is_every;
+    if listen.port() == 0 || listen.port() != admin.port() || !overlap {
+        return Ok(());
+    }
+    Err(Error::Config(format!(
+        "--admin-listen {admin}: --listen {listen} takes this port already; give each its own"
+    )))
 }
 
 fn cannot_listen(flag: &str, address: SocketAddr, problem: std::io::Error) -> Error {

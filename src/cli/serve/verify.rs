@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::cli::progress::Progress;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::http::App;
+use crate::http::app::App;
 use crate::int8::kernels::pool::Pool;
 use crate::model::{Placement, packed};
 use crate::sources::packed::Packed;

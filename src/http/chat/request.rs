@@ -6,17 +6,15 @@ use serde_json::value::RawValue;
 use super::messages::{self, Tool};
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
+use crate::http::generate::output::MAX_LOGPROBS;
+use crate::http::generate::request::GenerationRequest;
 use crate::http::limits::Limits;
-use crate::http::sampling::{MAX_LOGPROBS, SamplingRequest};
-use crate::http::wire::{StreamOptions, max_tokens, stream_options};
 use crate::text::chat::calls::CallSyntax;
 use crate::text::chat::{Conversation, Ending, Role};
 
 /// A chat request whose every field is in range. What depends on the model is checked later.
 #[derive(Debug)]
 pub struct ChatRequest {
-    /// The model asked for, if the client cares.
-    pub model: Option<String>,
     /// What was said; without tools if none may be called.
     pub conversation: Conversation,
     /// The tools that may be called.
@@ -25,16 +23,10 @@ pub struct ChatRequest {
     pub must_call: bool,
     /// Whether several may be called at once.
     pub parallel_calls: bool,
-    /// Absent: as many as the context has room for.
-    pub max_tokens: Option<usize>,
     /// What answers begin with: the last message, where it is the assistant's and was asked to be repeated.
     pub echo: String,
-    /// How answers are generated.
-    pub sampling: SamplingRequest,
-    /// Whether and how to answer in events.
-    pub stream: Option<StreamOptions>,
-    /// Names of fields that were there and change nothing.
-    pub ignored: Vec<String>,
+    /// What every route that generates reads. Without `max_tokens` an answer may fill the context.
+    pub common: GenerationRequest,
 }
 
 /// Fields of OpenAI's API that would change the answer in a way that this server cannot.
@@ -56,7 +48,7 @@ impl ChatRequest {
     pub fn parse(body: &[u8], limits: &Limits) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         let mut request = Self::take(&mut fields, limits)?;
-        request.ignored = fields.finish(limits.strict)?;
+        request.common.ignored = fields.finish(limits.strict)?;
         Ok(request)
     }
 
@@ -65,38 +57,30 @@ impl ChatRequest {
     /// # Errors
     /// As [`Self::parse`].
     pub fn take(f: &mut Fields<'_>, limits: &Limits) -> Result<Self, ApiError> {
-        let model = f.take("model", "a string")?;
         let (mut conversation, tools) = messages::take(f)?;
         let (tools, must_call) = tool_choice(f, tools)?;
         if tools.is_empty() {
             conversation.tools = None;
         }
         let parallel_calls = f.take("parallel_tool_calls", "true or false")?;
-        let max_tokens = max_tokens(f, limits)?;
-        if max_tokens == Some(0) {
-            return Err(invalid("max_tokens", "an integer of at least 1"));
+        let mut common = GenerationRequest::take(f, limits)?;
+        let max_tokens = common.max_tokens;
+        if max_tokens.count == Some(0) {
+            return Err(invalid(max_tokens.field, "an integer of at least 1"));
         }
-        let mut sampling = SamplingRequest::take(f, limits)?;
-        if max_tokens.is_some_and(|most| sampling.min_tokens > most) {
-            return Err(invalid("min_tokens", "at most 'max_tokens'"));
-        }
+        max_tokens.check_least(common.min_tokens, max_tokens.count.unwrap_or(usize::MAX))?;
         let with_logprobs = f.flag("logprobs")?;
         let top_logprobs = f.count("top_logprobs", 0..=MAX_LOGPROBS)?.unwrap_or(0);
         if top_logprobs > 0 && !with_logprobs {
             let expected = "0 or left out where 'logprobs' is not true";
             return Err(invalid("top_logprobs", expected));
         }
-        sampling.set_logprobs(with_logprobs.then_some(top_logprobs));
-        let stream = stream_options(f)?;
-        if stream.is_some() && sampling.output.prompt_logprobs.is_some() {
-            let expected = "left out of streams: it comes with whole answers";
-            return Err(invalid("prompt_logprobs", expected));
-        }
+        common.set_logprobs(with_logprobs.then_some(top_logprobs));
         let echo = echo(f, &conversation)?;
         conversation.ending = take_ending(f)?;
         if must_call {
             // OpenAI's field says what a text must be, and the answer will be none; all others say what the answer must be.
-            if let Some((param, _)) = sampling.grammar
+            if let Some((param, _)) = common.grammar
                 && param != "response_format"
             {
                 return Err(invalid(param, "left out where 'tool_choice' forces a call"));
@@ -113,16 +97,12 @@ impl ChatRequest {
             }
         }
         Ok(Self {
-            model,
             conversation,
             tools,
             must_call,
             parallel_calls: parallel_calls.unwrap_or(true),
-            max_tokens,
             echo,
-            sampling,
-            stream,
-            ignored: Vec::new(),
+            common,
         })
     }
 
@@ -132,7 +112,7 @@ impl ChatRequest {
             let tools = self.tools.iter();
             let parameters = |tool: &Tool| tool.parameters.as_ref().map(ToString::to_string);
             let tools = tools.map(|tool| (tool.name.clone(), parameters(tool)));
-            self.sampling.grammar = Some(("tools", syntax.forced(tools.collect())));
+            self.common.grammar = Some(("tools", syntax.forced(tools.collect())));
         }
     }
 }

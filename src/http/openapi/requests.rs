@@ -4,9 +4,15 @@ use serde_json::{Map, Value, json};
 
 use crate::http::chat::messages::{MAX_DOCUMENTS, MAX_ROLE, MAX_TOOL_NAME, MAX_TOOLS};
 use crate::http::chat::request::UNSUPPORTED;
+use crate::http::completions::request::DEFAULT_MAX_TOKENS;
+use crate::http::generate::output::{MAX_LOGPROBS, MAX_SCORED_IDS};
+use crate::http::generate::request::STOP_IDS_PER_STOP;
+use crate::http::generate::sampling::{
+    LOGIT_BIAS, MAX_ENTRIES, MIN_P, PENALTY, REPETITION_PENALTY, TEMPERATURE, TOP_P,
+};
+use crate::http::generate::structured::MAX_CHOICES;
 use crate::http::limits::Limits;
-use crate::http::output::MAX_SCORED_IDS;
-use crate::http::sampling::{MAX_ENTRIES, MAX_LOGPROBS, STOP_IDS_PER_STOP};
+use crate::http::values::Range;
 
 /// Adds the schemas of request bodies.
 pub fn add(schemas: &mut Map<String, Value>, limits: &Limits) {
@@ -40,7 +46,7 @@ fn completion(limits: &Limits) -> Value {
             "description": "A text, texts, ids or lists of ids. Nothing is put in front of it.",
             "anyOf": [text, several(&text), ids, several(&ids)],
         },
-        "max_tokens": tokens(limits, 0, "16 if absent. 0 only together with `echo`, to score the prompt."),
+        "max_tokens": tokens(limits, 0, &format!("{DEFAULT_MAX_TOKENS} if absent. 0 only together with `echo`, to score the prompt.")),
         "max_completion_tokens": tokens(limits, 0, "Another name of `max_tokens`."),
         "echo": flag("Begin answers with their prompts."),
         "logprobs": {
@@ -197,12 +203,12 @@ fn tool_name() -> Value {
 
 /// What says how answers are generated.
 fn sampling(limits: &Limits) -> Value {
-    let number = |least: f64, most: f64, description: &str| {
-        optional(
-            "number",
-            json!({"minimum": least, "maximum": most, "description": description}),
-        )
+    let number = |range: Range, description: &str| {
+        let mut schema = within(range);
+        schema["description"] = description.into();
+        optional("number", schema)
     };
+    let choices = json!({"minItems": 1, "maxItems": MAX_CHOICES, "items": {"type": "string", "minLength": 1}});
     let token_ids = |least: usize, most: usize, description: &str| {
         optional(
             "array",
@@ -215,20 +221,21 @@ fn sampling(limits: &Limits) -> Value {
             "anyOf": [text, {"type": "array", "maxItems": most, "items": text}, {"type": "null"}]})
     };
     let schema = json!({"type": ["object", "boolean"]});
+    let mut logit_bias = within(LOGIT_BIAS);
+    logit_bias["type"] = "number".into();
     json!({
         "model": model(),
-        "temperature": number(0.0, 2.0, "1 if absent; 0 takes the likeliest token."),
-        "top_p": optional("number", json!({"exclusiveMinimum": 0, "maximum": 1, "description":
-            "Keep the likeliest tokens up to this share."})),
+        "temperature": number(TEMPERATURE, "1 if absent; 0 takes the likeliest token."),
+        "top_p": number(TOP_P, "Keep the likeliest tokens up to this share."),
         "top_k": optional("integer", json!({"minimum": -1, "format": "int64", "description":
             "Keep so many of the likeliest tokens; 0 and -1 keep all."})),
-        "min_p": number(0.0, 1.0, "Drop tokens less likely than this share of the likeliest."),
-        "presence_penalty": number(-2.0, 2.0, "Against tokens that are in the answer."),
-        "frequency_penalty": number(-2.0, 2.0, "Against tokens each time they are in the answer."),
-        "repetition_penalty": number(0.01, 100.0, "Against tokens that are in the prompt or the answer; 1 is none."),
+        "min_p": number(MIN_P, "Drop tokens less likely than this share of the likeliest."),
+        "presence_penalty": number(PENALTY, "Against tokens that are in the answer."),
+        "frequency_penalty": number(PENALTY, "Against tokens each time they are in the answer."),
+        "repetition_penalty": number(REPETITION_PENALTY, "Against tokens that are in the prompt or the answer; 1 is none."),
         "logit_bias": optional("object", json!({"maxProperties": MAX_ENTRIES, "description": "Token ids, each with what its logit gains.",
             "propertyNames": {"pattern": "^[0-9]{1,9}$"},
-            "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}})),
+            "additionalProperties": logit_bias})),
         "allowed_token_ids": token_ids(1, MAX_ENTRIES, "Choose no others."),
         "bad_words": strings(MAX_ENTRIES, "Words that are not written."),
         "seed": optional("integer", json!({"format": "int64", "description":
@@ -254,12 +261,12 @@ fn sampling(limits: &Limits) -> Value {
             "json": {"description": "A JSON schema, as an object or as text."},
             "json_object": flag("Any JSON object."),
             "regex": optional("string", json!({})),
-            "choice": optional("array", json!({"minItems": 1, "maxItems": 1024, "items": {"type": "string", "minLength": 1}})),
+            "choice": optional("array", choices.clone()),
             "grammar": optional("string", json!({"description": "Lark."})),
         }})),
         "guided_json": {"description": "A JSON schema, as an object or as text: vLLM's older name."},
         "guided_regex": optional("string", json!({})),
-        "guided_choice": optional("array", json!({"minItems": 1, "maxItems": 1024, "items": {"type": "string", "minLength": 1}})),
+        "guided_choice": optional("array", choices.clone()),
         "guided_grammar": optional("string", json!({"description": "Lark."})),
         "guided_decoding_backend": {"description": "Changes nothing."},
         "guided_whitespace_pattern": {"type": "null"},
@@ -317,6 +324,19 @@ fn tokens(limits: &Limits, least: usize, description: &str) -> Value {
 
 fn flag(description: &str) -> Value {
     optional("boolean", json!({"description": description}))
+}
+
+/// The keywords for a range. Whole numbers are written as such, as people write them.
+fn within(range: Range) -> Value {
+    let number = |value: f64| match value.fract() {
+        0.0 => json!(value as i64),
+        _ => json!(value),
+    };
+    let least = match range.excludes_least {
+        true => "exclusiveMinimum",
+        false => "minimum",
+    };
+    json!({least: number(range.least), "maximum": number(range.most)})
 }
 
 /// `null` is the same as absent.

@@ -1,9 +1,10 @@
 //! From a request's text to the ids that the engine is given: tokenized, cut down if that was asked for, and checked
 //! against the model. The same for every route that has a prompt.
 
-use super::error_body::ApiError;
-use super::fields::{Fields, Whole, invalid};
 use crate::engine::Limits;
+use crate::http::error_body::ApiError;
+use crate::http::fields::{Fields, invalid};
+use crate::http::values::Whole;
 use crate::text::Tokenizer;
 use crate::text::tokenizer::EncodeError;
 
@@ -93,8 +94,8 @@ pub fn encode_error(param: &'static str, problem: EncodeError, context: usize) -
     }
 }
 
-/// Refuses a prompt that the model does not know, or has no room for beside an answer of `answer` tokens. `param` is
-/// the field it comes from.
+/// Refuses a prompt that the model does not know, or has no room for beside the answer. `param` is the field it comes
+/// from; `answer` has how many tokens the answer may have, and the field that says so.
 ///
 /// # Errors
 /// [`ApiError::InvalidValue`] for an id that the model has no row for, which a tokenizer can have that is larger than
@@ -102,7 +103,7 @@ pub fn encode_error(param: &'static str, problem: EncodeError, context: usize) -
 pub fn check(
     param: &'static str,
     ids: &[u32],
-    answer: usize,
+    (answer, answer_field): (usize, &'static str),
     limits: Limits,
 ) -> Result<(), ApiError> {
     check_ids(param, ids, limits)?;
@@ -113,7 +114,7 @@ pub fn check(
     Err(ApiError::ContextLength {
         // A shorter answer helps only where the prompt leaves room for one.
         param: if prompt < context {
-            "max_tokens"
+            answer_field
         } else {
             param
         },

@@ -1,9 +1,12 @@
-//! What comes beside the text of an answer, and how tokens are written: the same for every route that generates.
+//! What comes beside the text of an answer, how tokens are written, and whether it all comes in events.
 
-use super::error_body::ApiError;
-use super::fields::{Fields, Whole, invalid};
 use super::prompt::Truncation;
-use super::sampling::MAX_LOGPROBS;
+use super::response::{Usage, UsageField};
+use crate::http::error_body::ApiError;
+use crate::http::fields::{Fields, invalid};
+
+/// Log-probabilities of alternatives per token: vLLM's limit; OpenAI's are 5 and 20.
+pub const MAX_LOGPROBS: usize = 20;
 
 /// Log-probabilities that one request may have of all its prompts' tokens together, or of chosen ids: 131,072 tokens
 /// with one alternative each. They are kept until the answer is complete, and each takes some 70 bytes of JSON.
@@ -26,6 +29,30 @@ pub struct OutputRequest {
     pub scored_ids: Vec<u32>,
     /// How much is kept of a prompt.
     pub truncation: Option<Truncation>,
+    /// Whether and how to answer in events.
+    pub stream: Option<StreamOptions>,
+}
+
+/// What a stream carries beside the text.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// The token counts, in an event of their own at the end.
+    pub include_usage: bool,
+    /// The token counts so far, in every event; nothing without the other.
+    pub continuous_usage: bool,
+}
+
+impl StreamOptions {
+    /// What an event says of the token counts so far. The rule is vLLM's: counts in every event come in addition to
+    /// those at the end.
+    pub fn usage(self, so_far: Usage) -> UsageField {
+        match (self.include_usage, self.continuous_usage) {
+            (false, _) => UsageField::Absent,
+            // OpenAI: with `include_usage`, every event has the field, null in all but the last.
+            (true, false) => UsageField::Null,
+            (true, true) => UsageField::Counts(so_far),
+        }
+    }
 }
 
 impl OutputRequest {
@@ -38,14 +65,20 @@ impl OutputRequest {
         let skips_special = f.take("skip_special_tokens", yes_or_no)?.unwrap_or(true);
         // Tokens of bytes are put together without anything between them, whatever this says.
         let _: Option<bool> = f.take("spaces_between_special_tokens", yes_or_no)?;
-        Ok(Self {
+        let output = Self {
             token_ids: f.flag("return_token_ids")?,
             names_by_id: f.flag("return_tokens_as_token_ids")?,
             skips_special,
             prompt_logprobs: prompt_logprobs(f)?,
             scored_ids: scored_ids(f)?,
             truncation: Truncation::take(f)?,
-        })
+            stream: stream_options(f)?,
+        };
+        if output.stream.is_some() && output.prompt_logprobs.is_some() {
+            let expected = "left out of streams: it comes with whole answers";
+            return Err(invalid("prompt_logprobs", expected));
+        }
+        Ok(output)
     }
 
     /// Refuses prompts of `tokens` tokens, to be scored for `answers` answers each, where that is too much; `top` are the
@@ -87,26 +120,23 @@ fn scored_ids(f: &mut Fields<'_>) -> Result<Vec<u32>, ApiError> {
     Ok(ids)
 }
 
-/// Takes `logprobs` as completions have it: a number of alternatives, or `false` for none.
-///
-/// # Errors
-/// When it is neither.
-pub fn completion_logprobs(f: &mut Fields<'_>) -> Result<Option<usize>, ApiError> {
-    #[derive(serde::Deserialize)]
-    #[serde(untagged)]
-    enum Given {
-        Switch(bool),
-        Count(Whole),
-    }
-    const PARAM: &str = "logprobs";
-    let expected = format!("an integer from 0 to {MAX_LOGPROBS}");
-    let count = match f.take(PARAM, &expected)? {
-        None | Some(Given::Switch(false)) => return Ok(None),
-        Some(Given::Switch(true)) => return Err(invalid(PARAM, expected)),
-        Some(Given::Count(Whole(count))) => count,
+/// Takes `stream` and `stream_options`; `None` when no stream is wanted.
+fn stream_options(fields: &mut Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
+    const PARAM: &str = "stream_options";
+    let stream = fields.flag("stream")?;
+    let expected = "an object, and only together with 'stream': true";
+    let Some(mut given) = fields.object(PARAM, expected)? else {
+        return Ok(stream.then(StreamOptions::default));
     };
-    match usize::try_from(count) {
-        Ok(count) if count <= MAX_LOGPROBS => Ok(Some(count)),
-        _ => Err(invalid(PARAM, expected)),
+    if !stream {
+        return Err(invalid(PARAM, expected));
     }
+    let expected = "an object whose 'include_usage' and 'continuous_usage_stats' are true or false";
+    let mut flag = |name| given.flag(name).map_err(|_| invalid(PARAM, expected));
+    let options = StreamOptions {
+        include_usage: flag("include_usage")?,
+        continuous_usage: flag("continuous_usage_stats")?,
+    };
+    fields.ignore_rest(PARAM, given);
+    Ok(Some(options))
 }

@@ -3,6 +3,11 @@
 //! An accept loop of our own on hyper, because axum's has no limit on connections, no deadline for headers and none
 //! for clients that do not read.
 
+mod accept;
+mod connection;
+mod exchange;
+mod stall;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,10 +28,12 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::accept::{Acceptor, Refusals, refuse_at_once};
-use super::connection::{Answering, Connection, Deadlines, Exchange, Exchanges};
-use super::stall::WriteStall;
-use super::{App, Phase, routes};
+use super::answer_body::AnswerBody;
+use super::app::{App, Phase};
+use super::routes;
+use accept::{Acceptor, Refusals, refuse_at_once};
+use connection::{Connection, Deadlines};
+use exchange::{Exchange, Exchanges};
 
 /// Limits on connections. The defaults are for a port that strangers can reach.
 #[derive(Debug, Clone)]
@@ -59,7 +66,7 @@ impl Default for Settings {
 }
 
 /// Clients send a dozen headers; proxies add a few. hyper answers 431 to more.
-const MAX_HEADERS: usize = 64;
+pub const MAX_HEADERS: usize = 64;
 /// What hyper buffers of a connection in each direction, unless heads may be longer: enough for a packet train, and
 /// little enough for a thousand connections.
 const BUFFER_BYTES: usize = 16 << 10;
@@ -155,6 +162,7 @@ pub async fn serve(
     let deadlines = Deadlines {
         head: settings.head_deadline,
         idle: settings.keep_alive + KEEP_ALIVE_MARGIN,
+        stall: settings.write_stall,
     };
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -193,7 +201,6 @@ pub async fn serve(
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
             let exchanges = Exchanges::default();
-            let socket = WriteStall::new(socket, settings.write_stall);
             let io = TokioIo::new(Connection::new(socket, deadlines, exchanges.clone()));
             let (service, promise) = (service.clone(), promise.clone());
             let service = service_fn(move |request| {
@@ -227,13 +234,13 @@ async fn answer(
     service: TowerToHyperService<Router>,
     exchange: Exchange,
     promise: KeepAlive,
-) -> Result<Response<Answering>, Infallible> {
+) -> Result<Response<AnswerBody<Exchange>>, Infallible> {
     let is_kept = is_kept(&request);
     let mut response = service.call(request).await?;
     if is_kept && !response.headers().contains_key(CONNECTION) {
         promise.add_to(&mut response);
     }
-    Ok(response.map(|body| Answering { body, exchange }))
+    Ok(response.map(|body| AnswerBody::new(body, exchange)))
 }
 
 /// Whether the client means to send another request on the same connection.

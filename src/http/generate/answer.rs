@@ -8,10 +8,10 @@ use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream, SelectAll};
 use serde::Serialize;
 
-use super::error_body::ApiError;
-use super::fields::invalid;
-use super::observe::Record;
 use crate::engine::{FinishReason, Score, TokenEvent, TokenStream};
+use crate::http::error_body::ApiError;
+use crate::http::fields::invalid;
+use crate::http::observe::Record;
 use crate::text::stop::Scan;
 use crate::text::{Decoder, StopStrings, Tokenizer};
 

@@ -12,7 +12,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-use super::error_body::TOO_MANY_CONNECTIONS;
+use crate::http::error_body::TOO_MANY_CONNECTIONS;
 
 /// When the system cannot accept connections, trying again at once would only burn the core.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);

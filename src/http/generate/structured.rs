@@ -3,24 +3,14 @@
 //! A field that constrains the answer is honoured or refused. None is ignored: whoever sent it would take free text for
 //! what was asked.
 
-use std::time::Duration;
-
-use axum::http::HeaderValue;
 use serde_json::value::RawValue;
 
-use super::ServedModel;
-use super::error_body::ApiError;
-use super::fields::{Fields, invalid};
-use crate::engine::Generation;
+use crate::http::error_body::ApiError;
+use crate::http::fields::{Fields, MAX_REPEATED, invalid};
 use crate::text::Grammar;
-use crate::text::grammar::Problem;
 
 /// Alternatives in `structured_outputs.choice`.
 pub const MAX_CHOICES: usize = 1024;
-/// Header that names the keywords of a schema that the answer may break.
-pub const UNENFORCED: &str = "x-unenforced-schema-keywords";
-/// When a grammar that found too many before it may try again: about what one of them takes.
-const RETRY_BUSY: Duration = Duration::from_secs(2);
 
 /// A grammar and the field that has it.
 pub type FromField = (&'static str, Grammar);
@@ -134,7 +124,7 @@ fn structured_outputs(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiErr
         let _: Option<bool> = outputs.take(name, "").map_err(refused)?;
     }
     if let Some(name) = outputs.names().next() {
-        let shown: String = name.chars().take(super::fields::MAX_REPEATED).collect();
+        let shown: String = name.chars().take(MAX_REPEATED).collect();
         return Err(invalid(
             PARAM,
             format!("{EXPECTED}; '{shown}' cannot be enforced"),
@@ -170,43 +160,4 @@ fn choice(fields: &mut Fields<'_>, param: &'static str) -> Result<Option<Grammar
 fn lark(fields: &mut Fields<'_>, param: &'static str) -> Result<Option<Grammar>, ApiError> {
     let lark = fields.take(param, "a grammar in Lark")?;
     Ok(lark.map(Grammar::Lark))
-}
-
-impl ServedModel {
-    /// Puts a grammar on all `generations`. Returns the keywords of its schema that the answers may break, for a header.
-    ///
-    /// # Errors
-    /// When the grammar does not compile within its limits, or has such keywords and the server `is_strict`.
-    pub(super) async fn constrain(
-        &self,
-        generations: &mut [Generation],
-        grammar: Option<&FromField>,
-        is_strict: bool,
-    ) -> Result<Option<HeaderValue>, ApiError> {
-        let Some((param, grammar)) = grammar else {
-            return Ok(None);
-        };
-        let compiled = self.grammars.constraints(grammar, generations.len()).await;
-        let compiled = compiled.map_err(|problem| match problem {
-            Problem::Refused(problem) => {
-                invalid(param, format!("a grammar that compiles: {problem}"))
-            }
-            Problem::Busy => ApiError::QueueFull {
-                retry_after: RETRY_BUSY,
-            },
-            Problem::Unavailable => ApiError::GrammarsUnavailable,
-        })?;
-        let keywords = compiled.unenforced.join(", ");
-        if is_strict && !keywords.is_empty() {
-            let expected = format!("a schema without {keywords}, which cannot be enforced");
-            return Err(invalid(param, expected));
-        }
-        for (generation, constraint) in generations.iter_mut().zip(compiled.constraints) {
-            generation.constraint = Some(constraint);
-        }
-        let is_empty = keywords.is_empty();
-        Ok((!is_empty)
-            .then(|| HeaderValue::try_from(keywords).ok())
-            .flatten())
-    }
 }

@@ -1,19 +1,19 @@
-//! A connection between requests: how long it may be idle, how long a head may take, and how it is closed.
+//! A client's socket: how long it may be idle, how long a head may take, how long an answer may go unread, and how it is
+//! closed.
 //!
 //! hyper has one deadline for the time between requests and for the head of a request. They have to differ: a proxy that
 //! reuses connections expects them to stay open for a minute, and a client that trickles a head in should not.
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::body::{Body, Bytes, HttpBody};
-use hyper::body::{Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
+
+use super::exchange::Exchanges;
+use super::stall::Stall;
 
 /// How long a client that has closed its sending side is given to take bytes. A client that left looks the same until
 /// something is sent to it, and its place in the batch should soon be free.
@@ -25,71 +25,19 @@ const MOST_LINGERING_BYTES: usize = 64 << 20;
 /// Thrown away at a time.
 const SCRATCH_BYTES: usize = 8 << 10;
 
-/// How long a connection may take between requests.
+/// How long a client may take.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
     /// From the first byte of a request until its whole head is there, and from the start until the first byte.
     pub head: Duration,
     /// From the end of an answer until the first byte of the next request.
     pub idle: Duration,
+    /// How long it may read nothing while there is something to read.
+    pub stall: Duration,
 }
 
-/// Counts the exchanges of one connection: odd while a request is being answered, even between requests.
-#[derive(Debug, Clone, Default)]
-pub struct Exchanges(Arc<AtomicUsize>);
-
-/// A request that is being answered, until this is dropped.
-#[derive(Debug)]
-pub struct Exchange(Exchanges);
-
-impl Exchanges {
-    /// Begins to answer a request.
-    pub fn begin(&self) -> Exchange {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Exchange(self.clone())
-    }
-
-    fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        self.0.0.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// A response body whose end is the end of the exchange.
-pub struct Answering {
-    /// The body.
-    pub body: Body,
-    /// Ends with it.
-    pub exchange: Exchange,
-}
-
-impl HttpBody for Answering {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A socket that keeps the deadlines between requests, lets clients close their sending side early, and closes without
-/// losing an answer that is still on its way.
+/// A socket that keeps the deadlines, lets clients close their sending side early, and closes without losing an answer
+/// that is still on its way.
 pub struct Connection<S> {
     socket: S,
     deadlines: Deadlines,
@@ -106,6 +54,8 @@ pub struct Connection<S> {
     last_write: Option<Instant>,
     /// Bytes that may still be thrown away, once the sending side is closed.
     lingering: Option<usize>,
+    /// Whether the client takes what is written.
+    stall: Stall,
 }
 
 impl<S> Connection<S> {
@@ -121,6 +71,7 @@ impl<S> Connection<S> {
             half_closed: None,
             last_write: None,
             lingering: None,
+            stall: Stall::new(deadlines.stall),
         }
     }
 
@@ -157,10 +108,16 @@ impl<S> Connection<S> {
         Poll::Ready(Ok(()))
     }
 
-    fn note_write<T>(&mut self, attempt: &Poll<io::Result<T>>) {
+    /// Passes on the outcome of an attempt to write, unless the client has taken nothing for too long.
+    fn written(
+        &mut self,
+        attempt: Poll<io::Result<usize>>,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
         if self.half_closed.is_some() && matches!(attempt, Poll::Ready(Ok(_))) {
             self.last_write = Some(Instant::now());
         }
+        self.stall.watch(attempt, context)
     }
 }
 
@@ -209,8 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<S> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let attempt = Pin::new(&mut self.socket).poll_write(context, bytes);
-        self.note_write(&attempt);
-        attempt
+        self.written(attempt, context)
     }
 
     fn poll_write_vectored(
@@ -219,15 +175,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<S> {
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let attempt = Pin::new(&mut self.socket).poll_write_vectored(context, buffers);
-        self.note_write(&attempt);
-        attempt
+        self.written(attempt, context)
     }
 
     fn is_write_vectored(&self) -> bool {
         self.socket.is_write_vectored()
     }
 
+    /// Called when all there was to write has been taken.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stall.end();
         Pin::new(&mut self.socket).poll_flush(context)
     }
 
@@ -274,13 +231,15 @@ mod tests {
 
     const HEAD: Duration = Duration::from_millis(100);
     const IDLE: Duration = Duration::from_millis(700);
+    const STALL: Duration = Duration::from_secs(1);
 
     fn connection() -> (Connection<DuplexStream>, DuplexStream, Exchanges) {
-        let (server, client) = duplex(64);
+        let (server, client) = duplex(1 << 10);
         let exchanges = Exchanges::default();
         let deadlines = Deadlines {
             head: HEAD,
             idle: IDLE,
+            stall: STALL,
         };
         let connection = Connection::new(server, deadlines, exchanges.clone());
         (connection, client, exchanges)
@@ -356,11 +315,51 @@ mod tests {
         let start = Instant::now();
         // More than the pipe holds: it is written only if it is read.
         let unread = async {
-            client.write_all(&[b'x'; 1000]).await.unwrap();
+            client.write_all(&[b'x'; 10_000]).await.unwrap();
             client
         };
         let (shut, _client) = tokio::join!(connection.shutdown(), unread);
         shut.unwrap();
         assert!(start.elapsed() >= LINGER, "{:?}", start.elapsed());
+    }
+
+    /// Writes chunks of 6 KiB for ever, each flushed, to a client that reads `bytes` every 400 ms, `times` times. Returns
+    /// when that failed.
+    async fn write_to_reader_of(bytes: usize, times: usize) -> Duration {
+        let (mut server, mut client, exchanges) = connection();
+        let _exchange = exchanges.begin();
+        let start = Instant::now();
+        let reader = tokio::spawn(async move {
+            for _ in 0..times {
+                sleep(Duration::from_millis(400)).await;
+                client.read_exact(&mut vec![0; bytes]).await.unwrap();
+            }
+            client
+        });
+        let error = loop {
+            let written = async {
+                server.write_all(&[7; 6 << 10]).await?;
+                server.flush().await
+            };
+            if let Err(error) = written.await {
+                break error;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let waited = start.elapsed();
+        reader.abort();
+        waited
+    }
+
+    #[tokio::test]
+    async fn whoever_reads_slowly_is_waited_for_and_whoever_stops_is_not() {
+        let waited = write_to_reader_of(4 << 10, 5).await;
+        assert!(waited > 5 * Duration::from_millis(400), "{waited:?}");
+    }
+
+    #[tokio::test]
+    async fn a_byte_now_and_then_is_not_reading() {
+        let (waited, reads) = (write_to_reader_of(1, 20).await, Duration::from_secs(8));
+        assert!((STALL..reads / 2).contains(&waited), "{waited:?}");
     }
 }

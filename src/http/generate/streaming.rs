@@ -15,7 +15,8 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use super::answer::{Piece, Pieces};
-use super::error_body::ApiError;
+use super::response::Writer;
+use crate::http::error_body::ApiError;
 
 /// Silence after which a comment shows that the connection lives. Proxies give up after 30 to 60 seconds; clients that
 /// trip over comments seldom wait 15 for a token.
@@ -25,28 +26,19 @@ const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(15);
 /// seconds; before that, a failure is still a status that clients understand.
 const BEGIN_AFTER: Duration = Duration::from_secs(10);
 
-/// How a route writes its events.
-pub trait EventShape: Send + 'static {
-    /// The events for a piece, made with [`event`]; empty if it has nothing to say yet.
-    fn piece(&mut self, piece: &Piece) -> Vec<u8>;
-
-    /// What comes between the last piece and `[DONE]`.
-    fn last(&mut self) -> Vec<u8>;
-}
-
 /// Answers with events, one for each token that completes some text.
 ///
 /// # Errors
 /// When the first event is a failure: the status line waits for it, though not for long, so that the client gets a real
 /// error.
-pub async fn events(mut pieces: Pieces, shape: impl EventShape) -> Result<Response, ApiError> {
+pub async fn events(mut pieces: Pieces, writer: impl Writer) -> Result<Response, ApiError> {
     let first = match timeout(BEGIN_AFTER, pieces.next()).await {
         Ok(first) => Some(first.ok_or(ApiError::Internal)??),
         Err(_silence) => None,
     };
     let events = Events {
         pieces,
-        shape,
+        writer,
         is_late: first.is_none(),
         waiting: first,
         is_over: false,
@@ -65,9 +57,9 @@ pub async fn events(mut pieces: Pieces, shape: impl EventShape) -> Result<Respon
 }
 
 /// The state of a stream between two events.
-struct Events<S> {
+struct Events<W> {
     pieces: Pieces,
-    shape: S,
+    writer: W,
     /// The piece that was awaited before the status line.
     waiting: Option<Piece>,
     /// Whether the status line could not wait for it.
@@ -75,7 +67,7 @@ struct Events<S> {
     is_over: bool,
 }
 
-impl<S: EventShape> Events<S> {
+impl<W: Writer> Events<W> {
     /// What to write next; `None` after the end.
     async fn next(&mut self) -> Option<Bytes> {
         if self.is_over {
@@ -94,7 +86,7 @@ impl<S: EventShape> Events<S> {
             };
             match piece {
                 Some(Ok(piece)) => {
-                    let events = self.shape.piece(&piece);
+                    let events = self.writer.piece(&piece);
                     if !events.is_empty() {
                         return Some(events.into());
                     }
@@ -105,7 +97,7 @@ impl<S: EventShape> Events<S> {
                 }
                 None => {
                     self.is_over = true;
-                    return Some(done(self.shape.last()));
+                    return Some(done(self.writer.last()));
                 }
             }
         }

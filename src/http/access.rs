@@ -1,0 +1,218 @@
+//! Who may ask, from where, and under which paths.
+
+use std::collections::HashSet;
+use std::fs::Metadata;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use axum::http::HeaderValue;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+
+/// Who may ask, from where, and under which paths.
+#[derive(Default)]
+pub struct Access {
+    /// One of these keys is needed; `None` lets everybody in.
+    pub keys: Option<ApiKeys>,
+    /// Whether metrics, version and documents have a port of their own, so that the API's port need not have them open.
+    pub has_admin_port: bool,
+    /// What stands before every path, for proxies that do not take it off: empty, or `/prefix`.
+    pub root_path: String,
+    /// Pages of these origins may ask from within a browser; `*` stands for all.
+    pub cors_origins: Vec<HeaderValue>,
+}
+
+/// The keys that are let in, and the file they come from.
+pub struct ApiKeys {
+    file: PathBuf,
+    known: RwLock<Known>,
+}
+
+/// Keys as digests, so that memory dumps do not tell them.
+///
+/// How long a look-up takes depends on the digest of the key that was sent. The digest is salted with a number that
+/// nobody outside this process knows, so the time says nothing about how near a guess is; and it is the same for one key
+/// and for a hundred thousand.
+struct Known {
+    salt: [u8; 32],
+    digests: HashSet<[u8; 32]>,
+    /// Of the file when it was read; `None` where it could not be looked at.
+    stamp: Option<Stamp>,
+}
+
+/// What changes when a file is rewritten or replaced, or the link to it is.
+type Stamp = (u64, u64, u64, i64, i64);
+
+impl ApiKeys {
+    /// Reads a file with one key per line; blank lines and lines that begin with `#` are skipped.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] when the file cannot be read, [`Error::Config`] when it holds no key or is not text: a server
+    /// that was asked to be locked must not start open.
+    pub fn read(file: &Path) -> Result<Self> {
+        let known = Known::read(file)?;
+        let file = file.to_owned();
+        Ok(Self {
+            file,
+            known: RwLock::new(known),
+        })
+    }
+
+    /// Reads the file again if it has changed, or in any case if `always`. If it cannot be used any more, the keys stay
+    /// as they are, with a line in the log.
+    pub fn reload(&self, always: bool) {
+        let stamp = stamp_of(&self.file);
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let is_same = known.stamp == stamp;
+        drop(known);
+        if is_same && !always {
+            return;
+        }
+        let read = Known::read(&self.file);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        match read {
+            Ok(new) => {
+                tracing::info!(
+                    keys = new.digests.len(),
+                    "the file of API keys was read again"
+                );
+                *known = new;
+            }
+            Err(error) => {
+                tracing::error!(%error, "the file of API keys cannot be used; the keys stay as they were");
+                // Said once, not at every look.
+                known.stamp = stamp;
+            }
+        }
+    }
+
+    /// Whether `key` is one of them.
+    pub fn accept(&self, key: &[u8]) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.digests.contains(&digest(&known.salt, key))
+    }
+}
+
+impl Known {
+    fn read(file: &Path) -> Result<Self> {
+        // Before the text: what is written in between is noticed at the next look.
+        let stamp = stamp_of(file);
+        let bytes = std::fs::read(file).map_err(|problem| Error::not_found(file, problem))?;
+        let refused = |problem| {
+            let problem = format!("{}: the file of API keys {problem}", file.display());
+            Error::Config(problem)
+        };
+        let text = std::str::from_utf8(&bytes).map_err(|_| refused("is not text in UTF-8"))?;
+        let salt = rand::random();
+        // Editors on Windows put a byte order mark in front.
+        let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
+        let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let digests: HashSet<_> = keys.map(|key| digest(&salt, key.as_bytes())).collect();
+        if digests.is_empty() {
+            return Err(refused("is empty"));
+        }
+        if std::fs::metadata(file).is_ok_and(|metadata| is_open_to_others(&metadata)) {
+            let file = file.display();
+            tracing::warn!(%file, "everybody on this machine can read the API keys; take away the right of others");
+        }
+        Ok(Self {
+            salt,
+            digests,
+            stamp,
+        })
+    }
+}
+
+fn digest(salt: &[u8; 32], key: &[u8]) -> [u8; 32] {
+    let digest = Sha256::new().chain_update(salt).chain_update(key);
+    digest.finalize().into()
+}
+
+fn stamp_of(file: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(file).ok()?;
+    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
+    Some((
+        metadata.dev(),
+        metadata.ino(),
+        metadata.len(),
+        seconds,
+        nanoseconds,
+    ))
+}
+
+fn is_open_to_others(metadata: &Metadata) -> bool {
+    metadata.permissions().mode() & 0o004 != 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn byte_order_marks_comments_and_line_ends_of_windows_are_no_part_of_keys() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "\u{feff}first\r\n# second\r\n\r\n  third # key\r\n").unwrap();
+        let keys = ApiKeys::read(file.path()).unwrap();
+        for (key, is_good) in [
+            ("first", true),
+            ("third # key", true),
+            ("\u{feff}first", false),
+            ("first\r", false),
+            ("# second", false),
+            ("second", false),
+            ("", false),
+        ] {
+            assert_eq!(keys.accept(key.as_bytes()), is_good, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn a_changed_file_is_read_again_and_a_broken_one_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("keys"), folder.path().join("link"));
+        std::fs::write(&file, "old").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let keys = ApiKeys::read(&link).unwrap();
+        let accepted = || ["old", "new", "newest"].map(|key| keys.accept(key.as_bytes()));
+
+        // As Kubernetes does it: another file under the same name.
+        let other = folder.path().join("other");
+        std::fs::write(&other, "new").unwrap();
+        let second = folder.path().join("second link");
+        std::os::unix::fs::symlink(&other, &second).unwrap();
+        std::fs::rename(&second, &link).unwrap();
+        keys.reload(false);
+        assert_eq!(accepted(), [false, true, false]);
+
+        for broken in ["", "# nothing but a comment"] {
+            std::fs::write(&other, broken).unwrap();
+            keys.reload(false);
+            assert_eq!(accepted(), [false, true, false]);
+        }
+        std::fs::remove_file(&other).unwrap();
+        keys.reload(true);
+        assert_eq!(accepted(), [false, true, false]);
+
+        std::fs::write(&other, "newest").unwrap();
+        keys.reload(false);
+        assert_eq!(accepted(), [false, false, true]);
+    }
+
+    #[test]
+    fn a_hundred_thousand_keys_cost_a_look_up_no_more_than_one() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let many: String = (0..100_000).map(|n| format!("key-{n:090}\n")).collect();
+        std::fs::write(&file, many).unwrap();
+        let keys = ApiKeys::read(file.path()).unwrap();
+        let start = std::time::Instant::now();
+        for n in 0..1000 {
+            assert!(keys.accept(format!("key-{n:090}").as_bytes()));
+            assert!(!keys.accept(format!("key-{n:091}").as_bytes()));
+        }
+        // To compare each with all took 200 ms.
+        let each = start.elapsed() / 2000;
+        assert!(each < std::time::Duration::from_millis(5), "{each:?}");
+    }
+}

@@ -1,0 +1,214 @@
+//! What every route that generates does, between reading its request and writing its answer.
+//!
+//! [`request`] reads the fields that they share, with [`sampling`], [`length`], [`structured`] and [`output`] for parts of
+//! them, and [`prompt`] makes ids of texts. [`admit`] refuses what has no room, [`Work`] is what the engine is given, and
+//! [`respond`] hands it over. The tokens become text in [`answer`], which a route's [`Writer`] writes, in one body or as
+//! events ([`streaming`]).
+
+pub mod answer;
+pub mod length;
+pub mod logprobs;
+pub mod output;
+pub mod prompt;
+pub mod request;
+pub mod response;
+pub mod sampling;
+pub mod streaming;
+pub mod structured;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::Response;
+
+use crate::engine::{Generation, Refusal};
+use crate::http::app::{App, ServedModel};
+use crate::http::error_body::ApiError;
+use crate::http::fields::{ignored_header, invalid};
+use crate::http::memory::copied;
+use crate::http::observe::Record;
+use crate::text::grammar::Problem;
+use answer::{Answer, Pieces, Rules, scored_bytes};
+use request::GenerationRequest;
+use response::Writer;
+use structured::FromField;
+
+/// Header that names fields that changed nothing.
+pub const IGNORED: &str = "x-ignored-params";
+/// Header that names the keywords of a schema that the answer may break.
+pub const UNENFORCED: &str = "x-unenforced-schema-keywords";
+/// When a grammar that found too many before it may try again: about what one of them takes.
+const RETRY_BUSY: Duration = Duration::from_secs(2);
+
+/// Refuses a request for another model, for more than even an idle engine could take (a 429 would have the client try
+/// for ever), or for more than there is room for now. Comes before the tokenizer works for it. `param` is the field that
+/// asks for so many generations.
+///
+/// # Errors
+/// Which of them it is.
+pub fn admit(
+    model: &ServedModel,
+    request: &GenerationRequest,
+    param: &'static str,
+    generations: usize,
+) -> Result<(), ApiError> {
+    if let Some(name) = &request.model {
+        model.check_name(name)?;
+    }
+    let limits = model.engine.limits();
+    let most = limits.max_batch.saturating_add(limits.max_queue);
+    if generations > most {
+        let expected =
+            format!("less: {generations} answers are asked for, and there is room for {most}");
+        return Err(invalid(param, expected));
+    }
+    model.engine.has_room(generations).map_err(refused)
+}
+
+/// What a request has the engine do.
+pub struct Work {
+    /// The ids of each prompt.
+    prompts: Vec<Arc<[u32]>>,
+    /// So many for each prompt, one prompt after the other.
+    generations: Vec<Generation>,
+    rules: Rules,
+}
+
+impl Work {
+    /// `answers` generations for each of `prompts`, all of them like `template`. Takes time in proportion to the prompts,
+    /// so call it where blocking is fine.
+    ///
+    /// # Errors
+    /// When there is no memory for them.
+    pub fn new(
+        record: &Record,
+        request: &GenerationRequest,
+        prompts: Vec<Arc<[u32]>>,
+        template: &Generation,
+        answers: usize,
+    ) -> Result<Self, ApiError> {
+        let tokens = prompts.iter().map(|prompt| prompt.len()).sum();
+        record.set_prompt_tokens(tokens);
+        record.hold(held_bytes(tokens, template, answers))?;
+        let mut generations = Vec::with_capacity(prompts.len() * answers);
+        for prompt in &prompts {
+            for choice in 0..answers {
+                let mut generation = template.clone();
+                generation.prompt = copied(prompt, template.max_tokens)?;
+                generation.sampling.seed = request.seed(choice);
+                generations.push(generation);
+            }
+        }
+        Ok(Self {
+            prompts,
+            generations,
+            rules: request.rules(template),
+        })
+    }
+
+    /// The tokens of all prompts.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompts.iter().map(|prompt| prompt.len()).sum()
+    }
+
+    /// Has answers begin with their prompts.
+    pub fn echo(&mut self, echo: bool) {
+        self.rules.echo = echo;
+    }
+
+    /// Has a special token written out in answers.
+    pub fn show(&mut self, token: Option<u32>) {
+        self.rules.shown_token = token;
+    }
+}
+
+/// What is kept of the request while it is answered: its prompts, a copy of each for every answer, and the scores of
+/// prompts as they are written out.
+fn held_bytes(tokens: usize, template: &Generation, answers: usize) -> usize {
+    let scored = template.scores.filter(|_| template.score_prompt);
+    let scored = scored.map_or(0, scored_bytes);
+    tokens.saturating_mul(size_of::<u32>() + answers * (size_of::<u32>() + scored))
+}
+
+/// Hands `work` to the engine, and answers with what it generates.
+///
+/// # Errors
+/// When the grammar does not compile, the engine takes no more, or a generation fails before the answer has begun.
+pub async fn respond(
+    app: &App,
+    model: &ServedModel,
+    record: Arc<Record>,
+    request: &GenerationRequest,
+    mut work: Work,
+    writer: impl Writer,
+) -> Result<Response, ApiError> {
+    let grammar = request.grammar.as_ref();
+    let is_strict = app.limits().strict;
+    let unenforced = constrain(model, &mut work.generations, grammar, is_strict).await?;
+    let answers = work.generations.len() / work.prompts.len().max(1);
+    let streams = model.engine.submit(work.generations).map_err(refused)?;
+    let rules = Arc::new(work.rules);
+    let answers = streams.into_iter().enumerate().map(|(index, events)| {
+        let prompt = Arc::clone(&work.prompts[index / answers]);
+        let (tokenizer, rules) = (Arc::clone(&model.tokenizer), Arc::clone(&rules));
+        Answer::new(events, prompt, tokenizer, rules)
+    });
+    let pieces = Pieces::new(answers.collect(), app.cut(), record);
+    let mut response = if request.output.stream.is_some() {
+        streaming::events(pieces, writer).await?
+    } else {
+        writer.whole(pieces.collect().await?)
+    };
+    let ignored = ignored_header(&request.ignored);
+    for (name, value) in [(IGNORED, ignored), (UNENFORCED, unenforced)] {
+        if let Some(value) = value {
+            let name = HeaderName::from_static(name);
+            response.headers_mut().insert(name, value);
+        }
+    }
+    Ok(response)
+}
+
+/// Puts a grammar on all `generations`. Returns the keywords of its schema that the answers may break, for a header.
+///
+/// # Errors
+/// When the grammar does not compile within its limits, or has such keywords and the server `is_strict`.
+async fn constrain(
+    model: &ServedModel,
+    generations: &mut [Generation],
+    grammar: Option<&FromField>,
+    is_strict: bool,
+) -> Result<Option<HeaderValue>, ApiError> {
+    let Some((param, grammar)) = grammar else {
+        return Ok(None);
+    };
+    let compiled = model.grammars.constraints(grammar, generations.len()).await;
+    let compiled = compiled.map_err(|problem| match problem {
+        Problem::Refused(problem) => invalid(param, format!("a grammar that compiles: {problem}")),
+        Problem::Busy => ApiError::QueueFull {
+            retry_after: RETRY_BUSY,
+        },
+        Problem::Unavailable => ApiError::GrammarsUnavailable,
+    })?;
+    let keywords = compiled.unenforced.join(", ");
+    if is_strict && !keywords.is_empty() {
+        let expected = format!("a schema without {keywords}, which cannot be enforced");
+        return Err(invalid(param, expected));
+    }
+    for (generation, constraint) in generations.iter_mut().zip(compiled.constraints) {
+        generation.constraint = Some(constraint);
+    }
+    let is_empty = keywords.is_empty();
+    Ok((!is_empty)
+        .then(|| HeaderValue::try_from(keywords).ok())
+        .flatten())
+}
+/// What the engine's refusal is to a client.
+const fn refused(refusal: Refusal) -> ApiError {
+    match refusal {
+        Refusal::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
+        Refusal::Draining => ApiError::Draining,
+        Refusal::Stopped => ApiError::EngineStopped,
+    }
+}

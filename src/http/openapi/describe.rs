@@ -1,0 +1,146 @@
+//! Entries of paths in the document, one function for each kind of route.
+
+use serde_json::{Value, json};
+
+/// What every route of the API may answer beside what was asked for.
+const ALWAYS: [(u16, &str); 3] = [
+    (401, "No valid API key, where the server has keys."),
+    (500, "A defect of the server."),
+    (
+        503,
+        "The model is loading, the server is stopping, or it has no place for the connection or no memory for the request; see Retry-After.",
+    ),
+];
+/// What a route with a body may answer.
+const WITH_BODY: [(u16, &str); 5] = [
+    (
+        400,
+        "A field is absent, of the wrong type, out of range or unsupported; `param` names it.",
+    ),
+    (404, "The request names a model that is not served here."),
+    (408, "The body did not arrive in time."),
+    (
+        413,
+        "The body is too long, or what is made of it takes too much memory.",
+    ),
+    (
+        415,
+        "The head says that the body is not JSON, not in UTF-8, or compressed.",
+    ),
+];
+const QUEUE_FULL: (u16, &str) = (429, "The queue is full; see Retry-After.");
+
+/// A route that generates: `POST`, and events if those are asked for.
+pub fn generating(id: &str, summary: &str, shapes: (&str, &str)) -> Value {
+    let event = "Server-sent events if `stream` is true: `data: ` and a chunk, and `data: [DONE]` at the end. Lines that begin with a colon are comments: the first token is still awaited. A failure after the first event is an event with the key `error`.";
+    let mut operation = with_body(id, "generate", summary, shapes, &[QUEUE_FULL]);
+    operation["responses"]["200"]["content"]["text/event-stream"] =
+        // Without a type: tools take it for that of the stream, or of one event.
+        json!({"schema": {"description": event}});
+    operation["responses"]["200"]["headers"] = json!({"X-Ignored-Params": {
+        "description": "Names of fields that changed nothing.", "schema": {"type": "string"},
+    }});
+    json!({"post": operation})
+}
+
+/// `POST`, with the schemas of the body and of the answer.
+pub fn post(id: &str, tag: &str, summary: &str, shapes: (&str, &str)) -> Value {
+    json!({"post": with_body(id, tag, summary, shapes, &[])})
+}
+
+/// `GET`, with the schema of the answer.
+pub fn get(id: &str, tag: &str, summary: &str, answer: &str) -> Value {
+    json!({"get": keyed(id, tag, summary, answer, &[])})
+}
+
+/// `GET` with a `name` in the path.
+pub fn by_name(id: &str, tag: &str, summary: &str, answer: &str) -> Value {
+    let mut operation = keyed(id, tag, summary, answer, &[(404, "No such model.")]);
+    operation["parameters"] = json!([{"name": "name", "in": "path", "required": true,
+        "description": "May contain slashes.", "schema": {"type": "string", "minLength": 1}}]);
+    json!({"get": operation})
+}
+
+/// `POST` that is always refused.
+pub fn refused(id: &str, summary: &str) -> Value {
+    let operation = json!({
+        "operationId": id, "tags": ["generate"], "summary": summary, "security": security(),
+        "requestBody": {"content": {"application/json": {"schema": {}}}},
+        "responses": errors(&[&WITH_BODY[..], &ALWAYS].concat()),
+    });
+    json!({"post": operation})
+}
+
+/// `GET` of a probe, which may say no.
+pub fn probe(id: &str, summary: &str) -> Value {
+    without_key(id, summary, "application/json", &ALWAYS[2..])
+}
+
+/// `GET` that needs no key and always succeeds.
+pub fn open(id: &str, summary: &str, mime: &str) -> Value {
+    without_key(id, summary, mime, &[])
+}
+
+/// Each of the ways to send a key, or none, where the server has none.
+fn security() -> Value {
+    json!([{}, {"key": []}, {"header": []}])
+}
+
+fn keyed(id: &str, tag: &str, summary: &str, answer: &str, more: &[(u16, &str)]) -> Value {
+    let mut responses = errors(&[more, &ALWAYS].concat());
+    responses["200"] = ok("application/json", reference(answer));
+    json!({
+        "operationId": id, "tags": [tag], "summary": summary, "security": security(),
+        "responses": responses,
+    })
+}
+
+fn with_body(
+    id: &str,
+    tag: &str,
+    summary: &str,
+    (request, answer): (&str, &str),
+    more: &[(u16, &str)],
+) -> Value {
+    let mut operation = keyed(id, tag, summary, answer, &[more, &WITH_BODY].concat());
+    operation["requestBody"] = json!({
+        "required": true, "content": {"application/json": {"schema": reference(request)}},
+    });
+    operation
+}
+
+fn without_key(id: &str, summary: &str, mime: &str, failures: &[(u16, &str)]) -> Value {
+    let mut responses = errors(failures);
+    let schema = match mime {
+        "application/json" => json!({"type": "object"}),
+        _ => json!({"type": "string"}),
+    };
+    responses["200"] = ok(mime, schema);
+    let operation = json!({
+        "operationId": id, "tags": ["operations"], "summary": summary, "security": [],
+        "responses": responses,
+    });
+    json!({"get": operation})
+}
+
+fn ok(mime: &str, schema: Value) -> Value {
+    json!({"description": "As asked.", "content": {mime: {"schema": schema}}})
+}
+
+fn errors(statuses: &[(u16, &str)]) -> Value {
+    let response = |&(status, description): &(u16, &str)| {
+        let mut response = ok("application/json", reference("Error"));
+        response["description"] = description.into();
+        if matches!(status, 429 | 503) {
+            response["headers"] = json!({"Retry-After": {
+                "description": "Seconds, where trying again makes sense.", "schema": {"type": "integer", "minimum": 1},
+            }});
+        }
+        (status.to_string(), response)
+    };
+    Value::Object(statuses.iter().map(response).collect())
+}
+
+fn reference(schema: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{schema}")})
+}
