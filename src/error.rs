@@ -81,7 +81,7 @@ impl Error {
         }
     }
 
-    /// The process exit code, as documented in the README and in `--help`.
+    /// The process exit code, as documented in `docs/operations.md` and in `--help`.
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 64,

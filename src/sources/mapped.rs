@@ -53,8 +53,8 @@ impl Mapped {
         }
         // SAFETY: the bytes behind a map must not change or shrink while it lives. This program never writes to a model
         // file in place: downloads and packed models are written under another name and renamed, which leaves an
-        // existing map on the old file. Operators must do the same when they replace a model, and the README says so;
-        // truncating the file under a running server ends it, with a message. All readers here treat the bytes as
+        // existing map on the old file. Operators must do the same when they replace a model, as docs/quantization.md
+        // says; truncating the file under a running server ends it, with a message. All readers here treat the bytes as
         // untrusted numbers, so a changed value can make an answer wrong but cannot cause an access out of bounds.
         let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
         explain_bus_errors();

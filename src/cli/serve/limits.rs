@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::plan::{ClientSizes, GivenSizes, LEAST_BODIES};
 use crate::config::{self, ByteSize};
 use crate::error::{Error, Result};
 use crate::http::limits::Limits;
@@ -12,27 +13,27 @@ use crate::text::grammar;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Limits on one request")]
 pub struct LimitArgs {
-    /// Longest body, 1KiB to 64MiB.
+    /// Largest request body, 1KiB to 64MiB. While a large one is tokenized, it takes up to 320 times its size in memory.
+    /// [default: 1MiB, or less where the process may use less than 4 GiB]
     #[arg(
         long,
         env = "MICROGRANITE_MAX_BODY",
         value_name = "SIZE",
-        value_parser = config::size::<1024, MOST_BODY_BYTES>,
-        default_value = "1MiB"
+        value_parser = config::size::<1024, MOST_BODY_BYTES>
     )]
-    max_body: ByteSize,
+    max_body: Option<ByteSize>,
 
-    /// Memory for requests, all of them together: their bodies, prompts, and answers that are put together. Less fits a
-    /// smaller machine and refuses long requests with 503 when many come at once. A request of 16 KiB needs none of it.
-    /// At least four times --max-body, at most 1024GiB.
+    /// Memory for all requests together: bodies, prompts and assembled answers. Less suits a smaller machine, but refuses long
+    /// requests with 503 when many arrive at once. Requests up to 16 KiB do not count. At least four times --max-body, at
+    /// most 1024GiB.
+    /// [default: 64MiB, or less where the process may use less than 4 GiB]
     #[arg(
         long,
         env = "MICROGRANITE_MAX_REQUEST_MEMORY",
         value_name = "SIZE",
-        value_parser = config::size::<4096, MOST_REQUEST_MEMORY>,
-        default_value = "64MiB"
+        value_parser = config::size::<4096, MOST_REQUEST_MEMORY>
     )]
-    max_request_memory: ByteSize,
+    max_request_memory: Option<ByteSize>,
 
     /// Largest total size of a request's headers, 1KiB to 1MiB. Each connection can use as much memory.
     #[arg(
@@ -80,9 +81,6 @@ const MOST_BODY_BYTES: u64 = 64 << 20;
 /// More than any machine has.
 const MOST_REQUEST_MEMORY: u64 = 1 << 40;
 
-/// A body of plain text takes twice its length, and what has many commas more.
-const LEAST_BODIES: u64 = 4;
-
 impl LimitArgs {
     /// Bytes of a request's headers.
     pub fn header_bytes(&self) -> usize {
@@ -103,23 +101,33 @@ impl LimitArgs {
         }
     }
 
-    /// The limits as the service takes them.
+    /// The sizes that the operator gave.
+    pub fn given_sizes(&self) -> GivenSizes {
+        let bytes = |size: ByteSize| usize::try_from(size.0).unwrap_or(usize::MAX);
+        GivenSizes {
+            body_bytes: self.max_body.map(bytes),
+            request_bytes: self.max_request_memory.map(bytes),
+            connections: None,
+        }
+    }
+
+    /// The limits as the service takes them, with the sizes that [`Self::given_sizes`] were completed to.
     ///
     /// # Errors
     /// [`Error::Usage`] when the longest body and what is made of it do not fit the memory for requests.
-    pub fn limits(&self) -> Result<Limits> {
-        let least = self.max_body.0.saturating_mul(LEAST_BODIES);
-        if self.max_request_memory.0 < least {
+    pub fn limits(&self, sizes: ClientSizes) -> Result<Limits> {
+        let least = sizes.body_bytes.saturating_mul(LEAST_BODIES);
+        if sizes.request_bytes < least {
             let problem = format!(
                 "--max-request-memory must be at least {LEAST_BODIES} times --max-body: {}",
-                ByteSize(least)
+                ByteSize(least as u64)
             );
             return Err(Error::Usage(problem));
         }
         let unlimited = Limits::default().tokens;
         Ok(Limits {
-            body_bytes: usize::try_from(self.max_body.0).unwrap_or(usize::MAX),
-            memory_bytes: usize::try_from(self.max_request_memory.0).unwrap_or(usize::MAX),
+            body_bytes: sizes.body_bytes,
+            memory_bytes: sizes.request_bytes,
             prompts: self.max_prompts,
             choices: self.max_choices,
             tokens: self.max_tokens.unwrap_or(unlimited),

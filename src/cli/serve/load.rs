@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::plan::Clients;
 use super::{Args, plan};
 use crate::build;
 use crate::cli::progress::Progress;
@@ -49,7 +50,11 @@ impl Prepared {
 ///
 /// # Errors
 /// As [`prepare`].
-pub fn prepare_local(args: &Args, sources: &sources::Settings) -> Result<Option<Prepared>> {
+pub fn prepare_local(
+    args: &Args,
+    sources: &sources::Settings,
+    clients: Clients,
+) -> Result<Option<Prepared>> {
     if let Some(file) = &args.model.chat_template {
         read_template(file)?;
     }
@@ -57,7 +62,7 @@ pub fn prepare_local(args: &Args, sources: &sources::Settings) -> Result<Option<
         offline: true,
         ..sources.clone()
     };
-    match prepare(args, &offline) {
+    match prepare(args, &offline, clients) {
         Err(Error::Unavailable(_)) if !sources.offline => Ok(None),
         prepared => prepared.map(Some),
     }
@@ -67,10 +72,10 @@ pub fn prepare_local(args: &Args, sources: &sources::Settings) -> Result<Option<
 ///
 /// # Errors
 /// The errors of opening it, and [`Error::Config`] for settings that do not fit the model or this machine.
-pub fn prepare(args: &Args, sources: &sources::Settings) -> Result<Prepared> {
+pub fn prepare(args: &Args, sources: &sources::Settings, clients: Clients) -> Result<Prepared> {
     let reference = args.model.reference();
     let checkpoint = sources::open(&reference, sources)?;
-    let settings = model_settings(args, &checkpoint)?;
+    let settings = model_settings(args, &checkpoint, clients)?;
     let file = tokenizer_file(&checkpoint.config_file);
     let tokenizer = Tokenizer::new(checkpoint.tokenizer.clone(), &file)?;
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
@@ -220,7 +225,11 @@ fn read_template(file: &Path) -> Result<String> {
 }
 
 /// Threads, cache and context, checked against the model and this machine.
-fn model_settings(args: &Args, checkpoint: &Checkpoint) -> Result<model::Settings> {
+fn model_settings(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    clients: Clients,
+) -> Result<model::Settings> {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let most = config.max_positions;
     let batching = &args.batching;
@@ -234,7 +243,7 @@ fn model_settings(args: &Args, checkpoint: &Checkpoint) -> Result<model::Setting
         model::footprint_of(checkpoint, &config),
         context,
         batching.max_batch,
-        args.clients()?,
+        clients,
         memory::limit(),
     )?;
     Ok(model::Settings {

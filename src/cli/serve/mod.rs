@@ -22,14 +22,15 @@ use crate::config::{self, ByteSize};
 use crate::engine::{self, Health};
 use crate::error::{Error, Result};
 use crate::http::app::App;
-use crate::http::memory;
 use crate::http::routes;
 use crate::http::server::{self, Server};
+use crate::memory as machine;
 use crate::sources::{self, Reference};
 use crate::telemetry::Metrics;
 use access::AccessArgs;
 use limits::LimitArgs;
 use load::{Loaded, Prepared};
+use plan::{ClientSizes, Clients, GivenSizes};
 use signals::StopSignals;
 use verify::Verify;
 
@@ -128,10 +129,11 @@ struct ListenArgs {
     #[arg(long, hide = true, value_name = "PORT", value_parser = part_of_listen)]
     port: Option<String>,
 
-    /// Connections at once, 1 to 65536; more are refused with 503. Each needs a file descriptor and its buffers: the limit on
-    /// descriptors is raised to what they need, or this number is lowered to the descriptors there are.
-    #[arg(long, env = "MICROGRANITE_MAX_CONNECTIONS", value_name = "N", value_parser = config::whole::<1, 65536>, default_value_t = server::Settings::default().max_connections)]
-    max_connections: usize,
+    /// Concurrent connections, 1 to 65536; more are refused with 503. Each needs a file descriptor and buffers: the soft limit
+    /// on descriptors is raised as needed, or this number is lowered to what the hard limit allows.
+    /// [default: 1024, or fewer where the process may use less than 4 GiB]
+    #[arg(long, env = "MICROGRANITE_MAX_CONNECTIONS", value_name = "N", value_parser = config::whole::<1, 65536>)]
+    max_connections: Option<usize>,
 
     /// How long a connection may be idle between requests, in seconds, at most a day. Keep it above the idle timeout of
     /// proxies and clients that reuse connections, or they occasionally lose a request. Less frees connections sooner.
@@ -211,13 +213,13 @@ const BLOCKING_STACK_BYTES: usize = 64 << 20;
 ///
 /// # Errors
 /// Every error that keeps the service from starting, and [`Error::Internal`] if its engine dies.
-pub fn run(mut args: Args, sources: sources::Settings) -> Result<()> {
+pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     let stop_signals = StopSignals::listen(args.listening.drain_timeout)?;
-    args.listening.max_connections = descriptors::connections(args.listening.max_connections);
+    let sizes = args.client_sizes();
     let has_admin_port = args.listening.admin_listen.is_some();
     let access = args.access.access(has_admin_port)?;
-    let limits = args.limits.limits()?;
-    let prepared = load::prepare_local(&args, &sources)?;
+    let limits = args.limits.limits(sizes)?;
+    let prepared = load::prepare_local(&args, &sources, args.clients(sizes))?;
     let metrics = Arc::new(Metrics::new());
     let app = App::new(Arc::clone(&metrics), access, limits);
     if let Some(address) = args.listening.admin_listen {
@@ -237,6 +239,7 @@ pub fn run(mut args: Args, sources: sources::Settings) -> Result<()> {
         metrics,
         app,
         prepared,
+        sizes,
     };
     let outcome = runtime.block_on(service.serve(stop_signals));
     // This does not wait for a model that is still loading.
@@ -245,28 +248,57 @@ pub fn run(mut args: Args, sources: sources::Settings) -> Result<()> {
 }
 
 impl Args {
-    /// How connections are kept.
-    fn server(&self) -> server::Settings {
+    /// Limits on what clients may send and hold: those that the operator gave, or defaults that suit the memory of this
+    /// process. Connections are limited by the file descriptors as well.
+    fn client_sizes(&self) -> ClientSizes {
+        let given = GivenSizes {
+            connections: self.listening.max_connections,
+            ..self.limits.given_sizes()
+        };
+        let limit = machine::limit();
+        let connection_bytes = self.connection_settings().connection_bytes();
+        let mut sizes = ClientSizes::new(given, connection_bytes, limit.as_ref());
+        if let Some(limit) = limit.filter(|_| sizes != ClientSizes::new(given, 0, None)) {
+            let (memory, source) = (ByteSize(limit.bytes), limit.source);
+            let (body, requests) = (sizes.body_bytes as u64, sizes.request_bytes as u64);
+            tracing::info!(
+                max_body = %ByteSize(body),
+                max_request_memory = %ByteSize(requests),
+                max_connections = sizes.connections,
+                "smaller defaults, since this process may use no more than {memory} ({source})"
+            );
+        }
+        sizes.connections = descriptors::connections(sizes.connections);
+        sizes
+    }
+
+    /// How connections are kept, with as many as by default.
+    fn connection_settings(&self) -> server::Settings {
         server::Settings {
-            max_connections: self.listening.max_connections,
             keep_alive: self.listening.keep_alive,
             header_bytes: self.limits.header_bytes(),
             ..server::Settings::default()
         }
     }
 
+    /// How connections are kept.
+    fn server(&self, sizes: ClientSizes) -> server::Settings {
+        server::Settings {
+            max_connections: sizes.connections,
+            ..self.connection_settings()
+        }
+    }
+
     /// What clients can make this process hold.
-    fn clients(&self) -> Result<plan::Clients> {
-        let (server, limits) = (self.server(), self.limits.limits()?);
-        Ok(plan::Clients {
-            connections: match self.listening.admin_listen {
-                Some(_) => server.max_connections + descriptors::ADMIN_CONNECTIONS,
-                None => server.max_connections,
+    fn clients(&self, sizes: ClientSizes) -> Clients {
+        let clients = sizes.clients(self.connection_settings().connection_bytes());
+        match self.listening.admin_listen {
+            Some(_) => Clients {
+                connections: clients.connections + descriptors::ADMIN_CONNECTIONS,
+                ..clients
             },
-            connection_bytes: server.connection_bytes(),
-            request_bytes: limits.memory_bytes,
-            reading_bytes: memory::reading_bytes(limits.body_bytes),
-        })
+            None => clients,
+        }
     }
 }
 
@@ -277,6 +309,7 @@ struct Service {
     metrics: Arc<Metrics>,
     app: App,
     prepared: Option<Prepared>,
+    sizes: ClientSizes,
 }
 
 impl Service {
@@ -292,7 +325,7 @@ impl Service {
             .await
             .map_err(|problem| cannot_listen("--listen", listen, problem))?;
         let address = listener.local_addr().unwrap_or(listen);
-        let server = Server::start(listener, app.clone(), args.server());
+        let server = Server::start(listener, app.clone(), args.server(self.sizes));
         tracing::info!(%address, "listening; loading the model");
 
         let loading = tokio::task::spawn_blocking(move || self.load());
@@ -340,10 +373,11 @@ impl Service {
             metrics,
             app,
             prepared,
+            sizes,
         } = self;
         let prepared = match prepared {
             Some(prepared) => prepared,
-            None => load::prepare(&args, &sources)?,
+            None => load::prepare(&args, &sources, args.clients(sizes))?,
         };
         let packed = prepared.packed();
         if let (Verify::Start, Some(packed)) = (args.model.verify, &packed) {

@@ -2,6 +2,8 @@
 
 use crate::config::ByteSize;
 use crate::error::{Error, Result};
+use crate::http::limits::Limits;
+use crate::http::{memory, server};
 use crate::memory::Limit;
 use crate::model::{Footprint, PAGE_TOKENS};
 
@@ -13,6 +15,83 @@ const ROWS_IN_MARGIN: usize = 128;
 /// Context per batch slot that the default KV cache has room for: enough for prompts and answers in chat or retrieval,
 /// and longer ones use what shorter ones leave.
 const TOKENS_PER_PLACE: usize = 4096;
+
+/// The memory for requests must hold at least this many of the largest bodies: parsing a body of plain text takes twice its
+/// size, and one with many commas takes more.
+pub const LEAST_BODIES: usize = 4;
+/// Unless the operator gives other sizes, clients may hold one part in this many of the process's memory.
+const SHARE_OF_CLIENTS: u64 = 8;
+/// The smallest defaults. A body of 64 KiB still is a prompt of some 16,000 tokens.
+const LEAST_DEFAULTS: ClientSizes = ClientSizes {
+    body_bytes: 64 << 10,
+    request_bytes: 16 << 20,
+    connections: 64,
+};
+
+/// Limits on what clients may send and hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientSizes {
+    /// Bytes of the largest body.
+    pub body_bytes: usize,
+    /// Bytes of all requests together: bodies, prompts and assembled answers.
+    pub request_bytes: usize,
+    /// Concurrent connections.
+    pub connections: usize,
+}
+
+/// The sizes that the operator gave; the others have defaults.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GivenSizes {
+    /// `--max-body`.
+    pub body_bytes: Option<usize>,
+    /// `--max-request-memory`.
+    pub request_bytes: Option<usize>,
+    /// `--max-connections`.
+    pub connections: Option<usize>,
+}
+
+impl ClientSizes {
+    /// The sizes in `given`, and defaults for the rest. The defaults are halved until clients cannot hold more than an eighth
+    /// of `limit`, so that the server starts in a small container and serves ordinary requests there.
+    pub fn new(given: GivenSizes, connection_bytes: usize, limit: Option<&Limit>) -> Self {
+        let mut sizes = Self {
+            body_bytes: Limits::default().body_bytes,
+            request_bytes: Limits::default().memory_bytes,
+            connections: server::Settings::default().max_connections,
+        };
+        loop {
+            let complete = Self {
+                body_bytes: given.body_bytes.unwrap_or(sizes.body_bytes),
+                request_bytes: given.request_bytes.unwrap_or_else(|| {
+                    let body_bytes = given.body_bytes.unwrap_or(sizes.body_bytes);
+                    sizes
+                        .request_bytes
+                        .max(body_bytes.saturating_mul(LEAST_BODIES))
+                }),
+                connections: given.connections.unwrap_or(sizes.connections),
+            };
+            let share = limit.map_or(u64::MAX, |limit| limit.bytes / SHARE_OF_CLIENTS);
+            if complete.clients(connection_bytes).bytes() <= share || sizes == LEAST_DEFAULTS {
+                return complete;
+            }
+            sizes = Self {
+                body_bytes: (sizes.body_bytes / 2).max(LEAST_DEFAULTS.body_bytes),
+                request_bytes: (sizes.request_bytes / 2).max(LEAST_DEFAULTS.request_bytes),
+                connections: (sizes.connections / 2).max(LEAST_DEFAULTS.connections),
+            };
+        }
+    }
+
+    /// The memory that clients can use under these limits, if each connection takes `connection_bytes`.
+    pub const fn clients(self, connection_bytes: usize) -> Clients {
+        Clients {
+            connections: self.connections,
+            connection_bytes,
+            request_bytes: self.request_bytes,
+            reading_bytes: memory::reading_bytes(self.body_bytes),
+        }
+    }
+}
 
 /// What clients can make the process hold: every connection its buffers, and all requests together their share.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +109,12 @@ pub struct Clients {
 impl Clients {
     const fn connections(self) -> u64 {
         (self.connections as u64).saturating_mul(self.connection_bytes as u64)
+    }
+
+    const fn bytes(self) -> u64 {
+        self.connections()
+            .saturating_add(self.request_bytes as u64)
+            .saturating_add(self.reading_bytes as u64)
     }
 }
 
@@ -50,15 +135,13 @@ pub fn kv_bytes(
     let pages = (max_batch as u64).saturating_mul(pages_per_place as u64);
     let wanted = pages.saturating_mul(footprint.kv_page);
     let (requests, reading) = (clients.request_bytes as u64, clients.reading_bytes as u64);
-    let of_clients = clients.connections().saturating_add(requests);
-    let of_clients = of_clients.saturating_add(reading);
     // A step has a row for every batch slot.
     let rows = max_batch.saturating_sub(ROWS_IN_MARGIN) as u64;
     let margin = MARGIN.saturating_add(rows.saturating_mul(footprint.step_row));
     let beside = footprint
         .weights
         .saturating_add(margin)
-        .saturating_add(of_clients);
+        .saturating_add(clients.bytes());
     if let Some(asked) = asked.filter(|asked| asked.0 < footprint.kv_page) {
         let page = ByteSize(footprint.kv_page);
         return Err(Error::Config(format!(
@@ -118,6 +201,53 @@ mod tests {
         };
         let asked = asked.map(ByteSize);
         kv_bytes(asked, GRANITE_2B, 131_072, 16, CLIENTS, Some(limit))
+    }
+
+    fn sizes(given: GivenSizes, limit: u64) -> ClientSizes {
+        let limit = Limit {
+            bytes: limit,
+            source: "cgroup v2",
+        };
+        ClientSizes::new(given, CLIENTS.connection_bytes, Some(&limit))
+    }
+
+    #[test]
+    fn on_a_small_machine_clients_may_hold_less() {
+        let full = ClientSizes {
+            body_bytes: 1 << 20,
+            request_bytes: 64 << 20,
+            connections: 1024,
+        };
+        let none = GivenSizes::default();
+        assert_eq!(ClientSizes::new(none, 112 << 10, None), full);
+        assert_eq!(sizes(none, 4 << 30), full);
+        for limit in [64 << 20, 256 << 20, 512 << 20, 1 << 30, 2 << 30] {
+            let small = sizes(none, limit);
+            assert!(small != full, "{limit}");
+            let held = small.clients(CLIENTS.connection_bytes).bytes();
+            let least = LEAST_DEFAULTS.clients(CLIENTS.connection_bytes).bytes();
+            assert!(held <= (limit / 8).max(least), "{limit}: {small:?}");
+        }
+        assert_eq!(sizes(none, 1 << 20), LEAST_DEFAULTS);
+    }
+
+    #[test]
+    fn what_the_operator_gives_is_never_made_smaller() {
+        let given = GivenSizes {
+            body_bytes: Some(8 << 20),
+            ..GivenSizes::default()
+        };
+        let small = sizes(given, 256 << 20);
+        assert_eq!(small.body_bytes, 8 << 20);
+        assert_eq!(small.request_bytes, 32 << 20, "four such bodies");
+        assert_eq!(small.connections, LEAST_DEFAULTS.connections);
+        let given = GivenSizes {
+            body_bytes: Some(1 << 20),
+            request_bytes: Some(100 << 20),
+            connections: Some(5000),
+        };
+        let all = sizes(given, 256 << 20);
+        assert_eq!((all.request_bytes, all.connections), (100 << 20, 5000));
     }
 
     #[test]
