@@ -4,11 +4,17 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 12] = [
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
     "README.md",
     "compare/README.md",
     "deploy/README.md",
+    "docs/accuracy.md",
     "docs/api.md",
+    "docs/operations.md",
+    "docs/performance.md",
+    "docs/quantization.md",
     "examples/README.md",
     "tests/README.md",
 ];
