@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::schema::Schemas;
 use super::watch::Watch;
-use super::{Calls, Grammar, MAX_BYTES, regex};
+use super::{Calls, Grammar, MAX_BYTES, lark, regex};
 use crate::engine::Constraint;
 use crate::text::Tokenizer;
 
@@ -34,6 +34,11 @@ const INITIAL_LEXER_FUEL: u64 = 500_000;
 /// Ways on from one state of the lexer. The work on one byte grows with their square and is not divided, so this is what
 /// bounds the time of a step that the fuel alone would let pass.
 const MAX_BRANCHES: usize = 1_000;
+
+/// The keyword of a schema with the library's own options.
+const OPTIONS: &str = "x-guidance";
+/// What is wrong with a schema that only refers to itself, say.
+const NOTHING_MATCHES: &str = "nothing matches it";
 
 /// The tokens that a grammar is compiled for.
 pub struct Vocabulary {
@@ -163,7 +168,7 @@ impl Compiler {
         let first = matcher.compute_mask_or_eos();
         let mask = first.map_err(|problem| problem.to_string())?;
         if mask.is_zero() {
-            return Err("nothing matches it".to_owned());
+            return Err(NOTHING_MATCHES.to_owned());
         }
         Ok(Compiled {
             constraint: GrammarConstraint {
@@ -211,7 +216,20 @@ fn prepare(
             let lark = format!("start: {}", choices.join(" | "));
             (TopLevelGrammar::from_lark(lark), Vec::new())
         }
-        Grammar::Lark(lark) => (TopLevelGrammar::from_lark(lark.clone()), Vec::new()),
+        Grammar::Lark(lark) => {
+            let mut unenforced = BTreeSet::new();
+            let lark = lark::convert_schemas(lark, |schema| {
+                let mut schemas = Schemas::new(drops_bounds);
+                let converted = schemas.add(schema)?;
+                let (converted, keywords) = schemas.finish(converted);
+                unenforced.extend(keywords);
+                // Whoever writes the library's dialect may set its options.
+                let own = schema.get(OPTIONS).cloned();
+                Ok(with_options(converted, own))
+            })?;
+            let unenforced = unenforced.into_iter().collect();
+            (TopLevelGrammar::from_lark(lark), unenforced)
+        }
     })
 }
 
@@ -245,16 +263,24 @@ impl Calls {
     }
 }
 
-/// One space after commas and colons and no other white space: as Python writes JSON, so models have seen much of it, and
-/// no answer spends its tokens on blanks.
-fn of_schema(mut schema: Value) -> TopLevelGrammar {
-    if let Some(fields) = schema.as_object_mut() {
-        let options = json!({
+fn of_schema(schema: Value) -> TopLevelGrammar {
+    TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(with_options(
+        schema, None,
+    )))
+}
+
+/// The schema with the library's options, which unless given are one space after commas and colons and no other white
+/// space: as Python writes JSON, so models have seen much of it, and no answer spends its tokens on blanks.
+fn with_options(mut schema: Value, options: Option<Value>) -> Value {
+    let options = options.unwrap_or_else(|| {
+        json!({
             "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "lenient": true,
-        });
-        fields.insert("x-guidance".to_owned(), options);
+        })
+    });
+    if let Some(fields) = schema.as_object_mut() {
+        fields.insert(OPTIONS.to_owned(), options);
     }
-    TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(schema))
+    schema
 }
 
 /// Adds what the library left out by itself.
@@ -303,6 +329,12 @@ fn explained(grammar: &Grammar, problem: &str) -> String {
     }
     if problem.starts_with("panic") {
         return "the compiler has no way to express it".to_owned();
+    }
+    if problem.contains("NoExtensionBias") {
+        return NOTHING_MATCHES.to_owned();
+    }
+    if problem.contains("patternProperty regexes") {
+        return "two patterns of 'patternProperties' may match the same name".to_owned();
     }
     // What is wrong with a regular expression stands in the last line, below the expression.
     let mut lines = problem

@@ -8,6 +8,7 @@
 mod cache;
 mod compile;
 mod grammars;
+mod lark;
 mod references;
 mod regex;
 mod schema;

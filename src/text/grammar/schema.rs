@@ -45,6 +45,15 @@ const VALUES: [&str; 17] = [
     "exclusiveMinimum",
     "exclusiveMaximum",
 ];
+/// Those of them that count.
+const COUNTS: [&str; 6] = [
+    "minProperties",
+    "maxProperties",
+    "minItems",
+    "maxItems",
+    "minLength",
+    "maxLength",
+];
 /// Those of them that are bounds of a number.
 const BOUNDS: [&str; 4] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
 /// Keywords of the standard that constrain and cannot be enforced.
@@ -241,17 +250,20 @@ impl Schemas {
         if let ("pattern", Value::String(pattern)) = (*name, value) {
             regex::check(pattern)?;
         }
-        let is_enforced = match (*name, value) {
-            ("format", Value::String(format)) => FORMATS.contains(&format.as_str()),
-            ("multipleOf", Value::Number(number)) => is_simple_divisor(number),
-            (name, bound) if BOUNDS.contains(&name) => !self.drops_bounds && is_in_range(bound),
-            _ => true,
+        let enforced = match (*name, value) {
+            ("format", Value::String(format)) if !FORMATS.contains(&format.as_str()) => None,
+            ("multipleOf", Value::Number(number)) => divisor(number),
+            ("const" | "enum", value) if !is_exact(value) => None,
+            (name, bound) if BOUNDS.contains(&name) && (self.drops_bounds || !is_exact(bound)) => {
+                None
+            }
+            (name, Value::Number(number)) if COUNTS.contains(&name) => Some(whole(number)),
+            (_, value) => Some(value.clone()),
         };
-        if !is_enforced {
+        if enforced.is_none() {
             self.unenforced.insert(name);
-            return Ok(None);
         }
-        Ok(Some(value.clone()))
+        Ok(enforced)
     }
 
     /// A reference to a definition, which is converted later if it is new.
@@ -365,16 +377,52 @@ fn counts_of_properties_are_enforced(fields: &Map<String, Value>) -> bool {
         && count("maxProperties").is_none_or(|most| most == one_more)
 }
 
-/// Whether a bound of a number is one that the compiler can follow.
-fn is_in_range(bound: &Value) -> bool {
-    bound.as_f64().is_none_or(|bound| bound.abs() <= MAX_BOUND)
+/// Whether the compiler, for which a number is an `f64`, can follow all numbers in there to the last digit.
+fn is_exact(value: &Value) -> bool {
+    match value {
+        Value::Number(number) => {
+            let float = number.as_f64();
+            let is_in_range = float.is_none_or(|float| float.abs() <= MAX_BOUND);
+            let is_itself =
+                |whole: i64| float == Some(whole as f64) && whole as f64 as i64 == whole;
+            is_in_range && number.as_i64().is_none_or(is_itself)
+        }
+        Value::Array(values) => values.iter().all(is_exact),
+        Value::Object(fields) => fields.values().all(is_exact),
+        _ => true,
+    }
 }
 
-/// Whether the compiler can follow what is left over of a division.
-fn is_simple_divisor(number: &Number) -> bool {
-    number.as_f64().is_some_and(|divisor| {
-        let whole = (divisor.abs() * 1e6).round();
-        let is_decimal = (whole / 1e6 - divisor.abs()).abs() <= f64::EPSILON * divisor.abs();
-        is_decimal && (1.0..=MAX_DIVISOR * 1e6).contains(&whole)
-    })
+/// A count that may be written as `3.0`, as the compiler takes it.
+fn whole(number: &Number) -> Value {
+    match number.as_f64() {
+        // Beyond any text or list, and all whole numbers up to there are exact.
+        Some(float) if float.fract() == 0.0 && (0.0..=MAX_BOUND).contains(&float) => {
+            Value::from(float as u64)
+        }
+        _ => Value::Number(number.clone()),
+    }
+}
+
+/// A divisor as the compiler can follow what is left over; `None` if it cannot.
+fn divisor(number: &Number) -> Option<Value> {
+    let divisor = number.as_f64()?.abs();
+    let millionths = (divisor * 1e6).round();
+    let is_decimal = (millionths / 1e6 - divisor).abs() <= f64::EPSILON * divisor;
+    if !is_decimal || !(1.0..=MAX_DIVISOR * 1e6).contains(&millionths) {
+        return None;
+    }
+    // The compiler finds the digits by multiplying with ten, and what is nearest to 0.07 never becomes a whole number that
+    // way. One of its neighbours does, if any number near it does: further ones have not been found to.
+    let (below, above) = (divisor.next_down(), divisor.next_up());
+    let near = [divisor, below, above, below.next_down(), above.next_up()];
+    let found = near.into_iter().find(|&near| {
+        let (mut digits, mut places) = (near, 0);
+        while digits.fract() != 0.0 && places < 6 {
+            digits *= 10.0;
+            places += 1;
+        }
+        digits <= f64::from(u32::MAX) && digits * 10_f64.powi(6 - places) == millionths
+    });
+    found.map(Value::from)
 }

@@ -341,6 +341,14 @@ fn what_cannot_be_enforced_is_named_and_not_refused() {
             json!({"type": "number", "multipleOf": 1e-9}),
             &["multipleOf"],
         ),
+        // The nearest 64-bit floats are others.
+        (
+            json!({"type": "integer", "maximum": 9_007_199_254_740_993_i64}),
+            &["maximum"],
+        ),
+        (json!({"const": 9_007_199_254_740_993_i64}), &["const"]),
+        (json!({"enum": ["a", {"b": [u64::MAX]}]}), &["enum"]),
+        (json!({"const": 9_007_199_254_740_992_i64}), &[]),
         (
             json!({"type": "object", "minProperties": 2, "properties": {"a": {}, "b": {}, "c": {}}}),
             &["minProperties"],
@@ -353,6 +361,70 @@ fn what_cannot_be_enforced_is_named_and_not_refused() {
         let compiled =
             compile(&schema(&value)).unwrap_or_else(|problem| panic!("{value}: {problem}"));
         assert_eq!(compiled.unenforced, unenforced, "{value}");
+    }
+}
+
+#[test]
+fn schemas_in_lark_are_taken_like_all_others() {
+    let lark = |schema: Value| Grammar::Lark(format!("start: \"x\" %json {schema}\n"));
+    let closed = lark(json!({
+        "properties": {"a": {"$ref": "#here"}}, "$defs": {"n": {"$anchor": "here", "const": 1}}, "type": "object",
+    }));
+    assert!(matches(&closed, r#"x{"a": 1}"#));
+    for bad in [r#"x{"b": 1}"#, r#"x{"a":1}"#, r#"x{"a": 2}"#] {
+        assert!(!matches(&closed, bad), "{bad}");
+    }
+    let unique = lark(json!({"type": "array", "uniqueItems": true}));
+    assert_eq!(compile(&unique).unwrap().unenforced, ["uniqueItems"]);
+    let dense = lark(json!({
+        "type": "array", "items": {"const": 1}, "x-guidance": {"whitespace_flexible": false, "item_separator": ","},
+    }));
+    assert!(matches(&dense, "x[1,1]"));
+}
+
+#[test]
+fn numbers_mean_the_same_however_they_are_written() {
+    for (value, good, bad) in [
+        (
+            json!({"type": "string", "minLength": 3.0, "maxLength": 4.0}),
+            "\"abc\"",
+            "\"ab\"",
+        ),
+        (
+            json!({"type": "array", "minItems": 1.0, "items": {"const": 1}}),
+            "[1]",
+            "[]",
+        ),
+        (json!({"type": "number", "multipleOf": 0.07}), "0.21", "0.2"),
+        (json!({"type": "number", "multipleOf": 0.29}), "0.58", "0.5"),
+        (
+            json!({"type": "number", "multipleOf": 0.005}),
+            "1.015",
+            "1.013",
+        ),
+        (json!({"type": "integer", "multipleOf": 7.0}), "21", "20"),
+        (
+            json!({"const": 90_071_992_547_409_920_i64}),
+            "90071992547409920",
+            "90071992547409921",
+        ),
+    ] {
+        assert!(matches(&schema(&value), good), "{value}");
+        assert!(!matches(&schema(&value), bad), "{value}");
+    }
+}
+
+#[test]
+fn what_is_refused_is_refused_in_words_of_the_schema() {
+    for (value, part) in [
+        (json!({"$ref": "#"}), "nothing matches it"),
+        (
+            json!({"patternProperties": {"^a": {}, "b$": {}}, "type": "object"}),
+            "'patternProperties'",
+        ),
+    ] {
+        let problem = compile(&schema(&value)).err().expect("it is refused");
+        assert!(problem.contains(part), "{value}: {problem}");
     }
 }
 
