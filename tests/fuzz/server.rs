@@ -119,6 +119,11 @@ impl Attacked {
         }
     }
 
+    /// Bytes that the server holds now beside what it holds at rest, without its child processes.
+    pub fn holds(&self) -> u64 {
+        resident(self.id).saturating_sub(self.at_rest)
+    }
+
     /// Describes what is wrong with the server after a request with this response, if anything is.
     pub fn problem(&self, (status, text): &(u16, String)) -> Option<String> {
         let mut process = self.process.lock().expect("nobody panics with it");

@@ -1,6 +1,7 @@
 //! The targets of the attacks, one test for each.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -83,6 +84,37 @@ fn no_schema_ends_freezes_or_bloats_the_server() {
             _ => ("/v1/completions", constrained("json", schema)),
         }
     });
+}
+
+/// Eight clients with grammars that were never there before. Compiling one takes some megabytes for a moment, and the
+/// last 64 are kept, which comes to 13 MiB. With a new thread and so another heap for each grammar, the holes in the heaps
+/// make it 24 MiB and more.
+#[test]
+fn many_different_grammars_leave_little_behind() {
+    const MOST: u64 = 20 << 20;
+    const CLIENTS: usize = 8;
+    const EACH: usize = 12;
+    let _alone = alone();
+    let attacked = Attacked::start();
+    let ask = |client: usize| {
+        for number in 0..EACH {
+            let words: Vec<String> = (0..5000)
+                .map(|word| format!("w{client}x{number}x{}", word * 7919 % 10_007))
+                .collect();
+            let body = constrained("regex", json!(words.join("|")));
+            // On a busy machine a grammar may not be compiled in time.
+            let is_done = (0..50).any(|_| attacked.post("/v1/completions", body.clone()).0 == 200);
+            assert!(is_done, "grammar {number} of client {client}");
+        }
+    };
+    thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            scope.spawn(move || ask(client));
+        }
+    });
+    let held = attacked.holds();
+    println!("grammars left {} MiB", held >> 20);
+    assert!(held < MOST, "{held} bytes");
 }
 
 #[test]
