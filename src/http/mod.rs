@@ -23,6 +23,7 @@ pub mod fields;
 pub mod generate;
 pub mod health;
 pub mod limits;
+mod line_limit;
 pub mod memory;
 pub mod models;
 pub mod observe;

@@ -1,6 +1,7 @@
 //! Checks the deployment files against the service they deploy: dashboard against metrics, manifests against flags, and
 //! every dashboard query against a Prometheus that scrapes the running binary.
 
+mod build;
 mod dashboard;
 mod live;
 mod load;

@@ -1,8 +1,8 @@
 //! `POST /v1/chat/completions`: a conversation in, the assistant's next turn out.
 //!
 //! [`messages`] reads the conversation, [`request`] the rest of the request, and [`prompt`] has the model's own template
-//! make ids of it. [`turn`] finds text and tool calls in the answers, and [`response`] writes them in the shapes of
-//! [`shapes`].
+//! make ids of it. `turn` finds text and tool calls in the answers, and [`response`] writes them in the shapes of
+//! `shapes`.
 
 pub mod messages;
 pub mod prompt;
