@@ -125,6 +125,7 @@ fn the_table_of_limits_has_the_limits() {
             ),
         ),
     ] {
-        assert_eq!(cell(name), most, "{name}");
+        // What is marked is less where there is little memory.
+        assert_eq!(cell(name).replace('¹', ""), most, "{name}");
     }
 }
