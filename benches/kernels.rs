@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use microgranite::int8::PANEL;
 use microgranite::int8::activations::{Activations, groups_of};
+use microgranite::int8::compute::Compute;
 use microgranite::int8::kernels::pool::Pool;
 use microgranite::int8::kernels::{Kernel, available};
-use microgranite::int8::matmul::multiply;
 use microgranite::int8::matrix::Matrix;
 use microgranite::int8::rotation::Rotation;
 
@@ -48,7 +48,7 @@ fn main() {
                 println!(
                     "{name:<8} {:<12} {} {mark}",
                     kernel.name(),
-                    measure(kernel, &mut pool, &matrix, rows)
+                    measure(kernel, &matrix, rows)
                 );
             }
         }
@@ -56,14 +56,15 @@ fn main() {
 }
 
 /// Times one matrix multiply and formats the result.
-fn measure(kernel: Kernel, pool: &mut Pool, matrix: &Matrix, rows: usize) -> String {
+fn measure(kernel: Kernel, matrix: &Matrix, rows: usize) -> String {
+    let mut compute = Compute::with_kernel(kernel, 1).unwrap();
     let input = activations(kernel, rows, matrix.depth());
     let mut out = vec![0.0; matrix.panels() * rows * PANEL];
     let mut times = Vec::new();
     let mut peaks = Vec::new();
     for _ in 0..RUNS {
         let start = Instant::now();
-        multiply(kernel, pool, matrix, &input, &mut out);
+        compute.multiply(matrix, &input, &mut out);
         times.push(start.elapsed().as_secs_f64());
         let start = Instant::now();
         let operations = kernel.int8_arithmetic(1 << 18);
@@ -74,7 +75,7 @@ fn measure(kernel: Kernel, pool: &mut Pool, matrix: &Matrix, rows: usize) -> Str
     format!(
         "{rows:>5} {:>9.3} {:>9.1} {:>9.3} {:>8.0} %",
         seconds * 1e3,
-        matrix.bytes().0 as f64 / seconds / 1e9,
+        matrix.bytes().codes as f64 / seconds / 1e9,
         operations / seconds / 1e12,
         operations / seconds / peak * 100.0
     )
@@ -84,18 +85,16 @@ fn measure(kernel: Kernel, pool: &mut Pool, matrix: &Matrix, rows: usize) -> Str
 fn activations(kernel: Kernel, rows: usize, width: usize) -> Activations {
     let mut input = Activations::new(rows, width);
     let groups = input.groups();
-    Pool::new(1)
-        .unwrap()
-        .run(groups, input.by_group(), |_, _, parts| {
-            for (index, group) in groups_of(rows, parts).enumerate() {
-                for (row, codes) in group.codes.iter_mut().enumerate() {
-                    let mut values =
-                        std::array::from_fn(|i| ((index + row) as f32 + i as f32 * 0.7).sin());
-                    (group.scales[row], group.sums[row]) =
-                        kernel.quantize_group(Rotation::Full, &mut values, 256, codes);
+    let mut pool = Pool::new(1).unwrap();
+    pool.run(groups, input.by_group(), |_, _, parts| {
+        for (index, group) in groups_of(rows, parts).enumerate() {
+            group.fill(kernel, Rotation::Full, 256, |row, values| {
+                for (i, value) in values.iter_mut().enumerate() {
+                    *value = ((index + row) as f32 + i as f32 * 0.7).sin();
                 }
-            }
-        });
+            });
+        }
+    });
     input
 }
 

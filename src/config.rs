@@ -79,15 +79,15 @@ pub fn whole<const LOW: usize, const HIGH: usize>(text: &str) -> Result<usize, S
 }
 
 /// More threads than any machine has cores.
-pub const MOST_THREADS: usize = 4096;
+pub(crate) const MOST_THREADS: usize = 4096;
 /// More tokens than any context has: a bound for arithmetic where the model's own limit is not known yet.
-pub const MOST_TOKENS: usize = 1 << 24;
+pub(crate) const MOST_TOKENS: usize = 1 << 24;
 
 /// Reads a number of threads.
 ///
 /// # Errors
 /// A message for the user, which says what to write.
-pub fn thread_count(text: &str) -> Result<usize, String> {
+pub(crate) fn thread_count(text: &str) -> Result<usize, String> {
     whole::<1, MOST_THREADS>(text)
 }
 
@@ -112,20 +112,11 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     seconds.map_err(|_| format!("write whole seconds up to {MOST_SECONDS}, such as 120 or 120s"))
 }
 
-/// Reads a whole number of at least one.
-///
-/// # Errors
-/// A message for the user, which says what to write.
-pub fn positive(text: &str) -> Result<usize, String> {
-    let number = text.parse().ok().filter(|&number| number > 0);
-    number.ok_or_else(|| "write a whole number of at least 1".to_owned())
-}
-
 /// Reads `on` or `off`, or one of the other common spellings.
 ///
 /// # Errors
 /// A message for the user, which says what to write.
-pub fn on_off(text: &str) -> Result<bool, String> {
+pub(crate) fn on_off(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "on" | "1" | "true" | "yes" => Ok(true),
         "off" | "0" | "false" | "no" => Ok(false),
@@ -179,7 +170,7 @@ pub fn threads(asked: Option<usize>) -> usize {
 
 /// The number of threads this process may run at once: the machine's cores, as limited by CPU affinity and the cgroup's
 /// quota. One thread more would be throttled, and all others wait for it at the end of every matrix.
-pub fn available_threads() -> usize {
+pub(crate) fn available_threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 

@@ -8,12 +8,15 @@
 //! | [`http`] | everything that knows HTTP: routes, wire shapes, streaming, errors, health |
 //! | [`text`] | characters ↔ token ids: tokenizer, incremental decoding, stop strings, chat templates |
 //! | [`engine`] | one thread that owns the model: handle, scheduler, prefix cache, speculation, sampler |
-//! | [`model`] | Granite in the words of its `config.json`: weights, forward pass, KV cache, f32 reference |
-//! | [`int8`] | the number format: quantize, packed matrices, matrix multiply, kernels |
+//! | [`study`] | what only `quantize` and `eval` run: f32 reference, calibration, packing, what rounding cost |
+//! | [`model`] | Granite in the words of its `config.json`: weights, forward pass, KV cache |
 //! | [`sources`] | where a model comes from: folder, GGUF file, hub, demo |
+//! | [`int8`] | the number format: quantize, packed matrices, matrix multiply, kernels |
 //!
 //! [`build`], [`config`], [`error`], [`memory`] and [`telemetry`] are used everywhere: the id of the build, parsers for
 //! what users type, errors, memory limits, and metrics.
+//!
+//! `tests/imports.rs` keeps that order.
 //!
 //! Invariants: the engine never sees text; `http` never sees a tensor; nothing below `cli` reads the environment;
 //! `unsafe` lives only in `int8/kernels` and in the one memory map (`sources/mapped.rs`).
@@ -24,6 +27,7 @@ pub mod http;
 pub mod int8;
 pub mod model;
 pub mod sources;
+pub mod study;
 pub mod text;
 
 pub mod build;

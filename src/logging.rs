@@ -24,7 +24,7 @@ const QUEUED_LINES: usize = 4096;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// The format of log lines. They go to standard error; the output of a command goes to standard output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     /// Plain text.
     Text,
@@ -42,7 +42,7 @@ static LOST: LazyLock<IntCounter> = LazyLock::new(|| {
 });
 
 /// The counter of dropped lines: `log_lines_dropped_total`.
-pub fn lost_lines() -> IntCounter {
+pub(crate) fn lost_lines() -> IntCounter {
     LOST.clone()
 }
 
@@ -71,7 +71,7 @@ impl FromStr for Filter {
 }
 
 /// Starts logging, with `filter`; panics are logged too.
-pub fn init(format: LogFormat, filter: &Filter) {
+pub(crate) fn init(format: LogFormat, filter: &Filter) {
     let filter = EnvFilter::new(&filter.0);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -40,7 +40,7 @@ pub fn resident() -> Option<Resident> {
 }
 
 /// Bytes of this process's anonymous memory that are in huge pages. `None` if the system does not report it.
-pub fn huge_pages() -> Option<u64> {
+pub(crate) fn huge_pages() -> Option<u64> {
     let rollup = fs::read_to_string("/proc/self/smaps_rollup").ok()?;
     kibibytes(&rollup, "AnonHugePages:")
 }

@@ -4,7 +4,7 @@ use std::error::Error;
 
 use microgranite::int8::rotation::Rotation;
 use microgranite::int8::scheme::{Granularity, Mapping, Range, Scheme};
-use microgranite::model::evaluate::log_softmax;
+use microgranite::study::evaluate::log_softmax;
 
 use crate::int8;
 use crate::model::{Arithmetic, Granite};

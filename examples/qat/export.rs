@@ -65,8 +65,8 @@ fn tokenizer() -> Value {
 
 #[cfg(test)]
 mod tests {
-    use microgranite::model::reference::{Arithmetic, Reference};
     use microgranite::sources::{self, Reference as Source};
+    use microgranite::study::reference::{Arithmetic, Reference};
 
     use super::*;
 

@@ -11,7 +11,8 @@
 //! [`Kernel::quantize_group`]: microgranite::int8::kernels::Kernel::quantize_group
 
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor};
-use microgranite::int8::kernels::{self, pool::Pool};
+use microgranite::int8::compute::Compute;
+use microgranite::int8::kernels;
 use microgranite::int8::matrix::Matrix;
 use microgranite::int8::rotation::Rotation;
 use microgranite::int8::scheme::Scheme;
@@ -74,14 +75,14 @@ fn round_weights(scheme: &Scheme, values: &[f32], rows: usize, depth: usize) -> 
 /// The packed matrix.
 fn pack(scheme: &Scheme, values: &[f32], rows: usize, depth: usize) -> Result<Matrix> {
     // The matrices are too small for more threads to pay.
-    let mut pool = Pool::new(1).unwrap();
+    let mut compute = Compute::new(1).unwrap();
     let fill = |panel: usize, out: &mut [f32]| {
         let rest = &values[panel * PANEL * depth..];
         let len = rest.len().min(out.len());
         out[..len].copy_from_slice(&rest[..len]);
         Ok(())
     };
-    Matrix::pack(rows, depth, scheme, &[], kernels::best(), &mut pool, fill)
+    Matrix::pack(rows, depth, scheme, &[], &mut compute, fill)
         .map(|(matrix, _)| matrix)
         .map_err(Error::wrap)
 }
@@ -108,7 +109,7 @@ fn round_activations(rotation: Rotation, values: &[f32], depth: usize) -> Vec<f3
 mod tests {
     use candle_core::{Device, Var};
     use microgranite::int8::activations::{Activations, groups_of};
-    use microgranite::int8::matmul::multiply;
+    use microgranite::int8::kernels::pool::Pool;
     use microgranite::int8::scheme::{Granularity, Mapping, Range};
     use rand::{RngExt, SeedableRng};
     use rand_pcg::Pcg64;
@@ -222,24 +223,14 @@ mod tests {
         let widths: Vec<usize> = (0..out.groups())
             .map(|group| out.group_width(group))
             .collect();
-        Pool::new(1)
-            .unwrap()
-            .run(widths.len(), out.by_group(), |_, range, parts| {
-                for (group, out) in range.zip(groups_of(ROWS, parts)) {
-                    for (row, codes) in out.codes.iter_mut().enumerate() {
-                        let mut padded = [0.0; GROUP];
-                        padded[..widths[group]].copy_from_slice(
-                            &values[row * DEPTH + group * GROUP..][..widths[group]],
-                        );
-                        (out.scales[row], out.sums[row]) = kernels::best().quantize_group(
-                            rotation,
-                            &mut padded,
-                            widths[group],
-                            codes,
-                        );
-                    }
-                }
-            });
+        let mut pool = Pool::new(1).unwrap();
+        pool.run(widths.len(), out.by_group(), |_, range, parts| {
+            for (group, out) in range.zip(groups_of(ROWS, parts)) {
+                out.fill(kernels::best(), rotation, widths[group], |row, out| {
+                    out.copy_from_slice(&values[row * DEPTH + group * GROUP..][..out.len()]);
+                });
+            }
+        });
         out
     }
 
@@ -273,13 +264,9 @@ mod tests {
             let (weight, x) = (values(COLUMNS * DEPTH, 4), values(ROWS * DEPTH, 5));
             let packed = pack(&scheme, &weight, COLUMNS, DEPTH).unwrap();
             let mut served = vec![0.0; packed.panels() * ROWS * PANEL];
-            multiply(
-                kernels::best(),
-                &mut Pool::new(1).unwrap(),
-                &packed,
-                &quantized(scheme.rotation, &x),
-                &mut served,
-            );
+            let input = quantized(scheme.rotation, &x);
+            let mut compute = Compute::new(1).unwrap();
+            compute.multiply(&packed, &input, &mut served);
             let fake_x = activations(&scheme, &matrix(x, ROWS)).unwrap();
             let fake_weight = weights(&scheme, &matrix(weight, COLUMNS)).unwrap();
             let fake = flat(&fake_x.matmul(&fake_weight.t().unwrap()).unwrap());

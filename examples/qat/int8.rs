@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use candle_core::Tensor;
 use microgranite::error::{Error, Result};
-use microgranite::int8::kernels::{self, pool::Pool};
+use microgranite::int8::compute::Compute;
 use microgranite::int8::scheme::Scheme;
-use microgranite::model::{Forward, Granite as Served, PAGE_TOKENS, Span, weights};
+use microgranite::model::{Forward, Granite as Served, PAGE_TOKENS, Span, blueprint, quantizer};
 use microgranite::sources::Tensors;
 
 use crate::model::Granite;
@@ -57,17 +57,17 @@ impl Tensors for InMemory<'_> {
 
 /// Packs the weights as `microgranite quantize --rounding nearest` does and sets the model up as `serve` does.
 pub fn quantize(model: &Granite, scheme: &Scheme) -> Result<Served> {
-    let (config, kernel, mut pool) = (model.config.clone(), kernels::best(), Pool::new(1)?);
-    let weights = weights::load(
+    let (config, mut compute) = (model.config.clone(), Compute::new(1)?);
+    let weights = quantizer::load(
         &config,
+        &blueprint(&config),
         &InMemory(model),
         scheme,
-        kernel,
-        &mut pool,
+        &mut compute,
         &mut |_, _| (),
     )?;
     let pages = CONTEXT.div_ceil(PAGE_TOKENS);
-    Served::new(config, weights, pages, CONTEXT, kernel, pool)
+    Served::new(config, weights, pages, CONTEXT, compute)
 }
 
 /// The logits after every token of a sequence that starts at position 0: `[ids.len()][vocab]`.
@@ -76,6 +76,7 @@ pub fn logits<'a>(model: &'a mut Served, ids: &[u32]) -> &'a [f32] {
         tokens: ids,
         start: 0,
         pages: &[0],
+        slot: 0,
         logit_rows: ids.len(),
     };
     model.forward(&[span])

@@ -190,7 +190,7 @@ impl Report {
         let stored = checkpoint.tensors.stored_bytes();
         if quantization.is_some() {
             // A packed model stores codes and scales, including padding.
-            (parameters, int8) = (model::elements(&config), stored);
+            (parameters, int8) = (model::blueprint(&config).elements(), stored);
         }
         let added = checkpoint.tokenizer.get_added_tokens_decoder();
         let architecture = checkpoint.config["architectures"][0].as_str();

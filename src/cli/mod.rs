@@ -3,6 +3,7 @@
 //! Logs go to standard error, results to standard output. Only this folder reads the environment.
 
 pub mod bench;
+mod choices;
 pub mod eval;
 mod figures;
 pub mod inspect;

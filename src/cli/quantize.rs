@@ -12,12 +12,13 @@ use crate::config::{self, ByteSize};
 use crate::error::{Error, Result};
 use crate::int8::rotation::Rotation;
 use crate::int8::scheme::{Granularity, Mapping, Range, Scheme};
-use crate::model::calibrate::SEQUENCE_TOKENS;
-use crate::model::packed::{self, CalibrationRecord, Plan, Quantization};
+use crate::model::packed::{CalibrationRecord, Quantization};
 use crate::sources::hash::sha256_of;
 use crate::sources::packed::WEIGHTS;
 use crate::sources::staging::Staging;
 use crate::sources::{self, Checkpoint, Reference};
+use crate::study::calibrate::SEQUENCE_TOKENS;
+use crate::study::pack::{self, Plan};
 use crate::text::samples;
 
 /// Pack a model at eight bits into a folder from which serve starts at once.
@@ -156,7 +157,7 @@ pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
     let threads = config::threads(args.threads);
     let mut progress = Progress::new("quantizing", sources.progress_bar);
     let mut show = |done, total| progress.show(done, total);
-    let quantization = packed::write(&checkpoint, &plan, threads, staging.path(), &mut show)?;
+    let quantization = pack::write(&checkpoint, &plan, threads, staging.path(), &mut show)?;
     progress.finish();
     staging.publish()?;
     let summary = Summary {

@@ -23,10 +23,10 @@
 
 mod adjust;
 pub mod pages;
-pub mod prefix_cache;
+pub(crate) mod prefix_cache;
 mod queue;
 mod recent_steps;
-pub mod request;
+pub(crate) mod request;
 pub mod sampler;
 pub mod scheduler;
 mod sequence;
@@ -37,11 +37,13 @@ mod worker;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::info;
+
 pub use request::{Constraint, FinishReason, Generation, Sampling, Score, TokenEvent};
 pub use sequence::TokenStream;
 
 use crate::error::{Error, Result};
-use crate::model::{Forward, PAGE_TOKENS};
+use crate::model::{Forward, PAGE_TOKENS, Rewind};
 use crate::telemetry::Metrics;
 use queue::Queue;
 use scheduler::Budget;
@@ -103,6 +105,24 @@ impl Default for Settings {
 }
 
 impl Settings {
+    /// Without what a model that cannot go back does not allow: a draft that is refused has changed its state, and the
+    /// pages of another sequence do not hold the state that follows them.
+    fn for_model(self, rewind: Rewind) -> Self {
+        match rewind {
+            Rewind::Free => self,
+            Rewind::Never => {
+                if self.prefix_cache || self.speculation > 0 {
+                    info!("this model cannot go back: no prefix cache and no speculation");
+                }
+                Self {
+                    prefix_cache: false,
+                    speculation: 0,
+                    ..self
+                }
+            }
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let problem = if self.max_batch == 0 {
             "the batch must have room for one generation"
@@ -117,6 +137,11 @@ impl Settings {
             return Ok(());
         };
         Err(Error::Config(problem.into()))
+    }
+
+    /// How many sequences can run at once, those in lent places included: [`crate::model::Span::slot`] is below it.
+    pub const fn slots(&self) -> usize {
+        self.budget().max_running()
     }
 
     const fn budget(&self) -> Budget {
@@ -224,6 +249,7 @@ impl Engine {
         metrics: Arc<Metrics>,
     ) -> Result<Self> {
         settings.check()?;
+        let settings = settings.for_model(model.rewind());
         let cached_tokens = model.page_count().saturating_mul(PAGE_TOKENS);
         if cached_tokens == 0 {
             return Err(Error::Config("the KV cache has no room for a page".into()));
@@ -280,7 +306,7 @@ impl Engine {
     ///
     /// # Errors
     /// The [`Refusal`] that `submit` would give.
-    pub fn has_room(&self, count: usize) -> std::result::Result<(), Refusal> {
+    pub(crate) fn has_room(&self, count: usize) -> std::result::Result<(), Refusal> {
         self.handle.queue.has_room(count)
     }
 

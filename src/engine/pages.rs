@@ -5,7 +5,7 @@
 //! write it. When no sequence holds it any more it counts as free, but keeps its content until it is evicted, least
 //! recently used first.
 
-use super::prefix_cache::{Before, PrefixCache};
+use super::prefix_cache::{Predecessor, PrefixCache};
 use crate::model::PAGE_TOKENS;
 
 /// The pages of the KV cache.
@@ -95,7 +95,7 @@ impl Pages {
     /// pages before it are already published.
     ///
     /// If another sequence has published the same text before, its page replaces this one, which becomes free.
-    pub fn publish(
+    pub(crate) fn publish(
         &mut self,
         pages: &mut [u32],
         index: usize,
@@ -104,8 +104,8 @@ impl Pages {
     ) {
         let page = pages[index];
         let before = match index.checked_sub(1) {
-            None => Before::Start(salt),
-            Some(before) => Before::Page(pages[before]),
+            None => Predecessor::Start(salt),
+            Some(before) => Predecessor::Page(pages[before]),
         };
         let Some(cache) = &mut self.cache else {
             return;
@@ -121,7 +121,7 @@ impl Pages {
     ///
     /// They are released from last to first, so that a page is evicted before the pages it follows. A sequence that
     /// holds a page also holds all before it, so this is true of shared pages too.
-    pub fn give_back(&mut self, pages: &[u32]) {
+    pub(crate) fn give_back(&mut self, pages: &[u32]) {
         pages.iter().rev().for_each(|&page| self.release(page));
     }
 
@@ -191,7 +191,7 @@ impl Pages {
     }
 
     /// Whether pages are published.
-    pub const fn publishes(&self) -> bool {
+    pub(crate) const fn publishes(&self) -> bool {
         self.cache.is_some()
     }
 }

@@ -11,7 +11,7 @@ use crate::model::PAGE_TOKENS;
 
 /// What precedes a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Before {
+pub enum Predecessor {
     /// Nothing: the page begins a text. Only texts with the same salt share it, and all pages after it.
     Start(u128),
     /// The page with the 64 tokens before it.
@@ -21,7 +21,7 @@ pub enum Before {
 /// The tokens of a page, and what precedes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Block {
-    before: Before,
+    before: Predecessor,
     tokens: [u32; PAGE_TOKENS],
 }
 
@@ -51,7 +51,7 @@ impl PrefixCache {
         for &tokens in prompt[..computed].as_chunks().0 {
             let before = pages
                 .last()
-                .map_or(Before::Start(salt), |&page| Before::Page(page));
+                .map_or(Predecessor::Start(salt), |&page| Predecessor::Page(page));
             match self.found.get(&Block { before, tokens }) {
                 Some(&page) => pages.push(page),
                 None => break,
@@ -61,7 +61,12 @@ impl PrefixCache {
     }
 
     /// Makes `page` findable by its `tokens` after `before`, or returns the page that already has this key.
-    pub fn insert(&mut self, page: u32, before: Before, tokens: [u32; PAGE_TOKENS]) -> Option<u32> {
+    pub fn insert(
+        &mut self,
+        page: u32,
+        before: Predecessor,
+        tokens: [u32; PAGE_TOKENS],
+    ) -> Option<u32> {
         let block = Block { before, tokens };
         if let Some(&other) = self.found.get(&block) {
             return Some(other);

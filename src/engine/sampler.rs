@@ -13,10 +13,11 @@ use rand_pcg::Pcg64;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 
 use super::request::{Sampling, Score};
+use crate::int8::kernels::{LN_2_HIGH, LN_2_LOW, ROUND};
 
 /// The logit of a token that may not be chosen. It is finite, so that the code below needs no special case: next to any
 /// logit of a model its probability is zero.
-pub const EXCLUDED: f32 = f32::MIN;
+pub(crate) const EXCLUDED: f32 = f32::MIN;
 
 /// Logits handled together: enough for vector registers, few enough that searching one block costs nothing.
 const BLOCK: usize = 64;
@@ -93,7 +94,7 @@ impl Sampler {
     ///
     /// # Errors
     /// Those of `adjust`, and `not_finite` if any of the original logits is infinite or not a number.
-    pub fn sample_adjusted<E>(
+    pub(crate) fn sample_adjusted<E>(
         &mut self,
         logits: &[f32],
         sampling: &Sampling,
@@ -288,13 +289,9 @@ fn block_sum(weights: &[f32]) -> f64 {
 
 /// eˣ for x ≤ 0 to 3·10⁻⁷ relative, the same bits on every machine; zero below −87, where f32 runs out of exponents.
 fn exp(x: f32) -> f32 {
-    /// 1.5 · 2²³: adding it rounds to the nearest integer, which is then in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    /// ln 2 in two parts; the first is short, so that its product with an exponent is exact.
-    const LN_2: [f32; 2] = [355.0 / 512.0, -2.121_944_4e-4];
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let exponent = shifted - ROUND;
-    let r = x - exponent * LN_2[0] - exponent * LN_2[1];
+    let r = x - exponent * LN_2_HIGH - exponent * LN_2_LOW;
     // Taylor to the sixth power: |r| is at most ln 2 / 2, so the rest is below 1.2·10⁻⁷.
     let fraction = 1.0
         + r * (1.0

@@ -12,7 +12,7 @@ use super::adjust::{Adjustments, Undecided};
 use super::request::{FinishReason, Generation, Sampling, Score, TokenEvent};
 use super::sampler::{self, Sampler};
 use super::scheduler::Job;
-use super::speculation::{self, Acceptance, Bet};
+use super::speculation::{self, Acceptance, DraftBudget};
 use crate::telemetry::Metrics;
 
 /// One generation on the engine's side of the thread boundary.
@@ -153,22 +153,22 @@ impl Sequence {
         self.computed.min(self.prompt_len) - before
     }
 
-    /// Drafts the next tokens: at most `most`, and as many as `bet` expects to pay.
-    pub fn speculate(&mut self, bet: &mut Bet<'_>, most: usize) {
+    /// Drafts the next tokens: at most `most`, and as many as `budget` expects to pay.
+    pub fn speculate(&mut self, budget: &mut DraftBudget<'_>, most: usize) {
         let Some(from) = speculation::lookup(&self.tokens) else {
             self.guess = None;
             return;
         };
         // The last allowed token is never computed, so there is nothing to gain by drafting it.
         let useful = (self.max_tokens - self.generated()).saturating_sub(1);
-        let drafts = bet.drafts(&self.acceptance, most.min(useful));
+        let drafts = budget.drafts(&self.acceptance, most.min(useful));
         self.guess = (drafts == 0).then(|| self.tokens[from]);
         // One by one: the copy of a text that repeats itself runs on into its own drafts.
         for index in from..from + drafts {
             self.tokens.push(self.tokens[index]);
         }
         self.drafts = drafts;
-        bet.add(&self.acceptance, drafts);
+        budget.add(&self.acceptance, drafts);
     }
 
     /// Ends the drafts of this step: of `drafted` drafts, the first `accepted` were right.

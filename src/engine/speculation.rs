@@ -74,7 +74,7 @@ impl Acceptance {
 
 /// The next step while drafts are added to it, one sequence after another.
 #[derive(Debug)]
-pub struct Bet<'a> {
+pub struct DraftBudget<'a> {
     times: &'a StepTimes,
     rows: usize,
     most_rows: usize,
@@ -82,7 +82,7 @@ pub struct Bet<'a> {
     tokens: f64,
 }
 
-impl<'a> Bet<'a> {
+impl<'a> DraftBudget<'a> {
     /// A step in which `rows` sequences decode and that has room for `most_rows` rows.
     pub const fn new(times: &'a StepTimes, rows: usize, most_rows: usize) -> Self {
         Self {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     fn drafts(more: f64, acceptance: &Acceptance, rows: usize) -> usize {
-        Bet::new(&times(more), rows, 64).drafts(acceptance, 10)
+        DraftBudget::new(&times(more), rows, 64).drafts(acceptance, 10)
     }
 
     #[test]
@@ -178,11 +178,11 @@ mod tests {
     fn with_nothing_measured_there_are_no_drafts_and_unmeasured_rows_are_tried() {
         let mut times = StepTimes::new(64);
         let unknown = Acceptance::default();
-        assert_eq!(Bet::new(&times, 1, 64).drafts(&unknown, 10), 0);
+        assert_eq!(DraftBudget::new(&times, 1, 64).drafts(&unknown, 10), 0);
         times.observe(1, 0.010);
-        assert_eq!(Bet::new(&times, 1, 64).drafts(&unknown, 10), 10);
+        assert_eq!(DraftBudget::new(&times, 1, 64).drafts(&unknown, 10), 10);
         assert_eq!(
-            Bet::new(&times, 1, 4).drafts(&unknown, 10),
+            DraftBudget::new(&times, 1, 4).drafts(&unknown, 10),
             3,
             "the step is full"
         );

@@ -13,7 +13,7 @@ use super::queue::Queue;
 use super::sampler::Sampler;
 use super::scheduler::{Job, Scheduler, Work};
 use super::sequence::Sequence;
-use super::speculation::Bet;
+use super::speculation::DraftBudget;
 use super::step_times::StepTimes;
 use super::{Health, PromptRows, Settings};
 use crate::model::{Forward, Span};
@@ -142,9 +142,9 @@ impl Worker {
         if most == 0 || decoding < self.scheduler.running().len() {
             return;
         }
-        let mut bet = Bet::new(&self.times, decoding, self.settings.step_tokens);
+        let mut budget = DraftBudget::new(&self.times, decoding, self.settings.step_tokens);
         for running in self.scheduler.running_mut() {
-            running.job.speculate(&mut bet, most);
+            running.job.speculate(&mut budget, most);
         }
     }
 
@@ -159,6 +159,7 @@ impl Worker {
                 tokens: &running.job.tokens()[work.start..work.start + work.rows],
                 start: work.start,
                 pages: running.pages(),
+                slot: running.slot(),
                 logit_rows: work.logit_rows,
             }
         }));

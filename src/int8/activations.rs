@@ -1,8 +1,12 @@
 //! Rows of activations, quantized.
 
+use bytemuck::Zeroable;
+
 use super::GROUP;
-use super::kernels::Rows;
+use super::floats::GroupLines;
 use super::kernels::pool::PerUnit;
+use super::kernels::{Kernel, Rows};
+use super::rotation::Rotation;
 
 /// Quantized rows in group-major order, so that threads can fill whole groups side by side.
 ///
@@ -26,6 +30,27 @@ pub struct GroupMut<'a> {
     pub sums: &'a mut [i32],
 }
 
+impl GroupMut<'_> {
+    /// Fills the group of all rows: `produce(row, values)` writes the `width` values of a row, which are rotated by
+    /// `rotation` and quantized.
+    pub fn fill(
+        self,
+        kernel: Kernel,
+        rotation: Rotation,
+        width: usize,
+        produce: impl Fn(usize, &mut [f32]),
+    ) {
+        let mut lines = GroupLines::zeroed();
+        let values: &mut [f32; GROUP] = bytemuck::cast_mut(&mut lines);
+        for (row, codes) in self.codes.iter_mut().enumerate() {
+            produce(row, &mut values[..width]);
+            values[width..].fill(0.0);
+            (self.scales[row], self.sums[row]) =
+                kernel.quantize_group(rotation, values, width, codes);
+        }
+    }
+}
+
 impl Activations {
     /// Room for `rows` rows of `width` values.
     pub fn new(rows: usize, width: usize) -> Self {
@@ -40,7 +65,7 @@ impl Activations {
     }
 
     /// Sets the number of rows for the next use, growing only beyond the largest seen; the content is unspecified.
-    pub fn set_rows(&mut self, rows: usize) {
+    pub(crate) fn set_rows(&mut self, rows: usize) {
         let groups = self.groups();
         self.rows = rows;
         if self.scales.len() < groups * rows {
@@ -84,7 +109,7 @@ impl Activations {
     }
 
     /// The arrays as parts of one unit per `groups` groups.
-    pub fn by_groups(&mut self, groups: usize) -> GroupParts<'_> {
+    pub(crate) fn by_groups(&mut self, groups: usize) -> GroupParts<'_> {
         let values = groups * self.rows;
         (
             PerUnit::new(&mut self.codes, values * GROUP),

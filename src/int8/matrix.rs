@@ -3,6 +3,7 @@
 use rand::{Rng, SeedableRng};
 
 use super::compensate::Factor;
+use super::compute::Compute;
 use super::kernels::pool::{PerThread, PerUnit, Pool};
 use super::kernels::{Block, Kernel};
 use super::memory::Memory;
@@ -11,7 +12,6 @@ use super::rotation::Rotation;
 use super::scheme::{Granularity, Mapping, Scheme};
 use super::{BLOCK_BYTES, GROUP, PANEL, ZERO_POINT};
 use crate::error::Result;
-use crate::sources::CodeRows;
 
 /// An int8 matrix of `columns` outputs and `depth` inputs in the kernels' own order.
 ///
@@ -37,6 +37,27 @@ pub struct Scales {
     pub zero_points: Option<Vec<u8>>,
 }
 
+/// Rows of int8 codes, to be filled: `weight = scale · (code − zero point)`, with one scale and zero point to a row.
+///
+/// Files hold signed codes; codes and zero points have 128 added to them here.
+pub struct CodeRows<'a> {
+    /// `[rows][k]`.
+    pub codes: &'a mut [u8],
+    /// One per row: finite, not negative, and 255 times it is still finite.
+    pub scales: &'a mut [f32],
+    /// One per row; 128 where the quantization is symmetric.
+    pub zero_points: &'a mut [u8],
+}
+
+/// Bytes of a matrix in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatrixBytes {
+    /// Of codes and zero points.
+    pub codes: u64,
+    /// Of scales.
+    pub scales: u64,
+}
+
 impl Matrix {
     /// Packs a matrix whose rows (one per output column) are produced panel by panel: `fill(panel, out)` writes the rows
     /// `64 · panel ..` of the float matrix to `out` (`[64][depth]`, zeroed before) and may run on any thread of the pool.
@@ -50,16 +71,16 @@ impl Matrix {
         depth: usize,
         scheme: &Scheme,
         factors: &[Factor],
-        kernel: Kernel,
-        pool: &mut Pool,
+        compute: &mut Compute,
         fill: impl Fn(usize, &mut [f32]) -> Result<()> + Sync,
     ) -> Result<(Self, Loss)> {
+        let Compute { kernel, pool, .. } = compute;
         let panels = columns.div_ceil(PANEL);
         let rotated = |panel: usize, rows: &mut Vec<f32>| {
             rows.clear();
             rows.resize(PANEL * depth, 0.0);
             fill(panel, rows)?;
-            quantize::rotate(kernel, scheme, rows, depth);
+            quantize::rotate(*kernel, scheme, rows, depth);
             Ok(())
         };
         let whole = match scheme.granularity {
@@ -125,7 +146,7 @@ impl Matrix {
     ///
     /// # Errors
     /// The first error of `fill`, in no particular order.
-    pub fn from_codes(
+    pub(crate) fn from_codes(
         columns: usize,
         depth: usize,
         zero_points: bool,
@@ -193,7 +214,7 @@ impl Matrix {
     ///
     /// # Panics
     /// If a part has not the length that `columns` and `depth` ask for: callers check files before.
-    pub fn from_parts(
+    pub(crate) fn from_parts(
         columns: usize,
         depth: usize,
         rotation: Rotation,
@@ -336,8 +357,8 @@ impl Matrix {
         kernel.rotate(self.rotation, out);
     }
 
-    /// Bytes of codes and zero points, and of scales, as held in memory, padding included.
-    pub fn bytes(&self) -> (u64, u64) {
+    /// What it takes in memory, padding included.
+    pub fn bytes(&self) -> MatrixBytes {
         let Scales {
             column,
             group,
@@ -345,7 +366,17 @@ impl Matrix {
         } = &self.scales;
         let codes = self.codes.bytes().len() + zero_points.as_ref().map_or(0, Vec::len);
         let scales = column.len() + group.as_ref().map_or(0, Vec::len);
-        (codes as u64, (scales * size_of::<f32>()) as u64)
+        MatrixBytes {
+            codes: codes as u64,
+            scales: (scales * size_of::<f32>()) as u64,
+        }
+    }
+}
+
+impl MatrixBytes {
+    /// All of them.
+    pub const fn total(self) -> u64 {
+        self.codes + self.scales
     }
 }
 
@@ -357,7 +388,7 @@ fn columns_at<T>(all: &[T], at: usize) -> &[T; PANEL] {
 }
 
 /// Bytes of one panel: a step is 64 columns by 4 of K, so panels begin on cache lines.
-pub const fn panel_bytes(depth: usize) -> usize {
+pub(crate) const fn panel_bytes(depth: usize) -> usize {
     depth.div_ceil(4) * PANEL * 4
 }
 

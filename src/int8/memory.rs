@@ -1,4 +1,5 @@
-//! Memory for weights: pages of our own, huge ones where the system gives them, or a part of a mapped file.
+//! Memory for weights: pages of our own, huge ones where the system gives them, or bytes that others share, such as a part
+//! of a mapped file.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,14 +8,13 @@ use memmap2::{Advice, MmapMut};
 
 use crate::config::ByteSize;
 use crate::error::{Error, Result};
-use crate::sources::Mapped;
 
 /// A stretch of memory that holds weights.
-pub struct Memory(Place);
+pub struct Memory(Bytes);
 
-enum Place {
+enum Bytes {
     Own(MmapMut),
-    File(Arc<Mapped>, Range<usize>),
+    Shared(Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>),
 }
 
 impl Memory {
@@ -34,35 +34,36 @@ impl Memory {
         #[cfg(target_os = "linux")]
         // Only advice: without huge pages everything works, a little slower.
         let _ = map.advise(Advice::HugePage);
-        Ok(Self(Place::Own(map)))
+        Ok(Self(Bytes::Own(map)))
     }
 
-    /// The bytes `range` of a mapped file: nothing is read now, and every process that maps the file shares the pages.
+    /// The bytes `range` of `bytes`, such as a mapped file: nothing is read now, and whoever else holds them shares them.
     ///
     /// # Panics
-    /// If the range reaches past the file.
-    pub fn of_file(file: Arc<Mapped>, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= file.len(), "range");
-        Self(Place::File(file, range))
+    /// If the range reaches past the bytes.
+    pub fn shared(bytes: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Self {
+        let len = (*bytes).as_ref().len();
+        assert!(range.start <= range.end && range.end <= len, "range");
+        Self(Bytes::Shared(bytes, range))
     }
 
     /// The bytes.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
         match &self.0 {
-            Place::Own(map) => map,
-            Place::File(file, range) => &file[range.clone()],
+            Bytes::Own(map) => map,
+            Bytes::Shared(bytes, range) => &(**bytes).as_ref()[range.clone()],
         }
     }
 
     /// The bytes, to be filled.
     ///
     /// # Panics
-    /// If they are those of a file.
+    /// If they are shared.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         match &mut self.0 {
-            Place::Own(map) => map,
-            Place::File(..) => panic!("a mapped file is read-only"),
+            Bytes::Own(map) => map,
+            Bytes::Shared(..) => panic!("shared bytes are read-only"),
         }
     }
 }

@@ -24,6 +24,7 @@
 //! | [`matrix`] | [`matrix::Matrix`]: packed weights; owns every layout invariant |
 //! | [`activations`] | [`activations::Activations`]: quantized rows |
 //! | [`floats`] | buffers on cache lines |
+//! | [`compute`] | the instruction set, the threads and their buffers, which every phase needs |
 //! | [`matmul`] | one panel of outputs from all groups |
 //! | [`memory`] | where the weights lie |
 //! | [`scheme`], [`quantize`] | the choices of the mapping, and floats to codes |
@@ -32,13 +33,14 @@
 //! | [`kernels`] | the instruction sets, the vector functions and the compute threads |
 
 pub mod activations;
-pub mod compensate;
-pub mod floats;
+pub(crate) mod compensate;
+pub mod compute;
+pub(crate) mod floats;
 pub mod kernels;
-pub mod matmul;
+pub(crate) mod matmul;
 pub mod matrix;
-pub mod memory;
-pub mod quantize;
+pub(crate) mod memory;
+pub(crate) mod quantize;
 pub mod rotation;
 pub mod scheme;
 
@@ -50,10 +52,10 @@ pub const GROUP: usize = 256;
 pub const PANEL: usize = 64;
 
 /// Bytes of one group of one panel: 64 steps of `[64 columns][4 of K]`, small enough to stay in the first-level cache.
-pub const BLOCK_BYTES: usize = GROUP * PANEL;
+pub(crate) const BLOCK_BYTES: usize = GROUP * PANEL;
 
 /// The zero point of symmetric weights.
-pub const ZERO_POINT: i32 = 128;
+pub(crate) const ZERO_POINT: i32 = 128;
 
 /// The largest code of a symmetric quantizer.
-pub const CODE_MAX: f32 = 127.0;
+pub(crate) const CODE_MAX: f32 = 127.0;

@@ -8,9 +8,8 @@ use serde::{Deserialize, Serialize};
 /// rotated just before they are quantized: `(xH)(HᵀW) = xW`.
 ///
 /// A tail shorter than a block uses the largest power of two that fits, and so on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[value(rename_all = "kebab-case")]
 pub enum Rotation {
     /// None: for codes that were fixed elsewhere.
     None,
@@ -19,7 +18,6 @@ pub enum Rotation {
     Full,
     /// Hadamard matrices of 64.
     #[serde(rename = "blocks-64")]
-    #[value(name = "blocks-64")]
     Blocks64,
     /// Hadamard matrices of 16 over values 16 apart: plain additions of vectors, no permutation.
     Strided,

@@ -21,7 +21,7 @@ pub struct Scheme {
 }
 
 /// Whether the range of codes lies around zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mapping {
     /// The zero point is 128, codes are 1…255: −r to r.
@@ -32,7 +32,7 @@ pub enum Mapping {
 }
 
 /// Which weights share a scale and zero point.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Granularity {
     /// All of a matrix.

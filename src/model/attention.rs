@@ -5,42 +5,43 @@
 
 use std::ops::Range;
 
+use super::config::HEAD_DIM_MAX;
+use super::forward::PAGE_TOKENS;
 use super::kv_cache::{Head, HeadMut, LayerCache};
-use super::quantized::{quantize, quantize_attended};
-use super::{ModelConfig, PAGE_TOKENS, Span};
+use super::step::{Row, Step};
+use super::weights::Attention;
 use crate::int8::activations::{Activations, groups_of};
+use crate::int8::compute::Compute;
 use crate::int8::floats::Floats;
-use crate::int8::kernels::pool::{PerThread, PerUnit, Pool};
+use crate::int8::kernels::pool::{PerThread, PerUnit};
 use crate::int8::kernels::{Block, Kernel, Rows, Values};
+use crate::int8::matmul::Panels;
 use crate::int8::rotation::Rotation;
 use crate::int8::{GROUP, PANEL};
-
-/// Wider heads are refused by the configuration.
-pub const HEAD_DIM_MAX: usize = 256;
 
 /// Consecutive rows of one sequence that share each load of the keys; with four query heads to a key head they make 32
 /// rows of a tile, beyond which the scores (8 KiB) would crowd the first-level cache.
 const BLOCK_ROWS: usize = 8;
 
-/// Where a row of the step belongs.
-#[derive(Clone, Copy)]
-pub struct Place {
-    /// Index of its span.
-    pub span: usize,
-    /// Position in its sequence.
-    pub position: usize,
-}
-
 /// The buffers of an attention, kept between layers and steps.
-#[derive(Default)]
 pub struct Buffers {
-    /// Quantized queries, `[kv_head][row][heads per kv_head][head_dim]`.
-    codes: Vec<i8>,
-    /// One per query head, with the softmax scale folded in.
-    scales: Vec<f32>,
-    sums: Vec<i32>,
+    /// What queries, keys and values are made of: the product of the first matrix.
+    qkv: Floats,
+    queries: QueryBuffers,
     /// What was attended to, `[kv_head][row][heads per kv_head · head_dim]`.
     attended: Floats,
+    /// The same, quantized.
+    out: Activations,
+}
+
+/// Quantized queries, `[kv_head][row][heads per kv_head]`.
+#[derive(Default)]
+struct QueryBuffers {
+    /// `[head_dim]` to a query.
+    codes: Vec<i8>,
+    /// One to a query, with the softmax scale folded in.
+    scales: Vec<f32>,
+    sums: Vec<i32>,
 }
 
 /// The queries that share a key head, `[row][heads per kv_head]`.
@@ -57,6 +58,48 @@ struct QueriesMut<'a> {
     scales: &'a mut [f32],
     sums: &'a mut [i32],
 }
+
+impl Buffers {
+    /// For heads of `width` values in all.
+    pub fn new(width: usize) -> Self {
+        Self {
+            qkv: Floats::default(),
+            queries: QueryBuffers::default(),
+            attended: Floats::default(),
+            out: Activations::new(0, width),
+        }
+    }
+}
+
+impl QueryBuffers {
+    /// Makes room for `count` queries of `dim` values.
+    fn set_len(&mut self, count: usize, dim: usize) {
+        self.codes.resize(count * dim, 0);
+        self.scales.resize(count, 0.0);
+        self.sums.resize(count, 0);
+    }
+
+    /// The queries as parts of one unit per key head, which has `heads` of them.
+    fn by_kv_head(&mut self, heads: usize, dim: usize) -> QueryParts<'_> {
+        (
+            PerUnit::new(&mut self.codes, heads * dim),
+            PerUnit::new(&mut self.scales, heads),
+            PerUnit::new(&mut self.sums, heads),
+        )
+    }
+
+    /// Those of one key head.
+    fn of_kv_head(&self, kv_head: usize, heads: usize, dim: usize) -> Queries<'_> {
+        Queries {
+            codes: &self.codes[kv_head * heads * dim..][..heads * dim],
+            scales: &self.scales[kv_head * heads..][..heads],
+            sums: &self.sums[kv_head * heads..][..heads],
+        }
+    }
+}
+
+/// The parts of [`QueryBuffers::by_kv_head`].
+type QueryParts<'a> = (PerUnit<'a, i8>, PerUnit<'a, f32>, PerUnit<'a, i32>);
 
 impl<'a> QueriesMut<'a> {
     /// A thread's share as the queries of each of its key heads: `heads` for all rows, of `dim` values.
@@ -85,129 +128,176 @@ impl<'a> QueriesMut<'a> {
     }
 }
 
-/// The constants of a step that the functions below share.
-pub struct Step<'a> {
-    pub kernel: Kernel,
-    pub config: &'a ModelConfig,
-    pub spans: &'a [Span<'a>],
-    pub places: &'a [Place],
-}
-
 impl Step<'_> {
+    /// Query heads that share a key head.
     const fn heads_per_kv_head(&self) -> usize {
         self.config.num_heads / self.config.num_kv_heads
     }
 
     /// Values of the query heads that share a key head.
-    pub const fn width(&self) -> usize {
+    const fn width(&self) -> usize {
         self.heads_per_kv_head() * self.config.head_dim
+    }
+
+    /// Queries that share a key head, those of all rows.
+    const fn queries_per_kv_head(&self) -> usize {
+        self.rows.len() * self.heads_per_kv_head()
     }
 }
 
-/// The attention of a block: rotates and quantizes queries, stores keys and values in the cache, attends from every row to
-/// all positions up to its own, and quantizes what comes out, rotated by `rotation`.
+/// The attention of a block: `residual += output · attend(qkv · input)`.
 ///
-/// `qkv` is panel-major `[panels][rows][64]`; `tables` is `[rows][head_dim]` of [`super::rotary::Rotary::fill`].
-#[expect(
-    clippy::too_many_arguments,
-    reason = "what goes in and out of one phase"
-)]
+/// Rotates and quantizes queries, stores keys and values in the cache, attends from every row to all positions up to its
+/// own, and quantizes what comes out for the output matrix.
 pub fn attention(
     step: &Step<'_>,
-    pool: &mut Pool,
-    qkv: &[f32],
-    tables: &[f32],
+    compute: &mut Compute,
+    weights: &Attention,
+    cache: &mut LayerCache,
+    input: &Activations,
+    buffers: &mut Buffers,
+    residual: &mut Floats,
+) {
+    let Attention { qkv, output } = weights;
+    let (rows, kv_heads) = (step.rows.len(), step.config.num_kv_heads);
+    let products = buffers.qkv.set_len(qkv.panels() * rows * PANEL);
+    compute.multiply(qkv, input, products);
+    let queries = kv_heads * step.queries_per_kv_head();
+    buffers.queries.set_len(queries, step.config.head_dim);
+    buffers.attended.set_len(kv_heads * rows * step.width());
+    buffers.out.set_rows(rows);
+    // Where every thread has as many key heads as the others, and their outputs are whole groups, no thread needs what
+    // another one makes before the end.
+    if kv_heads.is_multiple_of(compute.pool.active()) && step.width().is_multiple_of(GROUP) {
+        in_one_phase(step, compute, cache, output.rotation(), buffers);
+    } else {
+        in_three_phases(step, compute, cache, output.rotation(), buffers);
+    }
+    compute.multiply_add(output, &buffers.out, residual);
+}
+
+/// Each thread takes its key heads from the queries to the quantized output.
+fn in_one_phase(
+    step: &Step<'_>,
+    compute: &mut Compute,
     cache: &mut LayerCache,
     rotation: Rotation,
     buffers: &mut Buffers,
-    scratch: &mut [Floats],
-    out: &mut Activations,
 ) {
-    let (rows, dim, width) = (step.places.len(), step.config.head_dim, step.width());
-    let (kv_heads, heads) = (step.config.num_kv_heads, rows * step.heads_per_kv_head());
+    let (rows, dim, width) = (step.rows.len(), step.config.head_dim, step.width());
+    let (kv_heads, heads) = (step.config.num_kv_heads, step.queries_per_kv_head());
     let Buffers {
-        codes,
-        scales,
-        sums,
+        qkv,
+        queries,
         attended,
+        out,
     } = buffers;
-    codes.resize(kv_heads * heads * dim, 0);
-    scales.resize(kv_heads * heads, 0.0);
-    sums.resize(kv_heads * heads, 0);
-    attended.set_len(kv_heads * rows * width);
-    out.set_rows(rows);
-    let queries = (
-        PerUnit::new(codes, heads * dim),
-        PerUnit::new(scales, heads),
-        PerUnit::new(sums, heads),
+    let Compute {
+        kernel,
+        pool,
+        scratch,
+    } = compute;
+    let (kernel, qkv) = (*kernel, Panels::new(qkv, rows));
+    let parts = (
+        (queries.by_kv_head(heads, dim), cache.by_head()),
+        PerUnit::new(attended, rows * width),
+        out.by_groups(width / GROUP),
+        PerThread::new(scratch),
     );
-    let pages = cache.by_head();
-    // Where every thread has as many key heads as the others, and their outputs are whole groups, nothing that a thread
-    // makes is wanted by another before the end.
-    if kv_heads.is_multiple_of(pool.active()) && width.is_multiple_of(GROUP) {
-        let attended = PerUnit::new(attended, rows * width);
-        let out = out.by_groups(width / GROUP);
-        let parts = ((queries, pages), attended, out, PerThread::new(scratch));
-        pool.run(kv_heads, parts, |_, range, parts| {
-            let ((queries, pages), attended, out, scratch) = parts;
-            let mut groups = groups_of(rows, out);
-            let heads = QueriesMut::split(heads, dim, queries)
-                .zip(HeadMut::split(range.len(), dim, pages))
-                .zip(attended.chunks_exact_mut(rows * width));
-            for (kv_head, ((mut queries, mut pages), attended)) in range.zip(heads) {
-                prepare(step, kv_head, qkv, tables, &mut queries, &mut pages);
-                let (queries, pages) = (queries.as_queries(), pages.as_head());
-                attend(step, 0..rows, queries, pages, scratch, attended);
-                for (offset, group) in (0..width).step_by(GROUP).zip(&mut groups) {
-                    quantize(step.kernel, rotation, GROUP, group, |row, values| {
-                        values.copy_from_slice(&attended[row * width + offset..][..GROUP])
-                    });
-                }
+    pool.run(kv_heads, parts, |_, range, parts| {
+        let ((queries, pages), attended, out, scratch) = parts;
+        let mut groups = groups_of(rows, out);
+        let heads = QueriesMut::split(heads, dim, queries)
+            .zip(HeadMut::split(range.len(), dim, pages))
+            .zip(attended.chunks_exact_mut(rows * width));
+        for (kv_head, ((mut queries, mut pages), attended)) in range.zip(heads) {
+            prepare(step, kernel, kv_head, qkv, &mut queries, &mut pages);
+            let (queries, pages) = (queries.as_queries(), pages.as_head());
+            attend(step, kernel, 0..rows, queries, pages, scratch, attended);
+            for (offset, group) in (0..width).step_by(GROUP).zip(&mut groups) {
+                group.fill(kernel, rotation, GROUP, |row, values| {
+                    values.copy_from_slice(&attended[row * width + offset..][..GROUP])
+                });
             }
-        });
-        return;
-    }
-    pool.run(kv_heads, (queries, pages), |_, range, (queries, pages)| {
+        }
+    });
+}
+
+/// Queries, keys and values by key head; then attention by key head and row; then the output by group.
+fn in_three_phases(
+    step: &Step<'_>,
+    compute: &mut Compute,
+    cache: &mut LayerCache,
+    rotation: Rotation,
+    buffers: &mut Buffers,
+) {
+    let (rows, dim, width) = (step.rows.len(), step.config.head_dim, step.width());
+    let (kv_heads, heads) = (step.config.num_kv_heads, step.queries_per_kv_head());
+    let Buffers {
+        qkv,
+        queries,
+        attended,
+        out,
+    } = buffers;
+    let Compute {
+        kernel,
+        pool,
+        scratch,
+    } = compute;
+    let (kernel, qkv) = (*kernel, Panels::new(qkv, rows));
+    let parts = (queries.by_kv_head(heads, dim), cache.by_head());
+    pool.run(kv_heads, parts, |_, range, (queries, pages)| {
         let heads = QueriesMut::split(heads, dim, queries);
         let heads = heads.zip(HeadMut::split(range.len(), dim, pages));
         for (kv_head, (mut queries, mut pages)) in range.zip(heads) {
-            prepare(step, kv_head, qkv, tables, &mut queries, &mut pages);
+            prepare(step, kernel, kv_head, qkv, &mut queries, &mut pages);
         }
     });
-    let (codes, scales, sums, cache) = (&*codes, &*scales, &*sums, &*cache);
+    let (queries, cache) = (&*queries, &*cache);
     let parts = (PerUnit::new(attended, width), PerThread::new(scratch));
     pool.run(kv_heads * rows, parts, |_, range, (mut out, scratch)| {
         // A stretch of rows of all key heads: the end of one head's, the whole of others', the beginning of another's.
         for kv_head in range.start / rows..range.end.div_ceil(rows) {
             let first = kv_head * rows;
             let own = range.start.max(first) - first..range.end.min(first + rows) - first;
-            let queries = Queries {
-                codes: &codes[kv_head * heads * dim..][..heads * dim],
-                scales: &scales[kv_head * heads..][..heads],
-                sums: &sums[kv_head * heads..][..heads],
-            };
+            let queries = queries.of_kv_head(kv_head, heads, dim);
             let (target, rest) = out.split_at_mut(own.len() * width);
-            attend(step, own, queries, cache.head(kv_head), scratch, target);
+            let pages = cache.head(kv_head);
+            attend(step, kernel, own, queries, pages, scratch, target);
             out = rest;
         }
     });
-    quantize_attended(step, pool, attended, rotation, out);
+    let attended = &*attended;
+    let groups = out.groups();
+    let last = out.group_width(groups - 1);
+    pool.run(groups, out.by_group(), |_, range, parts| {
+        for (group, out) in range.zip(groups_of(rows, parts)) {
+            let whole = if group + 1 == groups { last } else { GROUP };
+            out.fill(kernel, rotation, whole, |row, values| {
+                let mut done = 0;
+                while done < values.len() {
+                    let column = group * GROUP + done;
+                    let (kv_head, offset) = (column / width, column % width);
+                    let count = (width - offset).min(values.len() - done);
+                    let source = &attended[(kv_head * rows + row) * width + offset..][..count];
+                    values[done..done + count].copy_from_slice(source);
+                    done += count;
+                }
+            });
+        }
+    });
 }
 
 /// Rotates and quantizes the queries of the heads that share a key head, and stores its keys and values.
 fn prepare(
     step: &Step<'_>,
+    kernel: Kernel,
     kv_head: usize,
-    qkv: &[f32],
-    tables: &[f32],
+    qkv: Panels<'_>,
     queries: &mut QueriesMut<'_>,
     pages: &mut HeadMut<'_>,
 ) {
-    let (rows, dim, group) = (
-        step.places.len(),
-        step.config.head_dim,
-        step.heads_per_kv_head(),
-    );
+    let (dim, sharing) = (step.config.head_dim, step.heads_per_kv_head());
     let (heads, kv_heads) = (step.config.num_heads, step.config.num_kv_heads);
     let mut values = [0.0; HEAD_DIM_MAX];
     let values = &mut values[..dim];
@@ -222,32 +312,33 @@ fn prepare(
         .chunks_exact_mut(dim)
         .zip(&mut **scales)
         .zip(&mut **sums);
-    for (row, place) in step.places.iter().enumerate() {
-        let table = &tables[row * dim..][..dim];
-        for head in kv_head * group..(kv_head + 1) * group {
+    for (index, row) in step.rows.iter().enumerate() {
+        let table = &step.rotary[index * dim..][..dim];
+        for head in kv_head * sharing..(kv_head + 1) * sharing {
             let ((codes, scale), sum) = targets.next().expect("one target per query head");
-            gather(qkv, rows, row, head * dim, values);
-            step.kernel.apply_rotary(values, table);
-            step.kernel.rotate(Rotation::Full, values);
-            (*scale, *sum) = step.kernel.quantize(values, codes);
+            qkv.gather(index, head * dim, values);
+            kernel.apply_rotary(values, table);
+            kernel.rotate(Rotation::Full, values);
+            (*scale, *sum) = kernel.quantize(values, codes);
             *scale *= step.config.attention_multiplier;
         }
-        gather(qkv, rows, row, (heads + kv_head) * dim, values);
-        step.kernel.apply_rotary(values, table);
-        step.kernel.rotate(Rotation::Full, values);
-        let (key_scale, _) = step.kernel.quantize(values, key_codes);
-        gather(qkv, rows, row, (heads + kv_heads + kv_head) * dim, values);
-        let (value_scale, _) = step.kernel.quantize(values, value_codes);
-        let page = step.spans[place.span].pages[place.position / PAGE_TOKENS];
-        let slot = place.position % PAGE_TOKENS;
+        qkv.gather(index, (heads + kv_head) * dim, values);
+        kernel.apply_rotary(values, table);
+        kernel.rotate(Rotation::Full, values);
+        let (key_scale, _) = kernel.quantize(values, key_codes);
+        qkv.gather(index, (heads + kv_heads + kv_head) * dim, values);
+        let (value_scale, _) = kernel.quantize(values, value_codes);
+        let page = step.spans[row.span].pages[row.position / PAGE_TOKENS];
+        let token = row.position % PAGE_TOKENS;
         let (key, value) = ((&*key_codes, key_scale), (&*value_codes, value_scale));
-        pages.store(page, slot, key, value);
+        pages.store(page, token, key, value);
     }
 }
 
 /// Attends from rows `rows` of the step to one key head; `out` is `[rows][heads per kv_head · dim]`.
 fn attend(
     step: &Step<'_>,
+    kernel: Kernel,
     rows: Range<usize>,
     queries: Queries<'_>,
     cache: Head<'_>,
@@ -256,13 +347,14 @@ fn attend(
 ) {
     let mut row = rows.start;
     while row < rows.end {
-        let span = step.places[row].span;
-        let block = step.places[row..rows.end.min(row + BLOCK_ROWS)]
+        let span = step.rows[row].span;
+        let block = step.rows[row..rows.end.min(row + BLOCK_ROWS)]
             .iter()
-            .take_while(|place| place.span == span)
+            .take_while(|row| row.span == span)
             .count();
         let (target, rest) = out.split_at_mut(block * step.width());
-        attend_block(step, row..row + block, queries, cache, scratch, target);
+        let block_rows = row..row + block;
+        attend_block(step, kernel, block_rows, queries, cache, scratch, target);
         out = rest;
         row += block;
     }
@@ -271,19 +363,20 @@ fn attend(
 /// Attends from consecutive rows of one span to one key head; `out` is `[rows][heads per kv_head][dim]`.
 fn attend_block(
     step: &Step<'_>,
+    kernel: Kernel,
     rows: Range<usize>,
     queries: Queries<'_>,
     cache: Head<'_>,
     scratch: &mut Floats,
     out: &mut [f32],
 ) {
-    let (dim, group, kernel) = (step.config.head_dim, step.heads_per_kv_head(), step.kernel);
-    let Place {
+    let (dim, sharing) = (step.config.head_dim, step.heads_per_kv_head());
+    let Row {
         span,
         position: first,
-    } = step.places[rows.start];
-    let heads = rows.len() * group;
-    let first_head = rows.start * group;
+    } = step.rows[rows.start];
+    let heads = rows.len() * sharing;
+    let first_head = rows.start * sharing;
     let scratch = scratch.set_len(heads * (PANEL + 3) + PAGE_TOKENS * dim);
     // The whole lines first.
     let (scores, rest) = scratch.split_at_mut(heads * PANEL);
@@ -300,15 +393,15 @@ fn attend_block(
         // Rows before the tile's first position see none of it.
         let skipped = start.saturating_sub(first);
         let (from, scores) = (
-            skipped * group,
-            &mut scores[..heads * PANEL - skipped * group * PANEL],
+            skipped * sharing,
+            &mut scores[..heads * PANEL - skipped * sharing * PANEL],
         );
-        let asked = first_head + from..first_head + heads;
-        let asked = Rows {
-            codes: &queries.codes[asked.start * dim..asked.end * dim],
+        let seeing = first_head + from..first_head + heads;
+        let seeing = Rows {
+            codes: &queries.codes[seeing.start * dim..seeing.end * dim],
             stride: dim,
-            scales: &queries.scales[asked.clone()],
-            sums: &queries.sums[asked],
+            scales: &queries.scales[seeing.clone()],
+            sums: &queries.sums[seeing],
         };
         let keys = Block {
             codes: page.keys,
@@ -316,7 +409,7 @@ fn attend_block(
             scales: None,
             ahead: bytemuck::cast_slice(page.values),
         };
-        kernel.tile(keys, asked, scores, false);
+        kernel.tile(keys, seeing, scores, false);
         // One row reads the values once anyway; several share the work of widening them.
         let values = if rows.len() > 1 {
             kernel.widen(page.values, floats);
@@ -325,9 +418,9 @@ fn attend_block(
             Values::Codes(page.values)
         };
         kernel.scale_columns(scores, page.key_scales);
-        for (row, scores) in scores.chunks_exact_mut(group * PANEL).enumerate() {
+        for (row, scores) in scores.chunks_exact_mut(sharing * PANEL).enumerate() {
             let valid = (first + skipped + row + 1 - start).min(PAGE_TOKENS);
-            let heads = from + row * group..from + (row + 1) * group;
+            let heads = from + row * sharing..from + (row + 1) * sharing;
             for (head, scores) in heads.clone().zip(scores.chunks_exact_mut(PANEL)) {
                 let scores = scores.try_into().expect("64 scores");
                 rescales[head] =
@@ -340,17 +433,5 @@ fn attend_block(
     }
     for (head, total) in out.chunks_exact_mut(dim).zip(totals) {
         kernel.scale(head, 1.0 / *total);
-    }
-}
-
-/// Copies columns `column .. column + out.len()` of a panel-major row.
-pub fn gather(panels: &[f32], rows: usize, row: usize, column: usize, out: &mut [f32]) {
-    let mut done = 0;
-    while done < out.len() {
-        let (panel, lane) = ((column + done) / PANEL, (column + done) % PANEL);
-        let count = (PANEL - lane).min(out.len() - done);
-        out[done..done + count]
-            .copy_from_slice(&panels[(panel * rows + row) * PANEL + lane..][..count]);
-        done += count;
     }
 }

@@ -8,6 +8,9 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::sources::forms::{HYBRID, MIXTURE_OF_EXPERTS};
 
+/// The widest head. Beyond it no attention kernel holds a head in registers, and no published Granite or Llama has one.
+pub(crate) const HEAD_DIM_MAX: usize = 256;
+
 /// Which published architecture a checkpoint is; all three run the same forward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
@@ -258,10 +261,8 @@ impl Fields<'_> {
     /// The stated width of a head, or the hidden width shared out among the heads.
     fn head_dim(&self, hidden_size: usize, num_heads: usize) -> Result<usize> {
         const NAME: &str = "head_dim";
-        // Beyond 256 no attention kernel holds a head in registers, and no published Granite or Llama has one.
-        const MOST: usize = 256;
         let head_dim = match self.get(NAME) {
-            Some(_) => self.count(NAME, MOST)?,
+            Some(_) => self.count(NAME, HEAD_DIM_MAX)?,
             None if hidden_size.is_multiple_of(num_heads) => hidden_size / num_heads,
             None => {
                 let problem = format!(
@@ -271,8 +272,9 @@ impl Fields<'_> {
             }
         };
         // Halves are rotated against each other, and the int8 kernels take four values at a time.
-        if head_dim > MOST || !head_dim.is_multiple_of(4) {
-            let problem = format!("is {head_dim}, expected a multiple of 4 that is at most {MOST}");
+        if head_dim > HEAD_DIM_MAX || !head_dim.is_multiple_of(4) {
+            let problem =
+                format!("is {head_dim}, expected a multiple of 4 that is at most {HEAD_DIM_MAX}");
             return Err(self.bad(NAME, problem));
         }
         Ok(head_dim)

@@ -1,50 +1,50 @@
 //! The forward pass, top to bottom.
 
-use super::attention::{self, Place, Step, attention};
-use super::kv_cache::KvCache;
-use super::quantized::{PANELS_PER_GROUP, quantize_normed};
+use super::accounts::{Operations, WeightMemory};
+use super::attention::{self, attention};
+use super::blueprint::{Blueprint, blueprint};
+use super::config::ModelConfig;
+use super::feed_forward::{self, feed_forward};
+use super::forward::{Forward, PAGE_TOKENS, Rewind, Span};
+use super::kv_cache::{KvCache, LayerCache};
+use super::norm::{Normed, PANELS_PER_GROUP};
 use super::rotary::Rotary;
-use super::weights::{Layer, Weights};
-use super::{Forward, ModelConfig, PAGE_TOKENS, Span, WeightMemory};
+use super::step::{Row, Step};
+use super::weights::{FeedForward, Layer, Mixer, SwiGlu, Weights};
 use crate::error::Result;
-use crate::int8::activations::Activations;
+use crate::int8::compute::Compute;
 use crate::int8::floats::Floats;
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::{PerUnit, Pool};
-use crate::int8::{GROUP, PANEL, matmul};
+use crate::int8::matmul::Panels;
+use crate::int8::{GROUP, PANEL};
 
 /// A loaded model: weights, KV cache, compute threads and the buffers of a step.
 pub struct Granite {
     config: ModelConfig,
+    blueprint: Blueprint,
     weights: Weights,
-    memory: WeightMemory,
     cache: KvCache,
     rotary: Rotary,
     context: usize,
-    kernel: Kernel,
-    pool: Pool,
+    compute: Compute,
     work: Workspace,
 }
 
 /// The buffers of a step, kept between steps. Float rows are panel-major, `[panels][rows][64]`.
 struct Workspace {
-    places: Vec<Place>,
+    rows: Vec<Row>,
     /// `[rows][head_dim]`: cosines and sines.
-    tables: Vec<f32>,
+    rotary: Vec<f32>,
     /// The residual stream.
     residual: Floats,
     /// The residual rows that want logits.
     last: Floats,
-    inverse_rms: Vec<f32>,
-    normed: Activations,
-    qkv: Floats,
+    normed: Normed,
     attention: attention::Buffers,
-    attended: Activations,
-    gated: Activations,
+    feed_forward: feed_forward::Buffers,
     logit_panels: Floats,
     logits: Vec<f32>,
-    /// One buffer per thread.
-    scratch: Vec<Floats>,
 }
 
 impl Granite {
@@ -57,33 +57,27 @@ impl Granite {
         weights: Weights,
         page_count: usize,
         context: usize,
-        kernel: Kernel,
-        pool: Pool,
+        compute: Compute,
     ) -> Result<Self> {
         let work = Workspace {
-            places: Vec::new(),
-            tables: Vec::new(),
+            rows: Vec::new(),
+            rotary: Vec::new(),
             residual: Floats::default(),
             last: Floats::default(),
-            inverse_rms: Vec::new(),
-            normed: Activations::new(0, config.hidden_size),
-            qkv: Floats::default(),
-            attention: attention::Buffers::default(),
-            attended: Activations::new(0, config.num_heads * config.head_dim),
-            gated: Activations::new(0, config.intermediate_size),
+            normed: Normed::new(config.hidden_size),
+            attention: attention::Buffers::new(config.num_heads * config.head_dim),
+            feed_forward: feed_forward::Buffers::new(config.intermediate_size),
             logit_panels: Floats::default(),
             logits: Vec::new(),
-            scratch: vec![Floats::default(); pool.threads()],
         };
         Ok(Self {
-            memory: weights.memory(super::tensors::elements(&config)),
+            blueprint: blueprint(&config),
             cache: KvCache::new(&config, page_count)?,
             rotary: Rotary::new(config.head_dim, config.rope_theta),
             config,
             weights,
             context,
-            kernel,
-            pool,
+            compute,
             work,
         })
     }
@@ -94,8 +88,18 @@ impl Granite {
     }
 
     /// What the weights take.
-    pub const fn memory(&self) -> &WeightMemory {
-        &self.memory
+    pub fn memory(&self) -> WeightMemory {
+        self.blueprint.memory(&self.weights)
+    }
+
+    /// Bytes that one decoding step reads.
+    pub(crate) fn bytes_per_step(&self) -> u64 {
+        self.blueprint.bytes_per_step(&self.weights)
+    }
+
+    /// Int8 operations of a step.
+    pub fn operations(&self) -> Operations {
+        self.blueprint.operations()
     }
 
     /// The weights.
@@ -105,11 +109,16 @@ impl Granite {
 
     /// The compute threads themselves, for measuring what they can do at most.
     pub const fn pool(&mut self) -> &mut Pool {
-        &mut self.pool
+        &mut self.compute.pool
+    }
+
+    /// What the weights are, the weights, and what computes beside them.
+    pub const fn parts(&mut self) -> (&Blueprint, &Weights, &mut Compute) {
+        (&self.blueprint, &self.weights, &mut self.compute)
     }
 
     /// Fills the KV cache with noise, so that steps far into a sequence can be timed without the steps before.
-    pub fn fill_cache(&mut self) {
+    pub(crate) fn fill_cache(&mut self) {
         self.cache.fill();
     }
 
@@ -120,6 +129,7 @@ impl Granite {
             tokens: ids,
             start: 0,
             pages: &pages,
+            slot: 0,
             logit_rows: ids.len(),
         };
         self.forward(&[span])
@@ -127,12 +137,12 @@ impl Granite {
 
     /// The kernel in use.
     pub const fn kernel(&self) -> Kernel {
-        self.kernel
+        self.compute.kernel
     }
 
     /// The compute threads, the engine's own included.
     pub fn threads(&self) -> usize {
-        self.pool.threads()
+        self.compute.pool.threads()
     }
 }
 
@@ -153,159 +163,118 @@ impl Forward for Granite {
         KvCache::page_bytes(&self.config)
     }
 
+    fn rewind(&self) -> Rewind {
+        Rewind::Free
+    }
+
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {
         let Self {
             config,
             weights,
             cache,
             rotary,
-            kernel,
-            pool,
+            compute,
             work,
             ..
         } = self;
-        let (kernel, dim) = (*kernel, config.head_dim);
-        work.places.clear();
+        let dim = config.head_dim;
+        let (mut rows, mut tables) = (
+            std::mem::take(&mut work.rows),
+            std::mem::take(&mut work.rotary),
+        );
+        rows.clear();
         for (span, tokens) in spans.iter().enumerate() {
             let positions = tokens.start..tokens.start + tokens.tokens.len();
-            work.places
-                .extend(positions.map(|position| Place { span, position }));
+            rows.extend(positions.map(|position| Row { span, position }));
         }
-        let rows = work.places.len();
-        work.tables.resize(rows * dim, 0.0);
-        for (place, table) in work.places.iter().zip(work.tables.chunks_exact_mut(dim)) {
-            rotary.fill(place.position, table);
+        tables.resize(rows.len() * dim, 0.0);
+        for (row, table) in rows.iter().zip(tables.chunks_exact_mut(dim)) {
+            rotary.fill(row.position, table);
         }
-        let places = std::mem::take(&mut work.places);
         let step = Step {
-            kernel,
             config,
             spans,
-            places: &places,
+            rows: &rows,
+            rotary: &tables,
         };
 
-        embed(&step, pool, weights, &mut work.residual);
+        embed(&step, compute, weights, &mut work.residual);
         for (index, layer) in weights.layers.iter().enumerate() {
-            block(&step, pool, layer, cache.layer(index), work);
+            block(&step, compute, layer, cache.layer(index), work);
         }
-        head(&step, pool, weights, work);
-        work.places = places;
+        head(&step, compute, weights, work);
+        (work.rows, work.rotary) = (rows, tables);
         let wanted: usize = spans.iter().map(|span| span.logit_rows).sum();
         &self.work.logits[..wanted * self.config.vocab_size]
     }
 }
 
 /// `x = E[ids] · embedding_multiplier`.
-fn embed(step: &Step<'_>, pool: &mut Pool, weights: &Weights, residual: &mut Floats) {
-    let (rows, hidden) = (step.places.len(), step.config.hidden_size);
+fn embed(step: &Step<'_>, compute: &mut Compute, weights: &Weights, residual: &mut Floats) {
+    let (kernel, rows, hidden) = (compute.kernel, step.rows.len(), step.config.hidden_size);
     let groups = hidden.div_ceil(GROUP);
     // Whole groups are filled; what lies past the last real panel is never read.
     residual.set_len(groups * PANELS_PER_GROUP * rows * PANEL);
-    pool.run(
-        groups,
-        PerUnit::new(residual, PANELS_PER_GROUP * rows * PANEL),
-        |_, range, out| {
-            for (group, out) in range.zip(out.chunks_exact_mut(PANELS_PER_GROUP * rows * PANEL)) {
-                let tokens = step.spans.iter().flat_map(|span| span.tokens);
-                for (row, &token) in tokens.enumerate() {
-                    let mut values = [0.0; GROUP];
-                    let width = GROUP.min(hidden - group * GROUP);
-                    weights.embedding.dequantize_group(
-                        step.kernel,
-                        token as usize,
-                        group,
-                        &mut values[..width],
-                    );
-                    values
-                        .iter_mut()
-                        .for_each(|value| *value *= step.config.embedding_multiplier);
-                    for (panel, values) in values.chunks_exact(PANEL).enumerate() {
-                        out[(panel * rows + row) * PANEL..][..PANEL].copy_from_slice(values);
-                    }
+    let parts = PerUnit::new(residual, PANELS_PER_GROUP * rows * PANEL);
+    compute.pool.run(groups, parts, |_, range, out| {
+        for (group, out) in range.zip(out.chunks_exact_mut(PANELS_PER_GROUP * rows * PANEL)) {
+            let width = GROUP.min(hidden - group * GROUP);
+            let tokens = step.spans.iter().flat_map(|span| span.tokens);
+            for (row, &token) in tokens.enumerate() {
+                let mut values = [0.0; GROUP];
+                let embedded = &mut values[..width];
+                (weights.embedding).dequantize_group(kernel, token as usize, group, embedded);
+                values
+                    .iter_mut()
+                    .for_each(|value| *value *= step.config.embedding_multiplier);
+                for (panel, values) in values.chunks_exact(PANEL).enumerate() {
+                    out[(panel * rows + row) * PANEL..][..PANEL].copy_from_slice(values);
                 }
             }
-        },
-    );
+        }
+    });
 }
 
 /// One transformer block on the residual stream.
 fn block(
     step: &Step<'_>,
-    pool: &mut Pool,
+    compute: &mut Compute,
     layer: &Layer,
-    cache: &mut super::kv_cache::LayerCache,
+    cache: &mut LayerCache,
     work: &mut Workspace,
 ) {
-    let (kernel, rows) = (step.kernel, step.places.len());
+    let (rows, epsilon) = (step.rows.len(), step.config.rms_norm_eps);
     let Workspace {
         residual,
-        inverse_rms,
         normed,
-        scratch,
+        attention: attention_buffers,
+        feed_forward: feed_forward_buffers,
         ..
     } = work;
+    let x = Panels::new(residual, rows);
+    let Mixer::Attention(weights) = &layer.mixer;
+    let rotation = weights.qkv.rotation();
+    normed.fill(compute, x, &layer.mixer_norm, epsilon, rotation);
+    let (input, buffers) = (&normed.rows, attention_buffers);
+    attention(step, compute, weights, cache, input, buffers, residual);
 
-    quantize_normed(
-        step,
-        pool,
-        rows,
-        residual,
-        &layer.attention_norm,
-        layer.qkv.rotation(),
-        inverse_rms,
-        normed,
-    );
-    work.qkv.set_len(layer.qkv.panels() * rows * PANEL);
-    matmul::multiply(kernel, pool, &layer.qkv, normed, &mut work.qkv);
-    attention(
-        step,
-        pool,
-        &work.qkv,
-        &work.tables,
-        cache,
-        layer.output.rotation(),
-        &mut work.attention,
-        scratch,
-        &mut work.attended,
-    );
-    matmul::multiply_add(
-        kernel,
-        pool,
-        &layer.output,
-        &work.attended,
-        scratch,
-        residual,
-    );
-
-    quantize_normed(
-        step,
-        pool,
-        rows,
-        residual,
-        &layer.feed_forward_norm,
-        layer.gate_up.rotation(),
-        inverse_rms,
-        normed,
-    );
-    matmul::multiply_swiglu(
-        kernel,
-        pool,
-        &layer.gate_up,
-        normed,
-        layer.down.rotation(),
-        scratch,
-        &mut work.gated,
-    );
-    matmul::multiply_add(kernel, pool, &layer.down, &work.gated, scratch, residual);
+    let x = Panels::new(residual, rows);
+    let weights = &layer.feed_forward;
+    let FeedForward::Dense(SwiGlu { gate_up, .. }) = weights;
+    let rotation = gate_up.rotation();
+    normed.fill(compute, x, &layer.feed_forward_norm, epsilon, rotation);
+    let (input, buffers) = (&normed.rows, feed_forward_buffers);
+    feed_forward(compute, weights, input, buffers, residual);
 }
 
 /// The logits of the rows that want them, `[rows][vocab]`.
-fn head(step: &Step<'_>, pool: &mut Pool, weights: &Weights, work: &mut Workspace) {
-    let (kernel, config, rows) = (step.kernel, step.config, step.places.len());
+fn head(step: &Step<'_>, compute: &mut Compute, weights: &Weights, work: &mut Workspace) {
+    let config = step.config;
     let count: usize = step.spans.iter().map(|span| span.logit_rows).sum();
     if count == 0 {
         return;
     }
+    let residual = Panels::new(&work.residual, step.rows.len());
     let panels = config.hidden_size.div_ceil(PANEL);
     work.last.set_len(panels * count * PANEL);
     let wanted = step.spans.iter().scan(0, |end, span| {
@@ -314,32 +283,23 @@ fn head(step: &Step<'_>, pool: &mut Pool, weights: &Weights, work: &mut Workspac
     });
     for (index, row) in wanted.flatten().enumerate() {
         for panel in 0..panels {
-            let source = &work.residual[(panel * rows + row) * PANEL..][..PANEL];
-            work.last[(panel * count + index) * PANEL..][..PANEL].copy_from_slice(source);
+            let target = &mut work.last[(panel * count + index) * PANEL..][..PANEL];
+            target.copy_from_slice(residual.row(panel, row));
         }
     }
     let matrix = weights.head.as_ref().unwrap_or(&weights.embedding);
-    quantize_normed(
-        step,
-        pool,
-        count,
-        &work.last,
-        &weights.final_norm,
-        matrix.rotation(),
-        &mut work.inverse_rms,
-        &mut work.normed,
-    );
+    let (last, rotation) = (Panels::new(&work.last, count), matrix.rotation());
+    let (norm, epsilon) = (&weights.final_norm, config.rms_norm_eps);
+    work.normed.fill(compute, last, norm, epsilon, rotation);
     work.logit_panels.set_len(matrix.panels() * count * PANEL);
-    matmul::multiply(kernel, pool, matrix, &work.normed, &mut work.logit_panels);
+    compute.multiply(matrix, &work.normed.rows, &mut work.logit_panels);
     let vocab_size = config.vocab_size;
     work.logits.resize(count * vocab_size, 0.0);
-    let (panels, logits) = (
-        &work.logit_panels,
-        PerUnit::new(&mut work.logits, vocab_size),
-    );
-    pool.run(count, logits, |_, range, out| {
+    let panels = Panels::new(&work.logit_panels, count);
+    let logits = PerUnit::new(&mut work.logits, vocab_size);
+    compute.pool.run(count, logits, |_, range, out| {
         for (row, logits) in range.zip(out.chunks_exact_mut(vocab_size)) {
-            attention::gather(panels, count, row, 0, logits);
+            panels.gather(row, 0, logits);
         }
     });
 }

@@ -6,7 +6,8 @@ use std::ops::{Deref, DerefMut};
 use bytemuck::Pod;
 use memmap2::{Advice, MmapMut};
 
-use super::{ModelConfig, PAGE_TOKENS};
+use super::config::ModelConfig;
+use super::forward::PAGE_TOKENS;
 use crate::config::ByteSize;
 use crate::error::{Error, Result};
 use crate::int8::ZERO_POINT;

@@ -1,88 +1,50 @@
-//! Granite in the words of its `config.json`: configuration, weights, forward pass, KV cache and the f32 reference.
+//! Granite in the words of its `config.json`: what `serve` runs.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `forward` | the contract with the engine: [`Forward`], [`Span`] |
+//! | [`granite`] | the forward pass: embedding, layers, head |
+//! | `attention`, `feed_forward`, `norm` | what a layer is made of |
+//! | `step`, `rotary`, `kv_cache` | what the rows of a step share, and what a sequence leaves behind |
+//! | [`quantizer`], [`packed`], `random` | weights from a float checkpoint, from a packed folder, from nothing |
+//! | `tensors`, `fold`, `accounts` | checking, constants, bytes and operations: derived from the blueprint |
+//! | [`blueprint`] | the one list of a model's parts |
+//! | [`weights`], [`columns`] | the structure of a model, and which rows make which columns |
+//! | [`config`], [`shapes`] | a model's shape and constants |
+//!
+//! Each file uses only those below it.
 
+mod accounts;
 mod attention;
-pub mod calibrate;
-pub mod config;
-pub mod evaluate;
-pub mod granite;
+pub(crate) mod blueprint;
+pub(crate) mod columns;
+pub(crate) mod config;
+mod feed_forward;
+mod fold;
+mod forward;
+pub(crate) mod granite;
 mod kv_cache;
-pub mod linear;
+mod norm;
 pub mod packed;
-mod parts;
-mod quantized;
-pub mod reference;
+pub mod quantizer;
+mod random;
 mod rotary;
 pub mod shapes;
-pub mod smooth;
-mod tensors;
-pub mod weight_error;
+mod step;
+pub(crate) mod tensors;
 pub mod weights;
 
+pub use accounts::{Operations, PartMemory, WeightMemory};
+pub use blueprint::blueprint;
 pub use config::ModelConfig;
+pub use forward::{Forward, PAGE_TOKENS, Rewind, Span};
 pub use granite::Granite;
-pub use tensors::elements;
+pub use packed::Placement;
 
 use crate::error::{Error, Result};
-use crate::int8::kernels;
+use crate::int8::compute::Compute;
 use crate::int8::scheme::Scheme;
 use crate::sources::{Checkpoint, Tensors};
-
-/// Tokens per KV page. One attention tile is one page, so paging costs nothing (64 keys fill four vectors of 16).
-pub const PAGE_TOKENS: usize = 64;
-
-/// A run of consecutive tokens of one sequence in a step: a chunk of a prompt, or one decoding token.
-#[derive(Debug, Clone, Copy)]
-pub struct Span<'a> {
-    /// The token ids to run; never empty.
-    pub tokens: &'a [u32],
-    /// The position of `tokens[0]` in its sequence; the KV pages already hold everything before it.
-    pub start: usize,
-    /// The sequence's KV pages in order; page `i` holds positions `64·i .. 64·(i+1)`. Covers `start + tokens.len()`.
-    pub pages: &'a [u32],
-    /// How many of the span's last tokens want the logits that follow them: 0 in the middle of a prompt, 1 to choose the
-    /// next token, more to check guessed tokens or to score a prompt. At most `tokens.len()`.
-    pub logit_rows: usize,
-}
-
-/// What the engine needs of a model: one step over spans of any number of sequences.
-///
-/// The result of a span does not depend, to the bit, on which other spans share the step nor on how its sequence
-/// was cut into spans.
-pub trait Forward: Send {
-    /// Number of logits per row.
-    fn vocab_size(&self) -> usize;
-
-    /// The longest sequence, prompt and completion together, that can be run.
-    fn context_length(&self) -> usize;
-
-    /// How many KV pages exist; ids in [`Span::pages`] are below this.
-    fn page_count(&self) -> usize;
-
-    /// Bytes of one KV page over all layers.
-    fn page_bytes(&self) -> usize;
-
-    /// Runs the spans and returns `[Σ logit_rows][vocab]`, in the order of spans and of their tokens.
-    ///
-    /// Spans of one sequence may share a step if each starts where the one before ends; pages are shared by sequences
-    /// only where both do no more than read them.
-    fn forward(&mut self, spans: &[Span<'_>]) -> &[f32];
-}
-
-/// Bytes of the loaded weights, counted from the tensors as they are in memory.
-#[derive(Debug, Clone, Default)]
-pub struct WeightMemory {
-    /// `(component, dtype, bytes)`, for instance `("mlp", "int8", 1_610_612_736)`.
-    pub parts: Vec<(&'static str, &'static str, u64)>,
-    /// Values in the checkpoint's tensors, once each: what a float copy would hold.
-    pub elements: u64,
-}
-
-impl WeightMemory {
-    /// Bytes of everything loaded.
-    pub fn total(&self) -> u64 {
-        self.parts.iter().map(|part| part.2).sum()
-    }
-}
 
 /// How to load a model.
 #[derive(Debug, Clone)]
@@ -95,16 +57,6 @@ pub struct Settings {
     pub context: Option<usize>,
     /// Where the weights of a packed model lie.
     pub weights: Placement,
-}
-
-/// Where the weights of a packed model lie while it runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
-pub enum Placement {
-    /// In the file, mapped: ready at once, and shared with every process that serves the same file.
-    #[default]
-    Mmap,
-    /// In memory of this process, on huge pages where the system has them.
-    Copy,
 }
 
 /// What a model takes, known from its configuration before anything is loaded.
@@ -121,7 +73,7 @@ pub struct Footprint {
 /// What a model of this shape will take.
 pub fn footprint(config: &ModelConfig) -> Footprint {
     Footprint {
-        weights: tensors::packed_bytes(config),
+        weights: blueprint(config).packed_bytes(),
         kv_page: kv_cache::KvCache::page_bytes(config) as u64,
         step_row: 4
             * (2 * config.vocab_size + 8 * config.hidden_size + 3 * config.intermediate_size)
@@ -130,7 +82,7 @@ pub fn footprint(config: &ModelConfig) -> Footprint {
 }
 
 /// What `checkpoint`, whose configuration is `config`, will take.
-pub fn footprint_of(checkpoint: &Checkpoint, config: &ModelConfig) -> Footprint {
+pub(crate) fn footprint_of(checkpoint: &Checkpoint, config: &ModelConfig) -> Footprint {
     let footprint = footprint(config);
     match &checkpoint.packed {
         // It may hold more scales than the default scheme has.
@@ -153,19 +105,20 @@ pub fn load(
 ) -> Result<Granite> {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let (context, page_count) = limits(&config, settings)?;
-    let (kernel, mut pool) = (kernels::best(), kernels::pool::Pool::new(settings.threads)?);
+    let mut compute = Compute::new(settings.threads)?;
+    let blueprint = blueprint(&config);
     let weights = match &checkpoint.packed {
-        Some(packed) => packed::load(&config, packed, settings.weights, &mut pool, progress)?,
-        None => weights::load(
-            &config,
-            checkpoint.tensors.as_ref(),
-            &Scheme::default(),
-            kernel,
-            &mut pool,
-            progress,
-        )?,
+        Some(packed) => {
+            let pool = &mut compute.pool;
+            packed::load(&blueprint, packed, settings.weights, pool, progress)?
+        }
+        None => {
+            let (tensors, scheme) = (checkpoint.tensors.as_ref(), Scheme::default());
+            let compute = &mut compute;
+            quantizer::load(&config, &blueprint, tensors, &scheme, compute, progress)?
+        }
     };
-    Granite::new(config, weights, page_count, context, kernel, pool)
+    Granite::new(config, weights, page_count, context, compute)
 }
 
 /// A model of the given shape with random codes: as fast as a real one, and its text is noise.
@@ -174,9 +127,9 @@ pub fn load(
 /// [`Error::Config`] if the KV cache cannot hold a page.
 pub fn random(config: ModelConfig, settings: &Settings) -> Result<Granite> {
     let (context, page_count) = limits(&config, settings)?;
-    let (kernel, mut pool) = (kernels::best(), kernels::pool::Pool::new(settings.threads)?);
-    let weights = weights::random(&config, &mut pool)?;
-    Granite::new(config, weights, page_count, context, kernel, pool)
+    let mut compute = Compute::new(settings.threads)?;
+    let weights = random::load(&blueprint(&config), &mut compute.pool)?;
+    Granite::new(config, weights, page_count, context, compute)
 }
 
 /// The longest sequence and the number of KV pages.

@@ -1,40 +1,100 @@
 //! The published dense Granite shapes, for measuring a machine before anything is downloaded.
 
-use super::ModelConfig;
-use super::config::Architecture;
+use super::config::{Architecture, ModelConfig};
 
-/// `(name, hidden, layers, heads, kv_heads, head_dim, intermediate, vocab)`.
-type Shape = (
-    &'static str,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-    usize,
-);
+/// What tells the published shapes apart.
+struct Shape {
+    name: &'static str,
+    hidden_size: usize,
+    num_layers: usize,
+    num_heads: usize,
+    num_kv_heads: usize,
+    head_dim: usize,
+    intermediate_size: usize,
+    vocab_size: usize,
+}
 
 const SHAPES: &[Shape] = &[
-    ("granite-3.3-2b", 2048, 40, 32, 8, 64, 8192, 49_159),
-    ("granite-3.3-8b", 4096, 40, 32, 8, 128, 12_800, 49_159),
-    ("granite-4.0-350m", 1024, 28, 16, 4, 64, 2048, 100_352),
-    ("granite-4.0-1b", 2048, 40, 16, 4, 128, 4096, 100_352),
-    ("granite-4.0-micro", 2560, 40, 40, 8, 64, 8192, 100_352),
-    ("granite-4.1-3b", 2560, 40, 40, 8, 64, 8192, 100_352),
-    ("granite-4.1-8b", 4096, 40, 32, 8, 128, 12_800, 100_352),
+    Shape {
+        name: "granite-3.3-2b",
+        hidden_size: 2048,
+        num_layers: 40,
+        num_heads: 32,
+        num_kv_heads: 8,
+        head_dim: 64,
+        intermediate_size: 8192,
+        vocab_size: 49_159,
+    },
+    Shape {
+        name: "granite-3.3-8b",
+        hidden_size: 4096,
+        num_layers: 40,
+        num_heads: 32,
+        num_kv_heads: 8,
+        head_dim: 128,
+        intermediate_size: 12_800,
+        vocab_size: 49_159,
+    },
+    Shape {
+        name: "granite-4.0-350m",
+        hidden_size: 1024,
+        num_layers: 28,
+        num_heads: 16,
+        num_kv_heads: 4,
+        head_dim: 64,
+        intermediate_size: 2048,
+        vocab_size: 100_352,
+    },
+    Shape {
+        name: "granite-4.0-1b",
+        hidden_size: 2048,
+        num_layers: 40,
+        num_heads: 16,
+        num_kv_heads: 4,
+        head_dim: 128,
+        intermediate_size: 4096,
+        vocab_size: 100_352,
+    },
+    Shape {
+        name: "granite-4.0-micro",
+        hidden_size: 2560,
+        num_layers: 40,
+        num_heads: 40,
+        num_kv_heads: 8,
+        head_dim: 64,
+        intermediate_size: 8192,
+        vocab_size: 100_352,
+    },
+    Shape {
+        name: "granite-4.1-3b",
+        hidden_size: 2560,
+        num_layers: 40,
+        num_heads: 40,
+        num_kv_heads: 8,
+        head_dim: 64,
+        intermediate_size: 8192,
+        vocab_size: 100_352,
+    },
+    Shape {
+        name: "granite-4.1-8b",
+        hidden_size: 4096,
+        num_layers: 40,
+        num_heads: 32,
+        num_kv_heads: 8,
+        head_dim: 128,
+        intermediate_size: 12_800,
+        vocab_size: 100_352,
+    },
 ];
 
 /// The names that [`named`] knows.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    SHAPES.iter().map(|shape| shape.0)
+    SHAPES.iter().map(|shape| shape.name)
 }
 
 /// The configuration of a published shape. Its multipliers are Granite's usual ones; they cost nothing at run time.
 pub fn named(name: &str) -> Option<ModelConfig> {
-    let shape = SHAPES.iter().find(|shape| shape.0 == name)?;
-    let &(
-        _,
+    let &Shape {
         hidden_size,
         num_layers,
         num_heads,
@@ -42,7 +102,8 @@ pub fn named(name: &str) -> Option<ModelConfig> {
         head_dim,
         intermediate_size,
         vocab_size,
-    ) = shape;
+        ..
+    } = SHAPES.iter().find(|shape| shape.name == name)?;
     Some(ModelConfig {
         architecture: Architecture::Granite,
         hidden_size,

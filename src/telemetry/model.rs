@@ -3,8 +3,6 @@
 use super::Metrics;
 use super::declare::gauge_value;
 use crate::build;
-use crate::model::WeightMemory;
-use crate::model::evaluate::Evaluation;
 
 /// What is known of the weights that are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,16 +16,23 @@ pub enum WeightsState {
 }
 
 impl Metrics {
-    /// Shows what the loaded weights take, and what they would take in float.
-    pub fn set_model_memory(&self, memory: &WeightMemory) {
-        for &(component, dtype, bytes) in &memory.parts {
+    /// Shows what the loaded weights take, `(component, dtype, bytes)`, and what their `elements` values would take in
+    /// float.
+    pub fn set_model_memory<'a>(
+        &self,
+        parts: impl IntoIterator<Item = (&'a str, &'a str, u64)>,
+        elements: u64,
+    ) {
+        let mut total = 0;
+        for (component, dtype, bytes) in parts {
             let gauge = self
                 .model_weight_bytes
                 .with_label_values(&[component, dtype]);
             gauge.set(gauge_value(bytes));
+            total += bytes;
         }
         for (dtype, width) in [("f32", 4), ("bf16", 2)] {
-            let reference = memory.elements.saturating_mul(width);
+            let reference = elements.saturating_mul(width);
             let reference = gauge_value(reference);
             self.model_reference_bytes
                 .with_label_values(&[dtype])
@@ -35,7 +40,7 @@ impl Metrics {
             // Negative if the format should ever take more than the floats: then that is what to show.
             self.memory_saved_bytes
                 .with_label_values(&[dtype])
-                .set(reference - gauge_value(memory.total()));
+                .set(reference - gauge_value(total));
         }
     }
 
@@ -68,14 +73,9 @@ impl Metrics {
         }
     }
 
-    /// Shows what an evaluation of the served weights found.
-    pub fn set_accuracy(&self, found: &Evaluation) {
-        for (measure, value) in [
-            ("kl_mean", found.kl_mean),
-            ("same_top_token", found.same_top_token),
-            ("perplexity", found.perplexity),
-            ("perplexity_reference", found.perplexity_reference),
-        ] {
+    /// Shows what an evaluation of the served weights found, measure by measure.
+    pub fn set_accuracy(&self, measures: &[(&str, f64)]) {
+        for &(measure, value) in measures {
             self.model_accuracy.with_label_values(&[measure]).set(value);
         }
     }

@@ -58,6 +58,7 @@ fn open_and_run(reference: &Reference) -> Result<(), Error> {
         tokens: &tokens[..tokens.len().min(model.context_length()).min(PAGE_TOKENS)],
         start: 0,
         pages: &[0],
+        slot: 0,
         logit_rows: 1,
     };
     assert_eq!(model.forward(&[span]).len(), config.vocab_size);

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use candle_core::quantized::GgmlDType;
 use microgranite::error::Error;
 use microgranite::int8::scheme::{Granularity, Mapping, Scheme};
-use microgranite::model::packed;
 use microgranite::sources::{self, Reference};
+use microgranite::study::pack;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Value, json};
@@ -86,11 +86,11 @@ impl Model {
                     granularity: Granularity::Group,
                     ..Scheme::default()
                 };
-                let plan = packed::Plan {
+                let plan = pack::Plan {
                     scheme,
-                    ..packed::Plan::default()
+                    ..pack::Plan::default()
                 };
-                packed::write(&checkpoint, &plan, 1, model.folder.path(), &mut |_, _| ()).unwrap();
+                pack::write(&checkpoint, &plan, 1, model.folder.path(), &mut |_, _| ()).unwrap();
             }
         }
         model

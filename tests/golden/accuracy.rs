@@ -1,11 +1,11 @@
 //! The loss by rounding on ordinary text: mean KL of the next-token distributions against f32, same weights.
 
-use microgranite::model::calibrate::SEQUENCE_TOKENS;
-use microgranite::model::evaluate::{self, Comparison};
-use microgranite::model::packed::{self, Plan};
-use microgranite::model::reference::Arithmetic;
 use microgranite::model::{self, Granite};
 use microgranite::sources::{self, Checkpoint};
+use microgranite::study::calibrate::SEQUENCE_TOKENS;
+use microgranite::study::evaluate::{self, Comparison};
+use microgranite::study::pack::{self, Plan};
+use microgranite::study::reference::Arithmetic;
 use microgranite::text::samples;
 
 use crate::{checkpoint, reference};
@@ -32,7 +32,7 @@ fn compensated(checkpoint: &Checkpoint, settings: &model::Settings) -> Granite {
         sequences: sequences.map(<[u32]>::to_vec).collect(),
         ..Plan::default()
     };
-    packed::write(checkpoint, &plan, 2, folder.path(), &mut |_, _| ()).unwrap();
+    pack::write(checkpoint, &plan, 2, folder.path(), &mut |_, _| ()).unwrap();
     let packed = crate::checkpoint(&sources::Reference::Folder(folder.path().into()));
     model::load(&packed, settings, &mut |_, _| ()).expect("what was packed loads")
 }

@@ -1,8 +1,8 @@
 //! SmolLM2-135M-Instruct from the demo's GGUF file: every prompt of `smollm2-reference.json`.
 
-use microgranite::model::evaluate::log_softmax;
-use microgranite::model::reference::Arithmetic;
 use microgranite::sources;
+use microgranite::study::evaluate::log_softmax;
+use microgranite::study::reference::Arithmetic;
 use serde::Deserialize;
 
 use crate::{checkpoint, reference, test_file};

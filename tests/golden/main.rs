@@ -9,8 +9,8 @@ mod tiny;
 use std::path::{Path, PathBuf};
 
 use microgranite::model::ModelConfig;
-use microgranite::model::reference::{Arithmetic, Reference};
 use microgranite::sources::{self, Checkpoint, Settings};
+use microgranite::study::reference::{Arithmetic, Reference};
 
 /// A test file, by its path below `tests`.
 fn test_file(path: &str) -> PathBuf {

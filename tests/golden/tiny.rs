@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use microgranite::model::reference::Arithmetic;
 use microgranite::sources;
+use microgranite::study::reference::Arithmetic;
 
 use crate::{checkpoint, reference, test_file};
 
@@ -25,7 +25,7 @@ fn rows(ids: &Tensor) -> Vec<Vec<u32>> {
         .collect()
 }
 
-fn f32_reference(fixture: &str) -> microgranite::model::reference::Reference {
+fn f32_reference(fixture: &str) -> microgranite::study::reference::Reference {
     let folder = test_file("fixtures").join(fixture);
     let checkpoint = checkpoint(&sources::Reference::Folder(folder));
     reference(&checkpoint, Arithmetic::F32)

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use microgranite::model::{self, Forward, Granite, ModelConfig, PAGE_TOKENS, Span};
 use microgranite::sources::{self, Checkpoint, Reference};
+use microgranite::study::evaluate::log_softmax;
 use proptest::prelude::*;
 
 fn fixture(name: &str) -> PathBuf {
@@ -82,20 +83,12 @@ fn token_by_token(model: &mut Granite, ids: &[u32], first_page: u32) -> Vec<f32>
             tokens: std::slice::from_ref(token),
             start,
             pages: &pages,
+            slot: 0,
             logit_rows: 1,
         };
         model.forward(&[span]).to_vec()
     };
     ids.iter().enumerate().flat_map(step).collect()
-}
-
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let largest = logits.iter().fold(f32::NEG_INFINITY, |max, &v| max.max(v));
-    let sum: f64 = logits.iter().map(|&v| f64::from(v - largest).exp()).sum();
-    logits
-        .iter()
-        .map(|&v| f64::from(v - largest) - sum.ln())
-        .collect()
 }
 
 #[test]
@@ -170,6 +163,7 @@ fn in_chunks(model: &mut Granite, sequences: [&[u32]; 2], cut: &Cut) -> [Vec<f32
                     tokens,
                     start,
                     pages: &pages[which],
+                    slot: which as u32,
                     logit_rows: usize::from(chunk == left.len()),
                 });
                 owners.push((which, chunk));

@@ -8,11 +8,14 @@ use microgranite::int8::GROUP;
 use microgranite::int8::kernels;
 use microgranite::int8::matrix::Matrix;
 use microgranite::int8::rotation::Rotation;
-use microgranite::model::reference::{Arithmetic, Reference};
-use microgranite::model::{self, ModelConfig, weight_error};
+use microgranite::model::weights::{Attention, FeedForward, Mixer, SwiGlu};
+use microgranite::model::{self, ModelConfig};
 use microgranite::sources::{Checkpoint, Tensors};
+use microgranite::study::evaluate::log_softmax;
+use microgranite::study::reference::{Arithmetic, Reference};
+use microgranite::study::weight_error;
 
-use crate::{checkpoint, fixture, load, log_softmax, token_by_token};
+use crate::{checkpoint, fixture, load, token_by_token};
 
 const FIXTURES: [&str; 3] = [
     "granite-3-tiny-w8a8",
@@ -49,30 +52,27 @@ fn packed_matrices_hold_the_codes_of_the_file_without_rotation() {
         };
         // The stacked matrix begins with the queries; the residual multiplier is folded into the other's scales.
         for (index, layer) in model.weights().layers.iter().enumerate() {
-            for matrix in [&layer.qkv, &layer.output, &layer.gate_up, &layer.down] {
+            let Mixer::Attention(Attention { qkv, output }) = &layer.mixer;
+            let FeedForward::Dense(SwiGlu { gate_up, down }) = &layer.feed_forward;
+            for matrix in [qkv, output, gate_up, down] {
                 assert_eq!(matrix.rotation(), Rotation::None);
             }
             let tensor = |part: &str| format!("model.layers.{index}.self_attn.{part}.weight");
             for n in 0..256 {
                 assert_eq!(
-                    column(&layer.qkv, n),
+                    column(qkv, n),
                     row(&tensor("q_proj"), n, 256),
                     "{name} {index} {n}"
                 );
             }
             let keys = model.config().num_kv_heads * model.config().head_dim;
             for n in 0..keys {
-                assert_eq!(
-                    column(&layer.qkv, 256 + keys + n),
-                    row(&tensor("v_proj"), n, 256)
-                );
+                assert_eq!(column(qkv, 256 + keys + n), row(&tensor("v_proj"), n, 256));
             }
             for n in 0..256 {
                 // Folding rounds the scale once, and computing the weight rounds once more.
                 for (found, expected) in
-                    column(&layer.output, n)
-                        .iter()
-                        .zip(row(&tensor("o_proj"), n, 256))
+                    column(output, n).iter().zip(row(&tensor("o_proj"), n, 256))
                 {
                     let expected = expected * residual;
                     assert!(

@@ -1,11 +1,11 @@
 //! Smoothing and compensated rounding: they keep the model's function, and bring it closer to the floats.
 
-use microgranite::model::calibrate::Walk;
-use microgranite::model::packed::{self, Plan};
-use microgranite::model::reference::{Arithmetic, Reference};
-use microgranite::model::smooth::Smoothed;
 use microgranite::model::{ModelConfig, Placement};
 use microgranite::sources::Tensors;
+use microgranite::study::calibrate::CalibrationRun;
+use microgranite::study::pack::{self, Plan};
+use microgranite::study::reference::{Arithmetic, Reference};
+use microgranite::study::smooth::Smoothed;
 
 use crate::{FIXTURES, fixture, load, open};
 
@@ -31,8 +31,8 @@ fn a_smoothed_model_computes_the_same_function() {
     for name in FIXTURES {
         let (config, checkpoint) = (config(name), open(&fixture(name)));
         let tensors = checkpoint.tensors.as_ref();
-        let walk = Walk::new(&config, tensors, &sequences(2)).unwrap();
-        let smoothed = Smoothed::new(&config, tensors, walk, 0.5, &mut |_, _| ()).unwrap();
+        let run = CalibrationRun::new(&config, tensors, &sequences(2)).unwrap();
+        let smoothed = Smoothed::new(&config, tensors, run, 0.5, &mut |_, _| ()).unwrap();
         let ids = &sequences(1)[0];
         let expected = float_logits(&config, tensors, ids);
         let found = float_logits(&config, &smoothed, ids);
@@ -55,7 +55,7 @@ fn distance(name: &str, plan: &Plan) -> f64 {
         std::fs::copy(fixture(name).join(file), folder.path().join(file)).unwrap();
     }
     let float = open(&fixture(name));
-    packed::write(&float, plan, 2, folder.path(), &mut |_, _| ()).unwrap();
+    pack::write(&float, plan, 2, folder.path(), &mut |_, _| ()).unwrap();
     let mut model = load(&open(folder.path()), Placement::Mmap);
     // Ids outside the calibration text.
     let ids: Vec<u32> = (0..80).map(|i| (i * i * 11 + 5) % 320).collect();

@@ -46,11 +46,11 @@ fn a_file_does_not_depend_on_the_number_of_threads() {
     let one = packed();
     let checkpoint = open(&crate::fixture("granite-3-tiny"));
     let other = tempfile::tempdir().unwrap();
-    let plan = packed::Plan {
+    let plan = pack::Plan {
         scheme: everything(),
-        ..packed::Plan::default()
+        ..pack::Plan::default()
     };
-    packed::write(&checkpoint, &plan, 3, other.path(), &mut |_, _| ()).unwrap();
+    pack::write(&checkpoint, &plan, 3, other.path(), &mut |_, _| ()).unwrap();
     for file in [WEIGHTS, QUANTIZATION] {
         let read = |folder: &Path| fs::read(folder.join(file)).unwrap();
         assert!(read(one.path()) == read(other.path()), "{file}");

@@ -9,9 +9,9 @@ mod schemes;
 use std::path::{Path, PathBuf};
 
 use microgranite::int8::scheme::Scheme;
-use microgranite::model::packed::Plan;
-use microgranite::model::{self, Granite, Placement, packed};
+use microgranite::model::{self, Granite, Placement};
 use microgranite::sources::{self, Checkpoint, Reference};
+use microgranite::study::pack::{self, Plan};
 use tempfile::TempDir;
 
 const FIXTURES: [&str; 2] = ["granite-3-tiny", "granite-4-dense-tiny"];
@@ -56,6 +56,6 @@ fn pack(name: &str, scheme: &Scheme) -> TempDir {
         scheme: *scheme,
         ..Plan::default()
     };
-    packed::write(&checkpoint, &plan, 2, folder.path(), &mut |_, _| ()).unwrap();
+    pack::write(&checkpoint, &plan, 2, folder.path(), &mut |_, _| ()).unwrap();
     folder
 }

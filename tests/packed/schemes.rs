@@ -2,9 +2,9 @@
 
 use microgranite::int8::rotation::Rotation;
 use microgranite::int8::scheme::{Granularity, Mapping, Range, Scheme};
-use microgranite::model::evaluate::log_softmax;
-use microgranite::model::reference::{Arithmetic, Reference};
 use microgranite::model::{Forward, ModelConfig, Placement, packed};
+use microgranite::study::evaluate::log_softmax;
+use microgranite::study::reference::{Arithmetic, Reference};
 
 use crate::{FIXTURES, fixture, load, open, pack};
 

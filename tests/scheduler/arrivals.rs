@@ -41,6 +41,8 @@ struct Job {
     prefill: usize,
     rows_done: usize,
     drafts: usize,
+    /// Where it was admitted to last.
+    slot: u32,
 }
 
 /// Drafts per step at most.
@@ -102,6 +104,16 @@ fn check_pages(scheduler: &Scheduler<Job>) {
     assert_eq!(scheduler.pages_used(), used.len());
 }
 
+/// Checks that each of those who run has a slot of its own, the one that it was admitted to.
+fn check_slots(scheduler: &Scheduler<Job>, budget: Budget) {
+    let mut taken = HashSet::new();
+    for one in scheduler.running() {
+        assert_eq!(one.slot(), one.job.slot, "a slot is kept");
+        assert!((one.slot() as usize) < budget.max_running());
+        assert!(taken.insert(one.slot()), "a slot is one sequence's");
+    }
+}
+
 /// Runs one step and checks every promise about it; returns the generations that were admitted for the first time, and
 /// whether their prompts are longer than a step.
 fn checked_step(
@@ -114,7 +126,7 @@ fn checked_step(
     scheduler.admit();
     let mut admitted = Vec::new();
     for one in scheduler.running_mut() {
-        let reused = one.reused();
+        let (reused, slot) = (one.reused(), one.slot());
         if !before.contains(&one.job.id) {
             let job = &mut one.job;
             if job.prefill == 0 {
@@ -123,12 +135,14 @@ fn checked_step(
             job.prefill = job.prompt + job.generated;
             assert!(reused.is_multiple_of(PAGE_TOKENS) && reused < job.prefill);
             job.rows_done = reused;
+            job.slot = slot;
         } else if reused > one.job.rows_done {
             // A prompt that had not begun got pages that others computed meanwhile.
             one.job.rows_done = reused;
         }
     }
     check_pages(scheduler);
+    check_slots(scheduler, budget);
     for one in scheduler.running_mut() {
         one.job.drafts = drafts;
     }
@@ -210,7 +224,7 @@ proptest! {
                     let text = (0..length as u32).map(|at| at / (100 + 50 * text)).collect();
                     let job = Job {
                         id: arrived, text, prompt, tokens,
-                        generated: 0, prefill: 0, rows_done: 0, drafts: 0,
+                        generated: 0, prefill: 0, rows_done: 0, drafts: 0, slot: 0,
                     };
                     scheduler.arrive(job, prompt, tokens);
                     in_flight.push(arrived);
@@ -280,7 +294,7 @@ proptest! {
     #[test]
     fn whoever_stays_gets_all_its_tokens(
         budget in budgets(), prompt_rows in prompt_rows(), prefix_cache: bool,
-        speculation in 0..6_usize, generations in generations(),
+        speculation in 0..6_usize, recurrent: bool, generations in generations(),
     ) {
         let settings = Settings {
             max_batch: budget.max_batch,
@@ -290,7 +304,10 @@ proptest! {
             prefix_cache,
             speculation,
         };
-        let model = Box::new(CheckedModel::new(&settings, PAGES));
+        let model = Box::new(match recurrent {
+            true => CheckedModel::recurrent(&settings, PAGES),
+            false => CheckedModel::new(&settings, PAGES),
+        });
         let metrics = Arc::new(Metrics::new());
         let engine = Engine::start(model, settings, Arc::clone(&metrics)).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -5,13 +5,17 @@
 //! *reads back* through the pages it is given. So a shared page that is written to, a page with another text, a row
 //! that is lost or computed twice, a refused draft that is read, or a position that is off by one either fails a check
 //! or changes the tokens.
+//!
+//! It can also be one that does not go back. Then each slot remembers which text it has seen, and a span that does not go
+//! on right there fails a check: a draft that was refused, a beginning that another sequence computed, a slot that is not
+//! the sequence's own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::mpsc;
 
 use microgranite::engine::Settings;
-use microgranite::model::{Forward, PAGE_TOKENS, Span};
+use microgranite::model::{Forward, PAGE_TOKENS, Rewind, Span};
 
 /// Small, so that thousands of steps take no time, but more than one block of the sampler.
 pub const VOCAB: usize = 96;
@@ -30,9 +34,20 @@ struct Row {
     text: u64,
 }
 
+/// What a recurrent model keeps of a sequence: all that it has seen, and no way back.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct State {
+    /// How many rows were run.
+    rows: usize,
+    /// A hash of the text so far.
+    text: u64,
+}
+
 pub struct CheckedModel {
     pages: Vec<[Option<Row>; PAGE_TOKENS]>,
-    max_batch: usize,
+    /// By slot.
+    states: Vec<Option<State>>,
+    rewind: Rewind,
     step_tokens: usize,
     logits: Vec<f32>,
     gate: Option<Gate>,
@@ -73,10 +88,19 @@ impl CheckedModel {
     pub fn new(settings: &Settings, page_count: usize) -> Self {
         Self {
             pages: vec![[None; PAGE_TOKENS]; page_count],
-            max_batch: settings.max_batch,
+            states: vec![None; settings.slots()],
+            rewind: Rewind::Free,
             step_tokens: settings.step_tokens,
             logits: Vec::new(),
             gate: None,
+        }
+    }
+
+    /// The same model, but one that cannot go back: a state in the sequence's slot goes with it from row to row.
+    pub fn recurrent(settings: &Settings, page_count: usize) -> Self {
+        Self {
+            rewind: Rewind::Never,
+            ..Self::new(settings, page_count)
         }
     }
 
@@ -94,8 +118,10 @@ impl CheckedModel {
 
     fn check(&self, spans: &[Span<'_>]) {
         assert!(!spans.is_empty(), "a step without work");
-        let most = 2 * self.max_batch;
-        assert!(spans.len() <= most, "more spans than slots, lent ones too");
+        let slots: HashSet<u32> = spans.iter().map(|span| span.slot).collect();
+        assert_eq!(slots.len(), spans.len(), "each sequence has its own slot");
+        let count = self.states.len();
+        assert!(slots.iter().all(|&slot| (slot as usize) < count));
         let rows: usize = spans.iter().map(|span| span.tokens.len()).sum();
         assert!(rows <= self.step_tokens, "{rows} rows are over the budget");
         // For each page, whether its holder writes into it in this step or may do so later.
@@ -134,6 +160,16 @@ impl CheckedModel {
             let behind = text.finish();
             assert_eq!(row.text, behind, "position {position} is of another text");
         }
+        let state = &mut self.states[span.slot as usize];
+        if self.rewind == Rewind::Never {
+            let (rows, text) = (span.start, text.finish());
+            let before = (rows > 0).then_some(State { rows, text });
+            assert!(
+                rows == 0 || *state == before,
+                "the state in slot {} is {state:?}, not {before:?}",
+                span.slot
+            );
+        }
         for (position, &token) in (span.start..).zip(span.tokens) {
             let (page, slot) = slot(position);
             if slot == 0 {
@@ -150,6 +186,10 @@ impl CheckedModel {
             let before = self.pages[page][slot].replace(row);
             assert_ne!(before, Some(row), "position {position} is run twice");
         }
+        *state = Some(State {
+            rows: history.len(),
+            text: text.finish(),
+        });
         history
     }
 }
@@ -169,6 +209,10 @@ impl Forward for CheckedModel {
 
     fn page_bytes(&self) -> usize {
         PAGE_BYTES
+    }
+
+    fn rewind(&self) -> Rewind {
+        self.rewind
     }
 
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {

@@ -42,6 +42,14 @@ pub fn start(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>) {
     (engine, metrics)
 }
 
+/// As [`start`], with a model that cannot go back.
+pub fn start_recurrent(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>) {
+    let metrics = Arc::new(Metrics::new());
+    let model = Box::new(CheckedModel::recurrent(&settings, pages));
+    let engine = Engine::start(model, settings, Arc::clone(&metrics)).unwrap();
+    (engine, metrics)
+}
+
 pub fn start_gated(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>, Stepper) {
     let metrics = Arc::new(Metrics::new());
     let (model, stepper) = CheckedModel::gated(&settings, pages);

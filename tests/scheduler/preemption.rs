@@ -7,8 +7,8 @@ use microgranite::telemetry::Metrics;
 
 use crate::checked_model::NAN_TOKEN;
 use crate::harness::{
-    LENGTH, collect, events, eventually, generation, kv_bytes, small, start, start_gated, submit,
-    within,
+    LENGTH, collect, events, eventually, generation, kv_bytes, small, start, start_gated,
+    start_recurrent, submit, within,
 };
 
 /// Six answers longer than the initial estimate, with all features that a generation can have.
@@ -43,7 +43,14 @@ async fn whoever_is_preempted_gets_the_same_tokens_and_scores() {
         let (engine, _) = start(small(), 20);
         alone.push(events(submit(&engine, generation)).await);
     }
-    for (prefix_cache, speculation) in [(false, 0), (true, 0), (false, 6), (true, 6)] {
+    let start_free: fn(_, _) -> _ = start;
+    for (prefix_cache, speculation, start) in [
+        (false, 0, start_free),
+        (true, 0, start_free),
+        (false, 6, start_free),
+        (true, 6, start_free),
+        (true, 6, start_recurrent),
+    ] {
         let settings = Settings {
             max_batch: 6,
             prefix_cache,

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use microgranite::engine::{Engine, PromptRows, Sampling, Settings};
-use microgranite::model::{Forward, Span};
+use microgranite::engine::{Engine, Generation, PromptRows, Sampling, Settings, TokenEvent};
+use microgranite::model::{Forward, Rewind, Span};
 use microgranite::telemetry::Metrics;
 
 use crate::checked_model::{CheckedModel, PAGE_BYTES, VOCAB, greedy};
 use crate::harness::{
-    LENGTH, collect, generation, kv_bytes, small, start, start_gated, submit, within,
+    LENGTH, collect, generation, kv_bytes, small, start, start_gated, start_recurrent, submit,
+    within,
 };
 
 fn caching() -> Settings {
@@ -103,6 +104,74 @@ async fn a_cache_too_small_for_all_prompts_forgets_and_stays_right() {
     within(engine.stopped()).await;
 }
 
+#[tokio::test]
+async fn a_model_that_cannot_go_back_runs_every_row_once_and_in_order() {
+    let settings = Settings {
+        prefix_cache: true,
+        speculation: 8,
+        ..small()
+    };
+    let (engine, metrics) = start_recurrent(settings, 40);
+    // The same prompt three times, as for three choices, and again when its pages are full; it repeats itself, so that
+    // there would be much to guess.
+    let mut prompt = generation(1, 10, 1).prompt.repeat(15);
+    prompt.truncate(150);
+    let one = Generation {
+        prompt,
+        max_tokens: 40,
+        ..Generation::default()
+    };
+    let expected = (greedy(&one.prompt, 40), LENGTH);
+    for streams in [vec![one.clone(), one.clone(), one.clone()], vec![one]] {
+        for stream in engine.submit(streams).unwrap() {
+            assert_eq!(collect(stream).await, expected);
+        }
+    }
+    assert_eq!(metrics.prefix_cache_hits_total.get(), 0);
+    assert_eq!(metrics.speculation_drafted_tokens_total.get(), 0);
+    assert_eq!(kv_bytes(&metrics, "cached"), 0);
+}
+
+/// A recurrent model that says it can go back: what the checks are worth shows where the engine believes it.
+struct Boaster(CheckedModel);
+
+impl Forward for Boaster {
+    fn vocab_size(&self) -> usize {
+        self.0.vocab_size()
+    }
+
+    fn context_length(&self) -> usize {
+        self.0.context_length()
+    }
+
+    fn page_count(&self) -> usize {
+        self.0.page_count()
+    }
+
+    fn page_bytes(&self) -> usize {
+        self.0.page_bytes()
+    }
+
+    fn rewind(&self) -> Rewind {
+        Rewind::Free
+    }
+
+    fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {
+        self.0.forward(spans)
+    }
+}
+
+#[tokio::test]
+async fn a_recurrent_model_notices_a_beginning_that_another_sequence_computed() {
+    let model = Boaster(CheckedModel::recurrent(&caching(), 20));
+    let engine = Engine::start(Box::new(model), caching(), Arc::new(Metrics::new())).unwrap();
+    let first = collect(submit(&engine, generation(1, 150, 1))).await;
+    assert_eq!(first.1, LENGTH);
+    // Its two full pages are found, but what the sequence's slot holds is not what follows them.
+    let second = collect(submit(&engine, generation(1, 150, 1))).await;
+    assert_eq!(second, (Vec::new(), TokenEvent::Failed));
+}
+
 /// A model that repeats itself, except for an occasional surprise.
 struct Parrot {
     checked: CheckedModel,
@@ -137,6 +206,10 @@ impl Forward for Parrot {
 
     fn page_bytes(&self) -> usize {
         PAGE_BYTES
+    }
+
+    fn rewind(&self) -> Rewind {
+        Rewind::Free
     }
 
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {

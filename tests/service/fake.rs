@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use microgranite::model::{Forward, PAGE_TOKENS, Span};
+use microgranite::model::{Forward, PAGE_TOKENS, Rewind, Span};
 
 use crate::harness::VOCAB;
 
@@ -87,6 +87,10 @@ impl Forward for Fake {
 
     fn page_bytes(&self) -> usize {
         PAGE_TOKENS * size_of::<u32>()
+    }
+
+    fn rewind(&self) -> Rewind {
+        Rewind::Free
     }
 
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {

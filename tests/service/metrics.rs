@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use microgranite::model::WeightMemory;
 use serde_json::json;
 
 use crate::fake::Fake;
@@ -100,10 +99,8 @@ fn series(line: &str) -> String {
 async fn every_promised_series_is_there_and_counts() {
     let service = Service::start(Fake::babbling());
     let metrics = &service.metrics;
-    metrics.set_model_memory(&WeightMemory {
-        parts: vec![("attention", "int8", 300), ("norm", "f32", 20)],
-        elements: 310,
-    });
+    let parts = [("attention", "int8", 300), ("norm", "f32", 20)];
+    metrics.set_model_memory(parts, 310);
     metrics.set_info("m", "Granite", 4096, "scalar");
     let body = json!({"prompt": ["the cat", "a"], "max_tokens": 10});
     let usage = service.complete(body).await["usage"].clone();

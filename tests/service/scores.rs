@@ -39,6 +39,7 @@ fn in_process(model: &mut Granite, context: &[u32], continuation: &[u32]) -> (f6
         tokens: &tokens,
         start: 0,
         pages: &[0, 1],
+        slot: 0,
         logit_rows: tokens.len(),
     };
     let logits = model.forward(&[span]);

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 
 use microgranite::cli::inspect::Report;
-use microgranite::sources::{self, Checkpoint, CodeRows, Reference};
+use microgranite::int8::matrix::CodeRows;
+use microgranite::sources::{self, Checkpoint, Reference};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde_json::{Value, json};

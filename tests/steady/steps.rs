@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use microgranite::engine::{Engine, Generation, Sampling, Settings, TokenEvent};
-use microgranite::model::{self, Forward, Granite, Span};
+use microgranite::model::{self, Forward, Granite, Rewind, Span};
 use microgranite::sources::{self, Reference};
 use microgranite::telemetry::Metrics;
 
@@ -42,6 +42,7 @@ fn the_model_allocates_nothing_in_steps_of_sizes_it_has_seen() {
                     tokens: &prompt[..rows],
                     start: 11 * index,
                     pages: &pages[index],
+                    slot: index as u32,
                     logit_rows,
                 });
                 model.forward(&spans[..1]);
@@ -82,6 +83,10 @@ impl Forward for Watched {
 
     fn page_bytes(&self) -> usize {
         self.inner.page_bytes()
+    }
+
+    fn rewind(&self) -> Rewind {
+        self.inner.rewind()
     }
 
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {

@@ -146,6 +146,7 @@ fn prefill(model: &mut Granite, tokens: usize) -> Duration {
         tokens: &ids,
         start: 0,
         pages: &pages,
+        slot: 0,
         logit_rows: 1,
     }]);
     start.elapsed()
@@ -162,10 +163,12 @@ fn steps(model: &mut Granite, plan: &Plan, streams: usize) -> Duration {
         let spans: Vec<Span<'_>> = pages
             .iter()
             .zip(tokens.chunks(1))
-            .map(|(pages, tokens)| Span {
+            .zip(0..)
+            .map(|((pages, tokens), slot)| Span {
                 tokens,
                 start: STREAM_PROMPT + index,
                 pages,
+                slot,
                 logit_rows: 1,
             })
             .collect();

@@ -33,7 +33,7 @@ pub struct Report<'a> {
 impl<'a> Report<'a> {
     /// Combines the results with the figures of `model`.
     pub fn new(name: &'a str, model: &Granite, results: &'a Results) -> Self {
-        let (prompt_operations, head_operations) = model.weights().operations();
+        let operations = model.operations();
         Self {
             name,
             isa: model.kernel().name(),
@@ -41,9 +41,9 @@ impl<'a> Report<'a> {
             cpus: config::available_threads(),
             huge_page_bytes: memory::huge_pages(),
             weight_bytes: model.memory().total(),
-            bytes_per_step: model.weights().bytes_per_step(),
-            prompt_operations,
-            head_operations,
+            bytes_per_step: model.bytes_per_step(),
+            prompt_operations: operations.per_row,
+            head_operations: operations.per_logit_row,
             kv_bytes_per_token: (model.page_bytes() / crate::model::PAGE_TOKENS) as u64,
             results,
         }

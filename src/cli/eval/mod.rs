@@ -8,12 +8,13 @@ use std::path::PathBuf;
 
 use crate::config;
 use crate::error::{Error, Result};
-use crate::model::evaluate::{Comparison, WINDOW_TOKENS};
 use crate::model::packed::{EvaluationRecord, Quantization};
-use crate::model::reference::{Arithmetic, Reference as FloatModel};
-use crate::model::weight_error::TensorError;
-use crate::model::{self, Granite, ModelConfig, PAGE_TOKENS, packed, weight_error};
+use crate::model::{self, Granite, ModelConfig, PAGE_TOKENS, packed};
 use crate::sources::{self, Checkpoint, Reference};
+use crate::study::evaluate::{Comparison, WINDOW_TOKENS};
+use crate::study::reference::{Arithmetic, Reference as FloatModel};
+use crate::study::weight_error;
+use crate::study::weight_error::TensorError;
 use crate::text::samples;
 
 use super::progress::Progress;

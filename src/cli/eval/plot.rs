@@ -6,7 +6,7 @@ use plotters::prelude::*;
 
 use super::report::{Evaluated, Report};
 use crate::error::{Error, Result};
-use crate::model::weight_error::TensorError;
+use crate::study::weight_error::TensorError;
 
 /// Wide enough for 40 layers, and readable when scaled down to half a page.
 const SIZE: (u32, u32) = (960, 540);
@@ -106,13 +106,10 @@ fn by_kind(tensors: &[TensorError]) -> Errors<'_> {
     for error in tensors {
         let percent = 100.0 * error.relative_error;
         let name = error.tensor.trim_end_matches(".weight");
-        let in_block = name.strip_prefix("model.layers.").and_then(|rest| {
-            let (layer, part) = rest.split_once('.')?;
-            Some((part.rsplit('.').next()?, layer.parse().ok()?))
-        });
-        match in_block {
-            Some((kind, layer)) => blocks.entry(kind).or_default().push((layer, percent)),
-            None => others.push((name.rsplit('.').next().unwrap_or(name), percent)),
+        let kind = name.rsplit('.').next().unwrap_or(name);
+        match error.layer {
+            Some(layer) => blocks.entry(kind).or_default().push((layer, percent)),
+            None => others.push((kind, percent)),
         }
     }
     blocks
@@ -185,9 +182,12 @@ fn draw_on(
 mod tests {
     use super::*;
 
-    fn error(tensor: &str, relative_error: f64) -> TensorError {
+    /// Of layer `layer`'s `part`, or of one outside the layers.
+    fn error(layer: Option<usize>, part: &str, relative_error: f64) -> TensorError {
+        let within = layer.map_or("model".into(), |layer| format!("model.layers.{layer}"));
         TensorError {
-            tensor: tensor.into(),
+            tensor: format!("{within}.{part}.weight"),
+            layer,
             relative_error,
             sqnr_db: None,
             largest_error: 0.0,
@@ -204,11 +204,10 @@ mod tests {
     fn each_of_several_models_is_one_line_over_the_layers() {
         let of = |errors: [f64; 2]| {
             let names = ["self_attn.q_proj", "mlp.up_proj"];
-            let name = |part| format!("model.layers.3.{part}.weight");
             names
                 .iter()
                 .zip(errors)
-                .map(|(part, relative)| error(&name(part), relative))
+                .map(|(part, relative)| error(Some(3), part, relative))
                 .collect::<Vec<_>>()
         };
         let (first, second) = (of([0.03, 0.04]), of([0.01, 0.01]));
@@ -222,10 +221,10 @@ mod tests {
     #[test]
     fn a_line_has_the_layers_of_one_kind_in_order() {
         let tensors = [
-            error("model.layers.1.mlp.up_proj.weight", 0.02),
-            error("model.embed_tokens.weight", 0.03),
-            error("model.layers.0.mlp.up_proj.weight", 0.01),
-            error("model.layers.0.self_attn.q_proj.weight", 0.04),
+            error(Some(1), "mlp.up_proj", 0.02),
+            error(None, "embed_tokens", 0.03),
+            error(Some(0), "mlp.up_proj", 0.01),
+            error(Some(0), "self_attn.q_proj", 0.04),
         ];
         let (blocks, others) = by_kind(&tensors);
         assert_eq!(blocks["up_proj"], [(0, 1.0), (1, 2.0)]);
@@ -247,7 +246,7 @@ mod tests {
 
     #[test]
     fn weights_without_error_are_drawn_too() {
-        let tensors = vec![error("model.layers.0.mlp.up_proj.weight", 0.0)];
+        let tensors = vec![error(Some(0), "mlp.up_proj", 0.0)];
         assert!(drawn(&Drawing::of_one("m", &tensors)).contains("</svg>"));
     }
 }

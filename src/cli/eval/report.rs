@@ -9,9 +9,8 @@ use serde_json::json;
 
 use super::verdict;
 use crate::cli::figures::{percent, significant, with_error};
-use crate::model::evaluate::Evaluation;
-use crate::model::packed::EvaluationRecord;
-use crate::model::weight_error::TensorError;
+use crate::model::packed::{Evaluation, EvaluationRecord};
+use crate::study::weight_error::TensorError;
 
 /// Number of tensors in the table; `--json` has all of them.
 const WORST: usize = 10;

@@ -127,7 +127,7 @@ pub fn load(
     let mut made = made.transpose()?;
     // The last entry is the newest.
     let accuracy = made.as_mut().and_then(|made| made.evaluations.pop());
-    let (memory, kernel) = (granite.memory().clone(), granite.kernel().name());
+    let (memory, kernel) = (granite.memory(), granite.kernel().name());
     let (threads, architecture) = (granite.threads(), granite.config().architecture);
     let (defaults, batching) = (engine::Settings::default(), &args.batching);
     let engine_settings = engine::Settings {
@@ -148,10 +148,18 @@ pub fn load(
         Arc::clone(&metrics),
     );
 
-    metrics.set_model_memory(&memory);
+    let parts = memory.parts.iter();
+    let parts = parts.map(|part| (part.component, part.dtype, part.bytes));
+    metrics.set_model_memory(parts, memory.elements);
     metrics.set_info(&name, &format!("{architecture:?}"), context, kernel);
     if let Some(found) = &accuracy {
-        metrics.set_accuracy(&found.int8);
+        let found = &found.int8;
+        metrics.set_accuracy(&[
+            ("kl_mean", found.kl_mean),
+            ("same_top_token", found.same_top_token),
+            ("perplexity", found.perplexity),
+            ("perplexity_reference", found.perplexity_reference),
+        ]);
     }
     let facts = format!(
         "{}: {} M parameters in {} of int8 weights ({:.0} % of f32), context {context}, {} of KV cache, \

@@ -33,6 +33,7 @@ impl<T: Job> Scheduler<T> {
                 reused,
                 cached: reused,
                 planned: 0,
+                slot: self.slots.take(),
                 pages,
                 published: found.len(),
             });
@@ -90,6 +91,7 @@ impl<T: Job> Scheduler<T> {
                 index += 1;
             } else if let Some(newest) = self.running.pop() {
                 self.pages.give_back(&newest.pages);
+                self.slots.give_back(newest.slot);
                 self.preemptions += 1;
                 self.waiting.push_front(Waiting {
                     job: newest.job,

@@ -22,10 +22,12 @@
 
 mod admit;
 mod plan;
+mod slots;
 
 use std::collections::VecDeque;
 
 use super::pages::Pages;
+use slots::Slots;
 
 /// What one step may hold.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +36,13 @@ pub struct Budget {
     pub max_batch: usize,
     /// Rows in a step; at least `max_batch`, so that every decoding generation gets its row.
     pub step_tokens: usize,
+}
+
+impl Budget {
+    /// Generations that can run at once when every long prompt has lent its place in the batch to a short one.
+    pub const fn max_running(&self) -> usize {
+        2 * self.max_batch
+    }
 }
 
 /// What the scheduler needs to know of the job that a caller attaches to a generation.
@@ -97,6 +106,8 @@ pub struct Running<T> {
     cached: usize,
     /// Rows that the planned step adds.
     planned: usize,
+    /// See [`Running::slot`].
+    slot: u32,
     /// Pages for the cached and planned positions, and sometimes a few more.
     pages: Vec<u32>,
     /// How many of the first pages are published: other generations may hold them too, so they are never written.
@@ -107,6 +118,12 @@ impl<T> Running<T> {
     /// The KV pages, in order.
     pub fn pages(&self) -> &[u32] {
         &self.pages
+    }
+
+    /// A number below [`Budget::max_running`] that nobody else who runs has, the same from its admission to its end or
+    /// its preemption.
+    pub const fn slot(&self) -> u32 {
+        self.slot
     }
 
     /// How many of the tokens known at admission were found in the prefix cache.
@@ -134,6 +151,7 @@ const NEWEST_SHARE: f64 = 0.1;
 pub struct Scheduler<T> {
     budget: Budget,
     pages: Pages,
+    slots: Slots,
     /// In order of arrival, preempted ones first.
     waiting: VecDeque<Waiting<T>>,
     /// In order of admission.
@@ -154,8 +172,9 @@ impl<T: Job> Scheduler<T> {
         Self {
             budget,
             pages,
+            slots: Slots::new(budget.max_running()),
             waiting: VecDeque::new(),
-            running: Vec::with_capacity(2 * budget.max_batch),
+            running: Vec::with_capacity(budget.max_running()),
             typical_tokens: FIRST_TYPICAL_TOKENS,
             preemptions: 0,
             odd_row_in_order: true,
@@ -198,6 +217,7 @@ impl<T: Job> Scheduler<T> {
         let mut removed = Vec::new();
         for running in self.running.extract_if(.., |running| gone(&running.job)) {
             self.pages.give_back(&running.pages);
+            self.slots.give_back(running.slot);
             let tokens = known(&running.job) - running.prompt_len;
             // A generation without a token says nothing about the length of answers.
             if tokens > 0 {

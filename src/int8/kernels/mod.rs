@@ -31,7 +31,7 @@ mod crew;
 mod parts;
 pub mod pool;
 
-pub use vector::tree_sum;
+pub(crate) use vector::{LN_2_HIGH, LN_2_LOW, ROUND, tree_sum};
 
 use std::ptr;
 

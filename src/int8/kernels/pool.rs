@@ -132,7 +132,7 @@ impl Pool {
     }
 
     /// How many of them take part at present: fewer where other processes want the same cores.
-    pub fn active(&self) -> usize {
+    pub(crate) fn active(&self) -> usize {
         self.crew.active()
     }
 

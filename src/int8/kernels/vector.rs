@@ -359,15 +359,15 @@ pub fn tree_sum(lanes: &[f32; 16]) -> f32 {
 }
 
 /// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer.
-pub(super) const ROUND: f32 = 12_582_912.0;
+pub const ROUND: f32 = 12_582_912.0;
 /// The most that [`exp`] takes: its result is the largest power that a float holds.
 pub(super) const EXP_MOST: f32 = 88.0;
 /// Below this [`exp`] is exactly 0.
 pub(super) const EXP_LEAST: f32 = -87.0;
 /// ln 2 in two parts, the first short enough that its product with a power is exact.
-pub(super) const LN_2_HIGH: f32 = 0.693_359_4;
+pub const LN_2_HIGH: f32 = 0.693_359_4;
 /// The rest.
-pub(super) const LN_2_LOW: f32 = -2.121_944_4e-4;
+pub const LN_2_LOW: f32 = -2.121_944_4e-4;
 /// 1/k! from 7 down to 0.
 pub(super) const EXP_COEFFICIENTS: [f32; 8] = [
     1.0 / 5040.0,

@@ -3,17 +3,26 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::format::{Quantization, StoredTensor, tensor_of_norm, tensors_of_matrix};
 use super::verify::compare;
-use super::{Quantization, StoredTensor, tensor_of_norm, tensors_of_matrix};
 use crate::error::{Error, Result};
 use crate::int8::kernels::pool::{PerUnit, Pool};
 use crate::int8::matrix::{Matrix, Scales};
 use crate::int8::memory::Memory;
-use crate::model::parts::{self, MatrixPart, NormPart, Source};
-use crate::model::tensors::elements;
-use crate::model::weights::Weights;
-use crate::model::{ModelConfig, Placement};
+use crate::model::blueprint::{Blueprint, MatrixPart, NormPart};
+use crate::model::fold::Folded;
+use crate::model::weights::{Source, Weights};
 use crate::sources::packed::Packed;
+
+/// Where the weights of a packed model lie while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// In the file, mapped: ready at once, and shared with every process that serves the same file.
+    #[default]
+    Mmap,
+    /// In memory of this process, on huge pages where the system has them.
+    Copy,
+}
 
 /// Bytes of the smallest share of a thread: small enough to share a matrix evenly, large enough to be worth a call.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -22,10 +31,10 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// their checksums; codes cannot do worse than give wrong text, and [`super::verify()`] compares them.
 ///
 /// # Errors
-/// [`Error::BadModel`] for a tensor that is missing, of another shape than `config` asks for, not what was written, not
+/// [`Error::BadModel`] for a tensor that is missing, of another shape than the blueprint asks for, not what was written, not
 /// finite, or does not belong.
 pub fn load(
-    config: &ModelConfig,
+    blueprint: &Blueprint,
     packed: &Packed,
     placement: Placement,
     pool: &mut Pool,
@@ -39,14 +48,14 @@ pub fn load(
         progress,
         used: BTreeSet::new(),
         done: 0,
-        total: elements(config),
+        total: blueprint.elements(),
     };
-    let weights = parts::read(config, &mut reader)?;
+    let weights = blueprint.make(&mut Folded(&mut reader))?;
     if let Some(name) = packed.names().find(|name| !reader.used.contains(*name)) {
         let problem = "is not part of the model that config.json describes";
         return Err(Error::bad_model(packed.file().path(), name, problem));
     }
-    Ok(weights.folded(config))
+    Ok(weights)
 }
 
 struct Reader<'a> {
@@ -112,7 +121,7 @@ impl Reader<'_> {
                 let end = range.start + share.end * CHUNK_BYTES;
                 file.populate(start..end.min(range.end));
             });
-            return Ok(Memory::of_file(Arc::clone(file), range));
+            return Ok(Memory::shared(Arc::clone(file) as _, range));
         }
         let bytes = &file[range];
         let mut copy = Memory::zeroed(bytes.len())?;
@@ -130,9 +139,10 @@ impl Reader<'_> {
     }
 }
 
-impl Source for Reader<'_> {
+impl Source<&MatrixPart, &NormPart> for Reader<'_> {
     type Matrix = Matrix;
     type Norm = Vec<f32>;
+    type Error = Error;
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<Matrix> {
         let Some(record) = self.quantization.matrices.get(&part.name) else {

@@ -4,32 +4,12 @@ use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::Quantization;
+use super::evaluation::EvaluationRecord;
+use super::format::Quantization;
 use crate::error::{Error, Result};
-use crate::model::evaluate::Evaluation;
 use crate::sources::packed::Packed;
-
-/// One evaluation: what was compared, on which text, and what came out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct EvaluationRecord {
-    /// The name of the model whose f32 weights are the truth.
-    pub reference: String,
-    /// The kernel in use.
-    pub kernel: String,
-    /// The file, or the name of the text that is built in.
-    pub text: String,
-    /// Tokens that were run at once, each window from position 0.
-    pub window: usize,
-    /// Int8 against the reference.
-    #[serde(flatten)]
-    pub int8: Evaluation,
-    /// Q8_0 against the reference, if it was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub q8_0: Option<Evaluation>,
-}
 
 /// Adds `evaluation` to the evaluations of `quantization.json` and keeps all else, also what this program does not know.
 /// The file is replaced whole: a reader finds the old one or the new one.

@@ -1,6 +1,6 @@
 //! Comparing a packed model with its checksums: all at once, or slowly beside other work.
 
-use super::Quantization;
+use super::format::Quantization;
 use crate::error::{Error, Result};
 use crate::int8::kernels::pool::{PerUnit, Pool};
 use crate::sources::hash::{sha256_in_pieces, sha256_of};

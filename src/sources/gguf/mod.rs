@@ -16,6 +16,7 @@ use tokenizers::Tokenizer;
 
 use super::floats::all_finite;
 use super::mapped::Mapped;
+use super::names::{self, TensorName};
 use super::{Checkpoint, Tensors};
 use crate::error::{Error, Result};
 use format::Format;
@@ -115,30 +116,16 @@ fn rename(
 
 /// The Hugging Face name of a tensor and, for Q and K, the configuration key that counts its heads.
 fn hugging_face_name(name: &str, layers: usize) -> Option<(String, Option<&'static str>)> {
-    let top = match name {
-        "token_embd.weight" => Some("model.embed_tokens.weight"),
-        "output_norm.weight" => Some("model.norm.weight"),
-        "output.weight" => Some("lm_head.weight"),
+    let (tensor, layer) = TensorName::from_gguf(name)?;
+    if layer.is_some_and(|layer| layer >= layers) {
+        return None;
+    }
+    let heads = match tensor {
+        names::QUERY => Some("num_attention_heads"),
+        names::KEY => Some("num_key_value_heads"),
         _ => None,
     };
-    if let Some(top) = top {
-        return Some((top.into(), None));
-    }
-    let (layer, part) = name.strip_prefix("blk.")?.split_once('.')?;
-    let layer: usize = layer.parse().ok().filter(|layer| *layer < layers)?;
-    let (part, heads) = match part.strip_suffix(".weight")? {
-        "attn_norm" => ("input_layernorm", None),
-        "attn_q" => ("self_attn.q_proj", Some("num_attention_heads")),
-        "attn_k" => ("self_attn.k_proj", Some("num_key_value_heads")),
-        "attn_v" => ("self_attn.v_proj", None),
-        "attn_output" => ("self_attn.o_proj", None),
-        "ffn_norm" => ("post_attention_layernorm", None),
-        "ffn_gate" => ("mlp.gate_proj", None),
-        "ffn_up" => ("mlp.up_proj", None),
-        "ffn_down" => ("mlp.down_proj", None),
-        _ => return None,
-    };
-    Some((format!("model.layers.{layer}.{part}.weight"), heads))
+    Some((tensor.in_layer(layer.unwrap_or(0)), heads))
 }
 
 /// Why a tensor without a Hugging Face name is refused.

@@ -15,10 +15,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use super::Tensors;
 use super::floats::all_finite;
 use super::safetensors::{Raw, Shards, ValueType};
-use super::{CodeRows, Tensors};
 use crate::error::{Error, Result};
+use crate::int8::matrix::CodeRows;
 
 pub use method::Method;
 

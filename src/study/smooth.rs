@@ -8,11 +8,12 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use super::ModelConfig;
-use super::calibrate::{Maxima, Walk};
-use super::config::Architecture;
-use super::reference::Input;
-use crate::error::Result;
+use super::calibrate::{CalibrationRun, Maxima};
+use crate::error::{Error, Result};
+use crate::model::ModelConfig;
+use crate::model::blueprint::{self, MatrixPart, NormPart};
+use crate::model::columns::{Columns, Rows};
+use crate::model::weights::{Attention, FeedForward, Layer, Mixer, SwiGlu};
 use crate::sources::Tensors;
 
 /// A checkpoint whose tensors are multiplied by factors as they are read.
@@ -24,15 +25,30 @@ pub struct Smoothed<'a> {
     columns: HashMap<String, Vec<f32>>,
 }
 
+/// What makes an input, where the division is folded in.
+enum Origin<'a> {
+    /// Each weight of a norm makes a channel.
+    Norm(&'a NormPart),
+    /// Each of these rows makes a channel, or the same channel of several heads.
+    Rows(&'a Rows),
+}
+
+/// How the channels of an input are shared: heads of `dim` channels, of which `sharing` neighbours get the same factors.
+#[derive(Clone, Copy)]
+struct Heads {
+    dim: usize,
+    sharing: usize,
+}
+
 impl<'a> Smoothed<'a> {
-    /// Finds the factors from what the blocks of `walk` multiply.
+    /// Finds the factors from what the blocks of `run` multiply.
     ///
     /// # Errors
     /// [`crate::error::Error::BadModel`] if a weight cannot be read.
     pub fn new(
         config: &ModelConfig,
         tensors: &'a dyn Tensors,
-        mut walk: Walk<'a>,
+        mut run: CalibrationRun<'a>,
         alpha: f32,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
@@ -42,8 +58,9 @@ impl<'a> Smoothed<'a> {
             columns: HashMap::new(),
         };
         for layer in 0..config.num_layers {
-            let maxima = Maxima::of_block(&mut walk)?;
-            smoothed.add_block(config, layer, &maxima, alpha)?;
+            let maxima = Maxima::of_block(&mut run)?;
+            let parts = blueprint::layer(config, layer);
+            smoothed.add_block(config, &parts, &maxima, alpha)?;
             progress(layer as u64 + 1, config.num_layers as u64);
         }
         Ok(smoothed)
@@ -52,92 +69,81 @@ impl<'a> Smoothed<'a> {
     fn add_block(
         &mut self,
         config: &ModelConfig,
-        layer: usize,
+        layer: &Layer<MatrixPart, NormPart>,
         maxima: &Maxima,
         alpha: f32,
     ) -> Result<()> {
-        let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
-        let (ffn, dim) = (config.intermediate_size, config.head_dim);
-        let inverse = |factors: &[f32]| factors.iter().map(|factor| 1.0 / factor).collect();
-
-        let readers = ["q_proj", "k_proj", "v_proj"].map(|part| name(&format!("self_attn.{part}")));
-        let factors = self.factors(&readers, maxima.of(Input::Attention), 1, 1, alpha)?;
-        self.columns
-            .insert(name("input_layernorm"), inverse(&factors));
-        for reader in readers {
-            self.columns.insert(reader, factors.clone());
-        }
-
-        let output = [name("self_attn.o_proj")];
-        let shared = config.num_heads / config.num_kv_heads;
-        let factors = self.factors(&output, maxima.of(Input::Output), dim, shared, alpha)?;
-        // One factor for each value of a key head; the query heads that share it repeat it.
-        let first_of_each: Vec<f32> = factors
-            .chunks_exact(dim)
-            .step_by(shared)
-            .flatten()
-            .copied()
-            .collect();
-        self.rows
-            .insert(name("self_attn.v_proj"), inverse(&first_of_each));
-        let [output] = output;
-        self.columns.insert(output, factors);
-
-        let (readers, down): (Vec<String>, _) = match config.architecture {
-            Architecture::Granite | Architecture::Llama => (
-                vec![name("mlp.gate_proj"), name("mlp.up_proj")],
-                name("mlp.down_proj"),
-            ),
-            Architecture::GraniteHybridDense => (
-                vec![name("shared_mlp.input_linear")],
-                name("shared_mlp.output_linear"),
-            ),
+        let Mixer::Attention(Attention { qkv, output }) = &layer.mixer;
+        let FeedForward::Dense(SwiGlu { gate_up, down }) = &layer.feed_forward;
+        let (Columns::Stacked(qkv_rows), Columns::Interleaved([_, up])) =
+            (&qkv.columns, &gate_up.columns)
+        else {
+            return Err(Error::Internal("a layer in another order".into()));
         };
-        let factors = self.factors(&readers, maxima.of(Input::FeedForward), 1, 1, alpha)?;
-        self.columns
-            .insert(name("post_attention_layernorm"), inverse(&factors));
-        for reader in &readers {
-            self.columns.insert(reader.clone(), factors.clone());
+        let values = &qkv_rows[2];
+        let single = Heads { dim: 1, sharing: 1 };
+        let heads = Heads {
+            dim: config.head_dim,
+            sharing: config.num_heads / config.num_kv_heads,
+        };
+        let sites = [
+            (qkv, Origin::Norm(&layer.mixer_norm), single),
+            (output, Origin::Rows(values), heads),
+            (gate_up, Origin::Norm(&layer.feed_forward_norm), single),
+            (down, Origin::Rows(up), single),
+        ];
+        for (reader, origin, heads) in sites {
+            let largest = reader.input.map_or(&[][..], |input| maxima.of(input));
+            let factors = self.factors(reader, largest, heads, alpha)?;
+            let inverse = factors
+                .chunks_exact(heads.dim)
+                // One factor for each value of a key head; the query heads that share it repeat it.
+                .step_by(heads.sharing)
+                .flatten()
+                .map(|factor| 1.0 / factor);
+            match origin {
+                Origin::Norm(norm) => {
+                    self.columns.insert(norm.name.clone(), inverse.collect());
+                }
+                Origin::Rows(rows) => {
+                    let mut all = vec![1.0; rows.total];
+                    let own = &mut all[rows.first..][..rows.count];
+                    own.iter_mut()
+                        .zip(inverse)
+                        .for_each(|(to, from)| *to = from);
+                    self.rows.insert(rows.tensor.clone(), all);
+                }
+            }
+            for (tensor, _) in reader.columns.tensors() {
+                self.columns.insert(tensor.to_owned(), factors.clone());
+            }
         }
-        let down = [down];
-        let factors = self.factors(&down, maxima.of(Input::Down), 1, 1, alpha)?;
-        let mut up: Vec<f32> = inverse(&factors);
-        if readers.len() == 1 {
-            // Gate and up in one tensor: the gate's rows come first and stay as they are.
-            up = [vec![1.0; ffn], up].concat();
-        }
-        let last = readers.into_iter().next_back().unwrap_or_default();
-        self.rows.insert(last, up);
-        let [down] = down;
-        self.columns.insert(down, factors);
         Ok(())
     }
 
-    /// The factors of the columns of `readers`, which multiply values of the sizes `largest`. Columns come in heads of
-    /// `head` values, and `shared` neighbouring heads get the same factors.
+    /// The factors of the columns of `reader`, which multiplies values of the sizes `largest`.
     fn factors(
         &self,
-        readers: &[String],
+        reader: &MatrixPart,
         largest: &[f32],
-        head: usize,
-        shared: usize,
+        heads: Heads,
         alpha: f32,
     ) -> Result<Vec<f32>> {
+        let Heads { dim, sharing } = heads;
         let mut weights = vec![0.0f32; largest.len()];
         let mut row = vec![0.0; largest.len()];
-        for reader in readers {
-            let shape = self.inner.shape(reader).unwrap_or_default();
-            for index in 0..shape.first().copied().unwrap_or(0) {
-                self.inner.read_rows(reader, index..index + 1, &mut row)?;
+        for (tensor, rows) in reader.columns.tensors() {
+            for index in 0..rows {
+                self.inner.read_rows(tensor, index..index + 1, &mut row)?;
                 let both = weights.iter_mut().zip(&row);
                 both.for_each(|(most, weight)| *most = most.max(weight.abs()));
             }
         }
         let group_of = |column: usize| {
-            let (of_head, value) = (column / head, column % head);
-            (of_head / shared) * head + value
+            let (head, value) = (column / dim, column % dim);
+            (head / sharing) * dim + value
         };
-        let groups = largest.len() / shared;
+        let groups = largest.len() / sharing;
         let (mut x, mut w) = (vec![0.0f32; groups], vec![0.0f32; groups]);
         for (column, (largest, weight)) in largest.iter().zip(&weights).enumerate() {
             let group = group_of(column);

@@ -5,31 +5,33 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 
-use super::ModelConfig;
-use super::linear::{Arithmetic, Weights as FloatWeights, internal};
-use super::reference::{Input, Layer, Look, Rotary, rms_norm};
-use super::tensors::{EMBEDDING, FINAL_NORM};
+use super::linear::{Arithmetic, FloatWeights, internal};
+use super::reference::{Layer, Look, Rotary, rms_norm};
 use crate::error::{Error, Result};
 use crate::int8::GROUP;
 use crate::int8::compensate::Factor;
+use crate::int8::compute::Compute;
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::{PerUnit, Pool};
 use crate::int8::rotation::Rotation;
+use crate::model::ModelConfig;
+use crate::model::blueprint::{Blueprint, Input, blueprint};
 use crate::sources::Tensors;
 
 /// Tokens that are run as one sequence: enough context to be ordinary text, and attention stays cheap.
 pub const SEQUENCE_TOKENS: usize = 512;
 
 /// Runs sequences through the model, block by block.
-pub struct Walk<'a> {
+pub struct CalibrationRun<'a> {
     config: &'a ModelConfig,
+    blueprint: Blueprint,
     tensors: &'a dyn Tensors,
     /// The residual stream of each sequence, `[len, hidden]`.
     streams: Vec<Tensor>,
     next: usize,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> CalibrationRun<'a> {
     /// Looks the ids of each sequence up in the embedding.
     ///
     /// # Errors
@@ -39,7 +41,8 @@ impl<'a> Walk<'a> {
         tensors: &'a dyn Tensors,
         sequences: &[Vec<u32>],
     ) -> Result<Self> {
-        let hidden = config.hidden_size;
+        let (hidden, blueprint) = (config.hidden_size, blueprint(config));
+        let embedding = &blueprint.embedding.columns.rows()[0].tensor;
         let embed = |ids: &Vec<u32>| {
             let mut values = vec![0.0; ids.len() * hidden];
             for (&id, row) in ids.iter().zip(values.chunks_exact_mut(hidden)) {
@@ -48,17 +51,19 @@ impl<'a> Walk<'a> {
                     let problem = format!("token {id} is beyond the vocabulary");
                     return Err(Error::Internal(problem));
                 }
-                tensors.read_rows(EMBEDDING, id..id + 1, row)?;
+                tensors.read_rows(embedding, id..id + 1, row)?;
                 row.iter_mut()
                     .for_each(|value| *value *= config.embedding_multiplier);
             }
             Tensor::from_vec(values, (ids.len(), hidden), &Device::Cpu).map_err(internal)
         };
         let filled = sequences.iter().filter(|ids| !ids.is_empty());
+        let streams = filled.map(embed).collect::<Result<_>>()?;
         Ok(Self {
             config,
+            blueprint,
             tensors,
-            streams: filled.map(embed).collect::<Result<_>>()?,
+            streams,
             next: 0,
         })
     }
@@ -75,7 +80,7 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// [`Error::BadModel`] if its weights cannot be read.
     pub fn block(&mut self, look: &mut Look<'_>) -> Result<()> {
-        let layer = Layer::load(self.config, &self.weights(), self.next)?;
+        let layer = Layer::load(&self.weights(), &self.blueprint.layers[self.next])?;
         for stream in &mut self.streams {
             let config = self.config;
             let len = stream.dims()[0];
@@ -92,7 +97,7 @@ impl<'a> Walk<'a> {
     /// # Errors
     /// [`Error::BadModel`] if the last norm cannot be read.
     pub fn head(&self, look: &mut Look<'_>) -> Result<()> {
-        let norm = self.weights().vector(FINAL_NORM, self.config.hidden_size)?;
+        let norm = self.weights().norm(&self.blueprint.final_norm)?;
         for stream in &self.streams {
             let normed = rms_norm(self.config, stream, &norm);
             normed
@@ -108,13 +113,13 @@ impl<'a> Walk<'a> {
 pub struct Maxima(HashMap<Input, Vec<f32>>);
 
 impl Maxima {
-    /// Those of the next block of `walk`.
+    /// Those of the next block of `run`.
     ///
     /// # Errors
-    /// As [`Walk::block`].
-    pub fn of_block(walk: &mut Walk<'_>) -> Result<Self> {
+    /// As [`CalibrationRun::block`].
+    pub(crate) fn of_block(run: &mut CalibrationRun<'_>) -> Result<Self> {
         let mut maxima = HashMap::new();
-        walk.block(&mut |input, x| {
+        run.block(&mut |input, x| {
             let largest: Vec<f32> = x.abs()?.max(0)?.to_vec1()?;
             let all: &mut Vec<f32> = maxima
                 .entry(input)
@@ -134,7 +139,7 @@ impl Maxima {
 
 /// Makes the factors that compensate rounding errors, block by block as the model is quantized.
 pub struct Compensation<'a> {
-    walk: Walk<'a>,
+    run: CalibrationRun<'a>,
     rotation: Rotation,
     moments: HashMap<Input, Moments>,
 }
@@ -147,10 +152,10 @@ struct Moments {
 }
 
 impl<'a> Compensation<'a> {
-    /// For the sequences that `walk` runs, and weights that are rotated by `rotation`.
-    pub fn new(walk: Walk<'a>, rotation: Rotation) -> Self {
+    /// For the sequences of `run`, and weights that are rotated by `rotation`.
+    pub fn new(run: CalibrationRun<'a>, rotation: Rotation) -> Self {
         Self {
-            walk,
+            run,
             rotation,
             moments: HashMap::new(),
         }
@@ -159,13 +164,9 @@ impl<'a> Compensation<'a> {
     /// The factors for the next matrix, which multiplies `input`; matrices come in the order of the model.
     ///
     /// # Errors
-    /// As [`Walk::block`].
-    pub fn factors(
-        &mut self,
-        input: Input,
-        (kernel, pool): (Kernel, &mut Pool),
-    ) -> Result<Vec<Factor>> {
-        let rotation = self.rotation;
+    /// As [`CalibrationRun::block`].
+    pub fn factors(&mut self, input: Input, compute: &mut Compute) -> Result<Vec<Factor>> {
+        let (kernel, rotation) = (compute.kernel, self.rotation);
         let moments = &mut self.moments;
         let mut look = |input: Input, x: &Tensor| {
             let found = Moments::of(kernel, rotation, x)?;
@@ -178,14 +179,14 @@ impl<'a> Compensation<'a> {
             }
         };
         match input {
-            Input::Attention => self.walk.block(&mut look)?,
-            Input::Head => self.walk.head(&mut look)?,
+            Input::Attention => self.run.block(&mut look)?,
+            Input::Head => self.run.head(&mut look)?,
             Input::Output | Input::FeedForward | Input::Down => {}
         }
         let Some(moments) = self.moments.remove(&input) else {
             return Ok(Vec::new());
         };
-        moments.factors(pool)
+        moments.factors(&mut compute.pool)
     }
 }
 

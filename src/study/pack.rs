@@ -1,4 +1,4 @@
-//! Writing a packed model.
+//! Quantizing a checkpoint into a packed model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -7,20 +7,20 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::{
+use super::calibrate::{CalibrationRun, Compensation};
+use super::smooth::Smoothed;
+use crate::error::{Error, Result};
+use crate::int8::compute::Compute;
+use crate::int8::scheme::{Granularity, Mapping, Scheme};
+use crate::model::ModelConfig;
+use crate::model::blueprint::{MatrixPart, NormPart, blueprint};
+use crate::model::packed::{
     CalibrationRecord, FORMAT, LAYOUT, MatrixRecord, Quantization, SourceRecord, StoredTensor,
     tensor_of_norm, tensors_of_matrix,
 };
-use crate::error::{Error, Result};
-use crate::int8::kernels;
-use crate::int8::kernels::pool::Pool;
-use crate::int8::scheme::{Granularity, Mapping, Scheme};
-use crate::model::ModelConfig;
-use crate::model::calibrate::{Compensation, Walk};
-use crate::model::parts::{self, MatrixPart, NormPart, Source};
-use crate::model::smooth::Smoothed;
+use crate::model::quantizer::{Quantizer, scheme_of};
 use crate::model::tensors::check_shapes;
-use crate::model::weights::{Quantizer, scheme_of};
+use crate::model::weights::Source;
 use crate::sources::hash::{sha256, sha256_of};
 use crate::sources::packed::{QUANTIZATION, WEIGHTS};
 use crate::sources::{Checkpoint, Tensors};
@@ -57,26 +57,27 @@ pub fn write(
 ) -> Result<Quantization> {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let tensors = checkpoint.tensors.as_ref();
-    check_shapes(&config, tensors)?;
-    let (kernel, mut pool, scheme) = (kernels::best(), Pool::new(threads)?, &plan.scheme);
-    let walk = |tensors| Walk::new(&config, tensors, &plan.sequences);
+    let blueprint = blueprint(&config);
+    check_shapes(&config, &blueprint, tensors)?;
+    let (mut compute, scheme) = (Compute::new(threads)?, &plan.scheme);
+    let run = |tensors| CalibrationRun::new(&config, tensors, &plan.sequences);
     let smoothed = match plan.smooth {
         Some(alpha) => {
-            let walk = walk(tensors)?;
-            Some(Smoothed::new(&config, tensors, walk, alpha, progress)?)
+            let run = run(tensors)?;
+            Some(Smoothed::new(&config, tensors, run, alpha, progress)?)
         }
         None => None,
     };
     let floats = smoothed.as_ref().map_or(tensors, |smoothed| smoothed);
     let compensation = match plan.compensate {
-        true => Some(Compensation::new(walk(floats)?, scheme.rotation)),
+        true => Some(Compensation::new(run(floats)?, scheme.rotation)),
         false => None,
     };
-    let quantizer = Quantizer::new(&config, floats, scheme, kernel, &mut pool, progress)?;
+    let quantizer = Quantizer::new(&blueprint, floats, scheme, &mut compute, progress);
 
     let path = folder.join(WEIGHTS);
     let mut contents = Contents::new(scheme, tensors);
-    parts::read(&config, &mut contents)?;
+    blueprint.make(&mut contents)?;
     let mut output = Output {
         file: File::create_new(&path).map_err(|e| Error::io(&path, e))?,
         path,
@@ -92,7 +93,7 @@ pub fn write(
     // The files of the checkpoint are hashed beside the work, which reads them anyway.
     let files = std::thread::scope(|scope| {
         let files = scope.spawn(|| file_hashes(tensors));
-        parts::read(&config, &mut writer)?;
+        blueprint.make(&mut writer)?;
         files
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -184,9 +185,10 @@ impl<'a> Contents<'a> {
     }
 }
 
-impl Source for Contents<'_> {
+impl Source<&MatrixPart, &NormPart> for Contents<'_> {
     type Matrix = ();
     type Norm = ();
+    type Error = Error;
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<()> {
         let [codes, scales, group_scales, zero_points] = tensors_of_matrix(part);
@@ -240,9 +242,10 @@ struct Writer<'a> {
     matrices: BTreeMap<String, MatrixRecord>,
 }
 
-impl Source for Writer<'_> {
+impl Source<&MatrixPart, &NormPart> for Writer<'_> {
     type Matrix = ();
     type Norm = ();
+    type Error = Error;
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<()> {
         let factors = match (&mut self.compensation, part.input) {

@@ -1,42 +1,12 @@
 //! What another arithmetic costs in accuracy: its logits against the reference's, on the same text.
 
-use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 
 use crate::error::{Error, Result};
+use crate::model::packed::Evaluation;
 
 /// Tokens run at once; each window starts afresh at position 0, as llama.cpp's perplexity tool does by default.
 pub const WINDOW_TOKENS: usize = 512;
-
-/// How far the other arithmetic is from the reference, over all predicted tokens; `_se` are standard errors.
-///
-/// Shares and differences of probabilities are fractions of 1, divergences are in nats.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Evaluation {
-    /// Predicted tokens: all but the first of each window.
-    pub tokens: usize,
-    /// exp of the other arithmetic's mean negative log-probability of the text's own next token.
-    pub perplexity: f64,
-    /// Standard error of `perplexity`.
-    pub perplexity_se: f64,
-    /// The same of the reference.
-    pub perplexity_reference: f64,
-    /// Standard error of `perplexity_reference`.
-    pub perplexity_reference_se: f64,
-    /// Mean Kullback–Leibler divergence KL(reference ‖ other) of the next-token distributions.
-    pub kl_mean: f64,
-    /// Standard error of `kl_mean`.
-    pub kl_mean_se: f64,
-    /// The largest divergence at one token.
-    pub kl_max: f64,
-    /// Share of tokens where both find the same token most likely.
-    pub same_top_token: f64,
-    /// Standard error of `same_top_token`.
-    pub same_top_token_se: f64,
-    /// Root mean square of the change in the probability of the text's own next token.
-    pub rms_dp: f64,
-    /// Standard error of `rms_dp`.
-    pub rms_dp_se: f64,
-}
 
 /// A comparison under way: sums over the tokens seen so far.
 #[derive(Debug, Default)]
@@ -85,7 +55,7 @@ impl Comparison {
         if kl > self.kl_max || kl.is_nan() {
             self.kl_max = kl;
         }
-        let same_top = most_likely(reference) == most_likely(other);
+        let same_top = most_likely(reference, f64::total_cmp) == most_likely(other, f64::total_cmp);
         self.same_top.add(f64::from(same_top));
         self.nll_reference.add(-reference[next]);
         self.nll_other.add(-other[next]);
@@ -169,10 +139,10 @@ pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
 }
 
 /// The lowest index of the largest value.
-fn most_likely(values: &[f64]) -> Option<usize> {
+pub(crate) fn most_likely<T>(values: &[T], compare: impl Fn(&T, &T) -> Ordering) -> Option<usize> {
     (0..values.len())
         .rev()
-        .max_by(|&a, &b| values[a].total_cmp(&values[b]))
+        .max_by(|&a, &b| compare(&values[a], &values[b]))
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::tensors::check_shape;
 use crate::error::{Error, Result};
+use crate::model::blueprint::{MatrixPart, NormPart};
+use crate::model::columns::Rows;
+use crate::model::tensors::check_shape;
 use crate::sources::Tensors;
 
 /// How a linear layer computes `x·Wᵀ`.
@@ -45,51 +47,73 @@ impl Linear {
 }
 
 /// The checkpoint's tensors, checked against the configuration as they are read.
-pub struct Weights<'a> {
+pub struct FloatWeights<'a> {
     /// The checkpoint's.
     pub tensors: &'a dyn Tensors,
     /// What they are rounded to.
     pub arithmetic: Arithmetic,
 }
 
-impl Weights<'_> {
-    /// Reads a linear layer.
+impl FloatWeights<'_> {
+    /// Reads the one linear layer of a part.
     ///
     /// # Errors
     /// [`Error::BadModel`] if the tensor is absent, has another shape, or holds a value that is not finite.
-    pub fn linear(&self, name: &str, out: usize, input: usize) -> Result<Linear> {
-        let weight = self.matrix(name, out, input)?;
-        Ok(Linear::new(weight, self.arithmetic))
+    pub fn linear(&self, part: &MatrixPart) -> Result<Linear> {
+        let [linear] = self.linears(part)?;
+        Ok(linear)
     }
 
-    /// Reads a matrix, rounded.
+    /// Reads the linear layers that a part is made of.
     ///
     /// # Errors
-    /// As [`Weights::linear`].
-    pub fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<Tensor> {
-        let mut values = self.read(name, &[rows, columns])?;
+    /// As [`FloatWeights::linear`].
+    pub fn linears<const N: usize>(&self, part: &MatrixPart) -> Result<[Linear; N]> {
+        let matrices = self.matrices(part)?;
+        Ok(matrices.map(|weight| Linear::new(weight, self.arithmetic)))
+    }
+
+    /// Reads the matrices that a part is made of, rounded.
+    ///
+    /// # Errors
+    /// As [`FloatWeights::linear`].
+    pub fn matrices<const N: usize>(&self, part: &MatrixPart) -> Result<[Tensor; N]> {
+        let rows = part.columns.rows().iter();
+        let matrices = rows.map(|rows| self.matrix(rows, part.depth));
+        let matrices: Vec<Tensor> = matrices.collect::<Result<_>>()?;
+        matrices.try_into().map_err(|matrices: Vec<Tensor>| {
+            let (name, count) = (&part.name, matrices.len());
+            Error::Internal(format!("{name} is made of {count} matrices, not of {N}"))
+        })
+    }
+
+    fn matrix(&self, rows: &Rows, depth: usize) -> Result<Tensor> {
+        let Rows {
+            tensor,
+            total,
+            first,
+            count,
+        } = rows;
+        // Allocates only once the file is known to hold a tensor of this shape.
+        check_shape(self.tensors, tensor, &[*total, depth])?;
+        let mut values = vec![0.0; count * depth];
+        let range = *first..first + count;
+        self.tensors.read_rows(tensor, range, &mut values)?;
         if self.arithmetic == Arithmetic::Q8_0 {
-            round_to_q8_0(&mut values, columns);
+            round_to_q8_0(&mut values, depth);
         }
-        Tensor::from_vec(values, (rows, columns), &Device::Cpu).map_err(internal)
+        Tensor::from_vec(values, (*count, depth), &Device::Cpu).map_err(internal)
     }
 
-    /// Reads a vector.
+    /// Reads the weights of a norm.
     ///
     /// # Errors
-    /// As [`Weights::linear`].
-    pub fn vector(&self, name: &str, len: usize) -> Result<Tensor> {
-        let values = self.read(name, &[len])?;
-        Tensor::from_vec(values, len, &Device::Cpu).map_err(internal)
-    }
-
-    /// Allocates only once the file is known to hold a tensor of this shape.
-    fn read(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>> {
-        check_shape(self.tensors, name, expected)?;
-        let rows = if expected.len() == 1 { 1 } else { expected[0] };
-        let mut values = vec![0.0; expected.iter().product()];
-        self.tensors.read_rows(name, 0..rows, &mut values)?;
-        Ok(values)
+    /// As [`FloatWeights::linear`].
+    pub fn norm(&self, part: &NormPart) -> Result<Tensor> {
+        check_shape(self.tensors, &part.name, &[part.len])?;
+        let mut values = vec![0.0; part.len];
+        self.tensors.read_rows(&part.name, 0..1, &mut values)?;
+        Tensor::from_vec(values, part.len, &Device::Cpu).map_err(internal)
     }
 }
 

@@ -5,10 +5,12 @@
 
 use candle_core::{D, Device, Tensor};
 
-use super::linear::{Linear, Weights, internal};
-use crate::error::{Error, Result};
+use super::evaluate::most_likely;
+use super::linear::{FloatWeights, Linear, internal};
+use crate::error::Result;
 use crate::model::ModelConfig;
-use crate::model::config::Architecture;
+use crate::model::blueprint::{Input, MatrixPart, NormPart, blueprint};
+use crate::model::weights::{self, Attention, FeedForward, Mixer, SwiGlu};
 use crate::sources::Tensors;
 
 pub use super::linear::Arithmetic;
@@ -25,34 +27,19 @@ pub struct Reference {
     head: Linear,
 }
 
-/// What the linear layers of a block multiply, and the head.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Input {
-    /// The normed residual that queries, keys and values are made from.
-    Attention,
-    /// What attention gives to its output layer.
-    Output,
-    /// The normed residual that gate and up are made from.
-    FeedForward,
-    /// The gated values.
-    Down,
-    /// The last normed residual.
-    Head,
-}
-
 /// Looks at what a linear layer multiplies, `[len, in]`.
 pub type Look<'a> = dyn FnMut(Input, &Tensor) -> candle_core::Result<()> + 'a;
 
 /// One block.
 pub struct Layer {
     /// `[hidden]`.
-    input_norm: Tensor,
+    mixer_norm: Tensor,
     q: Linear,
     k: Linear,
     v: Linear,
     o: Linear,
     /// `[hidden]`.
-    post_attention_norm: Tensor,
+    feed_forward_norm: Tensor,
     gate: Linear,
     up: Linear,
     down: Linear,
@@ -68,22 +55,22 @@ impl Reference {
         tensors: &dyn Tensors,
         arithmetic: Arithmetic,
     ) -> Result<Self> {
-        let weights = Weights {
+        let weights = FloatWeights {
             tensors,
             arithmetic,
         };
-        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-        let embedding = weights.matrix("model.embed_tokens.weight", vocab, hidden)?;
-        let head = if config.tie_word_embeddings {
-            Linear::new(embedding.clone(), arithmetic)
-        } else {
-            weights.linear("lm_head.weight", vocab, hidden)?
+        let blueprint = blueprint(config);
+        let [embedding] = weights.matrices(&blueprint.embedding)?;
+        let head = match &blueprint.head {
+            Some(head) => weights.linear(head)?,
+            None => Linear::new(embedding.clone(), arithmetic),
         };
+        let layers = blueprint.layers.iter();
         Ok(Self {
-            layers: (0..config.num_layers)
-                .map(|index| Layer::load(config, &weights, index))
+            layers: layers
+                .map(|layer| Layer::load(&weights, layer))
                 .collect::<Result<_>>()?,
-            norm: weights.vector("model.norm.weight", hidden)?,
+            norm: weights.norm(&blueprint.final_norm)?,
             config: config.clone(),
             arithmetic,
             embedding,
@@ -117,7 +104,8 @@ impl Reference {
         for _ in 0..count {
             let last = sequence.len() - 1;
             let logits = self.forward(&sequence, last).map_err(internal)?;
-            sequence.push(most_likely(&logits));
+            let next = most_likely(&logits, f32::total_cmp);
+            sequence.push(next.unwrap_or(0) as u32);
         }
         Ok(sequence.split_off(ids.len()))
     }
@@ -148,45 +136,28 @@ pub fn rms_norm(config: &ModelConfig, x: &Tensor, weight: &Tensor) -> candle_cor
 }
 
 impl Layer {
-    /// Reads the weights of block `index`.
+    /// Reads the weights of a block.
     ///
     /// # Errors
     /// As [`Reference::load`].
-    pub fn load(config: &ModelConfig, weights: &Weights<'_>, index: usize) -> Result<Self> {
-        let hidden = config.hidden_size;
-        let queries = config.num_heads * config.head_dim;
-        let keys = config.num_kv_heads * config.head_dim;
-        let ffn = config.intermediate_size;
-        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
-        let linear = |part: &str, out, input| weights.linear(&name(part), out, input);
-
-        let (gate, up, down) = match config.architecture {
-            Architecture::GraniteHybridDense => {
-                // One matrix for both: the gate's rows first.
-                let fused = weights.matrix(&name("shared_mlp.input_linear"), 2 * ffn, hidden)?;
-                let half = |start| {
-                    let rows = fused.narrow(0, start, ffn).map_err(internal)?;
-                    Ok::<_, Error>(Linear::new(rows, weights.arithmetic))
-                };
-                let down = linear("shared_mlp.output_linear", hidden, ffn)?;
-                (half(0)?, half(ffn)?, down)
-            }
-            Architecture::Granite | Architecture::Llama => (
-                linear("mlp.gate_proj", ffn, hidden)?,
-                linear("mlp.up_proj", ffn, hidden)?,
-                linear("mlp.down_proj", hidden, ffn)?,
-            ),
-        };
+    pub fn load(
+        weights: &FloatWeights<'_>,
+        parts: &weights::Layer<MatrixPart, NormPart>,
+    ) -> Result<Self> {
+        let Mixer::Attention(Attention { qkv, output }) = &parts.mixer;
+        let FeedForward::Dense(SwiGlu { gate_up, down }) = &parts.feed_forward;
+        let [q, k, v] = weights.linears(qkv)?;
+        let [gate, up] = weights.linears(gate_up)?;
         Ok(Self {
-            input_norm: weights.vector(&name("input_layernorm"), hidden)?,
-            q: linear("self_attn.q_proj", queries, hidden)?,
-            k: linear("self_attn.k_proj", keys, hidden)?,
-            v: linear("self_attn.v_proj", keys, hidden)?,
-            o: linear("self_attn.o_proj", hidden, queries)?,
-            post_attention_norm: weights.vector(&name("post_attention_layernorm"), hidden)?,
+            mixer_norm: weights.norm(&parts.mixer_norm)?,
+            q,
+            k,
+            v,
+            o: weights.linear(output)?,
+            feed_forward_norm: weights.norm(&parts.feed_forward_norm)?,
             gate,
             up,
-            down,
+            down: weights.linear(down)?,
         })
     }
 
@@ -202,9 +173,9 @@ impl Layer {
         look: &mut Look<'_>,
     ) -> candle_core::Result<Tensor> {
         let residual = f64::from(config.residual_multiplier);
-        let h = rms_norm(config, &x, &self.input_norm)?;
+        let h = rms_norm(config, &x, &self.mixer_norm)?;
         let x = (x + (self.attention(config, rotary, &h, look)? * residual)?)?;
-        let h = rms_norm(config, &x, &self.post_attention_norm)?;
+        let h = rms_norm(config, &x, &self.feed_forward_norm)?;
         x + (self.feed_forward(&h, look)? * residual)?
     }
 
@@ -302,14 +273,6 @@ fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
         .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
         .exp()?;
     exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
-}
-
-/// The lowest id among those with the largest logit.
-fn most_likely(logits: &[f32]) -> u32 {
-    let best = (0..logits.len())
-        .rev()
-        .max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-    best.unwrap_or(0) as u32
 }
 
 #[cfg(test)]

@@ -1,0 +1,127 @@
+//! What a model takes and what it computes, counted over the parts of its blueprint.
+
+use std::collections::BTreeMap;
+
+use super::blueprint::{Blueprint, Input, MatrixPart};
+use super::weights::Weights;
+use crate::int8::PANEL;
+use crate::int8::matrix::Matrix;
+
+/// Bytes of the loaded weights, counted from the tensors as they are in memory.
+#[derive(Debug, Clone, Default)]
+pub struct WeightMemory {
+    /// Component by component, codes apart from scales.
+    pub parts: Vec<PartMemory>,
+    /// Values in the checkpoint's tensors, once each: what a float copy would hold.
+    pub elements: u64,
+}
+
+/// Bytes of one kind of number in one component.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartMemory {
+    /// Such as `feed_forward`.
+    pub component: &'static str,
+    /// Such as `int8`.
+    pub dtype: &'static str,
+    /// As they are in memory, padding included.
+    pub bytes: u64,
+}
+
+/// Int8 multiplications and additions of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operations {
+    /// In the blocks, for each row of a step.
+    pub per_row: u64,
+    /// In the head, for each row that wants logits.
+    pub per_logit_row: u64,
+}
+
+impl WeightMemory {
+    /// Bytes of everything loaded.
+    pub fn total(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes).sum()
+    }
+}
+
+impl Blueprint {
+    /// Values in the checkpoint's tensors.
+    pub fn elements(&self) -> u64 {
+        let matrices = self.matrices().into_iter();
+        let matrices = matrices.map(|part| part.columns.count() as u64 * part.depth as u64);
+        matrices.sum::<u64>() + self.norm_elements()
+    }
+
+    fn norm_elements(&self) -> u64 {
+        self.norms().iter().map(|part| part.len as u64).sum()
+    }
+
+    /// Bytes that the weights will take once packed with one scale to a column, padding included.
+    pub fn packed_bytes(&self) -> u64 {
+        let bytes = |part: &MatrixPart| {
+            let column = part.depth.next_multiple_of(4) + size_of::<f32>();
+            part.columns.padded_count().next_multiple_of(PANEL) as u64 * column as u64
+        };
+        let matrices: u64 = self.matrices().into_iter().map(bytes).sum();
+        matrices + self.norm_elements() * size_of::<f32>() as u64
+    }
+
+    /// Int8 operations of a step.
+    pub fn operations(&self) -> Operations {
+        let sum = |of_head: bool| {
+            let parts = self.matrices().into_iter();
+            parts
+                .filter(|part| {
+                    part.input
+                        .is_some_and(|input| (input == Input::Head) == of_head)
+                })
+                .map(|part| 2 * part.columns.padded_count() as u64 * part.depth as u64)
+                .sum()
+        };
+        Operations {
+            per_row: sum(false),
+            per_logit_row: sum(true),
+        }
+    }
+
+    /// Bytes that one decoding step reads: every matrix once, the embedding only as the head.
+    pub fn bytes_per_step(&self, weights: &Weights) -> u64 {
+        let loaded = self.loaded(weights);
+        let read = loaded.filter(|(part, _)| part.input.is_some());
+        read.map(|(_, matrix)| matrix.bytes().total()).sum()
+    }
+
+    /// Bytes as held, by component.
+    pub fn memory(&self, weights: &Weights) -> WeightMemory {
+        let mut components = BTreeMap::new();
+        for (part, matrix) in self.loaded(weights) {
+            let bytes = matrix.bytes();
+            let all: &mut (u64, u64) = components.entry(part.component).or_default();
+            *all = (all.0 + bytes.codes, all.1 + bytes.scales);
+        }
+        let part = |component, dtype, bytes| PartMemory {
+            component,
+            dtype,
+            bytes,
+        };
+        let mut parts: Vec<PartMemory> = (components.into_iter())
+            .flat_map(|(component, (codes, scales))| {
+                let name = component.name();
+                [part(name, "int8", codes), part(name, "f32", scales)]
+            })
+            .collect();
+        let norms: usize = weights.norms().iter().map(|norm| norm.len()).sum();
+        parts.push(part("norm", "f32", (norms * size_of::<f32>()) as u64));
+        WeightMemory {
+            parts,
+            elements: self.elements(),
+        }
+    }
+
+    /// Every matrix with its description.
+    pub fn loaded<'a>(
+        &'a self,
+        weights: &'a Weights,
+    ) -> impl Iterator<Item = (&'a MatrixPart, &'a Matrix)> {
+        self.matrices().into_iter().zip(weights.matrices())
+    }
+}

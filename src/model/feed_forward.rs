@@ -1,0 +1,34 @@
+//! What every token of a layer passes by itself.
+
+use super::weights::{FeedForward, SwiGlu};
+use crate::int8::activations::Activations;
+use crate::int8::compute::Compute;
+use crate::int8::floats::Floats;
+
+/// The buffers of a feed-forward layer, kept between layers and steps.
+pub struct Buffers {
+    /// What gate and up make together.
+    gated: Activations,
+}
+
+impl Buffers {
+    /// For `width` gated values.
+    pub fn new(width: usize) -> Self {
+        Self {
+            gated: Activations::new(0, width),
+        }
+    }
+}
+
+/// `residual += down · (silu(gate · input) · (up · input))`.
+pub fn feed_forward(
+    compute: &mut Compute,
+    weights: &FeedForward,
+    input: &Activations,
+    buffers: &mut Buffers,
+    residual: &mut Floats,
+) {
+    let FeedForward::Dense(SwiGlu { gate_up, down }) = weights;
+    compute.multiply_swiglu(gate_up, input, down.rotation(), &mut buffers.gated);
+    compute.multiply_add(down, &buffers.gated, residual);
+}

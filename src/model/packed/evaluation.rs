@@ -1,0 +1,53 @@
+//! What an evaluation found.
+
+use serde::{Deserialize, Serialize};
+
+/// How far the other arithmetic is from the reference, over all predicted tokens; `_se` are standard errors.
+///
+/// Shares and differences of probabilities are fractions of 1, divergences are in nats.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    /// Predicted tokens: all but the first of each window.
+    pub tokens: usize,
+    /// exp of the other arithmetic's mean negative log-probability of the text's own next token.
+    pub perplexity: f64,
+    /// Standard error of `perplexity`.
+    pub perplexity_se: f64,
+    /// The same of the reference.
+    pub perplexity_reference: f64,
+    /// Standard error of `perplexity_reference`.
+    pub perplexity_reference_se: f64,
+    /// Mean Kullback–Leibler divergence KL(reference ‖ other) of the next-token distributions.
+    pub kl_mean: f64,
+    /// Standard error of `kl_mean`.
+    pub kl_mean_se: f64,
+    /// The largest divergence at one token.
+    pub kl_max: f64,
+    /// Share of tokens where both find the same token most likely.
+    pub same_top_token: f64,
+    /// Standard error of `same_top_token`.
+    pub same_top_token_se: f64,
+    /// Root mean square of the change in the probability of the text's own next token.
+    pub rms_dp: f64,
+    /// Standard error of `rms_dp`.
+    pub rms_dp_se: f64,
+}
+
+/// One evaluation: what was compared, on which text, and what came out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationRecord {
+    /// The name of the model whose f32 weights are the truth.
+    pub reference: String,
+    /// The kernel in use.
+    pub kernel: String,
+    /// The file, or the name of the text that is built in.
+    pub text: String,
+    /// Tokens that were run at once, each window from position 0.
+    pub window: usize,
+    /// Int8 against the reference.
+    #[serde(flatten)]
+    pub int8: Evaluation,
+    /// Q8_0 against the reference, if it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub q8_0: Option<Evaluation>,
+}

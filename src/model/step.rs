@@ -1,0 +1,22 @@
+//! What the phases of a step share.
+
+use super::config::ModelConfig;
+use super::forward::Span;
+
+/// Where a row of a step belongs.
+#[derive(Clone, Copy)]
+pub struct Row {
+    /// Index of its span.
+    pub span: usize,
+    /// Position in its sequence.
+    pub position: usize,
+}
+
+/// The constants of a step.
+pub struct Step<'a> {
+    pub config: &'a ModelConfig,
+    pub spans: &'a [Span<'a>],
+    pub rows: &'a [Row],
+    /// Cosines and sines of each row's position, `[rows][head_dim]` of [`super::rotary::Rotary::fill`].
+    pub rotary: &'a [f32],
+}
