@@ -10,11 +10,11 @@ use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What the program is built from.
+/// The files and folders that the program is built from.
 const SOURCES: [&str; 4] = ["src", "build.rs", "Cargo.toml", "Cargo.lock"];
 /// Digits of a commit: enough for the largest repositories.
 const COMMIT_DIGITS: usize = 12;
-/// Longest id: it is part of log lines, metric labels and answers.
+/// The longest id in bytes. It is part of log lines, metric labels and answers.
 const MAX_ID: usize = 64;
 
 fn main() {
@@ -34,7 +34,7 @@ fn main() {
     println!("cargo::rustc-env=BUILD_ID={}", build_id(folder, &given));
 }
 
-/// The id of a build in `folder`, for which `MICROGRANITE_BUILD` is `given`.
+/// The id of a build in `folder`; `given` is the value of `MICROGRANITE_BUILD`.
 ///
 /// # Panics
 /// If `given` cannot be part of a label or of an answer.
@@ -51,9 +51,10 @@ pub fn build_id(folder: &Path, given: &str) -> String {
     id.unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// The commit that is checked out, and what has changed since.
+/// The id of the commit that is checked out, with a digest of the changes since.
 fn commit(folder: &Path) -> Option<String> {
-    // A copy of the sources inside another repository, such as cargo's own during `cargo package`, has no commit there.
+    // If the sources are an untracked copy inside another repository, as during `cargo package`, that repository's
+    // commit is not theirs.
     git(folder, &["ls-files", "--error-unmatch", "build.rs"])?;
     let head = git(folder, &["rev-parse", "HEAD"])?;
     let mut id = head.get(..COMMIT_DIGITS)?.to_owned();
@@ -81,7 +82,7 @@ fn head_files(folder: &Path) -> Vec<PathBuf> {
     names.extend(git(folder, &["symbolic-ref", "--quiet", "HEAD"]));
     let path = |name: &String| git(folder, &["rev-parse", "--git-path", name]);
     let paths = names.iter().filter_map(path).map(PathBuf::from);
-    // cargo would take a missing file for one that has changed.
+    // cargo treats a missing file as changed.
     paths.filter(|path| folder.join(path).exists()).collect()
 }
 

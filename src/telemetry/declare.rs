@@ -1,4 +1,4 @@
-//! Declaring metrics: a name, a kind and a sentence each, in one place.
+//! The macro that declares metrics: name, kind and help text, in one place.
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -6,7 +6,7 @@ use prometheus::{
     IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-/// Begins the name of every metric.
+/// The prefix of every metric's name.
 const NAMESPACE: &str = "microgranite";
 
 /// Declares a struct of metrics, and a function `declare` that makes and registers them.
@@ -25,8 +25,8 @@ const NAMESPACE: &str = "microgranite";
 /// }
 /// ```
 ///
-/// The field's name is the metric's, without the namespace. Labels stand in brackets. A label whose values are known has
-/// them after `in`, and then every series is there from the beginning, at zero.
+/// The field's name is the metric's name without the namespace. Labels stand in brackets. If the values of a label are
+/// known, they follow `in`; every such series then exists from the beginning, at zero.
 macro_rules! metrics {
     (
         $(#[$about:meta])*
@@ -68,7 +68,7 @@ pub(super) use metrics;
 
 /// A kind of metric.
 pub trait Metric: Collector + Clone + Sized + 'static {
-    /// One of this kind; only a histogram has buckets.
+    /// Makes a metric of this kind; only histograms use `buckets`.
     fn new(opts: Opts, labels: &[&str], buckets: Vec<f64>) -> prometheus::Result<Self>;
 }
 
@@ -94,11 +94,11 @@ kinds! {
     HistogramVec: |opts, labels, buckets| Self::new(HistogramOpts::from(opts).buckets(buckets), labels);
 }
 
-/// Makes a metric and adds it to `registry`; `buckets` are one list, or none.
+/// Makes a metric and adds it to `registry`. `buckets` holds one list for a histogram and is empty for other kinds.
 ///
 /// # Panics
-/// If the name is not valid or not the only one. Names are written in this folder, and every test that reads metrics
-/// makes all of them.
+/// If the name is invalid or already registered. All names are constants in this folder, and every test that reads
+/// metrics registers all of them.
 pub fn register<M: Metric>(
     registry: &Registry,
     name: &str,
@@ -121,7 +121,7 @@ pub fn add(registry: &Registry, metric: impl Collector + 'static) {
     added.expect("names are distinct");
 }
 
-/// Gauges are signed; no size or time comes near the difference.
+/// Converts a value for a gauge, which is signed. No size or time comes near `i64::MAX`.
 pub fn gauge_value(value: u64) -> i64 {
     value.try_into().unwrap_or(i64::MAX)
 }

@@ -1,4 +1,5 @@
-//! The metrics, each declared once: counting happens where the thing happens, and rendering touches no engine thread.
+//! The metrics, each declared once. They are updated by the code that they measure; rendering them does not involve the
+//! engine's thread.
 
 mod buckets;
 mod declare;
@@ -15,8 +16,8 @@ use buckets::{
 };
 use declare::metrics;
 
-/// How requests end: answered in full; refused for what they ask (4xx); refused for want of room (429); refused because
-/// nothing is served just now (503); left by the client; failed on our side.
+/// How requests end: answered completely; refused as invalid (4xx); refused because the server is at capacity (429);
+/// refused because no model can be served at the moment (503); cancelled by the client; failed because of the server.
 pub const OUTCOMES: [&str; 6] = [
     "ok",
     "invalid",
@@ -26,7 +27,7 @@ pub const OUTCOMES: [&str; 6] = [
     "error",
 ];
 
-/// What becomes of a grammar that a request comes with.
+/// Results of looking up or compiling the grammar of a request.
 const GRAMMAR_OUTCOMES: [&str; 6] = [
     "hit",
     "compiled",
@@ -40,39 +41,40 @@ metrics! {
     /// Every metric of the service.
     pub struct Metrics {
         registry: Registry,
-        /// Memory, processor time and log of the process.
+        /// Memory, processor time and lost log lines of the process.
         process: Process,
     }
-    /// Requests by outcome: ok; invalid (4xx); rejected, for want of room (429); unavailable, as nothing is served just now
-    /// (503); cancelled, left by the client; error, a failure on our side.
+    /// Requests by outcome: ok; invalid (4xx); rejected, at capacity (429); unavailable, no model can be served at the
+    /// moment (503); cancelled by the client; error, a failure of the server.
     requests_total: IntCounterVec[outcome in OUTCOMES],
-    /// Requests by the HTTP status of their answer.
+    /// Requests by HTTP status of the response.
     responses_total: IntCounterVec[code],
-    /// Answers that came to their end, by reason.
+    /// Completed answers, by finish reason.
     answers_total: IntCounterVec[finish_reason in ["stop", "length"]],
-    /// Tokens of the prompts of a request that was answered.
+    /// Prompt tokens per answered request, all its prompts together.
     request_prompt_tokens: Histogram by REQUEST_TOKENS,
-    /// Tokens of the answers to a request, those of several choices together.
+    /// Generated tokens per request, all its choices together.
     request_generation_tokens: Histogram by REQUEST_TOKENS,
-    /// Generations that can run at once.
+    /// Slots in the batch: generations that can run at once.
     batch_places: IntGauge,
-    /// Generations that can wait for a place in the batch.
+    /// Generations that can wait for a batch slot.
     queue_places: IntGauge,
-    /// Steps that took so long that requests were refused.
+    /// Steps that took so long that requests were refused meanwhile.
     engine_stalls_total: IntCounter,
-    /// Generations that hold a place in the batch.
+    /// Generations that have a batch slot.
     requests_running: IntGauge,
-    /// Generations that wait for a place in the batch.
+    /// Generations that wait for a batch slot.
     requests_waiting: IntGauge,
-    /// From arrival to the first generated token.
+    /// Seconds from the arrival of a request to its first generated token.
     time_to_first_token_seconds: Histogram by FIRST_TOKEN_SECONDS,
-    /// Between consecutive tokens of one generation.
+    /// Seconds between consecutive tokens of one generation.
     inter_token_latency_seconds: Histogram by INTER_TOKEN_SECONDS,
-    /// From arrival to the last byte of the answer, by outcome: what is refused takes no time.
+    /// Seconds from the arrival of a request to the last byte of its response, by outcome, because refused requests
+    /// take almost no time.
     request_duration_seconds: HistogramVec[outcome in OUTCOMES] by REQUEST_SECONDS,
-    /// From arrival to the first step that works on the generation.
+    /// Seconds from the arrival of a request to the first step that computes rows of the generation.
     queue_wait_seconds: Histogram by REQUEST_SECONDS,
-    /// Prompt tokens taken in, those found in the prefix cache included.
+    /// Prompt tokens processed, including those found in the prefix cache.
     prompt_tokens_total: IntCounter,
     /// Tokens generated.
     generation_tokens_total: IntCounter,
@@ -80,44 +82,44 @@ metrics! {
     prefix_cache_queries_total: IntCounter,
     /// Prompt tokens found in the prefix cache, which were not computed again.
     prefix_cache_hits_total: IntCounter,
-    /// Cached KV pages that were given to another text.
+    /// Cached KV pages whose content was evicted so that another sequence could use them.
     prefix_cache_evictions_total: IntCounter,
-    /// Generations that gave their KV pages back before their end, to go on later.
+    /// Preemptions: a running generation lost its KV pages, and continues later.
     preemptions_total: IntCounter,
-    /// Generations that failed because the model gave logits that are not finite.
+    /// Generations that failed because the model computed logits that are not finite.
     nonfinite_logits_total: IntCounter,
-    /// Tokens guessed by prompt lookup and run.
+    /// Drafts (tokens guessed by prompt lookup) that steps checked.
     speculation_drafted_tokens_total: IntCounter,
-    /// Guessed tokens that were right; they are among the tokens generated.
+    /// Drafts that were accepted; they also count as tokens generated.
     speculation_accepted_tokens_total: IntCounter,
-    /// Grammars that requests came with, by what became of them: hit (compiled or refused before), compiled, refused,
-    /// timeout, busy (too many waited), unavailable.
+    /// Grammars in requests, by result: hit (compiled or refused before), compiled, refused, timeout, busy (too many
+    /// were waiting), unavailable.
     grammars_total: IntCounterVec[outcome in GRAMMAR_OUTCOMES],
     /// Rows per step: prompt tokens, decoding sequences and their drafts together.
     batch_rows: Histogram by BATCH_ROWS,
-    /// Weights as loaded, by component and dtype.
+    /// Bytes of the weights as loaded, by component and dtype.
     model_weight_bytes: IntGaugeVec[component, dtype],
-    /// The same shapes in a float dtype.
+    /// Bytes that the same weights would take in a float dtype.
     model_reference_bytes: IntGaugeVec[dtype],
-    /// Reference bytes less loaded bytes.
+    /// Reference bytes minus loaded bytes.
     memory_saved_bytes: IntGaugeVec[against],
     /// Share of the KV cache that holds tokens of running generations, from 0 to 1.
     kv_cache_usage_ratio: Gauge,
-    /// 1 for what is known of the weights, 0 for the other states.
+    /// 1 for the present state of the weights, 0 for the other states.
     weights_state: IntGaugeVec[state],
-    /// KV cache by state: used pages hold tokens of running generations, cached ones are free but can be found again,
-    /// reserved is the whole budget.
+    /// Bytes of the KV cache by state: used pages hold tokens of running generations, cached pages are free but their
+    /// content can be found again, reserved is the whole cache.
     kv_cache_bytes: IntGaugeVec[state in ["used", "cached", "reserved"]],
-    /// The model that is served: the labels are facts, the value is 1.
+    /// The served model, described by labels; the value is 1.
     model_info: IntGaugeVec[model, architecture, scheme, context_length],
-    /// What eight bits cost on a text, by measure, as eval measured it last.
+    /// Accuracy of the int8 model against its float original, by measure, from the last run of eval.
     model_accuracy: GaugeVec[measure],
-    /// The build that serves: the labels are facts, the value is 1.
+    /// The running build, described by labels; the value is 1.
     build_info: IntGaugeVec[version, build, instruction_set],
 }
 
 impl Metrics {
-    /// Makes all metrics, every series whose labels are known at zero.
+    /// Makes all metrics. Every series whose labels are known starts at zero.
     pub fn new() -> Self {
         let registry = Registry::new();
         let process = Process::new(&registry);
@@ -126,7 +128,7 @@ impl Metrics {
         metrics
     }
 
-    /// The text exposition format, for `GET /metrics`. Reads atomics and `/proc` only.
+    /// The metrics in the text exposition format, for `GET /metrics`. Reads only atomics and `/proc`.
     pub fn render(&self) -> String {
         self.process.update();
         let kv_bytes = |state| self.kv_cache_bytes.with_label_values(&[state]).get() as f64;

@@ -1,23 +1,23 @@
-//! What is served: facts about the model, shown as metrics once it is loaded.
+//! Metrics that describe the served model, set once it is loaded.
 
 use super::Metrics;
 use super::declare::gauge_value;
 use crate::build;
 
-/// What is known of the weights that are served.
+/// The state of the served weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WeightsState {
-    /// They have not been compared with their checksums (yet), or have none.
+    /// They have not been compared with their checksums yet, or have no checksums.
     Unverified,
-    /// They are what was written.
+    /// They match their checksums.
     Verified,
-    /// They are not.
+    /// They do not match their checksums.
     Damaged,
 }
 
 impl Metrics {
-    /// Shows what the loaded weights take, `(component, dtype, bytes)`, and what their `elements` values would take in
-    /// float.
+    /// Sets the bytes that the loaded weights take, given as `(component, dtype, bytes)`, and what their `elements`
+    /// values would take in float.
     pub fn set_model_memory<'a>(
         &self,
         parts: impl IntoIterator<Item = (&'a str, &'a str, u64)>,
@@ -37,14 +37,14 @@ impl Metrics {
             self.model_reference_bytes
                 .with_label_values(&[dtype])
                 .set(reference);
-            // Negative if the format should ever take more than the floats: then that is what to show.
+            // Negative if the int8 format takes more memory than the floats.
             self.memory_saved_bytes
                 .with_label_values(&[dtype])
                 .set(reference - gauge_value(total));
         }
     }
 
-    /// Shows what is served and by which build.
+    /// Sets the description of the model and the build.
     pub fn set_info(
         &self,
         model: &str,
@@ -61,7 +61,7 @@ impl Metrics {
             .set(1);
     }
 
-    /// Shows what is known of the weights.
+    /// Sets the state of the weights.
     pub fn set_weights_state(&self, now: WeightsState) {
         for (state, name) in [
             (WeightsState::Unverified, "unverified"),
@@ -73,7 +73,7 @@ impl Metrics {
         }
     }
 
-    /// Shows what an evaluation of the served weights found, measure by measure.
+    /// Sets the results of an evaluation of the served weights, measure by measure.
     pub fn set_accuracy(&self, measures: &[(&str, f64)]) {
         for &(measure, value) in measures {
             self.model_accuracy.with_label_values(&[measure]).set(value);

@@ -1,4 +1,4 @@
-//! What the process itself takes: memory, processor time, and lines that its log lost.
+//! Metrics of the process: memory, processor time, and log lines that were lost.
 
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,10 +11,11 @@ use crate::{logging, memory};
 metrics! {
     /// Metrics of the process.
     pub struct Process {
-        /// A counter is moved by what was added since it was read, which only one scrape at a time may do.
+        /// Held while `process_cpu_seconds_total` is read and increased: with two scrapes at once, both would add the
+        /// same difference.
         updating: Mutex<()>,
     }
-    /// Resident memory by kind.
+    /// Resident memory in bytes, by kind.
     process_resident_bytes: IntGaugeVec[kind],
     /// Processor time of all threads, in user and system mode.
     process_cpu_seconds_total: Counter,
@@ -23,7 +24,7 @@ metrics! {
 }
 
 impl Process {
-    /// Makes and registers them, and the count of log lines that could not be written.
+    /// Makes and registers these metrics and the counter of log lines that could not be written.
     pub fn new(registry: &Registry) -> Self {
         let process = Self::declare(registry, Mutex::new(()));
         add(registry, logging::lost_lines());
@@ -33,7 +34,7 @@ impl Process {
         process
     }
 
-    /// Asks the system for the figures of this moment.
+    /// Reads the current values from the system.
     pub fn update(&self) {
         if let Some(resident) = memory::resident() {
             for (kind, bytes) in [
