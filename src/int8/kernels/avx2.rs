@@ -1,7 +1,7 @@
 //! AVX2 without VNNI: `vpmaddubsw` adds pairs of products in 16 bits.
 //!
-//! It wants one unsigned side and saturates beyond 32,767, so the weight's sign moves to the activation: with
-//! `w = q − 128`, `|w| ≤ 128` and `|a| ≤ 127` a pair is at most 2 · 128 · 127 = 32,512.
+//! The instruction takes one unsigned and one signed operand and saturates beyond 32,767, so the sign of the weight is
+//! moved to the activation: with `w = q − 128`, `|w| ≤ 128` and `|a| ≤ 127` a pair is at most 2 · 128 · 127 = 32,512.
 
 use std::arch::x86_64::*;
 
@@ -9,7 +9,7 @@ use super::super::{PANEL, ZERO_POINT};
 use super::ymm::tile_256;
 use super::{Candidate, Kernel, Tile, peak, vector};
 
-/// The CPU features this kernel needs and whether they are there.
+/// The CPU features this kernel needs, and whether this CPU has them.
 fn features() -> Vec<(&'static str, bool)> {
     vec![
         ("avx2", is_x86_feature_detected!("avx2")),
@@ -17,7 +17,7 @@ fn features() -> Vec<(&'static str, bool)> {
     ]
 }
 
-/// This kernel and what it needs.
+/// This kernel and the features it needs.
 pub(super) const CANDIDATE: Candidate = Candidate {
     kernel: Kernel {
         name: "avx2",
@@ -28,11 +28,12 @@ pub(super) const CANDIDATE: Candidate = Candidate {
     features,
 };
 
-// Measured with the weights in the first-level cache: one row 87 % of what the instructions reach in registers, 2 × 2 90 %,
-// 3 × 2 93 %, 4 × 1 and more 98 %. Preparing weights once for two vectors costs registers that rows use better.
+// Measured with the weights in the first-level cache, relative to the rate of the instructions in registers: one row 87
+// %, 2 × 2 90 %, 3 × 2 93 %, 4 × 1 and more 98 %. Preparing weights once for two vectors takes registers that are
+// better used for rows.
 tile_256!("avx2,fma", shapes: [(1, 8), (2, 2), (3, 2), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1)]);
 
-/// Codes are taken as `q − 128`, so nothing has to be subtracted.
+/// `prepare` subtracts 128 from the codes, so the sums need no correction.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
 fn start(_sum: i32) -> i32 {

@@ -1,5 +1,5 @@
-//! The vector functions whose values the compiler does not keep in registers, written for AVX-512 by hand. Each gives the
-//! bits of its portable form in [`super::vector`], which says what it computes.
+//! The vector functions whose values the compiler does not keep in registers, written by hand for AVX-512. Each gives
+//! the same bits as its portable form in [`super::vector`], which documents what it computes.
 
 use std::arch::x86_64::*;
 
@@ -17,9 +17,9 @@ pub(super) const FUNCTIONS: Functions = Functions {
     ..vector::AVX512
 };
 
-/// [`Functions::rotate_block`] with rows of sixteen in registers: the butterflies inside a row, which the compiler
-/// makes of loads and stores, are a permutation and a multiply-add with ±1 here. `a − b` and `fma(b, −1, a)` are the same
-/// bits.
+/// [`Functions::rotate_block`] with rows of sixteen values in registers. The butterflies inside a row, which the
+/// compiler turns into loads and stores, are a permutation and a multiply-add with ±1 here. `a − b` and `fma(b, −1, a)`
+/// give the same bits.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 fn rotate_block(values: &mut [f32]) {
     match values.len() {
@@ -32,7 +32,7 @@ fn rotate_block(values: &mut [f32]) {
     }
 }
 
-/// The rotation of `ROWS` rows of sixteen values.
+/// Rotates `ROWS` rows of sixteen values.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 fn rotate_rows<const ROWS: usize>(values: &mut [f32]) {
     assert_eq!(values.len(), 16 * ROWS);
@@ -49,11 +49,11 @@ fn rotate_rows<const ROWS: usize>(values: &mut [f32]) {
 /// `ROWS` rows of sixteen values from `pointer` on, rotated.
 ///
 /// # Safety
-/// The values exist, and the CPU has AVX-512. Not declared as such a function, which could not be made part of its callers
-/// always: a call would take the rows through memory.
+/// The values exist, and the CPU has AVX-512. There is no `#[target_feature]` here, because it cannot be combined with
+/// `#[inline(always)]`, and a call that is not inlined would spill the rows.
 #[inline(always)]
 unsafe fn rotated<const ROWS: usize>(pointer: *const f32) -> [__m512; ROWS] {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let mut rows = [_mm512_setzero_ps(); ROWS];
         for (i, row) in rows.iter_mut().enumerate() {
@@ -70,7 +70,7 @@ unsafe fn rotated<const ROWS: usize>(pointer: *const f32) -> [__m512; ROWS] {
             }
             half *= 2;
         }
-        // The sign of a value's own part: minus in the upper half of each pair.
+        // The sign of a value in its own butterfly: minus in the upper half of each pair.
         let (plus, minus) = (_mm512_set1_ps(1.0), _mm512_set1_ps(-1.0));
         let norm = _mm512_set1_ps(vector::rotation_norm(16 * ROWS));
         for row in &mut rows {
@@ -89,12 +89,12 @@ unsafe fn rotated<const ROWS: usize>(pointer: *const f32) -> [__m512; ROWS] {
     }
 }
 
-/// [`vector::quantize`] after [`rotate_block`], with the group in registers in between.
+/// [`vector::quantize`] after [`rotate_block`]; the group stays in registers in between.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 fn quantize_rotated(values: &mut [f32; GROUP], codes: &mut [i8; GROUP]) -> (f32, i32) {
     // SAFETY: the CPU has the features, and a group is sixteen rows.
     let rows: [__m512; GROUP / 16] = unsafe { rotated(values.as_ptr()) };
-    // Magnitudes of floats order like their bits.
+    // The magnitudes of floats are ordered like their bits.
     let magnitude = _mm512_set1_epi32(0x7fff_ffff);
     let largest = rows.iter().fold(_mm512_setzero_si512(), |most, &row| {
         _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(row), magnitude))
@@ -117,7 +117,7 @@ fn quantize_rotated(values: &mut [f32; GROUP], codes: &mut [i8; GROUP]) -> (f32,
     (largest / CODE_MAX, _mm512_reduce_add_epi32(sums))
 }
 
-/// [`vector::add_squares`]: a row's sums stay in a register, and rows do not wait for each other.
+/// [`vector::add_squares`]: the sums of a row stay in a register, and rows do not depend on each other.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 fn add_squares(values: &[f32], sums: &mut [[f32; 16]]) {
     for (row, sums) in values.chunks_exact(PANEL).zip(sums) {
@@ -148,7 +148,7 @@ fn softmax_tile(
         let row = unsafe { _mm512_loadu_ps(pointer.add(16 * j)) };
         _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), mask, row)
     });
-    // Where a score is not a number the instruction takes its second operand, as the portable comparison does.
+    // If a score is NaN, the instruction returns its second operand, as the portable comparison does.
     let largest = rows
         .iter()
         .fold(_mm512_set1_ps(f32::NEG_INFINITY), |largest, &row| {
@@ -166,7 +166,7 @@ fn softmax_tile(
         // SAFETY: as for the loads.
         unsafe { _mm512_storeu_ps(pointer.add(16 * j), *row) }
     }
-    // Halves are added to halves: the tree of `vector::tree_sum`.
+    // This adds halves pairwise, in the order of `vector::tree_sum`.
     *total = total.mul_add(rescale, _mm512_reduce_add_ps(sums));
     rescale
 }
@@ -176,7 +176,7 @@ fn softmax_tile(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 fn exp(x: __m512) -> __m512 {
     let round = _mm512_set1_ps(vector::ROUND);
-    // The second operand where a value is not a number.
+    // Returns the second operand if a value is NaN.
     let bounded = _mm512_min_ps(_mm512_set1_ps(vector::EXP_MOST), x);
     let shifted = _mm512_fmadd_ps(bounded, _mm512_set1_ps(std::f32::consts::LOG2_E), round);
     let n = _mm512_sub_ps(shifted, round);
@@ -214,14 +214,14 @@ trait Stored: Copy + Into<f32> {
     /// Sixteen values from `at` on.
     ///
     /// # Safety
-    /// They exist, and the CPU has AVX-512.
+    /// The values exist, and the CPU has AVX-512.
     unsafe fn load(at: *const Self) -> __m512;
 }
 
 impl Stored for f32 {
     #[inline(always)]
     unsafe fn load(at: *const Self) -> __m512 {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { _mm512_loadu_ps(at) }
     }
 }
@@ -229,13 +229,13 @@ impl Stored for f32 {
 impl Stored for i8 {
     #[inline(always)]
     unsafe fn load(at: *const Self) -> __m512 {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
     }
 }
 
-/// [`vector::weighted_values`]: four heads by 64 columns of sums are sixteen registers, so that each load of a value or a
-/// weight serves four sums.
+/// [`vector::weighted_values`]: the sums of four heads and 64 columns take sixteen registers, so that each load of
+/// values serves four heads, and each load of a weight four vectors.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 fn weighted<V: Stored>(
@@ -274,7 +274,8 @@ fn weighted<V: Stored>(
     }
 }
 
-/// Some heads' sums over a page: `weights` is `[heads][64]`, `values` `[valid][dim]`, `out` `[heads][dim]`.
+/// The operands for the sums of some heads over a page: `weights` is `[heads][64]`, `values` `[valid][dim]`, `out`
+/// `[heads][dim]`.
 struct Sums<V> {
     weights: *const f32,
     rescale: *const f32,
@@ -291,7 +292,7 @@ impl<V: Stored> Sums<V> {
     unsafe fn of_heads<const H: usize>(&self) {
         let mut column = 0;
         while column < self.dim {
-            // SAFETY: the caller's promise; these columns are left.
+            // SAFETY: guaranteed by the caller; at least this many columns are left.
             unsafe {
                 if self.dim - column >= 64 {
                     self.of_columns::<H, 4>(column);
@@ -308,7 +309,7 @@ impl<V: Stored> Sums<V> {
     /// As for [`Sums::of_heads`]; `16 · C` columns exist from `column` on.
     #[inline(always)]
     unsafe fn of_columns<const H: usize, const C: usize>(&self, column: usize) {
-        // SAFETY: the caller's promise.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             let slot = |h: usize, c: usize| self.out.add(h * self.dim + column + 16 * c);
             let mut sums = [[_mm512_setzero_ps(); C]; H];

@@ -5,22 +5,22 @@ use std::arch::x86_64::*;
 use super::super::{PANEL, ZERO_POINT};
 use super::{Candidate, Kernel, Tile, avx512_vector, peak};
 
-/// Rows in a register tile: 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast 29 of 32
-/// registers, and each accumulator rests 12 cycles between uses, more than the instruction's latency.
+/// Rows in a register tile: 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast they take 29
+/// of 32 registers. Each accumulator is used every 12 cycles, which is more than the instruction's latency.
 const ROWS_MAX: usize = 6;
 
-/// Steps that are unrolled: their loads find room between each other, and what is asked for ahead is spread over them.
+/// Unrolled K-steps: their loads can be interleaved, and the prefetches are spread over them.
 const UNROLLED: usize = 4;
 
-/// Cache lines of a step of weights.
+/// Cache lines of weights in a K-step.
 const LINES: usize = 4;
 
-/// The CPU features this kernel needs and whether they are there.
+/// The CPU features this kernel needs, and whether this CPU has them.
 fn features() -> Vec<(&'static str, bool)> {
     vec![
         ("avx512f", is_x86_feature_detected!("avx512f")),
         ("avx512bw", is_x86_feature_detected!("avx512bw")),
-        // For the vector functions beside the tile.
+        // Used by the vector functions, not by the tile.
         ("avx512dq", is_x86_feature_detected!("avx512dq")),
         ("avx512vl", is_x86_feature_detected!("avx512vl")),
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
@@ -28,7 +28,7 @@ fn features() -> Vec<(&'static str, bool)> {
     ]
 }
 
-/// This kernel and what it needs.
+/// This kernel and the features it needs.
 pub(super) const CANDIDATE: Candidate = Candidate {
     kernel: Kernel {
         name: "avx512-vnni",
@@ -43,18 +43,18 @@ pub(super) const CANDIDATE: Candidate = Candidate {
 /// `tile` was checked by [`Kernel::tile`], and the CPU has [`features`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
 unsafe fn tile(t: &Tile) {
-    // Blocks of rows as even as can be: 8 rows are 4 + 4, not 6 + 2.
+    // Divide the rows into passes as evenly as possible: 8 rows are 4 + 4, not 6 + 2.
     let blocks = t.rows.div_ceil(ROWS_MAX);
     let (size, larger) = (t.rows / blocks, t.rows % blocks);
-    // Each pass over the weights asks for a stretch of what comes next, so many lines in each unrolled round, and the
-    // passes together for all of it: then memory is as busy as the arithmetic lets it be.
+    // Each pass over the weights prefetches a part of `ahead`, the same number of lines in each unrolled round, and all
+    // passes together prefetch the whole of it. This spreads the memory traffic evenly over the arithmetic.
     let rounds = (t.steps / UNROLLED).max(1);
     let lines = (t.ahead_len / 64).div_ceil(rounds);
     let (mut first, mut asked) = (0, 0);
     for block in 0..blocks {
         let rows = size + usize::from(block < larger);
         let ahead = t.ahead.wrapping_add(64 * asked * rounds);
-        // SAFETY: rows `first .. first + rows` are within the tile; the features are the caller's promise.
+        // SAFETY: rows `first .. first + rows` are within the tile; the caller guarantees the features.
         asked += unsafe {
             match (lines * (block + 1)).div_ceil(blocks).saturating_sub(asked) {
                 0 => some_rows::<0>(t, first, rows, ahead),
@@ -68,7 +68,8 @@ unsafe fn tile(t: &Tile) {
     }
 }
 
-/// Rows `first .. first + rows`, asking for `ASKED` lines from `ahead` on in each unrolled round; returns `ASKED`.
+/// Multiplies rows `first .. first + rows` and prefetches `ASKED` lines from `ahead` on in each unrolled round; returns
+/// `ASKED`.
 ///
 /// # Safety
 /// Those rows, at most [`ROWS_MAX`], exist in the checked tile.
@@ -79,7 +80,7 @@ unsafe fn some_rows<const ASKED: usize>(
     rows: usize,
     ahead: *const u8,
 ) -> usize {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         match rows {
             1 => one_row::<ASKED>(t, first, ahead),
@@ -93,18 +94,18 @@ unsafe fn some_rows<const ASKED: usize>(
     ASKED
 }
 
-/// Asks for the `i`th part of `ASKED` lines from `ahead` on: into the first level, since they are wanted within a
-/// microsecond and the group at hand leaves room for them. A first level of 32 KiB is full then, and what it loses is still
-/// in the second.
+/// Prefetches the `i`th part of `ASKED` lines from `ahead` on into the first-level cache: they are needed within a
+/// microsecond, and the current group leaves room for them. A first-level cache of 32 KiB is then full, and lines
+/// evicted from it are still in the second level.
 #[inline(always)]
 fn ask<const ASKED: usize>(ahead: *const u8, i: usize) {
     for line in ASKED * i / UNROLLED..ASKED * (i + 1) / UNROLLED {
-        // SAFETY: asking needs no valid address.
+        // SAFETY: a prefetch needs no valid address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast()) }
     }
 }
 
-/// Rows `first .. first + R`: four accumulators per row.
+/// Multiplies rows `first .. first + R`, with four accumulators per row.
 ///
 /// # Safety
 /// Those rows exist in the checked tile.
@@ -114,7 +115,7 @@ unsafe fn rows_block<const R: usize, const ASKED: usize>(
     first: usize,
     mut ahead: *const u8,
 ) {
-    // SAFETY: `Tile` promises the lengths of weights, codes, sums and out.
+    // SAFETY: `Tile` guarantees the lengths of weights, codes, sums and out.
     unsafe {
         let codes = t.codes.add(first * t.stride);
         let mut sums: [[__m512i; LINES]; R] = std::array::from_fn(|r| {
@@ -137,10 +138,11 @@ unsafe fn rows_block<const R: usize, const ASKED: usize>(
     }
 }
 
-/// Adds a step of the rows whose codes begin at `codes`.
+/// Adds the products of one K-step for the rows whose codes begin at `codes`.
 ///
 /// # Safety
-/// The step and the rows exist in the checked tile, and the CPU has [`features`]; declared as [`finish`] is.
+/// The step and the rows exist in the checked tile, and the CPU has [`features`]. There is no `#[target_feature]` here,
+/// as in [`finish`].
 #[inline(always)]
 unsafe fn add_step<const R: usize>(
     t: &Tile,
@@ -148,7 +150,7 @@ unsafe fn add_step<const R: usize>(
     codes: *const i8,
     sums: &mut [[__m512i; LINES]; R],
 ) {
-    // SAFETY: the caller's promise.
+    // SAFETY: guaranteed by the caller.
     unsafe {
         let line = t.weights.add(step * PANEL * 4);
         let weights: [__m512i; LINES] =
@@ -163,7 +165,8 @@ unsafe fn add_step<const R: usize>(
     }
 }
 
-/// One row: two sets of accumulators for even and odd steps, since four alone would wait for each other.
+/// Multiplies one row with two sets of accumulators, for even and odd K-steps: with only four accumulators each
+/// instruction would wait for an earlier one.
 ///
 /// # Safety
 /// Row `first` exists in the checked tile.
@@ -195,14 +198,16 @@ unsafe fn one_row<const ASKED: usize>(t: &Tile, first: usize, mut ahead: *const 
     }
 }
 
-/// Converts a row's sums, which are right for zero points of 128, and adds them, scaled, to the output.
+/// Adds a row's sums to the output: corrects them where zero points differ from 128, converts them to floats and scales
+/// them.
 ///
 /// # Safety
-/// Row `row` exists in the checked tile, and the CPU has [`features`]. Not declared as such a function, which could not be
-/// made part of its callers always: a call would take the sums through memory.
+/// Row `row` exists in the checked tile, and the CPU has [`features`]. There is no `#[target_feature]` here, because it
+/// cannot be combined with `#[inline(always)]`, and a call that is not inlined would spill the accumulators.
 #[inline(always)]
 unsafe fn finish(t: &Tile, row: usize, sums: [__m512i; 4]) {
-    // SAFETY: `Tile` promises one scale, one sum and 64 outputs per row, and 64 values behind pointers that are not null.
+    // SAFETY: `Tile` guarantees one scale, one sum and 64 outputs per row, and 64 values behind pointers that are not
+    // null.
     unsafe {
         let row_scale = _mm512_set1_ps(*t.scales.add(row));
         let out = t.out.add(row * PANEL);

@@ -1,4 +1,4 @@
-//! AVX-VNNI: `vpdpbusd` on 256-bit registers, for CPUs that have it without AVX-512.
+//! AVX-VNNI: `vpdpbusd` on 256-bit registers, for CPUs that have this instruction without AVX-512.
 
 use std::arch::x86_64::*;
 
@@ -6,7 +6,7 @@ use super::super::{PANEL, ZERO_POINT};
 use super::ymm::tile_256;
 use super::{Candidate, Kernel, Tile, peak, vector};
 
-/// The CPU features this kernel needs and whether they are there.
+/// The CPU features this kernel needs, and whether this CPU has them.
 fn features() -> Vec<(&'static str, bool)> {
     vec![
         ("avx2", is_x86_feature_detected!("avx2")),
@@ -15,7 +15,7 @@ fn features() -> Vec<(&'static str, bool)> {
     ]
 }
 
-/// This kernel and what it needs.
+/// This kernel and the features it needs.
 pub(super) const CANDIDATE: Candidate = Candidate {
     kernel: Kernel {
         name: "avx-vnni",
@@ -28,7 +28,8 @@ pub(super) const CANDIDATE: Candidate = Candidate {
 
 tile_256!("avx2,fma,avxvnni", shapes: [(1, 8), (2, 4), (3, 4), (4, 2), (5, 2), (6, 2)]);
 
-/// The instruction takes codes unsigned, so 128 times the row is too much.
+/// The instruction takes unsigned codes, `w + 128`, so the sums come out too large by 128 times the sum of the row; the
+/// accumulators start at minus that.
 #[inline]
 #[target_feature(enable = "avx2,fma,avxvnni")]
 fn start(sum: i32) -> i32 {

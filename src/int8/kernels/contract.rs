@@ -1,4 +1,5 @@
-//! One property suite, run over every kernel this CPU has, against the scalar meaning. Bits are compared, not closeness.
+//! One property suite that compares every kernel this CPU can run with the scalar one. Bits are compared, not
+//! closeness.
 
 use proptest::prelude::*;
 
@@ -27,7 +28,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-/// Codes over the whole range with the extremes made common, since saturation hides there.
+/// Codes over the whole range; the extremes are frequent, because saturation shows there.
 fn code() -> impl Strategy<Value = i8> {
     prop_oneof![2 => -127i8..=127, 1 => Just(-127), 1 => Just(127), 1 => Just(0)]
 }

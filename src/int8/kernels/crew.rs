@@ -1,35 +1,35 @@
-//! How many of the compute threads take part, by what the system gives them.
+//! Decides how many of the compute threads take part, from the CPU time that the system gives them.
 //!
-//! All threads wait for the slowest at the end of every phase. When other processes want the same cores, a thread may
-//! lose its core for a few milliseconds in the middle of a phase that takes a tenth of one, and everyone waits for it: two
-//! threads on two busy cores can be slower than one. So every [`WINDOW`] each thread reads how long it ran and how long it
-//! was ready to run and had no core, and as many take part as are likely to be fastest. Those that were sent away are
-//! tried again from time to time. The division of the work changes no result.
+//! At the end of every phase all threads wait for the slowest. When other processes use the same cores, a thread may
+//! lose its core for a few milliseconds in the middle of a phase that takes a tenth of a millisecond, and all others
+//! wait for it: two threads on two busy cores can be slower than one. So in every [`WINDOW`] each thread reads how long
+//! it ran and how long it was runnable without a core, and as many threads take part as are likely to be fastest. The
+//! others are tried again from time to time. How the work is divided changes no result.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-/// Between two looks: a dozen of the system's time slices, which are three to four milliseconds.
+/// Time between two measurements: a dozen of the system's time slices, which are three to four milliseconds.
 const WINDOW: Duration = Duration::from_millis(50);
-/// Windows in a row before threads are sent away: the system may put two of them on one core when they wake up, and takes
-/// a while to see that another is free.
+/// Crowded windows in a row before the number of threads is reduced: when threads wake up, the system may place two of
+/// them on one core, and it takes a while to move one to a free core.
 const PATIENCE: u32 = 3;
-/// Before those that were sent away are tried again. If that was too soon, twice as long.
+/// Time until all threads are tried again. If that was too soon, it is doubled.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
 
-/// What one thread was given so far, in nanoseconds.
+/// The scheduling times of one thread so far, in nanoseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Given {
-    /// It ran.
+    /// Time it ran.
     pub ran: u64,
-    /// It could have run, and had no core.
+    /// Time it was runnable without a core.
     pub waited: u64,
 }
 
-/// The kernel's account of the thread that asks.
+/// Reads one thread's scheduling times from the operating system.
 #[derive(Debug)]
 pub(super) struct Account {
     thread: ThreadId,
@@ -37,23 +37,24 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// That of the calling thread.
+    /// The account of the calling thread.
     pub fn own() -> Self {
         Self {
             thread: thread::current().id(),
-            // Absent where the kernel keeps no such account: then all threads always take part.
+            // The file is missing if the operating system does not count these times: then all threads always take
+            // part.
             file: File::open("/proc/thread-self/schedstat").ok(),
         }
     }
 
-    /// Whether it is the calling thread's.
+    /// Whether it belongs to the calling thread.
     pub fn is_own(&self) -> bool {
         self.thread == thread::current().id()
     }
 
-    /// What the thread was given so far, if the kernel tells.
+    /// The thread's times so far, if the system provides them.
     pub fn read(&self) -> Option<Given> {
-        // Two numbers of at most twenty digits and a count of time slices.
+        // The file has two numbers of at most twenty digits and a count of time slices.
         let mut bytes = [0; 64];
         let count = self.file.as_ref()?.read_at(&mut bytes, 0).ok()?;
         let text = std::str::from_utf8(bytes.get(..count)?).ok()?;
@@ -68,20 +69,20 @@ impl Account {
 pub(super) struct Crew {
     /// How many take part now.
     active: usize,
-    /// What each thread had been given at the last look.
+    /// Each thread's times at the last measurement.
     before: Vec<Given>,
     looked: Instant,
-    /// Windows in a row in which fewer would have been faster.
+    /// Windows in a row in which fewer threads would have been faster.
     crowded: u32,
-    /// When those that were sent away are tried again.
+    /// When all threads are tried again.
     retry: Instant,
     pause: Duration,
-    /// Whether the last look sent nobody away, though all take part.
+    /// Whether a window with all threads taking part was not crowded since their number was last reduced.
     is_settled: bool,
 }
 
 impl Crew {
-    /// All of `threads` threads.
+    /// Starts with all of `threads` threads taking part.
     pub fn new(threads: usize, now: Instant) -> Self {
         Self {
             active: threads,
@@ -99,12 +100,12 @@ impl Crew {
         self.active
     }
 
-    /// Whether it is time to [`Crew::look`].
+    /// Whether the next [`Crew::look`] is due.
     pub fn is_due(&self, now: Instant) -> bool {
         self.before.len() > 1 && now.saturating_duration_since(self.looked) >= WINDOW
     }
 
-    /// Takes what each thread that takes part has been given so far, and decides anew.
+    /// Takes the times so far of each thread that takes part, and decides anew how many do.
     pub fn look(&mut self, given: impl Iterator<Item = Given>, now: Instant) {
         let threads = self.before.len();
         let mut cores = 0.0;
@@ -112,7 +113,7 @@ impl Crew {
             let ran = given.ran.saturating_sub(before.ran) as f64;
             let waited = given.waited.saturating_sub(before.waited) as f64;
             *before = given;
-            // A thread that did nothing wanted nothing.
+            // A thread that was never runnable counts as having a core.
             cores += if ran + waited > 0.0 {
                 ran / (ran + waited)
             } else {
@@ -128,7 +129,7 @@ impl Crew {
         };
         if self.crowded == PATIENCE {
             self.crowded = 0;
-            // The longer it has been useless, the less often it is tried.
+            // Each time that trying all threads fails, the next attempt comes later.
             self.pause = if self.is_settled {
                 FIRST_PAUSE
             } else {
@@ -145,10 +146,12 @@ impl Crew {
     }
 }
 
-/// How many of `most` threads are likely to be fastest where the system gives `cores` cores' time to all of them together.
+/// How many of `most` threads are likely to be fastest if the system gives all of them together the time of `cores`
+/// cores.
 ///
-/// As long as each has a core of its own, they are as fast as they are many. More of them run only `cores / n` of the time
-/// each, and a phase gets on while all run at once: that share to the power of `n`, if they are interrupted independently.
+/// As long as each thread has a core of its own, speed is proportional to their number. Otherwise each thread runs only
+/// `cores / n` of the time, and a phase advances only while all of them run at once: if threads are interrupted
+/// independently, that is the fraction `cores / n` to the power of `n`.
 fn fastest(most: usize, cores: f64) -> usize {
     let speed = |threads: usize| {
         let threads = threads as f64;
@@ -173,10 +176,10 @@ mod tests {
     fn as_many_take_part_as_are_fastest_together() {
         for (threads, cores, best) in [
             (2, 2.0, 2),
-            // A daemon takes a tenth of both: two are still faster than one.
+            // Another process takes a tenth of both cores: two threads are still faster than one.
             (2, 1.8, 2),
             (2, 1.5, 2),
-            // One busy neighbour on two cores, and two of them.
+            // One other busy thread on two cores, and two of them.
             (2, 1.33, 1),
             (2, 1.0, 1),
             (4, 3.9, 4),
@@ -209,12 +212,12 @@ mod tests {
         };
         window(&mut crew, 0.97);
         assert_eq!(crew.active(), 2);
-        // Once is no reason.
+        // Fewer than `PATIENCE` crowded windows in a row change nothing.
         window(&mut crew, 0.5);
         window(&mut crew, 0.5);
         window(&mut crew, 0.97);
         assert_eq!(crew.active(), 2);
-        // A neighbour takes half of both cores, then all is well for the one that goes on.
+        // Another process takes half of both cores; then the one remaining thread has a core to itself.
         let crowded = |crew: &mut Crew, window: &mut dyn FnMut(&mut Crew, f64) -> Duration| {
             (0..PATIENCE)
                 .map(|_| window(crew, 0.5))
@@ -232,7 +235,7 @@ mod tests {
             }
         }
         assert_eq!(returns, [1000, 2000, 4000, 8000, 8000]);
-        // The neighbour has gone: the next time both stay.
+        // The other process has ended: at the next attempt both threads stay.
         while crew.active() == 1 {
             window(&mut crew, 1.0);
         }
@@ -258,7 +261,7 @@ mod tests {
     fn the_kernel_accounts_for_what_a_thread_runs() {
         let account = Account::own();
         assert!(account.is_own());
-        // Some kernels are built without it.
+        // Some kernels are built without these times.
         let Some(before) = account.read() else { return };
         let began = Instant::now();
         while began.elapsed() < Duration::from_millis(30) {

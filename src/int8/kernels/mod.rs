@@ -1,9 +1,9 @@
-//! The instruction sets. The only folder where `unsafe` may appear, with two reasons for it: functions that need a CPU
-//! feature (a [`Kernel`] exists only if its features were detected) and pointers whose ranges the safe methods of
-//! [`Kernel`] have checked.
+//! The kernels, one file per instruction set. Outside the memory map this is the only folder with `unsafe`, for two
+//! reasons: functions that need a CPU feature (a [`Kernel`] exists only if its features were detected) and pointers
+//! whose ranges the safe methods of [`Kernel`] have checked.
 //!
-//! Adding an instruction set is one file and one line in `ALL`; the dispatcher, the tests and the benchmark read
-//! that list.
+//! A new instruction set needs a file with its tile and a line in `ALL`, its vector functions in `vector.rs` and its
+//! peak rates in `peak.rs`. The dispatcher, the tests and the benchmark read `ALL`.
 #![expect(
     unsafe_code,
     reason = "kernels are the one place for it; every block says who guarantees what"
@@ -43,11 +43,11 @@ use super::{GROUP, PANEL};
 pub struct Block<'a> {
     /// `q`: `[steps][64 columns][4 of K]`.
     pub codes: &'a [u8],
-    /// One per column; `None` where all are 128.
+    /// One per column; `None` if all are 128.
     pub zero_points: Option<&'a [u8; PANEL]>,
-    /// One per column, where a group has scales of its own beside those of the whole columns.
+    /// One per column, if groups have scales of their own besides those of the whole columns.
     pub scales: Option<&'a [f32; PANEL]>,
-    /// What the caller reads next: asked of memory while this block is multiplied. Changes no result.
+    /// The bytes that the caller reads next; they are prefetched while this block is multiplied. Changes no result.
     pub ahead: &'a [u8],
 }
 
@@ -64,11 +64,12 @@ pub struct Rows<'a> {
     pub sums: &'a [i32],
 }
 
-/// A checked tile: pointers that a kernel may use without looking again.
+/// A checked tile: pointers that a kernel may use without checking them again.
 ///
 /// Guaranteed by [`Kernel::tile`]: `weights` holds `steps · 256` bytes; for each of `rows` rows `codes + r · stride`
 /// holds `4 · steps` bytes; `scales`, `sums` hold `rows` values and `out` holds `rows · 64`; `zero_points` and
-/// `column_scales` are null or hold 64 values. Of `ahead` and its length nothing is promised: they are only asked for.
+/// `column_scales` are null or hold 64 values. `ahead` and `ahead_len` are not guaranteed to be valid memory: they may
+/// only be prefetched.
 #[derive(Clone, Copy)]
 struct Tile {
     weights: *const u8,
@@ -87,7 +88,7 @@ struct Tile {
     ahead_len: usize,
 }
 
-/// One instruction set: its name and its functions. Holding one proves that this CPU has it.
+/// One instruction set: its name and its functions. A value of this type proves that this CPU has the instruction set.
 #[derive(Clone, Copy)]
 pub struct Kernel {
     name: &'static str,
@@ -96,9 +97,9 @@ pub struct Kernel {
     limits: peak::Limits,
 }
 
-/// A kernel of this build with the CPU features it needs and whether they are there.
+/// A kernel of this build, with the CPU features it needs and whether this CPU has each of them.
 struct Candidate {
-    /// Not to be handed out before every feature was found.
+    /// Must not be handed out before every feature was detected.
     kernel: Kernel,
     features: fn() -> Vec<(&'static str, bool)>,
 }
@@ -135,7 +136,7 @@ pub fn best() -> Kernel {
     available()[0]
 }
 
-/// Every kernel of this build with the reason why this CPU cannot run it, if it cannot.
+/// Every kernel of this build; with the reason if this CPU cannot run it.
 pub fn survey() -> Vec<(&'static str, Option<String>)> {
     let why = |missing: Vec<&str>| {
         (!missing.is_empty()).then(|| format!("this CPU lacks {}", missing.join(", ")))
@@ -168,7 +169,7 @@ impl Kernel {
         if count == 0 {
             return;
         }
-        // Checked, since a product that wraps around would let pointers past the end.
+        // Checked arithmetic: a product that wraps around would let pointers run past the end.
         let needed = (count - 1)
             .checked_mul(rows.stride)
             .and_then(|start| start.checked_add(4 * steps));
@@ -213,8 +214,8 @@ impl Kernel {
         unsafe { (self.limits.read)(data) }
     }
 
-    /// Rotates `len` values of a group and quantizes them: codes, scale and the sum of the codes. Values from `len` on must
-    /// be zero, and what is left in `values` is unspecified. An all-zero group has scale 0.
+    /// Rotates `len` values of a group and quantizes them: codes, scale and the sum of the codes. Values from `len` on
+    /// must be zero, and `values` are unspecified afterwards. An all-zero group has scale 0.
     #[inline]
     pub fn quantize_group(
         &self,
@@ -231,7 +232,7 @@ impl Kernel {
         self.quantize(values, codes)
     }
 
-    /// Rotates `values`, at most a group, in place by orthonormal Hadamard matrices. Its own inverse.
+    /// Rotates `values`, at most a group, in place by orthonormal Hadamard matrices. The rotation is its own inverse.
     #[inline]
     pub fn rotate(&self, rotation: Rotation, values: &mut [f32]) {
         let (rotate, largest) = match rotation {
@@ -257,7 +258,7 @@ impl Kernel {
         unsafe { (self.vector.apply_rotary)(head, table) }
     }
 
-    /// Quantizes values that need no rotation to −127…127: scale and sum of the codes.
+    /// Quantizes values to −127…127 without rotating them; returns the scale and the sum of the codes.
     #[inline]
     pub fn quantize(&self, values: &[f32], codes: &mut [i8]) -> (f32, i32) {
         assert_eq!(values.len(), codes.len());
@@ -310,8 +311,9 @@ impl Kernel {
         unsafe { (self.vector.swiglu)(sums, scales, out) }
     }
 
-    /// One tile of online softmax over 64 scores of which the first `valid` count: scores become `exp(score − maximum)`,
-    /// `maximum` and `total` are raised, and the factor for what was accumulated before is returned.
+    /// One tile of online softmax over 64 scores; only the first `valid` are used. The scores become
+    /// `exp(score − maximum)`, `maximum` and `total` are updated, and the factor for everything accumulated before is
+    /// returned.
     #[inline]
     pub fn softmax_tile(
         &self,
@@ -352,7 +354,7 @@ impl Kernel {
         }
     }
 
-    /// Codes as floats.
+    /// Converts codes to floats.
     #[inline]
     pub fn widen(&self, values: &[i8], out: &mut [f32]) {
         assert_eq!(values.len(), out.len());
@@ -361,12 +363,12 @@ impl Kernel {
     }
 }
 
-/// A page of attention values: as stored, or widened once for several rows. Both give the same bits.
+/// A page of attention values: as stored, or converted to floats once for several rows. Both give the same bits.
 #[derive(Clone, Copy)]
 pub enum Values<'a> {
     /// As stored.
     Codes(&'a [i8]),
-    /// Widened by [`Kernel::widen`].
+    /// Converted by [`Kernel::widen`].
     Floats(&'a [f32]),
 }
 

@@ -1,15 +1,15 @@
-//! What the compute threads divide between them besides work: slices, of which each thread gets the part that is its own.
+//! Slices that are divided among the compute threads along with the work: each thread gets its own part.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Data that a phase divides between threads.
+/// Data that a phase divides among threads.
 ///
 /// # Safety
-/// [`Parts::share`] gives memory that no other share with a different thread and disjoint units gives, and `check` has
-/// panicked if some share would reach past the data.
+/// Two calls of [`Parts::share`] with different threads and disjoint units must give disjoint memory, and `check` must
+/// panic if any share would reach past the data.
 pub unsafe trait Parts: Sync {
-    /// What one thread gets.
+    /// The data of one thread.
     type Share;
 
     /// Panics unless the data has a share for each of `units` units and `threads` threads.
@@ -52,15 +52,15 @@ impl<'a, T> PerThread<'a, T> {
     }
 }
 
-// SAFETY: a share is a `&mut` to values that may be sent to another thread.
+// SAFETY: a share is a `&mut` to values that are `Send`, so another thread may have it.
 unsafe impl<T: Send> Sync for PerUnit<'_, T> {}
 
-// SAFETY: disjoint units are disjoint values, and `check` compares the whole with the length.
+// SAFETY: disjoint units have disjoint values, and `check` compares the size of all units with the length.
 unsafe impl<'a, T: Send> Parts for PerUnit<'a, T> {
     type Share = &'a mut [T];
 
     fn check(&self, units: usize, _threads: usize) {
-        // Checked, since a product that wraps around would let a share past the end.
+        // Checked arithmetic: a product that wraps around would let a share reach past the end.
         let needed = units.checked_mul(self.each);
         assert!(
             needed.is_some_and(|needed| needed <= self.len),
@@ -71,7 +71,7 @@ unsafe impl<'a, T: Send> Parts for PerUnit<'a, T> {
     }
 
     unsafe fn share(&self, _thread: usize, units: Range<usize>) -> &'a mut [T] {
-        // SAFETY: in range by `check`; nobody else has these units by the caller's promise.
+        // SAFETY: in range by `check`; by the caller's guarantee no other share has these units.
         unsafe {
             std::slice::from_raw_parts_mut(
                 self.data.add(units.start * self.each),
@@ -81,7 +81,7 @@ unsafe impl<'a, T: Send> Parts for PerUnit<'a, T> {
     }
 }
 
-// SAFETY: each thread takes its own value.
+// SAFETY: each thread gets its own value, and `check` compares the number of threads with the length.
 unsafe impl<'a, T: Send> Parts for PerThread<'a, T> {
     type Share = &'a mut T;
 
@@ -90,12 +90,12 @@ unsafe impl<'a, T: Send> Parts for PerThread<'a, T> {
     }
 
     unsafe fn share(&self, thread: usize, _units: Range<usize>) -> &'a mut T {
-        // SAFETY: in range by `check`; nobody else is this thread by the caller's promise.
+        // SAFETY: in range by `check`; by the caller's guarantee no other share has this thread.
         unsafe { &mut *self.0.data.add(thread) }
     }
 }
 
-// SAFETY: nothing is shared.
+// SAFETY: there is no data.
 unsafe impl Parts for () {
     type Share = ();
     fn check(&self, _units: usize, _threads: usize) {}
@@ -104,14 +104,14 @@ unsafe impl Parts for () {
 
 macro_rules! parts_of_tuples {
     ($($name:ident . $index:tt),+) => {
-        // SAFETY: each member keeps the promise for its own data.
+        // SAFETY: each member keeps the guarantees for its own data.
         unsafe impl<$($name: Parts),+> Parts for ($($name,)+) {
             type Share = ($($name::Share,)+);
             fn check(&self, units: usize, threads: usize) {
                 $(self.$index.check(units, threads);)+
             }
             unsafe fn share(&self, thread: usize, units: Range<usize>) -> Self::Share {
-                // SAFETY: the caller's promise covers every member.
+                // SAFETY: the caller's guarantee covers every member.
                 unsafe { ($(self.$index.share(thread, units.clone()),)+) }
             }
         }

@@ -1,11 +1,11 @@
-//! What this machine can do at most: arithmetic without memory, and memory without arithmetic. The benchmark divides by
-//! these, so each uses the same instructions as the kernels and nothing else.
+//! The machine's peak rates: arithmetic without memory accesses, and memory reads without arithmetic. The benchmark
+//! divides by them, so each function uses the same instructions as the kernels and nothing else.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-/// The limits of one instruction set. Each function runs about `iterations` rounds and returns the operations or bytes
-/// it did; it may be called only on a CPU that has the set.
+/// The peak rates of one instruction set. Each function runs about `iterations` rounds and returns the number of
+/// operations or bytes; it may be called only on a CPU that has the set.
 #[derive(Clone, Copy)]
 pub(super) struct Limits {
     /// Multiplications and additions of int8 values.
@@ -16,7 +16,7 @@ pub(super) struct Limits {
     pub read: unsafe fn(&[u8]) -> u64,
 }
 
-/// Independent chains: more than latency × throughput of every dot-product instruction (4–5 cycles × 2).
+/// Independent dependency chains: more than latency × throughput of every dot-product instruction (4–5 cycles × 2).
 const CHAINS: usize = 12;
 
 macro_rules! limits {
@@ -43,7 +43,7 @@ macro_rules! limits {
     };
 }
 
-/// How far ahead of its use a line is asked for: as far as the tiles ask, one group.
+/// Prefetch distance: one group, as in the tiles.
 #[cfg(target_arch = "x86_64")]
 const PREFETCH_BYTES: usize = super::super::BLOCK_BYTES;
 
@@ -103,7 +103,7 @@ limits!(
         let (a, b) = std::hint::black_box((_mm256_set1_epi8(3), _mm256_set1_epi8(5)));
         for _ in 0..iterations {
             for sum in &mut sums {
-                // The sum feeds the product, so that no product is computed once and kept.
+                // The product depends on the sum, so that the compiler cannot hoist it out of the loop.
                 let pairs = _mm256_maddubs_epi16(a, _mm256_sign_epi8(b, *sum));
                 *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
             }
@@ -133,7 +133,7 @@ limits!(
     }
 );
 
-/// AVX-VNNI differs from AVX2 in its int8 arithmetic alone.
+/// AVX-VNNI differs from AVX2 only in its int8 arithmetic.
 #[cfg(target_arch = "x86_64")]
 pub(super) const AVX_VNNI: Limits = {
     #[target_feature(enable = "avx2,avxvnni")]
@@ -151,7 +151,7 @@ pub(super) const AVX_VNNI: Limits = {
     Limits { int8, ..AVX2 }
 };
 
-/// The limits of plain code, whatever the compiler makes of it.
+/// The peak rates of plain code as the compiler translates it.
 pub(super) const SCALAR: Limits = {
     fn int8(iterations: u64) -> u64 {
         let mut sums = [1i32; CHAINS];

@@ -1,7 +1,7 @@
-//! The compute threads: a fixed set that divides a range of units between them, the caller taking part.
+//! The compute threads: a fixed set that divides a range of units among its members. The calling thread is one of them.
 //!
 //! A phase costs about a microsecond while the threads spin; after a tenth of a millisecond without work they park and
-//! cost nothing. Where other processes want the same cores, fewer threads take part; see `crew`.
+//! cost nothing. When other processes use the same cores, fewer threads take part; see `crew`.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -16,42 +16,45 @@ use super::crew::{Account, Crew, Given};
 pub use super::parts::{Parts, PerThread, PerUnit};
 use crate::error::{Error, Result};
 
-/// How long a thread looks for the next phase, or for the end of the others' shares, before it parks: longer than the gap
-/// between two steps (sampling, sending tokens) and than what the threads differ by on cores of their own; short enough
-/// that an idle server uses no CPU, and that little is burnt while a thread that others wait for has no core.
+/// How long a thread spins, waiting for the next phase or for the other threads to finish their shares, before it
+/// parks. This is longer than the gap between two steps (sampling, sending tokens) and than the difference between
+/// threads that have a core each. It is short enough that an idle server uses no CPU, and that little CPU time is
+/// wasted when a thread that others wait for has no core.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// Bits of `Shared::generation` that say how many threads take part in the phase; the others count phases. A worker so
-/// learns of a phase and of its part in it at once, and one that takes no part never looks at the phase.
+/// Bits of `Shared::generation` that hold the number of workers that take part in the phase; the other bits count
+/// phases. With one load a worker learns that there is a phase and whether it takes part, and a worker that does not
+/// take part never reads the phase.
 const ACTIVE_BITS: u32 = 16;
 
-/// What a phase runs on each thread.
+/// What each thread runs in a phase; the argument is the thread's number.
 type Phase<'a> = dyn Fn(usize) + Sync + 'a;
 
 struct Shared {
-    /// The current phase. Written by the caller between phases only, while every worker waits.
+    /// The current phase. The caller writes it only between phases, while every worker waits.
     phase: UnsafeCell<Option<*const Phase<'static>>>,
-    /// Counts phases, and says how many threads take part, see [`ACTIVE_BITS`]. A worker runs one when it changes.
+    /// Counts phases and holds how many workers take part, see [`ACTIVE_BITS`]. A worker runs a phase when this
+    /// changes.
     generation: AtomicUsize,
     /// Workers that have not finished the current phase.
     unfinished: AtomicUsize,
     stopping: AtomicBool,
     parked: Vec<AtomicBool>,
-    /// Who waits parked for the last worker to finish, if the caller does.
+    /// The calling thread, if it is parked until the last worker finishes.
     caller: Mutex<Option<Thread>>,
     caller_parked: AtomicBool,
-    /// Whether the workers write down in this phase what they were given.
+    /// Whether the workers store their scheduling times, `given`, in this phase.
     looking: AtomicBool,
     given: Vec<[AtomicU64; 2]>,
-    /// Whether there is a `panic` of this phase, so that nobody takes the lock to see that there is none.
+    /// Whether a worker panicked in this phase. Saves the caller from taking the lock of `panic` to find out.
     panicked: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 // SAFETY: `phase` is written only by `Pool::run` while no worker reads it (every worker has finished the last phase and
-// the next one starts with the release of `generation`); everything else is synchronized by itself.
+// the next one starts with the release of `generation`); all other fields are synchronized types.
 unsafe impl Sync for Shared {}
-// SAFETY: the pointer in `phase` is only followed during `Pool::run`, which keeps what it points to alive.
+// SAFETY: the pointer in `phase` is dereferenced only during `Pool::run`, which keeps its target alive.
 unsafe impl Send for Shared {}
 
 impl Shared {
@@ -63,7 +66,7 @@ impl Shared {
         self.caller.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What `worker` wrote down last.
+    /// The scheduling times that `worker` stored last.
     fn given(&self, worker: usize) -> Given {
         let [ran, waited] = &self.given[worker];
         Given {
@@ -78,7 +81,7 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<(Thread, Option<JoinHandle<()>>)>,
     crew: Crew,
-    /// The caller's. It may be another thread than before.
+    /// The scheduling times of the calling thread, which may change from call to call.
     account: Account,
 }
 
@@ -86,7 +89,7 @@ impl Pool {
     /// Starts `threads − 1` workers; the caller of [`Pool::run`] is the first thread.
     ///
     /// # Errors
-    /// [`Error::Config`] when the system does not give that many.
+    /// [`Error::Config`] if the system cannot start that many threads.
     pub fn new(threads: usize) -> Result<Self> {
         let workers = threads.max(1) - 1;
         if workers >> ACTIVE_BITS > 0 {
@@ -126,20 +129,21 @@ impl Pool {
         Ok(pool)
     }
 
-    /// How many threads share the work, the caller included.
+    /// Number of threads, including the caller.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// How many of them take part at present: fewer where other processes want the same cores.
+    /// How many of them take part at present: fewer while other processes use the same cores.
     pub(crate) fn active(&self) -> usize {
         self.crew.active()
     }
 
-    /// Divides `units` evenly and runs `body(thread, its units, its share of parts)` on every thread that has any.
+    /// Divides `units` evenly and runs `body(thread, its units, its share of parts)` on every thread that has at least
+    /// one unit.
     ///
-    /// The division depends only on `units` and the number of threads that take part, so a thread streams the same weights
-    /// again and again. A panic in a body is carried to the caller once all threads have finished.
+    /// The division depends only on `units` and the number of threads that take part, so each thread reads the same
+    /// weights in every step. A panic in `body` is passed on to the caller once all threads have finished.
     pub fn run<P: Parts>(
         &mut self,
         units: usize,
@@ -158,7 +162,7 @@ impl Pool {
         });
     }
 
-    /// `&mut self` keeps two phases from running at once.
+    /// Runs one phase on all active threads. `&mut self` prevents two phases from running at once.
     fn phase(&mut self, phase: &Phase<'_>) {
         let looking = self.crew.is_due(Instant::now());
         let helpers = self.crew.active() - 1;
@@ -178,7 +182,7 @@ impl Pool {
         }
     }
 
-    /// Runs `phase` on the first `helpers` workers and on this thread; returns how it ended here.
+    /// Runs `phase` on the first `helpers` workers and on this thread; returns the outcome on this thread.
     fn share_phase(
         &self,
         phase: &Phase<'_>,
@@ -187,8 +191,8 @@ impl Pool {
     ) -> std::thread::Result<()> {
         let shared = &*self.shared;
         let pointer: *const Phase<'_> = phase;
-        // SAFETY: only the lifetime changes. The pointer is followed by workers during this call only: they are counted
-        // below, and this function does not return, not even by a panic, before all have finished.
+        // SAFETY: only the lifetime changes. Workers dereference the pointer only during this call: they are counted in
+        // `unfinished` below, and this function does not return, not even by a panic, before all have finished.
         let pointer: *const Phase<'static> = unsafe { std::mem::transmute(pointer) };
         // SAFETY: no worker reads `phase` now, see `Shared`.
         unsafe { *shared.phase.get() = Some(pointer) };
@@ -207,7 +211,7 @@ impl Pool {
         own
     }
 
-    /// Decides by what the threads were given how many take part from now on.
+    /// Decides from the threads' scheduling times how many take part from now on.
     fn look(&mut self) {
         if !self.account.is_own() {
             self.account = Account::own();
@@ -220,8 +224,8 @@ impl Pool {
     }
 }
 
-/// Waits until all workers have finished their shares: spins for a while, then parks, since a worker that has no core may
-/// need this one.
+/// Waits until all workers have finished their shares: spins for [`SPIN`], then parks, because a worker without a core
+/// may need this thread's core.
 fn wait_for_workers(shared: &Shared) {
     let start = Instant::now();
     loop {
@@ -237,7 +241,8 @@ fn wait_for_workers(shared: &Shared) {
     }
     *shared.lock_caller() = Some(std::thread::current());
     shared.caller_parked.store(true, Ordering::SeqCst);
-    // The last worker lowers `unfinished` before it looks at `caller_parked`, so one of the two sees the other.
+    // The last worker decrements `unfinished` before it reads `caller_parked`, so either this thread sees 0 or the
+    // worker sees that it must unpark it.
     while shared.unfinished.load(Ordering::SeqCst) > 0 {
         std::thread::park();
     }
@@ -274,14 +279,14 @@ fn work(shared: &Shared, index: usize) {
         if index >= helpers {
             continue;
         }
-        // SAFETY: `Pool::share_phase` wrote the pointer before it raised `generation`, and keeps it alive until this
-        // worker, which is one of those it counts, lowers `unfinished`.
+        // SAFETY: `Pool::share_phase` wrote the pointer before it stored `generation`, and keeps its target alive until
+        // this worker, which is counted in `unfinished`, decrements it.
         let phase = unsafe { (*shared.phase.get()).map(|phase| &*phase) };
         if let Some(phase) = phase
             && let Err(panic) = catch_unwind(AssertUnwindSafe(|| phase(index + 1)))
         {
             *shared.lock_panic() = Some(panic);
-            // Seen by the caller, which waits for this worker to lower `unfinished`.
+            // The caller sees this, because it waits until this worker decrements `unfinished`.
             shared.panicked.store(true, Ordering::Relaxed);
         }
         if shared.looking.load(Ordering::Relaxed)
@@ -302,7 +307,7 @@ fn work(shared: &Shared, index: usize) {
     }
 }
 
-/// Waits for a phase after `seen`: spins until [`SPIN`] after it had something to do last, then parks.
+/// Waits for a phase other than `seen` and returns it: spins for [`SPIN`] after the thread's last work, then parks.
 fn next_generation(shared: &Shared, index: usize, seen: usize, idle_since: Instant) -> usize {
     loop {
         for _ in 0..256 {
@@ -314,7 +319,8 @@ fn next_generation(shared: &Shared, index: usize, seen: usize, idle_since: Insta
         }
         if idle_since.elapsed() > SPIN {
             shared.parked[index].store(true, Ordering::SeqCst);
-            // The caller raises `generation` before it looks at `parked`, so one of the two sees the other.
+            // The caller stores `generation` before it reads `parked`, so either this thread sees the new phase or the
+            // caller sees that it must unpark it.
             while shared.generation.load(Ordering::SeqCst) == seen {
                 std::thread::park();
             }

@@ -1,4 +1,4 @@
-//! The meaning of every kernel, written to be obviously right.
+//! The definition of what every kernel computes, written to be obviously correct.
 
 use super::super::{PANEL, ZERO_POINT};
 use super::{Candidate, Kernel, Tile, peak, vector};
@@ -17,7 +17,7 @@ pub(super) const CANDIDATE: Candidate = Candidate {
 /// # Safety
 /// `tile` was checked by [`Kernel::tile`].
 unsafe fn tile(t: &Tile) {
-    // SAFETY: `Tile` promises these lengths.
+    // SAFETY: `Tile` guarantees these lengths.
     let (weights, scales, sums, out) = unsafe {
         (
             std::slice::from_raw_parts(t.weights, t.steps * PANEL * 4),
@@ -26,7 +26,7 @@ unsafe fn tile(t: &Tile) {
             std::slice::from_raw_parts_mut(t.out, t.rows * PANEL),
         )
     };
-    // SAFETY: `Tile` promises 64 values behind each pointer that is not null.
+    // SAFETY: `Tile` guarantees 64 values behind each pointer that is not null.
     let (zero_points, column_scales) = unsafe {
         (
             (t.zero_points.cast::<[u8; PANEL]>()).as_ref(),
@@ -34,7 +34,7 @@ unsafe fn tile(t: &Tile) {
         )
     };
     for row in 0..t.rows {
-        // SAFETY: `Tile` promises `4 · steps` codes in every row.
+        // SAFETY: `Tile` guarantees `4 · steps` codes in every row.
         let codes = unsafe { std::slice::from_raw_parts(t.codes.add(row * t.stride), 4 * t.steps) };
         for column in 0..PANEL {
             let products = (0..t.steps).flat_map(|step| (0..4).map(move |i| (step, i)));

@@ -1,14 +1,14 @@
-//! The vector functions between the matrix multiplies, each written once in portable code.
+//! The vector functions between matrix multiplications, each written once in portable code.
 //!
 //! Every body is inlined into one wrapper per instruction set, so the compiler vectorizes it with that set's registers.
 //! Sums run over fixed sixteen-lane trees and multiply-adds are always fused, so all sets compute the same bits.
 
 use super::super::{CODE_MAX, GROUP, PANEL};
 
-/// Weights, rescales, values, how many values count, and the sums to update.
+/// Arguments: weights, rescaling factors, values, the number of valid tokens, and the sums to update.
 type WeightedValues<V> = unsafe fn(&[f32], &[f32], &[V], usize, &mut [f32]);
 
-/// One instruction set's instances of the functions below. They may be called only on a CPU that has it.
+/// The functions below, compiled for one instruction set. They may be called only on a CPU that has it.
 #[derive(Clone, Copy)]
 pub(super) struct Functions {
     pub rotate_block: unsafe fn(&mut [f32]),
@@ -85,16 +85,16 @@ instruction_set!(avx2, AVX2, "avx2,fma");
 #[cfg(target_arch = "x86_64")]
 instruction_set!(avx512, AVX512, "avx512f,avx512bw,avx512vl,avx512dq,fma");
 
-/// The least magnitude that a scale stands for: the reciprocal of a smaller one would overflow.
+/// The smallest magnitude that gets a scale: the reciprocal of a smaller one would overflow.
 pub(super) const LEAST: f32 = 1e-36;
 
 /// Quantizes to −127…127 with `scale = max |x| / 127`, rounding half to even; returns the scale and the sum of codes.
 ///
-/// Values that are all below [`LEAST`] count as zero. A value that is not finite gives a scale
-/// that is not finite, so that it cannot pass unseen.
+/// If all values are below [`LEAST`], they count as zero. A value that is not finite gives a scale that is not finite,
+/// so that it does not go unnoticed.
 #[inline(always)]
 fn quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32) {
-    // Magnitudes of floats order like their bits, and an integer maximum vectorizes.
+    // The magnitudes of floats are ordered like their bits, and an integer maximum vectorizes.
     let largest = values
         .iter()
         .fold(0, |max, v| max.max(v.to_bits() & 0x7fff_ffff));
@@ -113,29 +113,30 @@ fn quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32) {
     (largest / CODE_MAX, sum)
 }
 
-/// Rotates a whole group by [`rotate_block`], then quantizes it; what is left in `values` is unspecified.
+/// Rotates a whole group by [`rotate_block`], then quantizes it; `values` are unspecified afterwards.
 #[inline(always)]
 fn quantize_rotated(values: &mut [f32; GROUP], codes: &mut [i8; GROUP]) -> (f32, i32) {
     rotate_block(values);
     quantize(values, codes)
 }
 
-/// The orthonormal Hadamard rotation of a power of two up to a group, its own inverse: butterflies between rows of
-/// sixteen values, then inside each row.
+/// The orthonormal Hadamard rotation of a power of two of values, up to a group; it is its own inverse. It computes
+/// butterflies between rows of sixteen values, then inside each row.
 #[inline(always)]
 pub(super) fn rotate_block(values: &mut [f32]) {
     butterflies(values, &[16, 32, 64, 128, 1, 2, 4, 8]);
     scale(values, rotation_norm(values.len()));
 }
 
-/// Only the butterflies between rows of sixteen values, which need no permutation; shorter blocks stay as they are.
+/// Computes only the butterflies between rows of sixteen values, which need no permutation; blocks of up to sixteen
+/// values are not changed.
 #[inline(always)]
 fn rotate_strided(values: &mut [f32]) {
     butterflies(values, &[16, 32, 64, 128]);
     scale(values, rotation_norm(values.len().div_ceil(16)));
 }
 
-/// Sums and differences of values `half` apart, for each `half` that the block is longer than.
+/// Replaces values `half` apart by their sum and difference, for each `half` that is shorter than the block.
 #[inline(always)]
 fn butterflies(values: &mut [f32], halves: &[usize]) {
     for &half in halves {
@@ -151,7 +152,7 @@ fn butterflies(values: &mut [f32], halves: &[usize]) {
     }
 }
 
-/// What makes a Hadamard matrix of this size orthonormal: 1/√len.
+/// The factor that makes a Hadamard matrix of this size orthonormal: 1/√len.
 #[inline(always)]
 pub(super) fn rotation_norm(len: usize) -> f32 {
     (1.0 / (len as f64).sqrt()) as f32
@@ -217,10 +218,11 @@ fn swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]
     }
 }
 
-/// One tile of online softmax over 64 scores of which the first `valid` count.
+/// One tile of online softmax over 64 scores; only the first `valid` are used.
 ///
-/// Turns the scores into `exp(score − maximum)`, zero from `valid` on; raises `maximum` if the tile does, and adds the
-/// tile to `total`. Returns the factor by which everything accumulated before must be multiplied.
+/// Turns the scores into `exp(score − maximum)`, zero from `valid` on; raises `maximum` to the tile's maximum if that
+/// is larger, and adds the tile to `total`. Returns the factor by which everything accumulated before must be
+/// multiplied.
 #[inline(always)]
 pub(super) fn softmax_tile(
     scores: &mut [f32; PANEL],
@@ -327,7 +329,7 @@ fn weighted_values_of<const H: usize, V: Copy + Into<f32>>(
     }
 }
 
-/// The same over values that are floats already.
+/// [`weighted_values`] for values that are already floats.
 #[inline(always)]
 fn weighted_floats(
     weights: &[f32],
@@ -360,13 +362,13 @@ pub fn tree_sum(lanes: &[f32; 16]) -> f32 {
 
 /// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer.
 pub const ROUND: f32 = 12_582_912.0;
-/// The most that [`exp`] takes: its result is the largest power that a float holds.
+/// [`exp`] clamps its argument to this: there it uses 2¹²⁷, the largest power of two that a float holds.
 pub(super) const EXP_MOST: f32 = 88.0;
 /// Below this [`exp`] is exactly 0.
 pub(super) const EXP_LEAST: f32 = -87.0;
-/// ln 2 in two parts, the first short enough that its product with a power is exact.
+/// The high part of ln 2, short enough that its product with an exponent is exact.
 pub const LN_2_HIGH: f32 = 0.693_359_4;
-/// The rest.
+/// The low part of ln 2.
 pub const LN_2_LOW: f32 = -2.121_944_4e-4;
 /// 1/k! from 7 down to 0.
 pub(super) const EXP_COEFFICIENTS: [f32; 8] = [
@@ -382,8 +384,8 @@ pub(super) const EXP_COEFFICIENTS: [f32; 8] = [
 
 /// eˣ to about one unit in the last place, for x up to 88; exactly 0 below −87, which includes −∞.
 ///
-/// Splits x into n·ln 2 + r with |r| ≤ ln 2 / 2 and takes the Taylor polynomial of degree 7 in r: its remainder
-/// r⁸/8! is below 6·10⁻⁹, a tenth of the last place.
+/// Splits x into n·ln 2 + r with |r| ≤ ln 2 / 2 and evaluates the Taylor polynomial of degree 7 in r: its remainder
+/// r⁸/8! is below 6·10⁻⁹, a tenth of a unit in the last place.
 #[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     let bounded = if x > EXP_MOST { EXP_MOST } else { x };

@@ -1,11 +1,13 @@
-//! The tile over 256-bit registers, for instruction sets that differ only in how they multiply four codes with four.
+//! The tile for 256-bit registers, shared by instruction sets that differ only in how they multiply groups of four
+//! codes.
 
-/// Makes the function `tile` of a kernel from its features and from three functions of its own:
-/// `start(sum) -> i32`, what a row whose codes add up to `sum` begins with; `prepare(weights)`, done once for all rows; and
-/// `dot(sums, prepared, row)`, which adds eight products of four codes each.
+/// Defines a kernel's function `tile` from its features and three functions of its own: `start(sum) -> i32`, the
+/// initial value of the accumulators for a row whose codes add up to `sum`; `prepare(weights)`, done once for all rows;
+/// and `dot(sums, prepared, row)`, which adds eight sums of four products each.
 ///
-/// `(rows, vectors)` are the shapes of a register tile, fewest rows first: `rows · vectors` accumulators and what `dot` needs
-/// have to fit 16 registers. A pass covers all rows of a block and `vectors · 8` of the 64 columns.
+/// `(rows, vectors)` are the shapes of a register tile, fewest rows first: its `rows · vectors` accumulators and the
+/// operands of `dot` have to fit in 16 registers. A pass covers all rows of a register tile and `vectors · 8` of the 64
+/// columns.
 macro_rules! tile_256 {
     ($features:literal, shapes: [$(($rows:literal, $vectors:literal)),+]) => {
         /// # Safety
@@ -16,16 +18,17 @@ macro_rules! tile_256 {
                 let shapes = [$($rows),+];
                 shapes[shapes.len() - 1]
             };
-            // Blocks of rows as even as can be: 5 rows are 3 + 2, not 4 + 1.
+            // Divide the rows into register tiles as evenly as possible: 5 rows are 3 + 2, not 4 + 1.
             let blocks = t.rows.div_ceil(ROWS_MAX);
             let (size, larger) = (t.rows / blocks, t.rows % blocks);
             let mut first = 0;
             for block in 0..blocks {
                 let rows = size + usize::from(block < larger);
-                // Each block asks for its share of what comes next, as much in a step as a step of weights is long.
+                // Each register tile prefetches its share of `ahead`: in each K-step as many bytes as a K-step of
+                // weights has.
                 let steps = t.ahead_len / (PANEL * 4);
                 let ahead = (steps * block) / blocks..(steps * (block + 1)) / blocks;
-                // SAFETY: rows `first .. first + rows` are within the tile; the features are the caller's promise.
+                // SAFETY: rows `first .. first + rows` are within the tile; the caller guarantees the features.
                 unsafe {
                     match rows {
                         $($rows => rows_block::<$rows, $vectors>(t, first, ahead),)+
@@ -36,7 +39,7 @@ macro_rules! tile_256 {
             }
         }
 
-        /// Rows `first .. first + R` in passes of `V` vectors of eight columns.
+        /// Multiplies rows `first .. first + R` in passes of `V` vectors of eight columns.
         ///
         /// # Safety
         /// Those rows exist in the checked tile.
@@ -47,7 +50,7 @@ macro_rules! tile_256 {
             ahead: std::ops::Range<usize>,
         ) {
             for column in (0..PANEL).step_by(8 * V) {
-                // SAFETY: `Tile` promises the lengths of weights, codes and sums; prefetching needs no valid address.
+                // SAFETY: `Tile` guarantees the lengths of weights, codes and sums; prefetching needs no valid address.
                 unsafe {
                     let codes = t.codes.add(first * t.stride);
                     let mut sums: [[__m256i; V]; R] =
@@ -56,7 +59,7 @@ macro_rules! tile_256 {
                         let line = t.weights.add((step * PANEL + column) * 4);
                         if ahead.contains(&step) {
                             let next = t.ahead.wrapping_add((step * PANEL + column) * 4);
-                            // Cache lines that begin in this pass: two vectors of eight columns make one.
+                            // The cache lines that begin in this pass: two vectors of eight columns make one line.
                             for j in (column % 16 / 8..V).step_by(2) {
                                 _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(32 * j).cast());
                             }
@@ -78,14 +81,16 @@ macro_rules! tile_256 {
             }
         }
 
-        /// Converts a row's sums, which are right for zero points of 128, and adds them, scaled, to the output.
+        /// Adds a row's sums to the output: corrects them where zero points differ from 128, converts them to floats
+        /// and scales them.
         ///
         /// # Safety
         /// Row `row` and columns `column .. column + 8 · V` exist in the checked tile.
         #[inline]
         #[target_feature(enable = $features)]
         unsafe fn finish<const V: usize>(t: &Tile, row: usize, column: usize, sums: [__m256i; V]) {
-            // SAFETY: `Tile` promises one scale, one sum and 64 outputs per row, and 64 values behind pointers that are not null.
+            // SAFETY: `Tile` guarantees one scale, one sum and 64 outputs per row, and 64 values behind pointers that
+            // are not null.
             unsafe {
                 let row_scale = _mm256_set1_ps(*t.scales.add(row));
                 let out = t.out.add(row * PANEL + column);
