@@ -1,4 +1,4 @@
-//! Who may ask, from where, and under which paths.
+//! Access to the server: API keys, allowed origins and the path prefix.
 
 use std::collections::HashSet;
 use std::fs::Metadata;
@@ -11,46 +11,47 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
-/// Who may ask, from where, and under which paths.
+/// Who may send requests, from which origins, and under which path prefix.
 #[derive(Default)]
 pub struct Access {
-    /// One of these keys is needed; `None` lets everybody in.
+    /// A client needs one of these keys; with `None`, no key is needed.
     pub keys: Option<ApiKeys>,
-    /// Whether metrics, version and documents have a port of their own, so that the API's port need not have them open.
+    /// Whether metrics, version and API documents are also on an admin port, so that the API's port may require a key
+    /// for them.
     pub has_admin_port: bool,
-    /// What stands before every path, for proxies that do not take it off: empty, or `/prefix`.
+    /// The prefix of every path, for proxies that do not remove it: empty, or `/prefix`.
     pub root_path: String,
-    /// Pages of these origins may ask from within a browser; `*` stands for all.
+    /// The origins whose pages may call the API from a browser (CORS); `*` stands for all.
     pub cors_origins: Vec<HeaderValue>,
 }
 
-/// The keys that are let in, and the file they come from.
+/// The accepted keys, and the file they were read from.
 pub struct ApiKeys {
     file: PathBuf,
     known: RwLock<Known>,
 }
 
-/// Keys as digests, so that memory dumps do not tell them.
+/// Digests of the keys, so that a memory dump does not reveal them.
 ///
-/// How long a look-up takes depends on the digest of the key that was sent. The digest is salted with a number that
-/// nobody outside this process knows, so the time says nothing about how near a guess is; and it is the same for one key
-/// and for a hundred thousand.
+/// The time of a look-up depends on the digest of the key that was sent. The digest is salted with a random number that
+/// never leaves this process, so the time reveals nothing about how close a guessed key is. It does not grow with the
+/// number of keys.
 struct Known {
     salt: [u8; 32],
     digests: HashSet<[u8; 32]>,
-    /// Of the file when it was read; `None` where it could not be looked at.
+    /// The stamp of the file when it was read; `None` if its metadata could not be read.
     stamp: Option<Stamp>,
 }
 
-/// What changes when a file is rewritten or replaced, or the link to it is.
+/// Metadata that changes when a file, or the link to it, is rewritten or replaced.
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl ApiKeys {
     /// Reads a file with one key per line; blank lines and lines that begin with `#` are skipped.
     ///
     /// # Errors
-    /// [`Error::NotFound`] when the file cannot be read, [`Error::Config`] when it holds no key or is not text: a server
-    /// that was asked to be locked must not start open.
+    /// [`Error::NotFound`] when the file cannot be read, [`Error::Config`] when it contains no key or is not text: a
+    /// server that is meant to require keys must not start without them.
     pub fn read(file: &Path) -> Result<Self> {
         let known = Known::read(file)?;
         let file = file.to_owned();
@@ -60,8 +61,8 @@ impl ApiKeys {
         })
     }
 
-    /// Reads the file again if it has changed, or in any case if `always`. If it cannot be used any more, the keys stay
-    /// as they are, with a line in the log.
+    /// Reads the file again if it has changed, or in any case if `always`. If the file has become unusable, the keys
+    /// stay as they are, and an error is logged.
     pub fn reload(&self, always: bool) {
         let stamp = stamp_of(&self.file);
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
@@ -82,13 +83,13 @@ impl ApiKeys {
             }
             Err(error) => {
                 tracing::error!(%error, "the file of API keys cannot be used; the keys stay as they were");
-                // Said once, not at every look.
+                // Logged once, not at every check.
                 known.stamp = stamp;
             }
         }
     }
 
-    /// Whether `key` is one of them.
+    /// Whether `key` is one of the accepted keys.
     pub fn accept(&self, key: &[u8]) -> bool {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         known.digests.contains(&digest(&known.salt, key))
@@ -97,7 +98,7 @@ impl ApiKeys {
 
 impl Known {
     fn read(file: &Path) -> Result<Self> {
-        // Before the text: what is written in between is noticed at the next look.
+        // Taken before the text is read, so that a change in between is noticed at the next check.
         let stamp = stamp_of(file);
         let bytes = std::fs::read(file).map_err(|problem| Error::not_found(file, problem))?;
         let refused = |problem| {
@@ -106,7 +107,7 @@ impl Known {
         };
         let text = std::str::from_utf8(&bytes).map_err(|_| refused("is not text in UTF-8"))?;
         let salt = rand::random();
-        // Editors on Windows put a byte order mark in front.
+        // Editors on Windows write a byte order mark first.
         let lines = text.trim_start_matches('\u{feff}').lines().map(str::trim);
         let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
         let digests: HashSet<_> = keys.map(|key| digest(&salt, key.as_bytes())).collect();
@@ -177,7 +178,7 @@ mod tests {
         let keys = ApiKeys::read(&link).unwrap();
         let accepted = || ["old", "new", "newest"].map(|key| keys.accept(key.as_bytes()));
 
-        // As Kubernetes does it: another file under the same name.
+        // The way Kubernetes updates a file: another file takes its name.
         let other = folder.path().join("other");
         std::fs::write(&other, "new").unwrap();
         let second = folder.path().join("second link");
@@ -211,7 +212,7 @@ mod tests {
             assert!(keys.accept(format!("key-{n:090}").as_bytes()));
             assert!(!keys.accept(format!("key-{n:091}").as_bytes()));
         }
-        // To compare each with all took 200 ms.
+        // Comparing each key with all others took 200 ms.
         let each = start.elapsed() / 2000;
         assert!(each < std::time::Duration::from_millis(5), "{each:?}");
     }

@@ -1,4 +1,4 @@
-//! A response body, and what lasts as long as it does.
+//! A response body with a value that is dropped together with it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -6,9 +6,9 @@ use std::task::{Context, Poll};
 use axum::body::{Body, Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
 
-/// What is dropped with a body.
+/// A value that is dropped together with a body.
 pub trait Attendant: Unpin {
-    /// Called when the body has been read to its end; not when it is dropped before.
+    /// Called when the body has been read to its end, but not when it is dropped earlier.
     fn complete(&self) {}
 }
 

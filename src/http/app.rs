@@ -1,4 +1,4 @@
-//! What the handlers share: the model once it is loaded, the limits, and how far the end has come.
+//! State shared by the handlers: the model once it is loaded, the limits, and the shutdown phase.
 
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,7 +19,8 @@ use crate::telemetry::Metrics;
 use crate::text::chat::ChatTemplate;
 use crate::text::{Grammars, Tokenizer};
 
-/// What the handlers share. It exists before the model does, so that the port answers while the model loads.
+/// State shared by the handlers. It exists before the model is loaded, so that the server answers while the model
+/// loads.
 #[derive(Clone)]
 pub struct App(Arc<Shared>);
 
@@ -35,7 +36,7 @@ struct Shared {
 
 /// The model once it is loaded, and how it presents itself.
 pub struct ServedModel {
-    /// The name clients use, and the one in answers.
+    /// The name that clients use and that responses contain.
     pub name: String,
     /// Other names that clients may use.
     pub aliases: Vec<String>,
@@ -49,24 +50,24 @@ pub struct ServedModel {
     pub stop_ids: Vec<u32>,
     /// Text ↔ ids.
     pub tokenizer: Arc<Tokenizer>,
-    /// What answers must be → constraints on their tokens.
+    /// Grammars of answers → constraints on their tokens.
     pub grammars: Arc<Grammars>,
-    /// Makes prompts of conversations, if the model is made for them.
+    /// Makes prompts from conversations, if the model is trained for them.
     pub chat: Option<Arc<ChatTemplate>>,
-    /// What is known about the weights.
+    /// Facts about the weights.
     pub facts: Facts,
-    /// Runs it.
+    /// Runs the model.
     pub engine: Engine,
 }
 
-/// What is known about the weights that are served.
+/// Facts about the served weights, for `/v1/models`.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Facts {
-    /// How weights were mapped to codes.
+    /// How the weights were mapped to codes.
     pub scheme: Scheme,
     /// The instruction set in use.
     pub kernel: String,
-    /// Numbers in the checkpoint.
+    /// The number of parameters in the checkpoint.
     pub parameters: u64,
     /// Bytes of the weights as they are in memory.
     pub weight_bytes: u64,
@@ -74,12 +75,13 @@ pub struct Facts {
     pub weight_bytes_f32: u64,
     /// Bytes of the KV cache.
     pub kv_cache_bytes: u64,
-    /// What quantizing cost, as `eval` measured it last; `null` where it has not, and for a model quantized while loading.
+    /// The loss of accuracy through quantization, as `eval` measured it last; `null` if it has not been measured, and
+    /// for a model that was quantized while loading.
     pub accuracy: Option<EvaluationRecord>,
 }
 
 impl ServedModel {
-    /// Refuses any name but ours. No name ever becomes a path.
+    /// Refuses any name that is not the model's name or an alias. No name is ever used as a path.
     ///
     /// # Errors
     /// [`ApiError::ModelNotFound`].
@@ -102,17 +104,17 @@ impl ServedModel {
     }
 }
 
-/// What keeps a loaded model from being served.
+/// Faults that keep a loaded model from being served.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Faults {
-    /// A step does not end. It may yet.
+    /// A step takes too long. It may still end.
     stalled: bool,
-    /// The weights are not those that were written. Only a restart helps.
+    /// The weights do not match their checksums. Only a restart helps.
     damaged: bool,
 }
 
 impl Faults {
-    /// What requests are answered then.
+    /// The error that requests get because of these faults.
     fn error(self) -> Option<ApiError> {
         if self.damaged {
             return Some(ApiError::Damaged);
@@ -121,14 +123,14 @@ impl Faults {
     }
 }
 
-/// How far the end has come. Only moves forward.
+/// The shutdown phase. It only moves forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Requests are taken (once the model is loaded).
+    /// Requests are accepted (once the model is loaded).
     Open,
-    /// No new requests; those that run go on.
+    /// New requests are refused; running ones continue.
     Draining,
-    /// The time to drain is over: answers end with an error now.
+    /// The time to drain is over: running answers end with an error.
     Cut,
 }
 
@@ -146,7 +148,7 @@ impl App {
         }))
     }
 
-    /// Starts answering with `model`, and watching that it does. A second call changes nothing.
+    /// Starts serving `model` and starts the watchdog of its engine. A second call changes nothing.
     pub fn serve_model(&self, model: ServedModel) {
         let engine = model.engine.clone();
         if self.0.model.set(model).is_ok() {
@@ -161,7 +163,7 @@ impl App {
         }
     }
 
-    /// Whether a step does not end. As long as one does not, requests are refused, and those that run fail.
+    /// Sets whether a step takes too long. While it does, new requests are refused and running ones fail.
     fn set_stalled(&self, stalled: bool) {
         let has_changed = self
             .0
@@ -172,19 +174,19 @@ impl App {
         }
     }
 
-    /// From now on all requests are refused, and those that run fail, because the weights are damaged.
+    /// Marks the weights as damaged: from now on new requests are refused and running ones fail.
     pub fn set_damaged(&self) {
         self.0.faults.send_modify(|faults| faults.damaged = true);
     }
 
-    /// Resolves when a step does not end.
+    /// Resolves when a step takes too long.
     pub async fn stalled(&self) {
         let mut faults = self.0.faults.subscribe();
         // The sender cannot be gone: `self` holds it.
         let _ = faults.wait_for(|faults| faults.stalled).await;
     }
 
-    /// Moves towards the end: refuses new requests, or cuts off those that still run.
+    /// Enters a later shutdown phase, which refuses new requests or cuts off running ones.
     pub fn enter(&self, phase: Phase) {
         self.0.phase.send_if_modified(|now| {
             let is_later = phase > *now;
@@ -193,10 +195,10 @@ impl App {
         });
     }
 
-    /// The model, if requests are taken at all.
+    /// The model, if requests are accepted.
     ///
     /// # Errors
-    /// Why none are.
+    /// The reason why no requests are accepted.
     pub fn model(&self) -> Result<&ServedModel, ApiError> {
         if *self.0.phase.borrow() > Phase::Open {
             return Err(ApiError::Draining);
@@ -207,7 +209,7 @@ impl App {
         }
     }
 
-    /// The model once it is loaded, whether or not requests are taken.
+    /// The model once it is loaded, whether or not requests are accepted.
     pub fn loaded_model(&self) -> Option<&ServedModel> {
         self.0.model.get()
     }
@@ -217,17 +219,17 @@ impl App {
         self.loaded_model().map(|model| model.engine.clone())
     }
 
-    /// Who may ask, from where, and under which paths.
+    /// Who may send requests, from which origins, and under which path prefix.
     pub fn access(&self) -> &Access {
         &self.0.access
     }
 
-    /// How much a request may ask for.
+    /// The limits on requests.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
     }
 
-    /// What requests hold together.
+    /// The memory budget of all requests.
     pub fn memory(&self) -> &RequestMemory {
         &self.0.memory
     }
@@ -237,11 +239,12 @@ impl App {
         &self.0.metrics
     }
 
-    /// Resolves when running answers must end, to what they end with.
+    /// Resolves when running answers must end, to the error with which they end.
     pub fn cut(&self) -> impl Future<Output = ApiError> + Send + use<> {
         let (mut phase, mut faults) = (self.0.phase.subscribe(), self.0.faults.subscribe());
         async move {
-            // The senders cannot be gone: `App` outlives its requests. If they were, ending them would be right too.
+            // The senders cannot be gone: `App` outlives its requests. If they were, ending the requests would be right
+            // too.
             tokio::select! {
                 _ = phase.wait_for(|&phase| phase == Phase::Cut) => ApiError::Draining,
                 fault = faults.wait_for(|faults| faults.error().is_some()) => {
@@ -252,9 +255,9 @@ impl App {
     }
 }
 
-/// Now, as the API writes times.
+/// The present time in seconds since the Unix epoch, as the API writes it.
 pub fn unix_seconds() -> u64 {
-    // A clock before 1970 is the machine's problem, not the request's.
+    // A clock that is set before 1970 gives 0; it must not make requests fail.
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
     since_epoch.unwrap_or_default().as_secs()
 }

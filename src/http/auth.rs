@@ -1,4 +1,4 @@
-//! Asks for the key, where there are keys.
+//! Requires an API key, if the server has keys.
 
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
@@ -9,7 +9,7 @@ use axum::response::Response;
 use super::app::App;
 use super::error_body::ApiError;
 
-/// Lets a request through if no keys are set, or it has one of them.
+/// Passes a request on if the server has no keys or the request carries one of them.
 pub async fn require_key(
     State(app): State<App>,
     request: Request,
@@ -25,19 +25,19 @@ pub async fn require_key(
     Ok(next.run(request).await)
 }
 
-/// The key of the one `Authorization: Bearer` header.
+/// The key in the `Authorization: Bearer` header, if there is exactly one.
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let value = only(headers, AUTHORIZATION.as_str())?;
     let (scheme, key) = value.as_bytes().split_at_checked("Bearer ".len())?;
     scheme.eq_ignore_ascii_case(b"Bearer ").then_some(key)
 }
 
-/// The key of the one `X-Api-Key` header.
+/// The key in the `X-Api-Key` header, if there is exactly one.
 fn api_key(headers: &HeaderMap) -> Option<&[u8]> {
     only(headers, "x-api-key").map(HeaderValue::as_bytes)
 }
 
-/// The value of a header that is there once; several are as good as none.
+/// The value of a header that occurs exactly once; `None` if it is absent or repeated.
 fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a HeaderValue> {
     let mut values = headers.get_all(name).iter();
     values.next().filter(|_| values.next().is_none())

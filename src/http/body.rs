@@ -1,4 +1,4 @@
-//! Reading a request, within limits: how many headers, how long a body, how long it may take.
+//! Reads the body of a request within limits on its type, its length, its memory and its time.
 
 use std::error::Error;
 use std::future::pending;
@@ -18,14 +18,15 @@ use super::error_body::ApiError;
 use super::memory::{FREE_BYTES, Held, ReadingTurn, parsed_bytes, reserve};
 use super::observe::Record;
 
-/// The megabyte of the default limit takes this long at 0.8 Mbit/s; whoever is slower holds a connection for nothing.
+/// The deadline for a body. A body of 1 MiB, the default limit, takes this long at 0.8 Mbit/s; slower clients would
+/// only occupy a connection.
 const BODY_DEADLINE: Duration = Duration::from_secs(10);
-/// The same where others wait for the memory that a body holds: those who send slowly must not keep out those who do
-/// not.
+/// The deadline for a body that holds memory while other requests wait for memory: slow clients must not keep out
+/// others.
 const BUSY_DEADLINE: Duration = Duration::from_secs(2);
 
-/// The bytes of a JSON body: of the right type, not too long, and in time; and the turn to read them. What they take is
-/// held by the request's record.
+/// The bytes of a JSON body that has the right type, is short enough and arrived in time, and the turn to parse them.
+/// The memory for them is held by the request's [`Record`].
 pub struct JsonBytes(pub Vec<u8>, pub ReadingTurn);
 
 impl FromRequest<App> for JsonBytes {
@@ -71,7 +72,7 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
         let is_charset = name.trim().eq_ignore_ascii_case("charset");
         is_charset.then(|| value.trim().trim_matches(['"', '\'']))
     });
-    // The second is no registered name, but many clients write it.
+    // `utf8` is not a registered name, but many clients send it.
     let is_utf8 = |charset: &str| {
         ["utf-8", "utf8"]
             .iter()
@@ -80,7 +81,7 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     if charset.is_some_and(|charset| !is_utf8(charset)) {
         return Err(ApiError::UnsupportedMediaType("send the body in UTF-8"));
     }
-    // A compressed body would make the limit on its length meaningless.
+    // With compressed bodies, the limit on their length would be meaningless.
     let encoding = headers
         .get(CONTENT_ENCODING)
         .map(|value| value.as_bytes().trim_ascii());
@@ -97,7 +98,7 @@ fn claimed_length(headers: &HeaderMap) -> Option<usize> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// What it is to a client that its body cannot be read on: hyper has the reader's error at the bottom of its own.
+/// The response to a failure while reading a body. hyper wraps the reader's error at the bottom of its own.
 fn unreadable(problem: &(dyn Error + 'static)) -> ApiError {
     let mut causes = successors(Some(problem), |problem: &&(dyn Error + 'static)| {
         (*problem).source()
@@ -109,16 +110,17 @@ fn unreadable(problem: &(dyn Error + 'static)) -> ApiError {
     }
 }
 
-/// Reads a body of at most `max_bytes`, in memory that is `held` before it is filled.
+/// Reads a body of at most `max_bytes` into memory that is reserved in `held` before it is filled.
 async fn read(request: Request, max_bytes: usize, held: &mut Held) -> Result<Vec<u8>, ApiError> {
     let too_large = || ApiError::BodyTooLarge(max_bytes);
     let claimed = claimed_length(request.headers());
     if claimed.is_some_and(|claimed| claimed > max_bytes) {
-        // What comes of it is read when the connection is closed, so that the answer arrives.
+        // The bytes that still arrive are read and discarded when the connection is closed, so that the client gets the
+        // response.
         return Err(too_large());
     }
     let mut body = Vec::new();
-    // All at once: bodies that each held a part and waited for the rest would wait for each other.
+    // Reserved all at once: bodies that each held a part and waited for the rest would deadlock.
     let mut room = claimed.unwrap_or(FREE_BYTES);
     held.resize(room).await?;
     reserve(&mut body, room)?;

@@ -1,4 +1,4 @@
-//! What a refused or failed request answers. The only file that knows status codes.
+//! The responses to refused and failed requests. Only this file decides their status codes.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use axum::http::{HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-/// Everything that can be answered instead of what was asked for.
+/// Every error that a request can be answered with.
 ///
-/// `Display` is the message the client reads; causes go to the log only.
+/// `Display` is the message for the client; causes are only logged.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ApiError {
     /// The body is not JSON, or not a JSON object.
@@ -26,7 +26,7 @@ pub enum ApiError {
     InvalidValue {
         /// The field.
         param: &'static str,
-        /// What would have been right.
+        /// What the value must be.
         expected: String,
     },
     /// A field of OpenAI's API that would change the answer and is not supported.
@@ -37,7 +37,7 @@ pub enum ApiError {
         /// The values that are accepted.
         neutral: &'static str,
     },
-    /// A field that nobody knows, where the server is strict about them.
+    /// An unknown field, if the server is strict about unknown fields.
     #[error("'{param}' is not a field of this API, or changes nothing here")]
     UnknownParameter {
         /// The field, shortened.
@@ -48,26 +48,26 @@ pub enum ApiError {
         "this model has no chat template: send a prompt to /v1/completions, or start the server with --chat-template FILE"
     )]
     NoChatTemplate,
-    /// The chat template does not take the conversation.
+    /// The chat template rejects the conversation.
     #[error("the model's chat template does not take these messages: {0}")]
     ChatTemplate(String),
-    /// The model makes text only.
+    /// The model cannot compute embeddings.
     #[error("this model makes text, not embeddings: use /v1/completions or /v1/chat/completions")]
     NoEmbeddings,
-    /// Prompt and answer do not fit the context together.
+    /// Prompt and answer together do not fit the context.
     #[error("{message}")]
     ContextLength {
         /// The field to shorten.
         param: &'static str,
-        /// Lengths and limit.
+        /// The message, with the lengths and the limit.
         message: String,
     },
     /// The request names a model that is not served here.
     #[error("the model '{requested}' does not exist; this server has '{served}'")]
     ModelNotFound {
-        /// As requested, shortened.
+        /// The requested name, shortened.
         requested: String,
-        /// The one served.
+        /// The served name.
         served: String,
     },
     /// No such path.
@@ -76,7 +76,7 @@ pub enum ApiError {
     /// The path exists, the method does not.
     #[error("this path does not have this method; see the Allow header")]
     MethodNotAllowed,
-    /// No key, or none we know.
+    /// No key, or an unknown key.
     #[error("a valid API key is required: send 'Authorization: Bearer KEY' or 'X-Api-Key: KEY'")]
     Unauthorized,
     /// The body did not arrive in time.
@@ -85,32 +85,32 @@ pub enum ApiError {
     /// The client stopped sending in the middle of the body.
     #[error("the body ended early")]
     BodyIncomplete,
-    /// The body is not put together as HTTP has it: chunks whose lengths are no numbers, or do not fit.
+    /// The body's chunked encoding is invalid: a chunk's length is not a number, or does not match the chunk.
     #[error("the body is not in the chunks that its head promises")]
     BodyMalformed,
     /// The body is longer than allowed.
     #[error("the body is longer than {0} bytes")]
     BodyTooLarge(usize),
-    /// What is made of the request is more than there is for all requests.
+    /// The request needs more memory than the budget of all requests together.
     #[error(
         "the request takes {bytes} bytes of memory, and all together may take {total}: send less at once"
     )]
     RequestTooLarge {
-        /// What it takes.
+        /// The bytes that it needs.
         bytes: usize,
-        /// What there is.
+        /// The budget in bytes.
         total: usize,
     },
-    /// Other requests hold the memory that this one needs, or the system has none.
+    /// Other requests hold the memory that this one needs, or the system has none left.
     #[error("there is no memory left for this request; retry later")]
     OutOfMemory,
-    /// The body is of another type or compressed.
+    /// The body has another media type or is compressed.
     #[error("{0}")]
     UnsupportedMediaType(&'static str),
     /// The queue has no room for the request.
     #[error("the server is at capacity; retry later")]
     QueueFull {
-        /// When room is likely.
+        /// When the queue is likely to have room.
         retry_after: Duration,
     },
     /// The process that compiles grammars cannot be started.
@@ -119,19 +119,19 @@ pub enum ApiError {
     /// The model is being loaded.
     #[error("the model is loading")]
     Loading,
-    /// The server is finishing what runs before it stops.
+    /// The server is finishing running requests before it stops.
     #[error("the server is shutting down")]
     Draining,
-    /// A step does not end.
+    /// A step takes too long.
     #[error("the engine does not answer; retry later")]
     Stalled,
-    /// The weights are not those that were written.
+    /// The weights do not match their checksums.
     #[error("the model's weights are damaged; the server's log has the file and the tensor")]
     Damaged,
     /// The engine has stopped; only a restart helps.
     #[error("the engine has stopped")]
     EngineStopped,
-    /// A defect on our side.
+    /// A defect of the server.
     #[error("internal error")]
     Internal,
 }
@@ -150,16 +150,17 @@ struct ErrorFields {
     code: &'static str,
 }
 
-/// The error's code, put into the response's extensions for the log line.
+/// The error's code, stored in the response's extensions for the log line.
 #[derive(Debug, Clone, Copy)]
 pub struct ErrorCode(pub &'static str);
 
-/// Refuses a connection beyond the limit without reading from it, so it is spelt out as bytes.
+/// The response to a connection beyond the limit. It is sent without hyper, so it is written out as bytes.
 pub const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     content-type: application/json\r\ncontent-length: 123\r\nconnection: close\r\nretry-after: 1\r\n\r\n\
     {\"error\":{\"message\":\"too many connections; retry later\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}\n";
 
-/// While loading, draining or short of memory: long enough not to hammer, short enough to notice soon.
+/// `Retry-After` while loading, draining or short of memory: long enough that clients do not flood the server, short
+/// enough that they notice soon when it is ready.
 const RETRY_SOON: Duration = Duration::from_secs(1);
 
 impl ApiError {
@@ -199,7 +200,7 @@ impl ApiError {
         }
     }
 
-    /// What programs tell errors apart by.
+    /// The code by which programs distinguish errors.
     pub fn code(&self) -> &'static str {
         self.kind().1
     }
@@ -217,7 +218,7 @@ impl ApiError {
         }
     }
 
-    /// When trying again makes sense. `None` where the same request would fail again.
+    /// When a retry makes sense. `None` if the same request would fail again.
     const fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::QueueFull { retry_after } => Some(*retry_after),
@@ -230,7 +231,7 @@ impl ApiError {
         }
     }
 
-    /// The body, also sent as the last event of a stream that fails.
+    /// The body of the response, also sent as the last event of a stream that fails.
     pub fn body(&self) -> ErrorBody {
         let (status, code) = self.kind();
         let r#type = match status {
@@ -257,7 +258,8 @@ impl IntoResponse for ApiError {
         response.extensions_mut().insert(ErrorCode(code));
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after() {
-            // Whole seconds by the standard, rounded up; OpenAI's clients read the finer header first.
+            // The standard header has whole seconds, rounded up. OpenAI's clients read the finer `retry-after-ms`
+            // first.
             let seconds = after.as_millis().div_ceil(1000).max(1) as u64;
             headers.insert(RETRY_AFTER, seconds.into());
             let milliseconds = after.as_millis() as u64;
@@ -270,12 +272,12 @@ impl IntoResponse for ApiError {
             Self::Unauthorized => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
-            // OpenAI's clients repeat every 5xx unless told not to.
+            // OpenAI's clients retry after every 5xx unless a header tells them not to.
             Self::EngineStopped | Self::Damaged => {
                 let name = HeaderName::from_static("x-should-retry");
                 headers.insert(name, HeaderValue::from_static("false"));
             }
-            // What is left of the body must not be taken for the next request; a stopping server wants no next one.
+            // The rest of the body must not be read as the next request; a stopping server accepts no next request.
             Self::BodyTimeout(_)
             | Self::BodyIncomplete
             | Self::BodyMalformed

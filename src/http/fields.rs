@@ -1,4 +1,4 @@
-//! The fields of a request's JSON object: taken one by one, each checked, and what nobody takes reported.
+//! The fields of a request's JSON object: taken one by one and checked; fields that no code takes are reported.
 
 use std::collections::BTreeMap;
 
@@ -9,25 +9,25 @@ use serde_json::value::RawValue;
 use super::error_body::ApiError;
 use super::values::{Id, Range, Whole};
 
-/// Names listed in `X-Ignored-Params`; a header has to end somewhere.
+/// Names listed in `X-Ignored-Params` at most, which bounds the header.
 const MAX_NAMES_LISTED: usize = 16;
-/// Characters of a client's text that an answer or a header repeats.
+/// Characters of a client's text that a response or a header repeats at most.
 pub const MAX_REPEATED: usize = 64;
 
-/// The fields of a JSON object that have not been looked at; each is parsed as what it should be, when it is taken,
-/// so that an error can name it. `null` is the same as absent.
+/// The fields of a JSON object that have not been taken yet. Each is parsed as its type when it is taken, so that an
+/// error can name it. `null` is the same as absent.
 pub struct Fields<'a> {
     fields: BTreeMap<String, &'a RawValue>,
-    /// Fields that were taken and change nothing.
+    /// Fields that were taken but change nothing.
     ignored: Vec<String>,
-    /// Every name that was asked for, there or not: what the API's description is held against.
+    /// Every name that the code tried to take, present or not, to be compared with the OpenAPI document.
     #[cfg(test)]
     asked: Vec<&'static str>,
 }
 
 impl<'a> Fields<'a> {
-    /// Reads the outermost level of a body. Raw values are only delimited here, not built: a deep or long body costs no
-    /// more memory than itself. A byte order mark, which some clients put first, is skipped.
+    /// Parses the outermost level of a body. Values are only delimited here, not parsed, so a deep or long body takes
+    /// no more memory than its text. A byte order mark, which some clients put first, is skipped.
     ///
     /// # Errors
     /// [`ApiError::InvalidJson`].
@@ -50,7 +50,7 @@ impl<'a> Fields<'a> {
     /// Takes a field, `None` if it is absent.
     ///
     /// # Errors
-    /// [`ApiError::InvalidValue`] saying that it must be `expected`.
+    /// [`ApiError::InvalidValue`], with the message that it must be `expected`.
     pub fn take<T: Deserialize<'a>>(
         &mut self,
         param: &'static str,
@@ -96,7 +96,7 @@ impl<'a> Fields<'a> {
         match self.take(param, &expected)? {
             None => Ok(None),
             Some(Whole(..=-1)) => Err(invalid(param, expected)),
-            // More than a machine can count to means "no limit" just as well.
+            // A number beyond `usize` means "no limit" just as well.
             Some(Whole(value)) => match usize::try_from(value).unwrap_or(usize::MAX) {
                 value if range.contains(&value) => Ok(Some(value)),
                 _ => Err(invalid(param, expected)),
@@ -135,7 +135,7 @@ impl<'a> Fields<'a> {
         Ok(ids.map(|ids| ids.into_iter().map(|id| id.0).collect()))
     }
 
-    /// Takes a switch, off if absent.
+    /// Takes a boolean, `false` if absent.
     ///
     /// # Errors
     /// As [`Self::take`].
@@ -172,7 +172,7 @@ impl<'a> Fields<'a> {
         Ok(self.take(param, expected)?.map(Self::of))
     }
 
-    /// Every name that was asked for so far.
+    /// Every name that the code has tried to take so far.
     #[cfg(test)]
     pub fn asked(&self) -> std::collections::BTreeSet<&'static str> {
         self.asked.iter().copied().collect()
@@ -183,17 +183,17 @@ impl<'a> Fields<'a> {
         self.fields.keys().map(String::as_str)
     }
 
-    /// Whether a field is there that has not been taken.
+    /// Whether the field is present and has not been taken.
     pub fn has(&self, param: &str) -> bool {
         self.fields.contains_key(param)
     }
 
-    /// Notes that a field that was taken changes nothing.
+    /// Records that a field that was taken changes nothing.
     pub fn ignore(&mut self, name: impl Into<String>) {
         self.ignored.push(name.into());
     }
 
-    /// Notes what is left in an object that was the field `param`.
+    /// Records the fields that are left in an object that was the field `param`.
     pub fn ignore_rest(&mut self, param: &str, rest: Self) {
         let names = rest.fields.into_keys().chain(rest.ignored);
         self.ignored
@@ -216,7 +216,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The refusal of a field that is not what it must be.
+/// The error for a field that does not have the expected value.
 pub fn invalid(param: &'static str, expected: impl Into<String>) -> ApiError {
     ApiError::InvalidValue {
         param,
@@ -224,7 +224,8 @@ pub fn invalid(param: &'static str, expected: impl Into<String>) -> ApiError {
     }
 }
 
-/// The value of `X-Ignored-Params`: the field names, as far as they can stand in a header.
+/// The value of `X-Ignored-Params`: the field names, except those that are too long or have characters that are unsafe
+/// in a header.
 pub fn ignored_header(names: &[String]) -> Option<HeaderValue> {
     let is_plain = |name: &&String| {
         name.len() <= MAX_REPEATED

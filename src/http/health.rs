@@ -1,4 +1,4 @@
-//! What probes and load balancers ask.
+//! The routes for probes and load balancers.
 
 use std::time::Duration;
 
@@ -12,18 +12,20 @@ use super::error_body::ApiError;
 use crate::build;
 use crate::engine::Health;
 
-/// Readiness goes off within seconds of a step that does not end, and comes back if it ends after all. One that has taken
-/// this long will not, and only a restart helps: loading and warming a model again is dearer than waiting a minute.
+/// Readiness fails within seconds when a step takes too long, and comes back if the step ends after all. A step that
+/// has taken a minute will not end, and only a restart helps. Liveness does not fail earlier, because loading and
+/// warming a model again costs more than waiting a minute.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
-/// `GET /readyz` and `/health`: whether a request sent now would be taken. A full queue is no reason to say no: then
-/// every replica would leave the balancer at once, while a 429 only moves the request.
+/// `GET /readyz` and `/health`: whether a request sent now would be accepted. A full queue does not make the server
+/// unready: under load, all replicas would leave the load balancer at once, while a 429 only makes the client retry
+/// elsewhere or later.
 pub async fn ready(State(app): State<App>) -> Result<Response, ApiError> {
     check_engine(app.model()?)?;
     Ok(status("ready"))
 }
 
-/// `GET /livez`: whether anything short of a restart can help. Neither loading nor draining is an illness.
+/// `GET /livez`: fails when only a restart can help. Loading and draining are not failures.
 pub async fn live(State(app): State<App>) -> Result<Response, ApiError> {
     if let Some(model) = app.loaded_model() {
         check_engine(model)?;
@@ -31,7 +33,7 @@ pub async fn live(State(app): State<App>) -> Result<Response, ApiError> {
     Ok(status("alive"))
 }
 
-/// Asks for the engine's state, never for its work.
+/// Reads the engine's health without giving it work.
 fn check_engine(model: &ServedModel) -> Result<(), ApiError> {
     let is_stuck = model.engine.step_age().is_some_and(|age| age > STUCK_AFTER);
     match model.engine.health() {

@@ -1,11 +1,11 @@
-//! How much one request may ask for. Each limit is a flag of `serve`.
+//! Limits on requests. Each limit is a flag of `serve`.
 
-/// Limits on requests; what is beyond is refused by name, never cut down.
+/// Limits on requests. A value beyond its limit is refused with an error that names the field; it is never reduced.
 #[derive(Debug, Clone)]
 pub struct Limits {
     /// Bytes of a request's body.
     pub body_bytes: usize,
-    /// Bytes that all requests may hold together: bodies, prompts, and answers that are put together.
+    /// Bytes that all requests may hold together: bodies, prompts, and answers that are collected into one body.
     pub memory_bytes: usize,
     /// Prompts in one request.
     pub prompts: usize,
@@ -13,28 +13,28 @@ pub struct Limits {
     pub choices: usize,
     /// Tokens of each answer (`max_tokens`).
     pub tokens: usize,
-    /// Stop strings, and stop ids as well.
+    /// Stop strings. The number of stop ids is limited in proportion.
     pub stops: usize,
-    /// Whether fields that nobody knows are refused; otherwise they are named in `X-Ignored-Params`.
+    /// Whether unknown fields are refused; otherwise they are named in `X-Ignored-Params`.
     pub strict: bool,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // More than any context holds as text (131,072 tokens are about half of it), little enough for a thousand
-            // connections at once.
+            // More than the text of any context (131,072 tokens take about half of it), but little enough for a
+            // thousand connections at once.
             body_bytes: 1 << 20,
-            // So many of the longest bodies at once; ordinary ones need none of it.
+            // Enough for 64 of the longest bodies at once; ordinary bodies need none of it.
             memory_bytes: 64 << 20,
-            // As many as the default batch holds. More in one body would let one client fill the queue at the price of
-            // one request, and two requests do the same work.
+            // The slots of the default batch. With more, a client could fill the queue with a single request; two
+            // requests do the same work.
             prompts: 16,
-            // The same, and as many as anybody ranks or votes over.
+            // The slots of the default batch, and enough for ranking or voting over the answers.
             choices: 16,
-            // The model's context is the limit.
+            // Only the model's context limits the answer.
             tokens: usize::MAX,
-            // OpenAI takes four, but common clients send up to fourteen. Each costs a little for every character of the
+            // OpenAI accepts 4, but common clients send up to 14. Each takes a little time for every character of the
             // answer.
             stops: 16,
             strict: false,

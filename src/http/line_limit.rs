@@ -1,17 +1,19 @@
-//! How many lines the log gets about refused requests: clients can cause refusals at any rate.
+//! Limits the log lines about refused requests, because clients can cause refusals at any rate.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lines a second about refusals for want of room, which clients can cause at any rate: the metrics count them all.
+/// Lines per second about requests that are refused for lack of capacity (429, 503). The metrics count all of them.
 const REJECTED_LINES: u64 = 1;
-/// Lines a second about other refusals: enough to find a request by its id in all but a flood.
+/// Lines per second about other refusals: enough that a request can be found by its id unless there is a flood of
+/// refusals.
 const REFUSED_LINES: u64 = 20;
-/// There is one log, so there is one limit, however many ports are served.
+/// All ports share one limit, because they share one log.
 static REJECTED: Limiter = Limiter::new(REJECTED_LINES);
 static REFUSED: Limiter = Limiter::new(REFUSED_LINES);
 
-/// Whether a request of this status gets a line, and then how many of its kind got none since the last one.
+/// Whether a request with this status is logged: `None` if not, or else how many of its kind were suppressed since the
+/// last line.
 pub fn suppressed(status: u16) -> Option<u64> {
     match status {
         429 | 503 => REJECTED.admit(Instant::now()),
@@ -20,17 +22,17 @@ pub fn suppressed(status: u16) -> Option<u64> {
     }
 }
 
-/// Lets so many lines a second through, and counts the others.
+/// Passes a fixed number of lines per second and counts the others.
 struct Limiter {
     per_second: u64,
     state: Mutex<Option<Window>>,
 }
 
-/// A second, and what came in it.
+/// A second and the number of lines in it.
 struct Window {
     began: Instant,
     admitted: u64,
-    /// Since the last line.
+    /// Lines suppressed since the last line that passed.
     suppressed: u64,
 }
 
@@ -42,7 +44,7 @@ impl Limiter {
         }
     }
 
-    /// `None` for a line too many, or else how many of those there were since the last line.
+    /// `None` if the line is suppressed, or else how many lines were suppressed since the last one that passed.
     fn admit(&self, now: Instant) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let window = state.get_or_insert(Window {

@@ -1,5 +1,5 @@
-//! Memory that requests hold: their bodies, what is made of them, and answers that are put together. All of it comes
-//! from one budget, which start-up has found to fit the machine.
+//! The memory that requests hold: their bodies, the values parsed from them, and answers that are collected into one
+//! body. All of it comes from one budget, which is checked against the machine's memory at start-up.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -11,31 +11,31 @@ use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use super::error_body::ApiError;
 
-/// What every request may hold outside the budget: it is counted with its connection. So requests of ordinary length
-/// are never kept waiting by long ones, whatever these do.
+/// Bytes that every request may hold outside the budget; they are counted with its connection. Thus requests of
+/// ordinary length never wait for long ones.
 pub const FREE_BYTES: usize = 16 << 10;
-/// The budget is counted in these: a semaphore hands out no more than 2³² at once.
+/// The budget is counted in units of this size, because a semaphore hands out at most 2³² permits at once.
 const UNIT_BYTES: usize = 1 << 10;
-/// How long a request waits for memory before it is told to come back.
+/// How long a request waits for memory before it is refused with a 503.
 const MAX_WAIT: Duration = Duration::from_secs(1);
-/// How often those who wait say so to those who are slow.
+/// How often a request that waits for memory notifies those that are still receiving their bodies.
 const REMIND_EVERY: Duration = Duration::from_millis(100);
 
-/// What the values of a JSON document take in memory at most, beside their text. An object or a list of one entry has
-/// room for four, of about 100 bytes each with their keys, and a table to find them.
+/// The most memory that an object or list of a JSON document takes beside its text. With one entry it already has room
+/// for four, of about 100 bytes each with their keys, and a hash table.
 const BYTES_PER_NEST: usize = 512;
-/// An entry of a list that has just doubled its room.
+/// The most memory that an entry takes, in a list that has just doubled its capacity.
 const BYTES_PER_ENTRY: usize = 160;
 
-/// Bodies beyond this are read one after the other. Four of this length at a time, one for each thread that tokenizes,
-/// take some 80 MiB.
+/// Longer bodies are parsed and tokenized one at a time. Four bodies of this length at once, one for each thread that
+/// tokenizes, take about 80 MiB.
 const LONG_BODY_BYTES: usize = 64 << 10;
-/// What a text takes while it is tokenized, per byte: measured with letters and punctuation by turns.
+/// Memory per byte of text while it is tokenized: measured with alternating letters and punctuation.
 const TOKENIZING_BYTES: usize = 320;
-/// How long a body waits until those before it have been read. One of a megabyte takes some seconds on a busy machine.
+/// How long a long body waits for its turn. A body of 1 MiB takes some seconds on a busy machine.
 const MAX_WAIT_TO_READ: Duration = Duration::from_secs(10);
 
-/// The budget; clones share it.
+/// The memory budget of all requests; clones share it.
 #[derive(Debug, Clone)]
 pub struct RequestMemory(Arc<Budget>);
 
@@ -43,25 +43,25 @@ pub struct RequestMemory(Arc<Budget>);
 struct Budget {
     total: usize,
     units: Arc<Semaphore>,
-    /// One: for the long body that is being read.
+    /// Has one permit, for the long body whose turn it is.
     long_body: Arc<Semaphore>,
-    /// Told as long as somebody waits.
+    /// Notified repeatedly while a request waits for memory.
     shortage: Notify,
 }
 
-/// The right to read a body, for whatever parses and tokenizes it, on whatever thread: it goes there with the work, and
-/// ends with it even if the client leaves before.
+/// The turn to parse and tokenize a body. It moves to the thread that does the work and ends with the work, even if the
+/// client disconnects earlier.
 #[derive(Debug)]
 pub struct ReadingTurn(
     #[expect(dead_code, reason = "held, not looked at")] Option<OwnedSemaphorePermit>,
 );
 
 impl ReadingTurn {
-    /// Does `work` on a thread where blocking is fine, and holds the turn until it is done: a long text takes a while, and
-    /// the threads of the runtime also write everyone else's tokens.
+    /// Runs `work` on a thread that may block, and holds the turn until it is done: a long text takes a while, and the
+    /// runtime's threads also write the tokens of all other requests.
     ///
     /// # Errors
-    /// What `work` gives, or [`ApiError::Internal`] if it panics.
+    /// The error of `work`, or [`ApiError::Internal`] if it panics.
     pub async fn run<T: Send + 'static>(
         self,
         work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
@@ -76,7 +76,7 @@ impl ReadingTurn {
     }
 }
 
-/// The most that reading bodies takes beside the budget, if the longest has `body_bytes`.
+/// The most memory that parsing and tokenizing takes beside the budget, if the longest body has `body_bytes`.
 pub const fn reading_bytes(body_bytes: usize) -> usize {
     if body_bytes <= LONG_BODY_BYTES {
         return 0;
@@ -84,16 +84,16 @@ pub const fn reading_bytes(body_bytes: usize) -> usize {
     body_bytes.saturating_mul(TOKENIZING_BYTES)
 }
 
-/// A part of the budget, until it is dropped.
+/// A part of the budget, given back when this is dropped.
 #[derive(Debug)]
 pub struct Held {
     memory: RequestMemory,
-    /// `None` while all fits what is free.
+    /// `None` while no more than [`FREE_BYTES`] are held.
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl RequestMemory {
-    /// A budget of so many bytes.
+    /// A budget of this many bytes.
     pub fn new(bytes: usize) -> Self {
         let units = (bytes / UNIT_BYTES).min(Semaphore::MAX_PERMITS);
         Self(Arc::new(Budget {
@@ -104,7 +104,7 @@ impl RequestMemory {
         }))
     }
 
-    /// Nothing yet.
+    /// A part of the budget that holds nothing yet.
     pub fn hold(&self) -> Held {
         Held {
             memory: self.clone(),
@@ -112,7 +112,7 @@ impl RequestMemory {
         }
     }
 
-    /// Waits until a body of so many bytes may be read.
+    /// Waits until a body of this length may be parsed.
     ///
     /// # Errors
     /// [`ApiError::OutOfMemory`] if that takes too long.
@@ -127,12 +127,12 @@ impl RequestMemory {
         }
     }
 
-    /// Resolves when somebody waits for memory.
+    /// Resolves when a request waits for memory.
     pub async fn shortage(&self) {
         self.0.shortage.notified().await;
     }
 
-    /// Waits for its turn; `None` if that does not come soon enough.
+    /// Waits for `units` of the budget; `None` after [`MAX_WAIT`].
     async fn acquire(&self, units: u32) -> Option<OwnedSemaphorePermit> {
         let semaphore = Arc::clone(&self.0.units);
         let mut turn = pin!(semaphore.acquire_many_owned(units));
@@ -150,10 +150,11 @@ impl RequestMemory {
 }
 
 impl Held {
-    /// Holds `bytes` from now on, in place of what it held. Waits a moment if it needs more than there is.
+    /// Holds `bytes` from now on, in place of what it held before. Waits for up to a second if too little is free.
     ///
     /// # Errors
-    /// [`ApiError::RequestTooLarge`] if there is never so much, [`ApiError::OutOfMemory`] if there is not soon.
+    /// [`ApiError::RequestTooLarge`] if the whole budget is too small, [`ApiError::OutOfMemory`] if too little becomes
+    /// free in time.
     pub async fn resize(&mut self, bytes: usize) -> Result<(), ApiError> {
         let missing = self.shrink(bytes)?;
         if missing > 0 {
@@ -177,7 +178,7 @@ impl Held {
         Ok(())
     }
 
-    /// Gives back what is beyond `bytes` and returns the units that are missing to it.
+    /// Gives back what exceeds `bytes`, or returns how many units are missing.
     fn shrink(&mut self, bytes: usize) -> Result<u32, ApiError> {
         if bytes <= FREE_BYTES {
             self.permit = None;
@@ -207,19 +208,20 @@ impl Held {
     }
 }
 
-/// The most that a JSON document takes once it is read, itself included: found by counting what could begin a value.
+/// The most memory that a parsed JSON document takes, including its text, estimated by counting the characters that can
+/// begin a value.
 pub fn parsed_bytes(json: &[u8]) -> usize {
     let cost = |&byte: &u8| match byte {
         b'[' | b'{' => BYTES_PER_NEST,
         b',' => BYTES_PER_ENTRY,
         _ => 0,
     };
-    // What stands in strings counts too: less work than to tell the difference, and little in ordinary text.
+    // Characters inside strings count too: telling them apart would be more work, and ordinary text has few of them.
     let values: usize = json.iter().map(cost).sum();
     2 * json.len() + values
 }
 
-/// A copy of `ids` with room for `more`, or the refusal that there is no memory for it.
+/// A copy of `ids` with capacity for `more`.
 ///
 /// # Errors
 /// [`ApiError::OutOfMemory`].
@@ -230,7 +232,7 @@ pub fn copied(ids: &[u32], more: usize) -> Result<Vec<u32>, ApiError> {
     Ok(copy)
 }
 
-/// Makes room for `more` items. An allocation that fails is the failure of one request, not of all.
+/// Reserves capacity for `more` items. If the allocation fails, only this request fails, not the process.
 ///
 /// # Errors
 /// [`ApiError::OutOfMemory`].
@@ -321,7 +323,7 @@ mod tests {
 
     #[test]
     fn documents_of_many_small_values_are_counted_as_such() {
-        // What a document of each kind takes per byte, found by looking at the allocator.
+        // The memory per byte that a document of each kind takes, as counted by the allocator.
         let of = |piece: &str| {
             let json = format!("[{}0]", piece.repeat(1000));
             parsed_bytes(json.as_bytes()) / json.len()

@@ -1,15 +1,15 @@
-//! Everything that knows HTTP, and nothing else does.
+//! All code that deals with HTTP. The other folders know nothing of it.
 //!
-//! In the order a request meets them:
+//! In the order in which a request passes them:
 //!
-//! - [`server`] takes its connection, within limits, and [`observe`] watches it to its end.
-//! - [`routes`] is the one table of what is answered, and [`auth`] asks for the key.
-//! - [`body`] reads what was sent, in [`memory`] that all requests share, and [`fields`] takes it apart
+//! - [`server`] accepts the connection, within limits, and [`observe`] logs and counts the request when it ends.
+//! - [`routes`] is the table of all routes, and [`auth`] checks the API key.
+//! - [`body`] reads the body within a [`memory`] budget that all requests share, and [`fields`] takes it apart
 //!   field by field, each as one of the [`values`].
 //! - [`completions`] and [`chat`] each read a request and write its answer; [`generate`] is what they have in common.
 //! - [`models`], [`tokenize`], [`health`] and [`openapi`] answer the rest.
 //!
-//! What they share is the [`app`]. Whatever goes wrong on the way is an [`error_body::ApiError`].
+//! They share the state in [`app`]. Every failure on the way is an [`error_body::ApiError`].
 
 pub mod access;
 mod answer_body;

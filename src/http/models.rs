@@ -1,4 +1,4 @@
-//! `GET /v1/models` and `/v1/models/{name}`, and the refusal of what the model cannot do.
+//! `GET /v1/models` and `/v1/models/{name}`, and the refusal of embeddings.
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -9,7 +9,8 @@ use super::app::{App, Facts, ServedModel};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
 
-/// A model as OpenAI lists it, with the two fields that vLLM adds and tools read, and what eight bits cost and save.
+/// A model as OpenAI lists it, with the two fields that vLLM adds and that tools read, and the cost and savings of
+/// int8.
 #[derive(Serialize)]
 pub struct Card<'a> {
     id: &'a str,
@@ -19,7 +20,7 @@ pub struct Card<'a> {
     root: &'a str,
     parent: (),
     max_model_len: usize,
-    /// Whether there is a chat template, and one with tools.
+    /// Whether the model has a chat template, and whether that template supports tools.
     capabilities: Capabilities,
     quantization: &'a Facts,
 }
@@ -54,7 +55,7 @@ impl<'a> Card<'a> {
     }
 }
 
-/// The list of the one model, by each of its names.
+/// Lists the served model under each of its names.
 pub async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let model = app.model()?;
     let names = std::iter::once(&model.name).chain(&model.aliases);
@@ -72,7 +73,7 @@ pub async fn show(
     Ok(Json(json!(Card::of(model, &name))))
 }
 
-/// `POST /v1/embeddings`: said plainly, because clients try.
+/// `POST /v1/embeddings`: refused with a clear message, because clients try it.
 pub async fn embeddings(_: JsonBytes) -> ApiError {
     ApiError::NoEmbeddings
 }

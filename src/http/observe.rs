@@ -19,33 +19,34 @@ use super::line_limit;
 use super::memory::Held;
 use crate::telemetry::Metrics;
 
-/// How much a route is asked, and for what: decides what is logged and counted.
+/// What kind of requests a route gets, which decides what is logged and counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Traffic {
-    /// Generates: counts in `requests_total` and `request_duration_seconds`. Probes would drown these.
+    /// Generates text. Only these requests count in `requests_total` and `request_duration_seconds`, because probes
+    /// would outnumber them.
     Counted,
-    /// Has a line in the log.
+    /// Requests are logged but not counted.
     Ordinary,
-    /// Is asked every few seconds; its lines would drown the others.
+    /// Requested every few seconds, by probes and scrapers. Their log lines would bury the others.
     Frequent,
 }
 
-/// What requests are followed with.
+/// What [`observe`] needs to log and count requests.
 #[derive(Clone)]
 pub struct Observer {
-    /// Has the metrics.
+    /// Holds the metrics.
     pub app: App,
-    /// A path as the router has it → the path in full, and its traffic.
+    /// Maps a path as the router has it to the full path and its kind of traffic.
     pub identify: fn(&str) -> Option<(&'static str, Traffic)>,
 }
 
-/// All that is known about one request. It ends when the last byte of the answer has been handed to the connection,
-/// or earlier when the client has left; then the line is written and the counters move, once.
+/// All that is known about one request. It is dropped when the last byte of the response has been handed to the
+/// connection, or earlier if the client disconnects. Then the log line is written and the metrics are updated, once.
 pub struct Record {
     metrics: Arc<Metrics>,
     id: HeaderValue,
     method: Method,
-    /// As the route table has it, so that neither log nor metrics hold what clients make up.
+    /// The path as in the route table, so that neither log nor metrics contain paths invented by clients.
     route: &'static str,
     traffic: Traffic,
     started: Instant,
@@ -56,9 +57,9 @@ pub struct Record {
     completion_tokens: AtomicUsize,
     has_failed: AtomicBool,
     is_complete: AtomicBool,
-    /// What the request and its answer take of the memory for requests.
+    /// The part of the memory budget that the request and its answer hold.
     held: Mutex<Option<Held>>,
-    /// What is held beside the answer.
+    /// The bytes of `held` that are not for the answer.
     held_bytes: AtomicUsize,
 }
 
@@ -68,7 +69,7 @@ impl Record {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
     }
 
-    /// Holds `bytes` from now on, in place of what the body took.
+    /// Holds `bytes` of the memory budget from now on, in place of what the body took.
     ///
     /// # Errors
     /// [`ApiError::RequestTooLarge`] or [`ApiError::OutOfMemory`].
@@ -77,7 +78,7 @@ impl Record {
         self.hold_more(0)
     }
 
-    /// Holds `bytes` beside what [`Self::hold`] said.
+    /// Holds `bytes` in addition to those of the last [`Self::hold`].
     ///
     /// # Errors
     /// The same.
@@ -89,7 +90,7 @@ impl Record {
         }
     }
 
-    /// Token counts as they become known.
+    /// Records the number of prompt tokens.
     pub fn set_prompt_tokens(&self, count: usize) {
         self.prompt_tokens.store(count, Relaxed);
     }
@@ -99,13 +100,13 @@ impl Record {
         self.completion_tokens.fetch_add(count, Relaxed);
     }
 
-    /// Notes that one of the answers came to its end, and why.
+    /// Counts an answer that is complete, by its finish reason.
     pub fn count_answer(&self, finish_reason: &str) {
         let answers = &self.metrics.answers_total;
         answers.with_label_values(&[finish_reason]).inc();
     }
 
-    /// Notes an error that comes too late for the status line.
+    /// Records an error that occurs after the status line has been sent.
     pub fn set_failed(&self, error: &ApiError) {
         self.has_failed.store(true, Relaxed);
         let _first_counts = self.code.set(error.code());
@@ -133,7 +134,7 @@ impl Record {
             .request_duration_seconds
             .with_label_values(&[outcome]);
         duration.observe(elapsed.as_secs_f64());
-        // 0: the client left before there was an answer.
+        // 0: the client disconnected before there was a response.
         if status == 0 {
             return;
         }
@@ -159,7 +160,7 @@ impl Drop for Record {
         let Some(suppressed) = line_limit::suppressed(status) else {
             return;
         };
-        // Never the prompt, the answer, the key or a path that the client made up.
+        // The line never contains the prompt, the answer, the key or a path invented by the client.
         macro_rules! line {
             ($level:expr) => {
                 tracing::event!(
@@ -188,7 +189,7 @@ impl Drop for Record {
     }
 }
 
-/// Follows a request from its head to the last byte of its answer, and gives it an id.
+/// Gives a request an id, and records it from its head to the last byte of its response.
 pub async fn observe(
     State(Observer { app, identify }): State<Observer>,
     mut request: Request,
@@ -227,17 +228,17 @@ pub async fn observe(
     response.map(|body| Body::new(AnswerBody::new(body, record)))
 }
 
-/// The path of a route without the prefix that all have.
+/// The path of a route without the prefix that all paths have.
 fn without_prefix<'a>(path: &'a str, root_path: &str) -> &'a str {
     match path.strip_prefix(root_path) {
-        // The prefix alone is the first page.
+        // The prefix alone is the index page.
         Some("") => "/",
         Some(path) => path,
         None => path,
     }
 }
 
-/// The client's `X-Request-Id` if it is harmless in a log, or a new one.
+/// The client's `X-Request-Id` if it is safe to log, or else a new id.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     let is_plain = |id: &&HeaderValue| {
         (1..=64).contains(&id.len())

@@ -1,4 +1,4 @@
-//! The table of routes: what is answered where, who may ask, whether it counts, and how it is described.
+//! The table of routes: for each path its handler, its audience, how it is logged and counted, and its description.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use super::observe::{self, Observer, Traffic};
 use super::openapi::{self, describe};
 use super::{auth, chat, completions, health, models, tokenize};
 
-/// One route: all that is to say of a path.
+/// One route.
 struct Route {
     path: &'static str,
     audience: Audience,
@@ -29,16 +29,17 @@ struct Route {
     describe: fn() -> Value,
 }
 
-/// Who asks.
+/// Who uses a route, which decides whether it needs a key and on which port it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Audience {
-    /// Clients, who need a key where there are keys. Those that were configured without `/v1` are answered too.
+    /// Clients of the API. They need a key if the server has keys. These paths also work without `/v1`.
     Clients,
-    /// Load balancers and kubelets, which never have one. They are answered on both ports.
+    /// Load balancers and kubelets, which never have a key. These paths are on both ports.
     Probes,
-    /// Collectors and people. They need a key only where they have a port of their own beside the API's.
+    /// Metrics collectors and operators. On the API's port they need a key only if there is an admin port as well.
     Operations,
-    /// People who come by. As operations, but not on the admin port, because half of what the first page names is not there.
+    /// People with a browser. As `Operations`, but not on the admin port, because half of the paths that the index page
+    /// names are not there.
     Visitors,
 }
 
@@ -189,7 +190,7 @@ const ROUTES: &[Route] = &[
     },
 ];
 
-/// What stands before the API's paths, and may be left out.
+/// The prefix of the API's paths, which clients may leave out.
 const VERSION: &str = "/v1";
 
 impl Route {
@@ -199,10 +200,10 @@ impl Route {
     }
 }
 
-/// How long a browser may remember what a preflight was answered: Chrome's own maximum.
+/// How long a browser may cache the response to a preflight: Chrome's own maximum.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// Everything the service answers.
+/// The router of the API's port.
 pub fn router(app: App) -> Router {
     let access = app.access();
     let keyed = |routes: Router<App>| {
@@ -222,7 +223,7 @@ pub fn router(app: App) -> Router {
     };
     let routes = match access.root_path.as_str() {
         "" => routes,
-        // Probes come straight from the machine, past the proxy that adds the prefix.
+        // Probes reach the server directly, not through the proxy that adds the prefix.
         prefix => keyed(Router::new())
             .merge(open(routes_for(Audience::Probes)))
             .nest(prefix, routes),
@@ -230,14 +231,14 @@ pub fn router(app: App) -> Router {
     let cors = cors(&access.cors_origins);
     let routes = observed(routes, app.clone());
     match cors {
-        // Outermost: a preflight has no key.
+        // The outermost layer, because a preflight has no key.
         Some(cors) => routes.layer(cors),
         None => routes,
     }
     .with_state(app)
 }
 
-/// What the admin port answers: probes, Prometheus and people, without a key.
+/// The router of the admin port: for probes, Prometheus and operators, without a key.
 pub fn admin_router(app: App) -> Router {
     let routes = routes_for(Audience::Probes).merge(routes_for(Audience::Operations));
     let routes = routes
@@ -256,7 +257,7 @@ fn routes_for(audience: Audience) -> Router<App> {
     router
 }
 
-/// The route of a path as the router has it: its path in full, and how it counts.
+/// For a path as the router has it, the full path of its route and its kind of traffic.
 fn identify(path: &str) -> Option<(&'static str, Traffic)> {
     let is_it = |route: &&Route| route.path == path || route.short_path() == Some(path);
     let route = ROUTES.iter().find(is_it)?;
@@ -269,13 +270,13 @@ async fn document(State(app): State<App>) -> Json<Value> {
     Json(openapi::document(app.limits(), root, described_paths()))
 }
 
-/// The entries of all paths in the OpenAPI document, which has no wildcards.
+/// The entries of all paths in the OpenAPI document. OpenAPI has no wildcards in paths.
 fn described_paths() -> Map<String, Value> {
     let entry = |route: &Route| (route.path.replace("{*", "{"), (route.describe)());
     ROUTES.iter().map(entry).collect()
 }
 
-/// `GET /`: where to go from here.
+/// `GET /`: a page with links to the other routes.
 async fn index(State(app): State<App>) -> Html<String> {
     let root = &app.access().root_path;
     Html(format!(
@@ -293,7 +294,7 @@ fn observed(routes: Router<App>, app: App) -> Router<App> {
         .layer(from_fn_with_state(observer, observe::observe))
 }
 
-/// What lets pages of other origins ask, if any may.
+/// The layer that allows requests from pages of other origins, if any are allowed.
 fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     let origin = match origins {
         [] => return None,
@@ -311,7 +312,7 @@ fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(origin)
         .allow_methods([Method::GET, Method::POST])
-        // OpenAI's client sends a dozen of its own. `*` would not stand for `Authorization`.
+        // OpenAI's client sends a dozen headers of its own. `*` would not include `Authorization`.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(exposed)
         .max_age(PREFLIGHT_AGE);

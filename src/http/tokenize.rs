@@ -1,4 +1,4 @@
-//! `/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's shapes, which evaluation tools speak.
+//! `/tokenize`, `/detokenize` and `/tokenizer_info`, in vLLM's formats, which evaluation tools use.
 
 use std::sync::Arc;
 
@@ -15,30 +15,30 @@ use super::generate::logprobs;
 use super::generate::prompt::{check_count, check_ids, encode};
 use super::observe::Record;
 
-/// What an id and its text take, as values and written out.
+/// Bytes that an id and its text take, as values and as JSON.
 const BYTES_PER_TOKEN: usize = 96;
 
-/// Ids of a text.
+/// The response of `/tokenize`.
 #[derive(Serialize)]
 pub struct Tokenized {
     count: usize,
     max_model_len: usize,
     tokens: Vec<u32>,
-    /// The tokens' texts, if asked for.
+    /// The tokens' texts, if the request wants them.
     token_strs: Option<Vec<String>>,
 }
 
-/// Text of ids.
+/// The response of `/detokenize`.
 #[derive(Serialize)]
 pub struct Detokenized {
     prompt: String,
 }
 
-/// What a client needs to know of the tokenizer.
+/// The response of `/tokenizer_info`.
 #[derive(Serialize)]
 pub struct Info {
     tokenizer_class: &'static str,
-    /// Nothing is put in front of a prompt.
+    /// `null`: no token is put in front of a prompt.
     bos_token: (),
     eos_token: Option<String>,
     pad_token: Option<String>,
@@ -58,14 +58,14 @@ pub async fn tokenize(
     check_model(model, &mut fields)?;
     let prompt: Option<String> = fields.take("prompt", "a string")?;
     let with_texts = fields.flag("return_token_strs")?;
-    // The tokenizers of these models add none.
+    // Accepted and unused: the tokenizers of these models add no special tokens.
     let _: Option<bool> = fields.take("add_special_tokens", "true or false")?;
     let context = model.engine.limits().context_length;
     let tokens = match prompt {
         Some(text) if text.is_empty() => Vec::new(),
         Some(text) => {
             let tokenizer = model.tokenizer.clone();
-            // Whoever counts tokens wants to know by how many they are too many.
+            // No limit on the ids: a client that counts tokens wants to know by how much a text is too long.
             let work = move || encode(&tokenizer, "prompt", &text, usize::MAX);
             turn.run(work).await?
         }
@@ -111,7 +111,7 @@ pub async fn detokenize(
         .ids(PARAM, &expected)?
         .ok_or(ApiError::Missing { param: PARAM })?;
     check_ids(PARAM, &tokens, limits)?;
-    // Half a megabyte of short ids can name tokens that are long.
+    // Half a megabyte of short ids can stand for long tokens, so the limit on the body does not bound the text.
     check_count(PARAM, tokens.len(), limits.context_length)?;
     fields.finish(app.limits().strict)?;
     let bytes: Vec<u8> = tokens

@@ -6,14 +6,14 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
-/// The numbers that a field may have: what its check, its refusal and its description have in common.
+/// The range of a field's numbers, used by its check, its error message and its OpenAPI schema.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Range {
-    /// What an absent field stands for.
+    /// The value of an absent field.
     pub default: f64,
     /// The lower end.
     pub least: f64,
-    /// Whether the lower end itself is too little.
+    /// Whether the lower end itself is outside the range.
     pub excludes_least: bool,
     /// The upper end.
     pub most: f64,
@@ -38,7 +38,7 @@ impl Range {
         }
     }
 
-    /// Whether `value` is among them.
+    /// Whether `value` is in the range.
     pub fn contains(self, value: f64) -> bool {
         let is_enough = match self.excludes_least {
             true => value > self.least,
@@ -49,7 +49,7 @@ impl Range {
 }
 
 impl fmt::Display for Range {
-    /// As a refusal goes on after "must be".
+    /// The range as it follows "must be" in an error message.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { least, most, .. } = self;
         match self.excludes_least {
@@ -59,7 +59,7 @@ impl fmt::Display for Range {
     }
 }
 
-/// A whole number, as clients of all languages write it: `16`, `16.0` and `1.6e1` are the same.
+/// A whole number, as clients in various languages write it: `16`, `16.0` and `1.6e1` are the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Whole(pub i128);
 
@@ -85,7 +85,7 @@ impl Visitor<'_> for WholeNumber {
     }
 
     fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Whole, E> {
-        // Past 2^53 it may be another number than the one that was written.
+        // Beyond 2^53 the float may differ from the number that was written.
         if value.fract() == 0.0 && value.abs() <= 2_f64.powi(53) {
             Ok(Whole(value as i128))
         } else {
@@ -107,7 +107,7 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-/// Numbers by token id. JSON has the ids as keys; one that is there twice is refused, because one of the two would be
+/// Numbers by token id. In JSON the ids are keys. A repeated id is refused, because one of its two numbers would be
 /// lost.
 #[derive(Debug, Default)]
 pub struct ById(pub BTreeMap<u32, f64>);

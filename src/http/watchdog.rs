@@ -1,22 +1,25 @@
-//! Watches the engine from a thread of its own: a step that does not end must not leave clients waiting.
+//! Watches the engine from a thread of its own, so that clients do not wait for a step that does not end.
 
 use std::time::{Duration, Instant};
 
 use crate::engine::{Engine, Step};
 
-/// Between two looks at the engine.
+/// The time between two checks of the engine.
 const TICK: Duration = Duration::from_millis(100);
-/// No step is called stalled before this: the system itself can keep a thread waiting for a second.
+/// No step counts as stalled earlier than this: the operating system itself can suspend a thread for a second.
 const LEAST: Duration = Duration::from_secs(2);
-/// A step may take so many times as long as the longest of the last ones: a longer context, a busier machine.
+/// A step may take this many times as long as the longest recent step, because the context may be longer or the machine
+/// busier.
 const TIMES_USUAL: u32 = 4;
-/// No step is waited for longer than this. Also what the first steps get, of which nothing is known.
+/// A step that takes longer than this counts as stalled. This is also the limit for the first steps, for which there is
+/// no measurement.
 const MOST: Duration = Duration::from_secs(15);
-/// Unless steps of its size do take that long: a large model on a small machine is slow and has not stalled.
+/// `MOST` does not apply to a step below this many times the longest recent step: a large model on a small machine is
+/// slow and not stalled.
 const TIMES_USUAL_AT_LEAST: u32 = 2;
 
-/// Watches `engine`, and calls `tell` at every look with whether a step does not end. The thread ends when `tell` says
-/// that nobody listens any more.
+/// Watches `engine`, and calls `tell` at every check with whether a step has stalled. The thread ends when `tell`
+/// returns `false`.
 pub fn start(engine: Engine, tell: impl FnMut(bool) -> bool + Send + 'static) {
     let started = std::thread::Builder::new()
         .name("watchdog".into())
@@ -50,7 +53,7 @@ fn watch(engine: &Engine, mut tell: impl FnMut(bool) -> bool) {
     }
 }
 
-/// A step, and for how long it has been seen running.
+/// A step, and for how long it has been observed running.
 #[derive(Default)]
 struct Watched {
     number: Option<u64>,
@@ -58,9 +61,9 @@ struct Watched {
 }
 
 impl Watched {
-    /// How long the step has been running if that is too long.
+    /// How long the step has been running, if that is too long.
     ///
-    /// What counts is the time during which this thread ran too: a process that is stopped as a whole, by a debugger or
+    /// Only time during which this thread ran too is counted: a process that is suspended as a whole, by a debugger or
     /// together with its machine, has not stalled.
     fn see(&mut self, step: Option<Step>, passed: Duration) -> Option<Duration> {
         let number = step.map(|step| step.number);
@@ -85,7 +88,7 @@ impl Watched {
 mod tests {
     use super::*;
 
-    /// Seconds until a step is called stalled.
+    /// Seconds until a step counts as stalled.
     fn seconds(usual: Option<Duration>) -> f64 {
         let step = Some(Step { number: 7, usual });
         let mut watched = Watched::default();
