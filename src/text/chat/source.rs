@@ -36,7 +36,7 @@ pub fn prepare(source: &str) -> String {
                 rest = &rest[end..];
             }
             _ if tag.starts_with("{%") || tag.starts_with("{{") => {
-                prepared += &formats_as_filters(tag, 0, &mut operands_left);
+                prepared += &unfolded(&formats_as_filters(tag, 0, &mut operands_left));
             }
             _ => prepared += tag,
         }
@@ -101,6 +101,36 @@ fn text_length(source: &str) -> usize {
         }
     }
     source.len()
+}
+
+/// `source`, an expression, with products that the engine's compiler does not work out, though it has their factors. It would
+/// do so without fuel, anew for each of the operators around them, and a text times a number may have 100 MB.
+fn unfolded(source: &str) -> String {
+    // What goes through a filter is no constant to the compiler.
+    const ONE: &str = "* 1|int *";
+    let bytes = source.as_bytes();
+    let mut written = String::with_capacity(source.len());
+    let (mut copied, mut at) = (0, 0);
+    while at < bytes.len() {
+        match bytes[at] {
+            b'\'' | b'"' => at += text_length(&source[at..]),
+            b'*' => {
+                // A power, or the arguments of a call, which follow no factor.
+                let stars = source[at..].len() - source[at..].trim_start_matches('*').len();
+                let before = source[..at].trim_end();
+                let is_product =
+                    stars == 1 && before.ends_with(|c: char| is_word(c) || "'\")]}.".contains(c));
+                if is_product {
+                    written += &source[copied..at];
+                    written += ONE;
+                    copied = at + 1;
+                }
+                at += stars;
+            }
+            _ => at += 1,
+        }
+    }
+    written + &source[copied..]
 }
 
 /// `source`, an expression, with `'…' % operand` as `'…'|python_format(operand)`.
@@ -245,6 +275,17 @@ mod tests {
                 "{% raw %}{% generation %}{% endraw %}{% with %}",
             ),
             ("{{ '{% generation %}' }}", "{{ '{% generation %}' }}"),
+        ] {
+            assert_eq!(prepare(source), prepared);
+        }
+    }
+
+    #[test]
+    fn products_are_worked_out_when_the_template_runs() {
+        for (source, prepared) in [
+            ("{{ 'x' * 3*y }}", "{{ 'x' * 1|int * 3* 1|int *y }}"),
+            ("{{ f(*a, **b) ** 2 ~ '*' }}", "{{ f(*a, **b) ** 2 ~ '*' }}"),
+            ("a * b {# c * d #}", "a * b {# c * d #}"),
         ] {
             assert_eq!(prepare(source), prepared);
         }

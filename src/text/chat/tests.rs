@@ -298,6 +298,25 @@ fn no_template_can_take_much_time_or_memory() {
 }
 
 #[test]
+fn constants_do_not_multiply_while_a_template_is_compiled() {
+    let talk = conversation([message(Role::User, "hello")]);
+    // The engine's compiler would make 3¹⁶ letters for each of the products, which takes minutes.
+    let source = format!("{{{{ 'x'{} }}}}", " * 3".repeat(5_000));
+    let start = std::time::Instant::now();
+    let encoded = template(&source).encode(&tokenizer(), &talk, Timestamp::UNIX_EPOCH, 100_000);
+    assert!(encoded.is_err(), "it is out of fuel");
+    assert!(start.elapsed().as_secs() < 20, "{:?}", start.elapsed());
+    assert_eq!(
+        template(
+            "{{ 'x' * 2 * 2 }}{{ 2 * 3.5 }}{{ [1] * 2 }}{{ 2 ** 3 }}{{ messages[0]['content']*2 }}"
+        )
+        .render(&talk, Timestamp::UNIX_EPOCH)
+        .unwrap(),
+        "xxxx7.0[1, 1]8hellohello"
+    );
+}
+
+#[test]
 fn thousands_of_operators_in_a_row_do_not_overflow_the_stack() {
     let talk = conversation([message(Role::User, "hello")]);
     for operator in ["~", "+", "and", "or", "==", "|string|", "if a else"] {
