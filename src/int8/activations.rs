@@ -8,7 +8,7 @@ use super::kernels::pool::PerUnit;
 use super::kernels::{Kernel, Rows};
 use super::rotation::Rotation;
 
-/// Quantized rows in group-major order, so that threads can fill whole groups side by side.
+/// Quantized rows in group-major order, so that threads can fill different groups at the same time.
 ///
 /// `codes` is `[groups][rows][256]`, `scales` and `sums` are `[groups][rows]`; K is padded to whole groups with zeros.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ impl GroupMut<'_> {
 }
 
 impl Activations {
-    /// Room for `rows` rows of `width` values.
+    /// Allocates `rows` rows of `width` values.
     pub fn new(rows: usize, width: usize) -> Self {
         let groups = width.div_ceil(GROUP);
         Self {
@@ -64,7 +64,8 @@ impl Activations {
         }
     }
 
-    /// Sets the number of rows for the next use, growing only beyond the largest seen; the content is unspecified.
+    /// Sets the number of rows for the next use; the content is then unspecified. Memory grows only beyond the largest
+    /// number so far.
     pub(crate) fn set_rows(&mut self, rows: usize) {
         let groups = self.groups();
         self.rows = rows;
@@ -85,7 +86,7 @@ impl Activations {
         self.width.div_ceil(GROUP)
     }
 
-    /// How many values of group `group` are real; the rest is padding.
+    /// How many values of group `group` are not padding.
     pub const fn group_width(&self, group: usize) -> usize {
         let left = self.width - group * GROUP;
         if left < GROUP { left } else { GROUP }
@@ -119,7 +120,7 @@ impl Activations {
     }
 }
 
-/// Codes, scales and sums, divided between threads.
+/// Codes, scales and sums, to be divided among threads.
 pub type GroupParts<'a> = (PerUnit<'a, i8>, PerUnit<'a, f32>, PerUnit<'a, i32>);
 
 /// The shares of [`Activations::by_group`] as groups.

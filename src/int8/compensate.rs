@@ -1,27 +1,28 @@
-//! Rounding that makes up for its own errors.
+//! Rounding with compensation of its own errors.
 //!
-//! The weights of a column are rounded one after the other, and what one rounding changed is taken out of the weights
-//! that are still to be rounded, as far as their inputs go together: the method of Optimal Brain Quantization in the form
+//! The weights of a column are rounded one after the other, and the error of each is compensated in the weights that
+//! are still to be rounded, as far as their inputs are correlated: the method of Optimal Brain Quantization in the form
 //! of GPTQ (Frantar et al., 2022), here within each group of K, in the rotated weights. It needs the second moments of
-//! the rotated activations, and costs nothing when the model runs.
+//! the rotated activations, and costs nothing at run time.
 
 use super::GROUP;
 
-/// Added to the diagonal, as a share of its mean: inputs that were not seen in calibration still count for something.
+/// Added to the diagonal, as a fraction of its mean, so that inputs that calibration never saw still have weight.
 const DAMPING: f64 = 0.01;
 
-/// How the errors of one group of K are spread over the weights behind them.
+/// How the rounding errors in one group of K are spread over the later weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Factor {
     len: usize,
-    /// `[len][len]`: row `k` holds, from `k + 1` on, what an error of weight `k` takes from each later weight.
+    /// `[len][len]`: row `k` holds, from column `k + 1` on, the factor by which an error of weight `k` is subtracted
+    /// from each later weight.
     spread: Vec<f32>,
 }
 
 impl Factor {
-    /// From the second moments `[len][len]` of a group's inputs, `Σ x·xᵀ` over any number of rows.
+    /// Computes the factor from the second moments `[len][len]` of a group's inputs, `Σ x·xᵀ` over any number of rows.
     ///
-    /// Inputs that are all zero give a factor that rounds to the nearest.
+    /// If all inputs are zero, the factor rounds to the nearest.
     ///
     /// # Panics
     /// If `moments` is not a square of at most a group.
@@ -32,10 +33,11 @@ impl Factor {
         for k in 0..len {
             a[k * len + k] += if mean > 0.0 { DAMPING * mean } else { 1.0 };
         }
-        // With A = L·Lᵀ and A⁻¹ = Uᵀ·U, U upper triangular, row k of U over its first value is what is wanted.
+        // Let A = L·Lᵀ and A⁻¹ = Uᵀ·U with U upper triangular. Row k of `spread` is row k of U divided by its diagonal
+        // value.
         let lower = cholesky(&a, len);
         let inverse = inverse_of_lower(&lower, len);
-        // A⁻¹ = (L⁻¹)ᵀ·L⁻¹, of which the lower triangle is enough.
+        // A⁻¹ = (L⁻¹)ᵀ·L⁻¹; only its lower triangle is needed.
         let mut inverse_of_a = vec![0.0; len * len];
         for inverse in inverse.chunks_exact(len) {
             for (row, sums) in inverse_of_a.chunks_exact_mut(len).enumerate() {
@@ -53,7 +55,7 @@ impl Factor {
         Self { len, spread }
     }
 
-    /// Rounds `values` from front to back: `round(index, value)` gives what a value is rounded to.
+    /// Rounds `values` from front to back: `round(index, value)` returns the rounded value.
     ///
     /// # Panics
     /// If `values` has another length than the moments.
@@ -89,7 +91,7 @@ fn cholesky(a: &[f64], len: usize) -> Vec<f64> {
                 .sum();
             let rest = a[row * len + column] - sum;
             lower[row * len + column] = if row == column {
-                // Damping keeps this above zero but for rounding.
+                // Damping keeps this above zero, except for rounding errors.
                 rest.max(f64::MIN_POSITIVE).sqrt()
             } else {
                 rest / lower[column * len + column]
@@ -99,7 +101,7 @@ fn cholesky(a: &[f64], len: usize) -> Vec<f64> {
     lower
 }
 
-/// The inverse of a lower triangle, which is one too.
+/// The inverse of a lower triangular matrix, which is lower triangular, too.
 fn inverse_of_lower(lower: &[f64], len: usize) -> Vec<f64> {
     let mut inverse = vec![0.0; len * len];
     for row in 0..len {
@@ -125,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    /// Inputs of which each is close to its neighbour, `[count][len]`.
+    /// Correlated inputs: each is close to its neighbour, `[count][len]`.
     fn inputs(len: usize, count: usize) -> Vec<f32> {
         let mut random = rand_pcg::Pcg64::seed_from_u64(5);
         let mut rows = Vec::new();

@@ -1,4 +1,4 @@
-//! Buffers of floats that begin on a cache line, so that no vector of sixteen lies across two.
+//! Buffers of floats aligned to cache lines, so that no vector of sixteen floats crosses two lines.
 
 use std::ops::{Deref, DerefMut};
 
@@ -14,7 +14,7 @@ pub struct Line([f32; 16]);
 /// The values of a group, on cache lines: `bytemuck::cast_mut` makes a `[f32; GROUP]` of it.
 pub type GroupLines = [Line; GROUP / 16];
 
-/// A buffer that grows to the largest size it was asked for and keeps it.
+/// A buffer that grows to the largest length that was set, and keeps that memory.
 #[derive(Clone, Default)]
 pub struct Floats {
     lines: Vec<Line>,
@@ -22,7 +22,7 @@ pub struct Floats {
 }
 
 impl Floats {
-    /// Makes it `len` values long; what they are is unspecified.
+    /// Sets the length to `len`; the values are unspecified.
     pub fn set_len(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.lines.len() < lines {

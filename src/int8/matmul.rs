@@ -1,6 +1,6 @@
-//! `y = x·Wᵀ`: panels of outputs divided between threads.
+//! `y = x·Wᵀ`: threads divide the panels of outputs among themselves.
 //!
-//! Outputs are panel-major, `[panels][rows][64]`, see [`Panels`]: a thread's panels are one contiguous stretch.
+//! Outputs are panel-major, `[panels][rows][64]`, see [`Panels`], so each thread's panels are contiguous.
 
 use super::activations::{Activations, groups_of};
 use super::compute::Compute;
@@ -10,7 +10,7 @@ use super::matrix::Matrix;
 use super::rotation::Rotation;
 use super::{GROUP, PANEL};
 
-/// Float rows as a product gives them, `[panels][rows][64]`.
+/// Float rows in the layout of a product, `[panels][rows][64]`.
 #[derive(Clone, Copy)]
 pub struct Panels<'a> {
     values: &'a [f32],
@@ -40,7 +40,7 @@ impl<'a> Panels<'a> {
         &self.values[(panel * self.rows + first) * PANEL..][..count * PANEL]
     }
 
-    /// Copies the columns from `column` on of row `row`, as many as `out` takes.
+    /// Fills `out` with the columns from `column` on of row `row`.
     pub fn gather(&self, row: usize, column: usize, out: &mut [f32]) {
         let mut done = 0;
         while done < out.len() {
@@ -96,10 +96,10 @@ impl Compute {
         });
     }
 
-    /// `out = quantize(silu(gate) · up)` where each panel of `matrix` holds 32 gate columns and the 32 up columns beside
-    /// them.
+    /// `out = quantize(silu(gate) · up)`; each panel of `matrix` holds 32 gate columns and the corresponding 32 up
+    /// columns.
     ///
-    /// A thread makes whole groups of the result, so it can quantize them in place, rotated by `rotation`.
+    /// Each thread computes whole groups of the result, so that it can rotate them by `rotation` and quantize them.
     pub fn multiply_swiglu(
         &mut self,
         matrix: &Matrix,

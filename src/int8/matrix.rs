@@ -13,11 +13,12 @@ use super::scheme::{Granularity, Mapping, Scheme};
 use super::{BLOCK_BYTES, GROUP, PANEL, ZERO_POINT};
 use crate::error::Result;
 
-/// An int8 matrix of `columns` outputs and `depth` inputs in the kernels' own order.
+/// An int8 matrix of `columns` outputs and `depth` inputs in the layout that the kernels read.
 ///
-/// Panels of 64 output columns, each one sequential stream of `[k/4][64 columns][4 of k]` bytes; a group is 64 steps of
-/// it, the last one as many as are left. Padding beyond the columns has scale 0, and beyond the depth meets activations
-/// that are 0. The rows that were packed are rotated (see [`super`]).
+/// The matrix is divided into panels of 64 output columns. Each panel is one sequential stream of
+/// `[k/4][64 columns][4 of k]` bytes; a group is 64 K-steps of it, and the last group has the remaining ones. Padding
+/// columns have scale 0, and padding beyond the depth is multiplied with activations that are 0. The packed rows are
+/// rotated (see [`super`]).
 pub struct Matrix {
     columns: usize,
     depth: usize,
@@ -26,43 +27,44 @@ pub struct Matrix {
     scales: Scales,
 }
 
-/// What turns the codes of a matrix into weights: `w = column[n] · group[n][g] · (q − zero_points[n][g])`.
+/// The scales and zero points that turn the codes of a matrix into weights:
+/// `w = column[n] · group[n][g] · (q − zero_points[n][g])`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scales {
     /// One per column, padded with zeros to whole panels.
     pub column: Vec<f32>,
-    /// `[panels][groups][64]`, where groups have scales of their own.
+    /// `[panels][groups][64]`, if groups have scales of their own.
     pub group: Option<Vec<f32>>,
-    /// `[panels][groups][64]`, where they are not all 128.
+    /// `[panels][groups][64]`, if they are not all 128.
     pub zero_points: Option<Vec<u8>>,
 }
 
-/// Rows of int8 codes, to be filled: `weight = scale · (code − zero point)`, with one scale and zero point to a row.
+/// Rows of int8 codes, to be filled: `weight = scale · (code − zero point)`, with one scale and zero point per row.
 ///
-/// Files hold signed codes; codes and zero points have 128 added to them here.
+/// Files hold signed codes; here 128 is added to codes and zero points.
 pub struct CodeRows<'a> {
     /// `[rows][k]`.
     pub codes: &'a mut [u8],
-    /// One per row: finite, not negative, and 255 times it is still finite.
+    /// One per row: not negative, and so small that 255 times the scale is finite.
     pub scales: &'a mut [f32],
-    /// One per row; 128 where the quantization is symmetric.
+    /// One per row; 128 if the quantization is symmetric.
     pub zero_points: &'a mut [u8],
 }
 
 /// Bytes of a matrix in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MatrixBytes {
-    /// Of codes and zero points.
+    /// Bytes of codes and zero points.
     pub codes: u64,
-    /// Of scales.
+    /// Bytes of scales.
     pub scales: u64,
 }
 
 impl Matrix {
-    /// Packs a matrix whose rows (one per output column) are produced panel by panel: `fill(panel, out)` writes the rows
-    /// `64 · panel ..` of the float matrix to `out` (`[64][depth]`, zeroed before) and may run on any thread of the pool.
-    /// Where there are `factors`, one for each group, they say how rounding errors are compensated. Returns what rounding
-    /// lost, measured in the rotated weights; it does not depend on the number of threads.
+    /// Packs a matrix whose rows (one per output column) are produced panel by panel: `fill(panel, out)` writes the
+    /// rows `64 · panel ..` of the float matrix to `out` (`[64][depth]`, zeroed before) and may run on any thread of
+    /// the pool. `factors`, if not empty, has one [`Factor`] per group, which compensates rounding errors. Also returns
+    /// the rounding loss, measured in the rotated weights. The result does not depend on the number of threads.
     ///
     /// # Errors
     /// The first error of `fill`, in no particular order.
@@ -140,9 +142,9 @@ impl Matrix {
         Ok((matrix, loss))
     }
 
-    /// Packs codes that were made elsewhere, without rotation: `fill(panel, out)` writes the rows `64 · panel ..` to `out`
-    /// (`[64][depth]` codes; rows that it leaves alone are zero) and may run on any thread of the pool. Without
-    /// `zero_points` those that are written must all be 128.
+    /// Packs the codes of a checkpoint that is int8 already, without rotation: `fill(panel, out)` writes the rows
+    /// `64 · panel ..` to `out` (`[64][depth]` codes; rows that it does not write are zero) and may run on any thread
+    /// of the pool. Unless `zero_points` is set, all zero points that it writes must be 128.
     ///
     /// # Errors
     /// The first error of `fill`, in no particular order.
@@ -186,7 +188,7 @@ impl Matrix {
                             zero_points: &mut *of_rows,
                         };
                         fill(panel, out)?;
-                        // A row's zero point is that of each of its groups.
+                        // A row has one zero point; each of its groups gets a copy.
                         for group in of_groups.chunks_exact_mut(PANEL) {
                             group.copy_from_slice(of_rows);
                         }
@@ -210,10 +212,10 @@ impl Matrix {
         ))
     }
 
-    /// A matrix of codes and scales that were made before.
+    /// Assembles a matrix from codes and scales that are already packed.
     ///
     /// # Panics
-    /// If a part has not the length that `columns` and `depth` ask for: callers check files before.
+    /// If the length of a part does not match `columns` and `depth`: callers check files first.
     pub(crate) fn from_parts(
         columns: usize,
         depth: usize,
@@ -238,10 +240,10 @@ impl Matrix {
         }
     }
 
-    /// A matrix of random codes, the same for any number of threads, for measuring speed.
+    /// A matrix of random codes for measuring speed. It does not depend on the number of threads.
     ///
     /// # Errors
-    /// [`crate::error::Error::Config`] if there is no memory for it.
+    /// [`crate::error::Error::Config`] if there is not enough memory.
     pub fn random(columns: usize, depth: usize, pool: &mut Pool) -> Result<Self> {
         let panels = columns.div_ceil(PANEL);
         let panel_bytes = panel_bytes(depth);
@@ -255,7 +257,8 @@ impl Matrix {
                 }
             },
         );
-        // The standard deviation of the product of unit vectors is then about one, so that nothing overflows.
+        // With this scale, products with vectors of unit variance have a standard deviation of about one, so nothing
+        // overflows.
         let scale = 1.0 / (74.0 * (depth as f32).sqrt());
         let scales = Scales {
             column: vec![scale; panels * PANEL],
@@ -286,16 +289,17 @@ impl Matrix {
         self.depth.div_ceil(GROUP)
     }
 
-    /// What activations must be rotated by before they meet this matrix.
+    /// The rotation that activations need before they are multiplied with this matrix.
     pub const fn rotation(&self) -> Rotation {
         self.rotation
     }
 
-    /// The groups of one panel in order: 64 steps each but the last.
+    /// The groups of one panel in order, each of 64 K-steps except the last.
     #[inline]
     pub fn blocks(&self, panel: usize) -> impl Iterator<Item = Block<'_>> {
         let len = panel_bytes(self.depth);
-        // What lies behind a block is what comes next: the next group, and behind the last one the next panel.
+        // The bytes behind a block are read next and are worth a prefetch: they are the next group or, after the last
+        // group, the next panel.
         let (start, all) = (panel * len, self.codes.bytes());
         let codes = all[start..][..len]
             .chunks(BLOCK_BYTES)
@@ -322,7 +326,7 @@ impl Matrix {
         self.codes.bytes()
     }
 
-    /// Everything that turns codes into weights.
+    /// All scales and zero points.
     pub const fn all_scales(&self) -> &Scales {
         &self.scales
     }
@@ -333,7 +337,8 @@ impl Matrix {
         columns_at(&self.scales.column, panel * PANEL)
     }
 
-    /// Multiplies every scale by `factor`: a constant of the model folded in at no cost.
+    /// Multiplies every scale by `factor`: folds a constant of the model into the weights, so that it costs nothing at
+    /// run time.
     pub fn fold(&mut self, factor: f32) {
         let scales = self.scales.column.iter_mut();
         scales.for_each(|scale| *scale *= factor);
@@ -357,7 +362,7 @@ impl Matrix {
         kernel.rotate(self.rotation, out);
     }
 
-    /// What it takes in memory, padding included.
+    /// The size in memory, including padding.
     pub fn bytes(&self) -> MatrixBytes {
         let Scales {
             column,
@@ -374,7 +379,7 @@ impl Matrix {
 }
 
 impl MatrixBytes {
-    /// All of them.
+    /// The sum of both.
     pub const fn total(self) -> u64 {
         self.codes + self.scales
     }
@@ -387,7 +392,7 @@ fn columns_at<T>(all: &[T], at: usize) -> &[T; PANEL] {
     columns.expect("values for columns are padded to whole panels")
 }
 
-/// Bytes of one panel: a step is 64 columns by 4 of K, so panels begin on cache lines.
+/// Bytes of one panel: a K-step is 64 columns by 4 of K, so panels begin on cache lines.
 pub(crate) const fn panel_bytes(depth: usize) -> usize {
     depth.div_ceil(4) * PANEL * 4
 }
@@ -408,13 +413,13 @@ fn each_panel<T: Send>(
     threads.into_iter().try_for_each(|(_, outcome)| outcome)
 }
 
-/// Parts of `len` values, if there are values.
+/// Splits the values, if there are any, into parts of `len`.
 fn parts<T>(all: Option<&mut [T]>, len: usize) -> impl Iterator<Item = &mut [T]> {
     all.into_iter()
         .flat_map(move |all| all.chunks_exact_mut(len))
 }
 
-/// Puts 64 rows of codes (`[64][depth]`) into a panel's order, `[depth / 4][64][4]`.
+/// Copies 64 rows of codes (`[64][depth]`) into the order of a panel, `[depth / 4][64][4]`.
 fn interleave(rows: &[u8], depth: usize, panel: &mut [u8]) {
     for (step, line) in panel.chunks_exact_mut(PANEL * 4).enumerate() {
         let width = (depth - step * 4).min(4);

@@ -1,5 +1,5 @@
-//! Memory for weights: pages of our own, huge ones where the system gives them, or bytes that others share, such as a part
-//! of a mapped file.
+//! Memory for weights: anonymous memory, in huge pages if the system provides them, or shared bytes such as a part of a
+//! mapped file.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,26 +18,27 @@ enum Bytes {
 }
 
 impl Memory {
-    /// Maps `len` bytes of its own, zeroed, which are committed as they are first written.
+    /// Maps `len` zeroed bytes of anonymous memory; a page is allocated when it is first written.
     ///
-    /// A decoding step walks through all weights once. With 4 KiB pages that is 600,000 address translations for a 2B
-    /// model, each a walk through two sets of page tables on a virtual machine; 2 MiB pages need 1,200.
+    /// A decoding step reads all weights once. With 4 KiB pages that takes 600,000 address translations for a 2B model,
+    /// each of which walks two sets of page tables on a virtual machine; with 2 MiB pages it takes 1,200.
     ///
     /// # Errors
-    /// [`Error::Config`] if the system refuses the address space.
+    /// [`Error::Config`] if the system cannot provide the address space.
     pub fn zeroed(len: usize) -> Result<Self> {
-        // An empty mapping is an error, and a model has no empty matrix.
+        // Mapping 0 bytes is an error; no model has an empty matrix, so the extra byte is never used.
         let map = MmapMut::map_anon(len.max(1)).map_err(|problem| {
             let size = ByteSize(len as u64);
             Error::Config(format!("no memory for {size} of weights: {problem}"))
         })?;
         #[cfg(target_os = "linux")]
-        // Only advice: without huge pages everything works, a little slower.
+        // The advice may fail: without huge pages everything works, a little slower.
         let _ = map.advise(Advice::HugePage);
         Ok(Self(Bytes::Own(map)))
     }
 
-    /// The bytes `range` of `bytes`, such as a mapped file: nothing is read now, and whoever else holds them shares them.
+    /// The bytes `range` of `bytes`, such as a mapped file. They are not read now, and they are shared with other
+    /// holders of `bytes`.
     ///
     /// # Panics
     /// If the range reaches past the bytes.

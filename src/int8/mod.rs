@@ -1,35 +1,35 @@
 //! The number format: what an int8 matrix is and how it multiplies.
 //!
-//! One linear map serves everything: `x ≈ s · (q − z)`.
+//! Codes `q` and values `x` are always related by one linear map: `x ≈ s · (q − z)`.
 //!
-//! * **Weights** are stored unsigned, `q` in 0…255. Symmetric: zero point `z = 128` and `q − 128` in −127…127; affine: a
-//!   zero point for each column and group, and the whole range. Either way every instruction set computes the same
-//!   integers (16-bit pairwise products on AVX2 cannot saturate). Scales are per output channel, and where accuracy asks
-//!   for it also per group of K.
-//! * **Activations** are quantized on the fly, signed, −127…127, one scale per row and per [`GROUP`] of K.
-//! * Before an activation group is quantized it is **rotated** by an orthonormal Hadamard transform, and the weights
-//!   carry the same rotation from packing time: `(xH)(HᵀW) = xW`. It spreads an outlier channel over its group. Codes
-//!   that were fixed elsewhere go without.
-//! * Products accumulate in int32, exactly. Groups are added in f32 in ascending order, always with a fused
+//! * **Weights** are stored unsigned, `q` in 0…255. Symmetric: the zero point `z` is 128 and `q − 128` is in −127…127.
+//!   Affine: there is a zero point for each column and group, and the whole range of codes is used. In both cases every
+//!   instruction set computes the same integers (16-bit pairwise products on AVX2 cannot saturate). There is one scale
+//!   per output channel and, if accuracy needs it, one per group of K as well.
+//! * **Activations** are quantized at run time, signed, −127…127, one scale per row and per [`GROUP`] of K.
+//! * Before an activation group is quantized it is **rotated** by an orthonormal Hadamard transform, and the weights are
+//!   rotated alike when they are packed: `(xH)(HᵀW) = xW`. This spreads an outlier channel over its group. Checkpoints
+//!   that are int8 already are not rotated.
+//! * Products accumulate in int32, exactly. The sums of groups are added in f32 in ascending order, always with a fused
 //!   multiply-add, and the column's scale is applied last:
 //!
 //! ```text
 //! y[m][n] = scale[n] · fold over g ascending of fma( float( Σ_k q[n][k]·a[m][k] − z[n][g]·Σ_k a[m][k] ), scale[m][g]·scale[n][g], · )
 //! ```
 //!
-//! So a row's result does not depend on the rows beside it, on the number of threads or on the instruction set.
+//! So a row's result does not depend on the other rows, on the number of threads or on the instruction set.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | [`matrix`] | [`matrix::Matrix`]: packed weights; owns every layout invariant |
 //! | [`activations`] | [`activations::Activations`]: quantized rows |
-//! | [`floats`] | buffers on cache lines |
-//! | [`compute`] | the instruction set, the threads and their buffers, which every phase needs |
-//! | [`matmul`] | one panel of outputs from all groups |
-//! | [`memory`] | where the weights lie |
-//! | [`scheme`], [`quantize`] | the choices of the mapping, and floats to codes |
-//! | [`compensate`] | rounding that makes up for its own errors |
-//! | [`rotation`] | what spreads outliers over a group |
+//! | [`floats`] | buffers aligned to cache lines |
+//! | [`compute`] | the instruction set, the threads and their buffers: what every phase needs |
+//! | [`matmul`] | multiplication of activations by a matrix, panel by panel |
+//! | [`memory`] | the memory that holds weights |
+//! | [`scheme`], [`quantize`] | the choices in the mapping, and the conversion of floats to codes |
+//! | [`compensate`] | rounding with compensation of its own errors |
+//! | [`rotation`] | which rotation spreads outliers over a group |
 //! | [`kernels`] | the instruction sets, the vector functions and the compute threads |
 
 pub mod activations;

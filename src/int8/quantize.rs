@@ -1,27 +1,27 @@
-//! Float rows to the codes, scales and zero points of one panel.
+//! Quantizes float rows into the codes, scales and zero points of one panel.
 
 use super::compensate::Factor;
 use super::kernels::Kernel;
 use super::scheme::{Granularity, Mapping, Range, Scheme};
 use super::{BLOCK_BYTES, CODE_MAX, GROUP, PANEL, ZERO_POINT};
 
-/// A scale below this is zero: its inverse would not be finite.
+/// A smaller scale becomes zero, because its inverse would not be finite.
 const SMALLEST_SCALE: f32 = 1e-38;
 
-/// The shares of the whole range that [`Range::Mse`] tries. With eight bits the best one is seldom below 0.8: what
-/// clipping saves in rounding it soon loses at the ends.
+/// The percentages of the whole range that [`Range::Mse`] tries. With eight bits the best one is seldom below 80: a
+/// narrower range rounds more finely, but soon loses more by clipping.
 const SHARES: std::ops::RangeInclusive<u8> = 80..=100;
 
-/// The codes and their meaning for a panel's columns: `w = scale · (q − zero_point)`.
+/// How the codes of a panel's column map to weights: `w = scale · (q − zero_point)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Map {
-    /// Weight per step; 0 where all weights are 0.
+    /// The difference between weights of adjacent codes; 0 if all weights are 0.
     pub scale: f32,
     /// The code of weight 0.
     pub zero_point: u8,
 }
 
-/// What rounding did to weights.
+/// The error that rounding made in weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Loss {
     /// Sum of the squared weights.
@@ -32,7 +32,7 @@ pub struct Loss {
     pub largest: f32,
 }
 
-/// Where a panel's results go.
+/// The outputs for one panel.
 pub struct PanelMut<'a> {
     /// `[k/4][64][4]`.
     pub codes: &'a mut [u8],
@@ -40,17 +40,17 @@ pub struct PanelMut<'a> {
     pub column_scales: &'a mut [f32],
     /// `[groups][64]`, empty unless groups have scales of their own.
     pub group_scales: &'a mut [f32],
-    /// `[groups][64]`, empty unless they are not all 128.
+    /// `[groups][64]`, empty if all zero points are 128.
     pub zero_points: &'a mut [u8],
 }
 
 impl Loss {
-    /// Signal-to-quantization-noise ratio in decibels; infinite where nothing was lost.
+    /// Signal-to-quantization-noise ratio in decibels; infinite if there is no error.
     pub fn sqnr_db(&self) -> f64 {
         10.0 * (self.signal / self.noise).log10()
     }
 
-    /// What was lost between `values` and what they were rounded to.
+    /// The error of `rounded` against `values`.
     fn between(values: &[f32], rounded: &[f32]) -> Self {
         let mut loss = Self::default();
         for (value, rounded) in values.iter().zip(rounded) {
@@ -62,7 +62,7 @@ impl Loss {
         loss
     }
 
-    /// The loss of both.
+    /// Both losses together.
     pub fn and(self, other: Self) -> Self {
         Self {
             signal: self.signal + other.signal,
@@ -80,8 +80,8 @@ pub fn rotate(kernel: Kernel, scheme: &Scheme, rows: &mut [f32], depth: usize) {
     }
 }
 
-/// The smallest and the largest weight that codes are to reach, over rows that have been rotated. Symmetric ranges are
-/// as wide below zero as above, and every range holds zero.
+/// The smallest and the largest weight that the codes should cover, over rows that have been rotated. Symmetric ranges
+/// are as wide below zero as above, and every range contains zero.
 pub fn reach(scheme: &Scheme, rows: &[f32], depth: usize) -> (f32, f32) {
     let widest = |a: (f32, f32), b: (f32, f32)| (a.0.min(b.0), a.1.max(b.1));
     rows.chunks_exact(depth)
@@ -89,13 +89,13 @@ pub fn reach(scheme: &Scheme, rows: &[f32], depth: usize) -> (f32, f32) {
         .fold((0.0, 0.0), widest)
 }
 
-/// The map whose codes reach from `low` to `high`.
+/// The map whose codes cover `low` to `high`.
 pub fn map(mapping: Mapping, (low, high): (f32, f32)) -> Map {
     let steps = match mapping {
         Mapping::Symmetric => 2.0 * CODE_MAX,
         Mapping::Affine => 255.0,
     };
-    // Divided before they are subtracted, so that the largest floats do not overflow.
+    // The division comes before the subtraction, so that the largest floats do not overflow.
     let scale = high / steps - low / steps;
     if scale < SMALLEST_SCALE {
         return Map {
@@ -105,14 +105,14 @@ pub fn map(mapping: Mapping, (low, high): (f32, f32)) -> Map {
     }
     let zero_point = match mapping {
         Mapping::Symmetric => ZERO_POINT as u8,
-        // Zero lies in the range, so this is in 0…255 but for rounding, and `as` saturates.
+        // The range contains zero, so this is in 0…255 except for rounding errors, and `as` saturates.
         Mapping::Affine => (-low / scale).round_ties_even() as u8,
     };
     Map { scale, zero_point }
 }
 
-/// Quantizes 64 rows of rotated floats (`[64][depth]`) into one panel. `whole` is the map of all weights where the
-/// granularity is the tensor; `factors` compensate errors, one for each group, if there are any.
+/// Quantizes 64 rows of rotated floats (`[64][depth]`) into one panel. `whole` is the map of all weights if the
+/// granularity is the tensor; `factors`, if not empty, has one factor per group to compensate rounding errors.
 pub fn quantize_panel(
     scheme: &Scheme,
     factors: &[Factor],
@@ -128,7 +128,7 @@ pub fn quantize_panel(
             Granularity::Channel => Some(map(scheme.mapping, reach_of(scheme, row))),
             Granularity::Group => None,
         };
-        // A column of zeros is padding, or might as well be.
+        // A column of zeros is padding, or equivalent to it.
         let is_zero = row.iter().all(|&value| value == 0.0);
         out.column_scales[column] = match of_channel {
             _ if is_zero => 0.0,
@@ -166,7 +166,7 @@ pub fn quantize_panel(
                     Loss::between(values, rounded)
                 }
             });
-            // What the last step of four lacks meets activations that are 0; the codes say so too.
+            // Padding in the last K-step is multiplied with activations that are 0; its codes are always 128.
             codes[len..].fill(ZERO_POINT as u8);
             for (step, four) in block.chunks_exact_mut(PANEL * 4).zip(codes.chunks_exact(4)) {
                 step[column * 4..][..4].copy_from_slice(four);
@@ -184,7 +184,7 @@ const fn codes(mapping: Mapping) -> (f32, f32) {
     }
 }
 
-/// The nearest code and what it stands for.
+/// The nearest code and the weight it stands for.
 #[inline]
 fn nearest(mapping: Mapping, map: Map, value: f32) -> (u8, f32) {
     let (lowest, highest) = codes(mapping);
@@ -198,10 +198,10 @@ fn nearest(mapping: Mapping, map: Map, value: f32) -> (u8, f32) {
     (code as u8, (code - zero) * map.scale)
 }
 
-/// Gives every value the nearest code.
+/// Rounds every value to the nearest code.
 fn round(mapping: Mapping, map: Map, values: &[f32], out: &mut [u8; GROUP]) -> Loss {
     let mut loss = Loss::default();
-    // Sums of a group in f32 lose nothing that counts, and vectorize.
+    // For the sums of one group f32 is precise enough, and it vectorizes.
     let (mut signal, mut noise) = (0.0, 0.0);
     for (&value, out) in values.iter().zip(out) {
         let (code, rounded) = nearest(mapping, map, value);
@@ -223,7 +223,7 @@ fn noise(mapping: Mapping, map: Map, values: &[f32]) -> f64 {
     errors.map(|error| f64::from(error * error)).sum()
 }
 
-/// [`reach`] of values that share a map.
+/// The [`reach`] of values that share a map.
 fn reach_of(scheme: &Scheme, values: &[f32]) -> (f32, f32) {
     let whole = match scheme.range {
         Range::Absmax | Range::Mse => values.iter().fold((0.0f32, 0.0f32), |(low, high), &v| {
@@ -246,13 +246,13 @@ fn reach_of(scheme: &Scheme, values: &[f32]) -> (f32, f32) {
         (whole.0 * share, whole.1 * share)
     };
     let noise = |share: &u8| noise(scheme.mapping, map(scheme.mapping, part(*share)), values);
-    // Of equal ones the widest: it clips least.
+    // Among equal errors take the widest range, which clips least.
     let best = SHARES.rev().min_by(|a, b| noise(a).total_cmp(&noise(b)));
     part(best.unwrap_or(100))
 }
 
-/// The range that holds `share` percent of the values: of their sizes where it is symmetric, and as many outside on
-/// either side where it is not.
+/// The range that holds `share` percent of the values. If symmetric, it holds the smallest magnitudes; if affine, the
+/// same number of values lies outside on either side.
 fn percentile(mapping: Mapping, share: f32, values: &[f32]) -> (f32, f32) {
     let mut sorted = values.to_vec();
     let at = |sorted: &mut [f32], share: f32| {

@@ -7,16 +7,16 @@ use serde::{Deserialize, Serialize};
 
 use super::rotation::Rotation;
 
-/// Every choice of the mapping `w ≈ s · (q − z)`. All of them are served by the same kernels.
+/// Every choice in the mapping `w ≈ s · (q − z)`. The same kernels serve all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Scheme {
     /// Whether the range of codes lies around zero.
     pub mapping: Mapping,
     /// Which weights share a scale and zero point.
     pub granularity: Granularity,
-    /// Which weights the range of codes covers; what lies outside becomes its end.
+    /// Which weights the range of codes covers; weights outside it are clamped.
     pub range: Range,
-    /// What spreads outliers over a group before it is quantized.
+    /// Which rotation spreads outliers over a group before it is quantized.
     pub rotation: Rotation,
 }
 
@@ -24,10 +24,10 @@ pub struct Scheme {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mapping {
-    /// The zero point is 128, codes are 1…255: −r to r.
+    /// The zero point is 128 and codes are 1…255: they cover −r to r.
     #[default]
     Symmetric,
-    /// Every range has a zero point of its own and all 256 codes: from its smallest weight to its largest.
+    /// Every range has its own zero point and uses all 256 codes: they cover its smallest weight to its largest.
     Affine,
 }
 
@@ -35,12 +35,12 @@ pub enum Mapping {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Granularity {
-    /// All of a matrix.
+    /// All weights of a matrix.
     Tensor,
-    /// Those of one output channel.
+    /// The weights of one output channel.
     #[default]
     Channel,
-    /// 256 neighbours in one output channel: 1.6 % more memory, and a multiplication more per group.
+    /// 256 consecutive weights of one output channel: 1.6 % more memory, and one more multiplication per group.
     Group,
 }
 
@@ -48,12 +48,12 @@ pub enum Granularity {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Range {
-    /// All of them.
+    /// All weights.
     #[default]
     Absmax,
-    /// This percentage of them, counted from the middle: above 50, at most 100.
+    /// This percentage of the weights, those nearest to the middle: above 50, at most 100.
     Percentile(f32),
-    /// As many as give the smallest squared error.
+    /// The range with the smallest squared error.
     Mse,
 }
 

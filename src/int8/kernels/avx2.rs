@@ -28,8 +28,8 @@ pub(super) const CANDIDATE: Candidate = Candidate {
     features,
 };
 
-// Measured with the weights in the first-level cache, relative to the rate of the instructions in registers: one row 87
-// %, 2 × 2 90 %, 3 × 2 93 %, 4 × 1 and more 98 %. Preparing weights once for two vectors takes registers that are
+// Measured with the weights in the first-level cache, relative to the rate of the instructions in registers: one row
+// 87 %, 2 × 2 90 %, 3 × 2 93 %, 4 × 1 and more 98 %. Preparing weights once for two vectors takes registers that are
 // better used for rows.
 tile_256!("avx2,fma", shapes: [(1, 8), (2, 2), (3, 2), (4, 1), (5, 1), (6, 1), (7, 1), (8, 1)]);
 

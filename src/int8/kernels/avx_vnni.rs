@@ -28,8 +28,8 @@ pub(super) const CANDIDATE: Candidate = Candidate {
 
 tile_256!("avx2,fma,avxvnni", shapes: [(1, 8), (2, 4), (3, 4), (4, 2), (5, 2), (6, 2)]);
 
-/// The instruction takes unsigned codes, `w + 128`, so the sums come out too large by 128 times the sum of the row; the
-/// accumulators start at minus that.
+/// The instruction takes unsigned codes `q = w + 128`, so the sums come out too large by 128 times the sum of the row;
+/// the accumulators start at minus that.
 #[inline]
 #[target_feature(enable = "avx2,fma,avxvnni")]
 fn start(sum: i32) -> i32 {
