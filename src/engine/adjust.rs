@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::request::{Constraint, Generation, Sampling};
+use super::request::{Constraint, Generation, Sampling, Turn};
 use super::sampler::EXCLUDED;
 
 /// One generation's adjustments.
@@ -52,25 +52,13 @@ impl Adjustments {
         tokens: &[u32],
         prompt_len: usize,
     ) -> Result<(), Undecided> {
-        if let Some(constraint) = &mut self.constraint {
-            let allowed = constraint.allowed().ok_or(Undecided)?;
-            // For a model without an end-of-text token, grammars use an id right behind the last logit.
-            let mut ends = stop_ids.iter().copied().chain([logits.len() as u32]);
-            self.may_end = ends.any(|id| {
-                let word = allowed.get(id as usize / 32);
-                word.is_some_and(|word| word >> (id % 32) & 1 == 1)
-            });
-            let words = allowed.iter().copied().chain(std::iter::repeat(0));
-            for (logits, word) in logits.chunks_mut(32).zip(words) {
-                // Most words exclude or allow all of their 32 ids.
-                if word == 0 {
-                    logits.fill(EXCLUDED);
-                } else if word != u32::MAX {
-                    for (bit, logit) in logits.iter_mut().enumerate() {
-                        if word >> bit & 1 == 0 {
-                            *logit = EXCLUDED;
-                        }
-                    }
+        match self.constraint.as_ref().map(|constraint| constraint.turn()) {
+            None | Some(Turn::Forced(_)) => {}
+            Some(Turn::Masked) => self.mask(logits, stop_ids)?,
+            Some(Turn::Free { may_end }) => {
+                self.may_end = may_end;
+                if !may_end {
+                    stop_ids.iter().for_each(|&id| exclude(logits, id));
                 }
             }
         }
@@ -92,6 +80,42 @@ impl Adjustments {
         if sampling.has_penalty() {
             for (&id, &count) in &self.seen {
                 change(logits, id, |logit| sampling.penalize(logit, count));
+            }
+        }
+        Ok(())
+    }
+
+    /// The token that comes next by the constraint, whatever else is asked for.
+    pub fn forced(&self) -> Option<u32> {
+        match self.constraint.as_ref()?.turn() {
+            Turn::Forced(token) => Some(token),
+            Turn::Masked | Turn::Free { .. } => None,
+        }
+    }
+
+    /// Excludes all that the constraint does not allow.
+    fn mask(&mut self, logits: &mut [f32], stop_ids: &[u32]) -> Result<(), Undecided> {
+        let Some(constraint) = &mut self.constraint else {
+            return Ok(());
+        };
+        let allowed = constraint.allowed().ok_or(Undecided)?;
+        // For a model without an end-of-text token, grammars use an id right behind the last logit.
+        let mut ends = stop_ids.iter().copied().chain([logits.len() as u32]);
+        self.may_end = ends.any(|id| {
+            let word = allowed.get(id as usize / 32);
+            word.is_some_and(|word| word >> (id % 32) & 1 == 1)
+        });
+        let words = allowed.iter().copied().chain(std::iter::repeat(0));
+        for (logits, word) in logits.chunks_mut(32).zip(words) {
+            // Most words exclude or allow all of their 32 ids.
+            if word == 0 {
+                logits.fill(EXCLUDED);
+            } else if word != u32::MAX {
+                for (bit, logit) in logits.iter_mut().enumerate() {
+                    if word >> bit & 1 == 0 {
+                        *logit = EXCLUDED;
+                    }
+                }
             }
         }
         Ok(())

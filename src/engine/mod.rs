@@ -39,7 +39,7 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
-pub use request::{Constraint, FinishReason, Generation, Sampling, Score, TokenEvent};
+pub use request::{Constraint, FinishReason, Generation, Sampling, Score, TokenEvent, Turn};
 pub use sequence::TokenStream;
 
 use crate::error::{Error, Result};

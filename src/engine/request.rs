@@ -82,6 +82,11 @@ impl Default for Sampling {
 /// A constraint on the text of a generation: a grammar, as the engine sees one. The engine asks which tokens may come
 /// next and then reports the one that was chosen.
 pub trait Constraint: Send + fmt::Debug {
+    /// How the next token is held. Only where this is [`Turn::Masked`] is [`Self::allowed`] asked.
+    fn turn(&self) -> Turn {
+        Turn::Masked
+    }
+
     /// The ids that may come next: bit `id % 32` of word `id / 32`. Ids past the end may not. Stop ids are among them
     /// where the text may end. `None` if computing the set would exceed its work limit.
     fn allowed(&mut self) -> Option<&[u32]>;
@@ -91,6 +96,20 @@ pub trait Constraint: Send + fmt::Debug {
 
     /// An independent copy in the same state.
     fn boxed_clone(&self) -> Box<dyn Constraint>;
+}
+
+/// How a [`Constraint`] holds one token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It is one of those that are allowed.
+    Masked,
+    /// It is whatever the model likes; whether the text may end here.
+    Free {
+        /// If not, no stop id comes.
+        may_end: bool,
+    },
+    /// It is this one, whatever the logits and all other settings say.
+    Forced(u32),
 }
 
 impl Clone for Box<dyn Constraint> {

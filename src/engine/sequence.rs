@@ -256,7 +256,9 @@ impl Sequence {
     ) -> Result<Option<(u32, Option<Score>)>, TokenEvent> {
         const NOT_FINITE: TokenEvent = TokenEvent::Failed;
         let (sampling, generator) = (&self.sampling, &mut self.generator);
+        let forced = self.adjustments.as_ref().and_then(Adjustments::forced);
         let token = match &mut self.adjustments {
+            _ if forced.is_some() => forced,
             None => Some(
                 sampler
                     .sample(logits, sampling, generator)

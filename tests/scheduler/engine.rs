@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use microgranite::engine::{
     Constraint, Engine, FinishReason, Generation, Health, PromptRows, Refusal, Sampling, Settings,
-    TokenEvent,
+    TokenEvent, Turn,
 };
 use microgranite::error::Error;
 use microgranite::telemetry::Metrics;
@@ -594,4 +594,103 @@ async fn a_constraint_that_other_settings_contradict_fails_and_one_that_is_met_e
     let may_end = collect(submit(&engine, contradicted(0b111))).await;
     let complete = TokenEvent::Finished(FinishReason::Complete);
     assert_eq!(may_end, (Vec::new(), complete));
+}
+
+/// Lets the model go on as it likes, but for every seventh token, which is `token`, and no end before the tenth.
+#[derive(Debug, Clone)]
+struct Forcing {
+    token: u32,
+    count: usize,
+}
+
+impl Constraint for Forcing {
+    fn turn(&self) -> Turn {
+        match self.count % 7 {
+            6 => Turn::Forced(self.token),
+            _ => Turn::Free {
+                may_end: self.count >= 10,
+            },
+        }
+    }
+
+    fn allowed(&mut self) -> Option<&[u32]> {
+        None
+    }
+
+    fn accept(&mut self, _token: u32) -> bool {
+        self.count += 1;
+        false
+    }
+
+    fn boxed_clone(&self) -> Box<dyn Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+/// The crowd, every token of whose answers that a [`Forcing`] asks for is forced.
+fn forced_crowd() -> Vec<Generation> {
+    let force = |(at, generation): (usize, Generation)| Generation {
+        constraint: Some(Box::new(Forcing {
+            token: at as u32 % 5,
+            count: 0,
+        })),
+        stop_ids: vec![9],
+        ..generation
+    };
+    crowd().into_iter().enumerate().map(force).collect()
+}
+
+#[tokio::test]
+async fn forced_tokens_come_in_their_places_whatever_runs_beside_or_is_guessed() {
+    let (engine, _) = start(small(), 20);
+    let mut alone = Vec::new();
+    for (at, generation) in forced_crowd().into_iter().enumerate() {
+        let most = generation.max_tokens;
+        let (tokens, end) = collect(submit(&engine, generation)).await;
+        let forced = tokens.iter().skip(6).step_by(7);
+        assert!(forced.copied().all(|token| token == at as u32 % 5));
+        assert!(tokens.len() >= most.min(10) && !tokens.contains(&9));
+        alone.push((tokens, end));
+    }
+    assert!(alone.iter().any(|(tokens, _)| tokens.len() > 30));
+    let guessing = Settings {
+        max_batch: 8,
+        max_queue: 32,
+        speculation: 8,
+        prefix_cache: true,
+        ..Settings::default()
+    };
+    let narrow = Settings {
+        max_queue: 28,
+        step_tokens: 5,
+        prompt_rows: PromptRows::Fixed(3),
+        speculation: 4,
+        ..small()
+    };
+    // The second has pages for few of them at a time, so some are preempted.
+    for (settings, pages) in [(guessing, 200), (narrow, 8)] {
+        let (engine, _) = start(settings, pages);
+        let streams = engine.submit(forced_crowd()).unwrap();
+        for (stream, alone) in streams.into_iter().zip(&alone) {
+            assert_eq!(&collect(stream).await, alone);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_forced_token_needs_no_leave_of_other_settings() {
+    let (engine, _) = start(small(), 20);
+    let against = Generation {
+        constraint: Some(Box::new(Forcing { token: 3, count: 6 })),
+        sampling: Sampling {
+            allowed_ids: vec![4, 5],
+            banned_sequences: vec![vec![3]],
+            ..Sampling::default()
+        },
+        scores: Some(0),
+        ..generation(1, 10, 1)
+    };
+    let events = events(submit(&engine, against)).await;
+    assert!(matches!(&events[0], TokenEvent::Score(score) if score.token.0 == 3));
+    assert_eq!(events[1..], [TokenEvent::Token(3), LENGTH]);
 }
