@@ -235,7 +235,10 @@ fn write_companions(checkpoint: &Checkpoint, to: &Path) -> Result<()> {
         "tokenizer.json",
         &tokenizer.map_err(|e| Error::Internal(e.to_string()))?,
     )?;
-    let generation = serde_json::json!({ "eos_token_id": checkpoint.eos_token_ids });
+    let mut generation = checkpoint.generation.fields();
+    let ids = serde_json::json!(checkpoint.eos_token_ids);
+    generation.insert("eos_token_id".to_owned(), ids);
+    let generation = serde_json::Value::Object(generation);
     put("generation_config.json", &format!("{generation:#}"))?;
     match &checkpoint.chat_template {
         Some(template) => put("chat_template.jinja", template),

@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::access::Access;
+use super::chat::thinking::ThinkingDefaults;
 use super::error_body::ApiError;
 use super::fields::MAX_REPEATED;
 use super::limits::Limits;
@@ -15,6 +16,7 @@ use super::watchdog;
 use crate::engine::Engine;
 use crate::int8::scheme::Scheme;
 use crate::model::packed::EvaluationRecord;
+use crate::sources::generation::GenerationDefaults;
 use crate::telemetry::Metrics;
 use crate::text::chat::ChatTemplate;
 use crate::text::{Grammars, Tokenizer};
@@ -56,8 +58,19 @@ pub struct ServedModel {
     pub chat: Option<Arc<ChatTemplate>>,
     /// Facts about the weights.
     pub facts: Facts,
+    /// What holds where a request says nothing.
+    pub defaults: Defaults,
     /// Runs the model.
     pub engine: Engine,
+}
+
+/// What holds where a request says nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Defaults {
+    /// How tokens are chosen.
+    pub sampling: GenerationDefaults,
+    /// How models think.
+    pub thinking: ThinkingDefaults,
 }
 
 /// Facts about the served weights, for `/v1/models`.

@@ -188,6 +188,12 @@ impl<'a> Fields<'a> {
         self.fields.contains_key(param)
     }
 
+    /// Whether a field, not taken yet, says nothing.
+    pub fn is_unset(&self, param: &str) -> bool {
+        let field = self.fields.get(param);
+        field.is_none_or(|field| field.get() == "null")
+    }
+
     /// Records that a field that was taken changes nothing.
     pub fn ignore(&mut self, name: impl Into<String>) {
         self.ignored.push(name.into());

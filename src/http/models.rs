@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::app::{App, Facts, ServedModel};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
+use crate::sources::generation::GenerationDefaults;
 
 /// A model as OpenAI lists it, with the two fields that vLLM adds and that tools read, and the cost and savings of
 /// int8.
@@ -23,6 +24,8 @@ pub struct Card<'a> {
     /// Whether the model has a chat template, and whether that template supports tools.
     capabilities: Capabilities,
     quantization: &'a Facts,
+    /// How tokens are chosen where a request does not say, as far as the model names it.
+    default_generation: &'a GenerationDefaults,
 }
 
 #[derive(Serialize)]
@@ -30,6 +33,7 @@ struct Capabilities {
     completions: bool,
     chat_completions: bool,
     tools: bool,
+    reasoning: bool,
     embeddings: bool,
 }
 
@@ -48,9 +52,11 @@ impl<'a> Card<'a> {
                 completions: true,
                 chat_completions: chat.is_some(),
                 tools: chat.is_some_and(|chat| chat.calls().is_some()),
+                reasoning: chat.is_some_and(|chat| chat.thoughts().is_some()),
                 embeddings: false,
             },
             quantization: &model.facts,
+            default_generation: &model.defaults.sampling,
         }
     }
 }

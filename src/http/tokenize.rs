@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::app::{App, ServedModel};
 use super::body::JsonBytes;
+use super::chat::thinking::ThinkingRequest;
 use super::chat::{self, messages, prompt::Room, request::take_ending};
 use super::error_body::ApiError;
 use super::fields::Fields;
@@ -72,13 +73,18 @@ pub async fn tokenize(
         None if fields.has("messages") => {
             let (mut conversation, _tools) = messages::take(&mut fields)?;
             conversation.ending = take_ending(&mut fields)?;
+            let thinking = ThinkingRequest::take(&mut fields)?;
             let template = Arc::clone(model.chat_template()?);
+            thinking.apply(&template, &mut conversation, model.defaults.thinking);
             let tokenizer = Arc::clone(&model.tokenizer);
             let room = Room {
                 context,
                 bytes: app.limits().body_bytes,
             };
-            let work = move || chat::prompt::encode(&template, &tokenizer, &conversation, room);
+            let work = move || {
+                let prompt = chat::prompt::encode(&template, &tokenizer, &conversation, room);
+                prompt.map(|prompt| prompt.ids)
+            };
             turn.run(work).await?
         }
         None => return Err(ApiError::Missing { param: "prompt" }),

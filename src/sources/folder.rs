@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper, Tokenizer};
 
 use super::forms::Form;
+use super::generation::GenerationDefaults;
 use super::packed::{self, Packed};
 use super::quantized::{Method, Quantized};
 use super::safetensors::Shards;
@@ -44,9 +45,11 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     if let Some(fields) = config.as_object_mut() {
         fields.remove("quantization_config");
     }
+    let (eos_token_ids, generation) = generation(path, &config_file, &config)?;
     Ok(Checkpoint {
         name: name(path),
-        eos_token_ids: eos_token_ids(path, &config_file, &config)?,
+        eos_token_ids,
+        generation,
         tokenizer: tokenizer(&path.join("tokenizer.json"))?,
         chat_template: chat_template(path)?,
         tensors,
@@ -160,16 +163,24 @@ fn first_with_extension<'n>(names: &'n [String], extensions: &[&str]) -> Option<
     names.iter().filter(has_extension).min()
 }
 
-/// End-of-text ids: those of `generation_config.json`, which instruct models extend, else those of `config.json`.
-fn eos_token_ids(folder: &Path, config_file: &Path, config: &Value) -> Result<Vec<u32>> {
-    let generation_file = folder.join("generation_config.json");
-    if generation_file.exists() {
-        let ids = token_ids(&generation_file, &read_json(&generation_file)?)?;
-        if !ids.is_empty() {
-            return Ok(ids);
-        }
-    }
-    token_ids(config_file, config)
+/// What `generation_config.json` says: end-of-text ids, which instruct models extend, and how tokens are chosen. Without
+/// ids of its own, those of `config.json` hold.
+fn generation(
+    folder: &Path,
+    config_file: &Path,
+    config: &Value,
+) -> Result<(Vec<u32>, GenerationDefaults)> {
+    let file = folder.join("generation_config.json");
+    let own = match file.exists() {
+        true => read_json(&file)?,
+        false => Value::Null,
+    };
+    let ids = token_ids(&file, &own)?;
+    let ids = match ids.is_empty() {
+        true => token_ids(config_file, config)?,
+        false => ids,
+    };
+    Ok((ids, GenerationDefaults::of_json(&file, &own)?))
 }
 
 /// `eos_token_id`: absent, null, one id or a list of ids.

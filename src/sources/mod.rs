@@ -7,6 +7,7 @@
 //! | `folder.rs`, `safetensors.rs` | a Hugging Face folder and its weights |
 //! | `forms.rs` | unsupported formats, how they are recognised, and what to use instead |
 //! | `quantized/` | folders whose matrices are already int8: compressed-tensors and LLM.int8 |
+//! | `generation.rs` | how a model wants its tokens chosen |
 //! | `packed.rs`, `staging.rs` | a folder of weights that `quantize` has written, and writing such a folder atomically |
 //! | `names.rs` | what the tensors are called in each kind of file |
 //! | `gguf/` | a single GGUF file: header, configuration, tokenizer, tensors |
@@ -18,6 +19,7 @@ mod demo;
 mod floats;
 mod folder;
 pub(crate) mod forms;
+pub mod generation;
 pub mod gguf;
 pub mod hash;
 mod hub;
@@ -39,6 +41,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::int8::matrix::CodeRows;
+use generation::GenerationDefaults;
 
 pub use mapped::{Change, Mapped};
 pub use reference::Reference;
@@ -56,6 +59,8 @@ pub struct Checkpoint {
     pub eos_token_ids: Vec<u32>,
     /// The tokenizer, ready to encode: a byte-level BPE.
     pub tokenizer: tokenizers::Tokenizer,
+    /// How the model wants its tokens chosen.
+    pub generation: GenerationDefaults,
     /// The model's own chat template, where the source has one.
     pub chat_template: Option<String>,
     /// The weights; for a packed model only their names, types and sizes.

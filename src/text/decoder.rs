@@ -7,6 +7,7 @@ use super::Tokenizer;
 /// Turns one generation's tokens into text, holding back bytes that do not yet form a character.
 ///
 /// Wherever the token boundaries fall, the concatenated pieces equal the lossy decoding of all bytes.
+#[derive(Clone)]
 pub struct Decoder {
     tokenizer: Arc<Tokenizer>,
     /// The beginning of an incomplete character: at most three bytes between calls.

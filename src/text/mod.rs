@@ -5,14 +5,19 @@
 //! - [`grammar`]: constraints on the text of an answer, applied to its tokens.
 //! - [`samples`]: texts to evaluate and calibrate on.
 //! - [`stop`]: stop strings, wherever the token boundaries fall.
+//! - [`thoughts`]: what a model thinks before it answers, told from its answer.
+//! - [`values`]: arguments that were written as text, by the schemas of the tools.
 //! - [`chat`]: conversations → ids through the model's template, and tool calls in answers.
 
 pub mod chat;
 pub mod decoder;
 pub mod grammar;
 pub mod samples;
+mod seek;
 pub mod stop;
+pub mod thoughts;
 pub mod tokenizer;
+pub mod values;
 
 pub use decoder::Decoder;
 pub use grammar::{Grammar, Grammars};

@@ -146,6 +146,7 @@ fn message(role: Role, content: &str) -> Message {
     Message {
         role,
         content: content.to_owned(),
+        reasoning: None,
         name: None,
         calls: Vec::new(),
         call_id: None,

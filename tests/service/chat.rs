@@ -82,8 +82,16 @@ fn assembled(events: &[Value], index: usize) -> (String, Vec<(String, String)>, 
             .into_iter()
             .flatten()
         {
-            assert_eq!(call["index"], calls.len());
-            calls.push(name_and_arguments(call));
+            // A call's first event has its id and name, the following ones pieces of its arguments.
+            if call["id"].is_string() {
+                assert_eq!(call["index"], calls.len());
+                calls.push(name_and_arguments(call));
+            } else {
+                assert_eq!(call["index"], calls.len() - 1);
+                let more = call["function"]["arguments"].as_str().unwrap();
+                assert!(!more.is_empty() && call["function"].get("name").is_none());
+                calls.last_mut().unwrap().1 += more;
+            }
         }
         reason = choice["finish_reason"].clone();
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use microgranite::engine::{self, Engine};
 use microgranite::http::access::Access;
-use microgranite::http::app::{App, Facts, ServedModel};
+use microgranite::http::app::{App, Defaults, Facts, ServedModel};
 use microgranite::http::limits::Limits;
 use microgranite::http::server::{self, Server};
 use microgranite::model::Forward;
@@ -38,6 +38,7 @@ pub struct Options {
     pub aliases: Vec<String>,
     pub limits: Limits,
     pub chat_template: Option<&'static str>,
+    pub defaults: Defaults,
     pub tokenizer: Option<Tokenizer>,
     /// How long compiling a grammar may take; long if absent, since tests share the machine.
     pub grammar_deadline: Option<Duration>,
@@ -97,6 +98,7 @@ impl Service {
                     Arc::new(template.unwrap())
                 }),
                 facts: Facts::default(),
+                defaults: options.defaults,
                 tokenizer: Arc::new(tokenizer),
                 grammars: Arc::new(grammars),
                 engine,

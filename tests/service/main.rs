@@ -24,3 +24,4 @@ mod scores;
 mod stalls;
 mod stopping;
 mod streaming;
+mod thinking;

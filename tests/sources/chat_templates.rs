@@ -27,6 +27,7 @@ fn message(json: &Value) -> Message {
             role => Role::Other(role.to_owned()),
         },
         content: text("content").unwrap(),
+        reasoning: text("reasoning_content"),
         name: None,
         calls: calls
             .map(|call| ToolCall {
@@ -127,7 +128,8 @@ fn granite_templates_render_as_in_python() {
         );
         let ids = template
             .encode(&tokenizer, &conversation, now, 100_000)
-            .unwrap();
+            .unwrap()
+            .ids;
         assert_eq!(ids.len() as u64, golden["ids"].as_u64().unwrap(), "{what}");
         let ids: Vec<String> = ids.iter().map(u32::to_string).collect();
         let ids = sha256(&format!("[{}]", ids.join(", ")));

@@ -23,6 +23,11 @@ VARIABLES = {
     "yes": True,
     "number": 7,
     "share": 2.5,
+    "tiny": 1e-07,
+    "huge": 1.5e+22,
+    "args": {"city": "Paris", "days": 3, "deep": True, "opts": {"a": [1, None, 1e-07]}, "none": None, "step": 1e-07},
+    "call": {"function": {"name": "f", "arguments": {"x": [True, 2.0]}}},
+    "thought": "<think>\nfirst\n</think>\nsecond</think>third",
     "list": ["x", "y", "z"],
     "map": {"role": "user", "n": 3},
     "parts": [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}],
@@ -261,6 +266,82 @@ list | string
 "x" ~ list
 "x" ~ map
 "x" ~ none
+tiny
+huge
+-tiny
+tiny | string
+huge | string ~ '!'
+[tiny, huge, 1.0]
+{'a': tiny, 'b': [huge]}
+(tiny, 1)
+[tiny] | string
+[tiny, 2] | join(', ')
+tiny | tojson
+args
+args | string
+args | tojson
+args | tojson(ensure_ascii=False)
+args | tojson(indent=2)
+args | tojson(separators=(',', ':'))
+args | tojson(separators=[',', ':'])
+args | tojson(sort_keys=true)
+args | tojson(indent=4, sort_keys=true, separators=(',', ': '), ensure_ascii=true)
+args | tojson | safe
+args.items() | list
+args | items | list
+args.opts | string
+1e16 * 1.0
+0.1 + 0.2
+100.0 * 10
+1e-07 is float
+none | string
+true | string
+args.deep | string
+args.none | string
+args.missing is defined
+args.none is none
+args.deep is boolean
+args.days is number
+args.opts is mapping
+args.opts.a is sequence and args.opts.a is not mapping
+args.city is sequence and args.city is not string
+args.city is string
+thought.split('</think>')
+thought.split('</think>')[-1]
+thought.split('</think>')[0].split('<think>')[-1]
+thought.split('</think>')[-1].lstrip('\\n')
+thought.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n')
+thought.split('</think>', 1)[1].strip()
+thought.rsplit('</think>', 1)[0]
+'</think>' in thought and '<think>' not in empty
+thought.startswith('<think>')
+'' | default('d', true) | trim | length
+(nothing | default('', true)) ~ 'x'
+nothing is string
+missing is string
+missing is sequence and missing is iterable
+call.function is defined and call.function.missing is not defined
+call['function']['name'] ~ '!'
+list[-1:][0]
+list[1:-1]
+list | length - 1
+namespace(a=false).a is false
+(1, 2)[0]
+'a' if missing else 'b'
+not missing
+missing or 'd'
+list is iterable and list is not mapping and list is not string
+parts | selectattr('text', 'defined') | map(attribute='text') | list
+parts | rejectattr('type', 'equalto', 'image') | list | length
+list | map('string') | list
+'a' 'b' ~ 1
+'%s' % tiny
+"{}".format(tiny)
+list | tojson(indent=none)
+map | tojson(indent=0)
+''|tojson
+'é<>&\\'"' | tojson
+"\\u2028" | tojson
 """.strip().splitlines()
 
 TEMPLATES = [
@@ -301,6 +382,34 @@ TEMPLATES = [
     "{{ \"a\" 'b' }}",
     "{% for row in [[1, 2], [3]] recursive %}{{ row if row is number else loop(row) }}{% endfor %}",
     "{{ strftime_now('%Y-%m-%d') }}",
+    # Thinking, as the families of Qwen 3, Nemotron and Granite 4.2 read it.
+    "{%- set enable_thinking = enable_thinking if enable_thinking is defined else True %}{{ enable_thinking }}",
+    "{%- if not enable_thinking is defined %}{% set enable_thinking = false %}{% endif %}{{ enable_thinking }}",
+    "{%- if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{%- endif %}x",
+    "{%- set ns = namespace(multi_step_tool=true, last_query_index=parts|length - 1) %}{%- for m in parts[::-1] %}{%- set index = (parts|length - 1) - loop.index0 %}{%- if ns.multi_step_tool and m.type == 'text' and not(m.text.startswith('<tool_response>') and m.text.endswith('</tool_response>')) %}{%- set ns.multi_step_tool = false %}{%- set ns.last_query_index = index %}{%- endif %}{%- endfor %}{{ ns.last_query_index }}",
+    "{%- if call.reasoning_content is string %}{{ call.reasoning_content }}{%- else %}{%- if '</think>' in thought %}{%- set r = thought.split('</think>')[0].rstrip('\\n').split('<think>')[-1].lstrip('\\n') %}{%- set c = thought.split('</think>')[-1].lstrip('\\n') %}{{ r ~ '|' ~ c }}{%- endif %}{%- endif %}",
+    "{%- for m in parts %}{%- if loop.previtem and loop.previtem.type != 'tool' %}<{%- endif %}{{ m.text }}{%- if not loop.last and loop.nextitem.type != 'tool' %}>{%- elif loop.last %}.{%- endif %}{%- endfor %}",
+    "{%- for m in parts %}{{ loop.index0 }}{{ loop.revindex }}{{ loop.length }}{{ loop.previtem is defined }}{{ loop.nextitem is defined }};{%- endfor %}",
+    # Calls, as they are shown again in the history.
+    "{%- for name, value in args|items %}<parameter={{ name }}>\n{%- set value = value | tojson | safe if value is mapping or (value is sequence and value is not string) else value | string %}{{ value }}\n</parameter>\n{%- endfor %}",
+    "{%- for name, value in args.items() %}{{- '<parameter=' ~ name ~ '>\n' }}{%- set value = value if value is string else value | tojson %}{{- value ~ '\n' }}{%- endfor %}",
+    "{%- if call.function %}{%- set call = call.function %}{%- endif %}{{ call.name }}{%- if call.arguments is string %}{{ call.arguments }}{%- else %}{{ call.arguments | tojson }}{%- endif %}",
+    "{%- if tools is defined and tools is not none and tools %}tools{%- else %}no{%- endif %}",
+    "{%- if tools is iterable and tools | length > 0 %}tools{%- else %}no{%- endif %}",
+    "{%- macro render_extra_keys(d, handled) %}{%- if d is mapping %}{%- for k in d if k not in handled %}{%- if d[k] is mapping or (d[k] is sequence and d[k] is not string) %}<{{ k }}>{{ d[k] | tojson | safe }}</{{ k }}>{%- else %}<{{ k }}>{{ d[k] | string }}</{{ k }}>{%- endif %}{%- endfor %}{%- endif %}{%- endmacro %}{{- render_extra_keys(args, ['city', 'days']) }}",
+    "{%- set handled = ['city'] %}{%- for k in args.keys() | reject('in', handled) %}{{ k }};{%- endfor %}",
+    # Llama 3, Mistral, Phi, SmolLM.
+    "{%- set system = parts[0]['text']|trim %}{%- set rest = parts[1:] %}{{ system }}{{ rest | length }}",
+    "{%- if not (parts[0].type == 'text') != (0 % 2 == 0) %}{{- raise_exception('roles must alternate') }}{%- endif %}ok",
+    "{%- set user = parts | selectattr('type', 'equalto', 'text') | list %}{{ user[-1].text }}{%- set n = namespace(i=0) %}{%- for m in parts %}{%- if not (m.type == 'tool') %}{%- set n.i = n.i + 1 %}{%- endif %}{%- endfor %}{{ n.i }}",
+    "{%- set keys = args.items() | selectattr('0', 'in', ['city', 'days']) | list %}{{ keys | length }}",
+    "{%- for key, val in args.items() if val is not none %}{{ '\"' + key + '\": ' + (val | tojson) }}{%- if not loop.last %}, {% endif %}{%- endfor %}",
+    "{{ '{\"name\": ' ~ '\"' ~ call.function.name ~ '\"' ~ ', \"parameters\": ' }}{{ call.function.arguments | tojson }}{{ '}' }}",
+    "{%- set today = strftime_now('%d %b %Y') if strftime_now is defined else '26 Jul 2024' %}{{ today }}",
+    "{%- if custom_tools is defined %}{%- set tools = custom_tools %}{%- endif %}{%- if not tools_in_user_message is defined %}{%- set tools_in_user_message = true %}{%- endif %}{{ tools_in_user_message }}",
+    "{%- if parts[0].content is string %}s{%- elif parts[0].text is string %}{%- for block in parts if block.type in ['text', 'x'] %}{{ block['text'] }}{%- endfor %}{%- endif %}",
+    "{% set x = [] %}{% for m in parts %}{% if x.append(m.text) %}{% endif %}{% endfor %}{{ x }}",
+    "{% set x = {} %}{% set _ = x.update({'a': 1}) %}{{ x }}",
 ]
 
 

@@ -10,6 +10,7 @@ mod hub;
 mod hub_server;
 mod quantized;
 mod refusals;
+mod thinking;
 mod tokenizers;
 mod wheels;
 

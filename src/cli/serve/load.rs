@@ -195,6 +195,7 @@ pub fn load(
             kv_cache_bytes: settings.kv_bytes,
             accuracy,
         },
+        defaults: args.generation.defaults(&checkpoint.generation),
         engine,
     };
     Ok(Loaded { model, facts })

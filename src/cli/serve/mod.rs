@@ -2,6 +2,7 @@
 
 mod access;
 mod descriptors;
+mod generation;
 mod limits;
 mod load;
 mod plan;
@@ -28,6 +29,7 @@ use crate::memory as machine;
 use crate::sources::{self, Reference};
 use crate::telemetry::Metrics;
 use access::AccessArgs;
+use generation::GenerationArgs;
 use limits::LimitArgs;
 use load::{Loaded, Prepared};
 use plan::{ClientSizes, Clients, GivenSizes};
@@ -45,6 +47,9 @@ pub struct Args {
 
     #[command(flatten)]
     batching: BatchArgs,
+
+    #[command(flatten)]
+    generation: GenerationArgs,
 
     #[command(flatten)]
     limits: LimitArgs,

@@ -82,9 +82,20 @@ fn message(fields: &BTreeMap<String, &RawValue>) -> Result<Message, Problem> {
         None if matches!(role, Role::Assistant | Role::Tool) => String::new(),
         None => return Err(("content", CONTENT)),
     };
+    // Both names are in use; servers differ in what they send.
+    let reasoning = match role {
+        Role::Assistant => {
+            let first: Option<String> = field(fields, "reasoning_content", "a text")?;
+            let second: Option<String> = field(fields, "reasoning", "a text")?;
+            let given = first.or(second);
+            given.filter(|thought| !thought.trim().is_empty())
+        }
+        _ => None,
+    };
     Ok(Message {
         role,
         content,
+        reasoning,
         calls,
         name: field(fields, "name", "a text")?,
         call_id: field(fields, "tool_call_id", "a text")?,

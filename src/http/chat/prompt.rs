@@ -6,7 +6,7 @@ use crate::http::error_body::ApiError;
 use crate::http::fields::invalid;
 use crate::http::generate::prompt::encode_error;
 use crate::text::Tokenizer;
-use crate::text::chat::{ChatError, ChatTemplate, Conversation};
+use crate::text::chat::{ChatError, ChatTemplate, Conversation, Prompt};
 
 /// How long the text of a conversation may be.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +17,7 @@ pub struct Room {
     pub bytes: usize,
 }
 
-/// The ids of a conversation, of which there is at least one. A long conversation takes a while, so call it where
+/// The prompt of a conversation, of at least one id. A long conversation takes a while, so call it where
 /// blocking is fine.
 ///
 /// # Errors
@@ -27,7 +27,7 @@ pub fn encode(
     tokenizer: &Tokenizer,
     conversation: &Conversation,
     room: Room,
-) -> Result<Vec<u32>, ApiError> {
+) -> Result<Prompt, ApiError> {
     if conversation.documents.is_some() && !template.mentions("documents") {
         let expected = "left out: this model's chat template has no place for documents";
         return Err(invalid("documents", expected));
@@ -35,8 +35,10 @@ pub fn encode(
     let longest_token = tokenizer.most_bytes(1).max(1);
     let most = room.context.max(room.bytes.div_ceil(longest_token));
     match template.encode(tokenizer, conversation, Timestamp::now(), most) {
-        Ok(ids) if ids.is_empty() => Err(ApiError::ChatTemplate("it renders to nothing".into())),
-        Ok(ids) => Ok(ids),
+        Ok(prompt) if prompt.ids.is_empty() => {
+            Err(ApiError::ChatTemplate("it renders to nothing".into()))
+        }
+        Ok(prompt) => Ok(prompt),
         Err(ChatError::Template(problem)) => Err(ApiError::ChatTemplate(problem)),
         Err(ChatError::Encode(problem)) => Err(encode_error("messages", problem, room.context)),
     }

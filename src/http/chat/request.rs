@@ -1,9 +1,12 @@
 //! The JSON of `POST /v1/chat/completions` beside the conversation, checked.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::messages::{self, Tool};
+use super::thinking::ThinkingRequest;
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
 use crate::http::generate::output::MAX_LOGPROBS;
@@ -11,6 +14,7 @@ use crate::http::generate::request::GenerationRequest;
 use crate::http::limits::Limits;
 use crate::text::chat::calls::CallSyntax;
 use crate::text::chat::{Conversation, Ending, Role};
+use crate::text::values::Tools;
 
 /// A chat request whose every field is in range. What depends on the model is checked later.
 #[derive(Debug)]
@@ -23,6 +27,8 @@ pub struct ChatRequest {
     pub must_call: bool,
     /// Whether several may be called at once.
     pub parallel_calls: bool,
+    /// Whether and how long to think before.
+    pub thinking: ThinkingRequest,
     /// What answers begin with: the last message, where it is the assistant's and was asked to be repeated.
     pub echo: String,
     /// What every route that generates reads. Without `max_tokens` an answer may fill the context.
@@ -63,6 +69,7 @@ impl ChatRequest {
             conversation.tools = None;
         }
         let parallel_calls = f.take("parallel_tool_calls", "true or false")?;
+        let thinking = ThinkingRequest::take(f)?;
         let mut common = GenerationRequest::take(f, limits)?;
         let max_tokens = common.max_tokens;
         if max_tokens.count == Some(0) {
@@ -101,9 +108,18 @@ impl ChatRequest {
             tools,
             must_call,
             parallel_calls: parallel_calls.unwrap_or(true),
+            thinking,
             echo,
             common,
         })
+    }
+
+    /// What the arguments of the tools may be.
+    pub fn argument_kinds(&self) -> Arc<Tools> {
+        let tools = self.tools.iter();
+        Arc::new(Tools::new(
+            tools.map(|tool| (&*tool.name, tool.parameters.as_ref())),
+        ))
     }
 
     /// Lets the answer be nothing but a call, as `syntax` has it, where one is forced.

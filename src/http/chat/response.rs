@@ -8,7 +8,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::request::ChatRequest;
 use super::shapes::{
-    AboutPrompt, Choice, ChunkChoice, Completion, Delta, Likely, Logprobs, Message, TokenLogprob,
+    AboutPrompt, Choice, ChunkChoice, Completion, Delta, Likely, Logprobs, Message, Thought,
+    TokenLogprob,
 };
 use super::turn::Turn;
 use crate::engine::Score;
@@ -29,7 +30,20 @@ pub struct ChatWriter {
     counts: Counts,
     request: Arc<ChatRequest>,
     stream: StreamOptions,
+    /// Whether the model may think.
+    thinks: bool,
     answers: Vec<Streamed>,
+}
+
+/// What the answers to a rendered conversation begin with.
+#[derive(Debug, Clone, Copy)]
+pub struct Start {
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Whether the prompt has begun a call.
+    pub in_call: bool,
+    /// Whether the model may think.
+    pub thinks: bool,
 }
 
 /// One answer of a stream.
@@ -42,24 +56,30 @@ struct Streamed {
 }
 
 impl ChatWriter {
-    /// For a request whose rendered conversation has so many tokens; `calls` is how calls are written, if there may be
+    /// For a request whose rendered conversation ends as `start` says; `calls` is how calls are written, if there may be
     /// any.
     pub fn new(
         model: &ServedModel,
         request: Arc<ChatRequest>,
         calls: Option<CallSyntax>,
-        prompt_tokens: usize,
+        start: Start,
     ) -> Self {
         let n = request.common.n;
+        let tools = request.argument_kinds();
+        let mut counts = Counts::new(start.prompt_tokens, n);
+        if start.thinks {
+            counts.count_thoughts();
+        }
         let streamed = |_| Streamed {
-            turn: Turn::new(&request, calls.as_ref()),
+            turn: Turn::new(&request, calls.as_ref(), &tools, start.in_call),
             has_begun: false,
             logprobs: Vec::new(),
             token_ids: Vec::new(),
         };
         Self {
             head: Head::new("chatcmpl", model),
-            counts: Counts::new(prompt_tokens, n),
+            counts,
+            thinks: start.thinks,
             answers: (0..n).map(streamed).collect(),
             stream: request.common.output.stream.unwrap_or_default(),
             request,
@@ -96,18 +116,20 @@ impl ChatWriter {
 
     /// A whole answer, of which `turn` has seen nothing.
     fn choice(&self, mut turn: Turn, answer: Piece) -> Choice {
-        let (text, mut tool_calls) = turn.push(&answer.text, true);
+        let token_ids = self.token_ids(&answer);
+        let finish = answer.finish.unwrap_or(Finish::Stop(None));
+        let (text, mut tool_calls) = turn.push(&answer.text, Some(&finish));
         let text = self.request.echo.clone() + &text;
         for call in &mut tool_calls {
             call.index = None;
         }
-        let token_ids = self.token_ids(&answer);
-        let finish = answer.finish.unwrap_or(Finish::Stop(None));
+        let may_be_null = self.thinks || !tool_calls.is_empty();
         Choice {
             index: answer.index,
             message: Message {
                 role: "assistant",
-                content: (!text.is_empty() || tool_calls.is_empty()).then_some(text),
+                content: (!text.is_empty() || !may_be_null).then_some(text),
+                thought: self.thought(&answer.thought),
                 refusal: (),
                 tool_calls,
             },
@@ -115,6 +137,14 @@ impl ChatWriter {
             finish_reason: turn.reason(&finish),
             stop_reason: finish.stop_reason(),
             token_ids,
+        }
+    }
+
+    /// What was thought, if that was asked for.
+    fn thought(&self, text: &str) -> Thought {
+        match self.request.thinking.is_included {
+            true => Thought::of(text),
+            false => Thought::default(),
         }
     }
 
@@ -176,16 +206,19 @@ impl Writer for ChatWriter {
         self.counts.add_generated(piece);
         let scored = self.logprobs(&piece.tokens);
         let ids = self.token_ids(piece);
+        let thought = self.thought(&piece.thought);
         let answer = &mut self.answers[index];
         answer.logprobs.extend(scored.into_iter().flatten());
         answer.token_ids.extend(ids.into_iter().flatten());
-        let (text, tool_calls) = answer.turn.push(&piece.text, piece.finish.is_some());
+        let (text, tool_calls) = answer.turn.push(&piece.text, piece.finish.as_ref());
         let delta = Delta {
             content: (!text.is_empty()).then_some(text),
+            thought,
             tool_calls,
             ..Delta::default()
         };
-        let has_delta = delta.content.is_some() || !delta.tool_calls.is_empty();
+        let has_text = delta.content.is_some() || !delta.thought.is_empty();
+        let has_delta = has_text || !delta.tool_calls.is_empty();
         if has_delta || piece.finish.is_some() && !answer.logprobs.is_empty() {
             let scored = mem::take(&mut answer.logprobs);
             let ids = mem::take(&mut answer.token_ids);

@@ -40,9 +40,22 @@ pub struct Message {
     pub role: &'static str,
     /// `null` when there are only calls.
     pub content: Option<String>,
+    #[serde(flatten)]
+    pub thought: Thought,
     pub refusal: (),
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
+}
+
+/// What was thought, under both names that clients read.
+#[derive(Default, Serialize)]
+pub struct Thought {
+    /// DeepSeek's, SGLang's and llama.cpp's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning_content: Option<String>,
+    /// vLLM's, Ollama's and OpenRouter's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoning: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -63,6 +76,8 @@ pub struct Delta {
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    #[serde(flatten)]
+    pub thought: Thought,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
 }
@@ -72,14 +87,18 @@ pub struct ToolCall {
     /// Its place among the calls of the answer; only in streams, which put calls together by it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<usize>,
-    pub id: String,
-    pub r#type: &'static str,
+    /// In the first part of a call, as all that is not its arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<&'static str>,
     pub function: Function,
 }
 
 #[derive(Serialize)]
 pub struct Function {
-    pub name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
     pub arguments: String,
 }
 
@@ -102,6 +121,50 @@ pub struct Likely {
     pub token: String,
     pub logprob: f32,
     pub bytes: Vec<u8>,
+}
+
+impl Thought {
+    /// Nothing if there is no text.
+    pub fn of(text: &str) -> Self {
+        let text = (!text.is_empty()).then(|| text.to_owned());
+        Self {
+            reasoning_content: text.clone(),
+            reasoning: text,
+        }
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.reasoning.is_none()
+    }
+}
+
+impl ToolCall {
+    /// The call at `index` of an answer, without its arguments.
+    pub fn begin(index: usize, name: String) -> Self {
+        Self {
+            index: Some(index),
+            id: Some(format!("call_{:024x}", rand::random::<u128>() >> 32)),
+            r#type: Some("function"),
+            function: Function {
+                name: Some(name),
+                arguments: String::new(),
+            },
+        }
+    }
+
+    /// A further piece of the arguments of the call at `index`.
+    pub const fn more(index: usize, arguments: String) -> Self {
+        Self {
+            index: Some(index),
+            id: None,
+            r#type: None,
+            function: Function {
+                name: None,
+                arguments,
+            },
+        }
+    }
 }
 
 impl ChunkChoice {

@@ -1,9 +1,12 @@
 //! The text of an answer → what the assistant says and which tools it calls.
 
+use std::sync::Arc;
+
 use super::request::ChatRequest;
-use super::shapes::{Function, ToolCall};
+use super::shapes::ToolCall;
 use crate::http::generate::answer::Finish;
 use crate::text::chat::calls::{CallParser, CallSyntax, Part};
+use crate::text::values::Tools;
 
 /// One answer in the making: its text so far undecided, and how many calls have been found.
 pub struct Turn {
@@ -13,9 +16,15 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// An answer to `request`, in which calls are written as `calls` says, if there may be any.
-    pub fn new(request: &ChatRequest, calls: Option<&CallSyntax>) -> Self {
-        let parser = calls.map(|syntax| CallParser::new(syntax.clone(), request.must_call));
+    /// An answer to `request`, in which calls are written as `calls` says, if there may be any, with arguments for
+    /// `tools`. `in_call` says whether the prompt has begun one.
+    pub fn new(
+        request: &ChatRequest,
+        calls: Option<&CallSyntax>,
+        tools: &Arc<Tools>,
+        in_call: bool,
+    ) -> Self {
+        let parser = calls.map(|syntax| CallParser::new(syntax.clone(), tools, in_call));
         Self {
             parser,
             parallel_calls: request.parallel_calls,
@@ -23,32 +32,39 @@ impl Turn {
         }
     }
 
-    /// The text and the calls that a piece decides.
-    pub fn push(&mut self, text: &str, is_last: bool) -> (String, Vec<ToolCall>) {
+    /// The text and the parts of calls that a piece decides; `finish` is how the answer ended, if this is its last.
+    pub fn push(&mut self, text: &str, finish: Option<&Finish>) -> (String, Vec<ToolCall>) {
         let Some(parser) = &mut self.parser else {
             return (text.to_owned(), Vec::new());
         };
         let mut parts = parser.push(text);
-        if is_last {
-            parts.extend(parser.finish());
+        if let Some(finish) = finish {
+            let is_cut = !matches!(finish, Finish::Stop(None));
+            parts.extend(parser.finish(is_cut));
         }
-        let (mut text, mut calls) = (String::new(), Vec::new());
+        let (mut text, mut calls) = (String::new(), Vec::<ToolCall>::new());
         for part in parts {
             match part {
                 Part::Text(more) => text += &more,
-                Part::Call { .. } if self.calls > 0 && !self.parallel_calls => {}
-                Part::Call { name, arguments } => {
-                    calls.push(ToolCall {
-                        index: Some(self.calls),
-                        id: format!("call_{:024x}", rand::random::<u128>() >> 32),
-                        r#type: "function",
-                        function: Function { name, arguments },
-                    });
+                Part::Begin(name) => {
                     self.calls += 1;
+                    if self.is_wanted() {
+                        calls.push(ToolCall::begin(self.calls - 1, name));
+                    }
                 }
+                Part::Arguments(more) if self.is_wanted() => match calls.last_mut() {
+                    Some(call) => call.function.arguments += &more,
+                    None => calls.push(ToolCall::more(self.calls - 1, more)),
+                },
+                Part::Arguments(_) => {}
             }
         }
         (text, calls)
+    }
+
+    /// Whether the client wants the last call that has begun.
+    const fn is_wanted(&self) -> bool {
+        self.calls == 1 || self.parallel_calls
     }
 
     /// OpenAI's word for how the answer ended.

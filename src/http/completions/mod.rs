@@ -54,9 +54,10 @@ async fn prepare(
     let (record, request) = (Arc::clone(record), Arc::clone(request));
     let limits = model.engine.limits();
     let (tokenizer, stop_ids) = (Arc::clone(&model.tokenizer), model.stop_ids.clone());
+    let defaults = model.defaults.sampling.clone();
     turn.run(move || {
         let common = &request.common;
-        let mut template = common.generation(&tokenizer, &stop_ids, limits)?;
+        let mut template = common.generation(&tokenizer, &stop_ids, limits, &defaults)?;
         template.max_tokens = request.max_tokens;
         template.score_prompt |= request.scores_echo();
         if request.best_of > common.n && template.scores.is_none() {

@@ -13,6 +13,7 @@ use crate::http::error_body::ApiError;
 use crate::http::fields::invalid;
 use crate::http::observe::Record;
 use crate::text::stop::Scan;
+use crate::text::thoughts::{Part, Phase, Splitter};
 use crate::text::{Decoder, StopStrings, Tokenizer};
 
 /// What holds for all answers of a request.
@@ -36,8 +37,12 @@ pub struct Rules {
     pub grammar: Option<&'static str>,
     /// Whether special tokens are written out like text.
     pub shows_special: bool,
-    /// One that is, where the others are not.
-    pub shown_token: Option<u32>,
+    /// Those that are, where the others are not.
+    pub shown_tokens: Vec<u32>,
+    /// Tells thoughts from answers, if there may be any. Stop strings are looked for in the answers.
+    pub thoughts: Option<Splitter>,
+    /// Whether thoughts are left in the text, as the model wrote them.
+    pub leaves_thoughts: bool,
 }
 
 /// One answer in the making.
@@ -45,6 +50,7 @@ pub struct Answer {
     events: TokenStream,
     decoder: Decoder,
     stops: StopStrings,
+    thoughts: Option<Splitter>,
     rules: Arc<Rules>,
     /// The prompt, until the first piece has taken it.
     prompt: Option<Arc<[u32]>>,
@@ -71,6 +77,10 @@ pub struct Piece {
     pub index: usize,
     /// The next part of its text.
     pub text: String,
+    /// The next part of what was thought before it.
+    pub thought: String,
+    /// How many tokens of the thought are among the generated ones.
+    pub thought_tokens: usize,
     /// How many of the prompt's tokens came from the cache; only in the first piece.
     pub cached_tokens: usize,
     /// The prompt's ids; only in the first piece.
@@ -144,6 +154,7 @@ impl Answer {
             events,
             decoder: Decoder::new(tokenizer),
             stops: rules.stops.clone(),
+            thoughts: rules.thoughts.clone(),
             rules,
             prompt: Some(prompt),
             prompt_scores: VecDeque::new(),
@@ -182,7 +193,11 @@ impl Answer {
                 });
                 let text = self.decode(id);
                 self.decoded += text.chars().count();
-                self.watch(&text, &mut piece);
+                let before = self.phase();
+                self.read(&text, &mut piece);
+                if before == Some(Phase::Thought) && self.phase() == before {
+                    piece.thought_tokens += 1;
+                }
                 // The end is certain to follow, and is part of this piece: an event of its own would have no text.
                 if self.generated == self.rules.max_tokens
                     && piece.finish.is_none()
@@ -223,7 +238,7 @@ impl Answer {
     }
 
     fn decode(&mut self, id: u32) -> String {
-        if self.rules.shows_special || self.rules.shown_token == Some(id) {
+        if self.rules.shows_special || self.rules.shown_tokens.contains(&id) {
             self.decoder.push_literally(id)
         } else {
             self.decoder.push(id)
@@ -244,6 +259,35 @@ impl Answer {
                 let text = self.decoder.push_literally(id);
                 self.decoded += text.chars().count();
                 piece.text += &text;
+            }
+        }
+    }
+
+    /// Where the text is, if thoughts are looked for.
+    fn phase(&self) -> Option<Phase> {
+        self.thoughts.as_ref().map(Splitter::phase)
+    }
+
+    /// Takes the next text of the answer and its thought.
+    fn read(&mut self, text: &str, piece: &mut Piece) {
+        match &mut self.thoughts {
+            None => self.watch(text, piece),
+            Some(splitter) => {
+                let parts = splitter.push(text);
+                self.tell_apart(parts, piece);
+            }
+        }
+    }
+
+    fn tell_apart(&mut self, parts: Vec<Part>, piece: &mut Piece) {
+        for part in parts {
+            match part {
+                Part::Answer(text) if piece.finish.is_none() => self.watch(&text, piece),
+                Part::Thought(text) | Part::Mark(text) if self.rules.leaves_thoughts => {
+                    piece.text += &text;
+                }
+                Part::Thought(text) => piece.thought += &text,
+                Part::Mark(_) | Part::Answer(_) => {}
             }
         }
     }
@@ -286,7 +330,9 @@ impl Answer {
             FinishReason::Length => Finish::Length,
         };
         text += &self.decoder.finish();
-        self.watch(&text, piece);
+        self.read(&text, piece);
+        let rest = self.thoughts.as_mut().map(Splitter::finish);
+        self.tell_apart(rest.unwrap_or_default(), piece);
         if piece.finish.is_none() {
             piece.text += &self.stops.finish();
             piece.finish = Some(finish);
@@ -307,7 +353,7 @@ impl Piece {
             Some(score) => scored_bytes(score.top.len()),
             None => size_of::<PlacedToken>(),
         });
-        2 * self.text.len() + scores.sum::<usize>()
+        2 * (self.text.len() + self.thought.len()) + scores.sum::<usize>()
     }
 
     /// How many tokens were generated for it, the one that ended the answer included.
@@ -318,6 +364,8 @@ impl Piece {
     /// Puts the piece that follows behind this one.
     pub fn append(&mut self, next: Self) {
         self.text += &next.text;
+        self.thought += &next.thought;
+        self.thought_tokens += next.thought_tokens;
         self.cached_tokens += next.cached_tokens;
         self.prompt_ids = self.prompt_ids.take().or(next.prompt_ids);
         self.prompt.extend(next.prompt);

@@ -28,7 +28,9 @@ use crate::http::error_body::ApiError;
 use crate::http::fields::{ignored_header, invalid};
 use crate::http::memory::copied;
 use crate::http::observe::Record;
+use crate::text::Tokenizer;
 use crate::text::grammar::Problem;
+use crate::text::thoughts::{Bounds, Form, Phase, Splitter, ThoughtFirst, ThoughtTokens};
 use answer::{Answer, Pieces, Rules, scored_bytes};
 use request::GenerationRequest;
 use response::Writer;
@@ -73,6 +75,15 @@ pub struct Work {
     /// So many for each prompt, one prompt after the other.
     generations: Vec<Generation>,
     rules: Rules,
+    thought: Option<Thought>,
+}
+
+/// A thought that may come before each answer.
+struct Thought {
+    tokens: Arc<ThoughtTokens>,
+    /// Where the prompt ends.
+    splitter: Splitter,
+    bounds: Bounds,
 }
 
 impl Work {
@@ -104,6 +115,7 @@ impl Work {
             prompts,
             generations,
             rules: request.rules(template),
+            thought: None,
         })
     }
 
@@ -119,7 +131,56 @@ impl Work {
 
     /// Has a special token written out in answers.
     pub fn show(&mut self, token: Option<u32>) {
-        self.rules.shown_token = token;
+        self.rules.shown_tokens.extend(token);
+    }
+
+    /// Looks for thoughts in answers and keeps them within `bounds`; `splitter` stands where the prompt ends. `leaves` has
+    /// them stay in the text.
+    ///
+    /// # Errors
+    /// When the tokenizer has no ids for what marks thoughts.
+    pub fn think(
+        &mut self,
+        form: &'static Form,
+        tokenizer: &Arc<Tokenizer>,
+        splitter: Splitter,
+        bounds: Bounds,
+        leaves: bool,
+    ) -> Result<(), ApiError> {
+        let tokens = ThoughtTokens::new(form, Arc::clone(tokenizer));
+        let tokens = tokens.map_err(|_no_ids| ApiError::Internal)?;
+        self.rules.shown_tokens.extend(tokens.tags());
+        self.rules.thoughts = Some(splitter.clone());
+        self.rules.leaves_thoughts = leaves;
+        self.thought = Some(Thought {
+            tokens: Arc::new(tokens),
+            splitter,
+            bounds,
+        });
+        Ok(())
+    }
+
+    /// Puts the thought before what the answers must be.
+    fn begin_with_thoughts(&mut self) {
+        let Some(thought) = &self.thought else {
+            return;
+        };
+        let phase = thought.splitter.phase();
+        for generation in &mut self.generations {
+            let inner = generation.constraint.take();
+            let is_bounded = thought.bounds.budget.is_some() && phase != Phase::Answer;
+            let needed = match inner {
+                None => is_bounded,
+                Some(_) => thought.tokens.may_think(&thought.splitter),
+            };
+            generation.constraint = if needed {
+                let (tokens, splitter) = (Arc::clone(&thought.tokens), thought.splitter.clone());
+                let bounds = thought.bounds.clone();
+                Some(Box::new(ThoughtFirst::new(tokens, splitter, bounds, inner)))
+            } else {
+                inner
+            };
+        }
     }
 }
 
@@ -146,6 +207,7 @@ pub async fn respond(
     let grammar = request.grammar.as_ref();
     let is_strict = app.limits().strict;
     let unenforced = constrain(model, &mut work.generations, grammar, is_strict).await?;
+    work.begin_with_thoughts();
     let answers = work.generations.len() / work.prompts.len().max(1);
     let streams = model.engine.submit(work.generations).map_err(refused)?;
     let rules = Arc::new(work.rules);

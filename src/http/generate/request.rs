@@ -7,12 +7,13 @@ use super::answer::Rules;
 use super::length::MaxTokens;
 use super::output::{MAX_LOGPROBS, OutputRequest};
 use super::prompt::check_ids;
-use super::sampling::{self, MAX_ENTRIES};
+use super::sampling::{self, MAX_ENTRIES, Unset};
 use super::structured::{self, FromField};
 use crate::engine::{self, Generation, Sampling};
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
 use crate::http::limits::Limits;
+use crate::sources::generation::GenerationDefaults;
 use crate::text::{StopStrings, Tokenizer};
 
 /// Bytes of all stop strings together. A stop string is a line or a word; a long one would only hold the answer back.
@@ -51,6 +52,8 @@ pub struct GenerationRequest {
     bad_words: Vec<String>,
     cache_salt: u128,
     sampling: Sampling,
+    /// What of it is left to the model.
+    unset: Unset,
 }
 
 impl GenerationRequest {
@@ -61,6 +64,7 @@ impl GenerationRequest {
     pub fn take(f: &mut Fields<'_>, limits: &Limits) -> Result<Self, ApiError> {
         let model = f.take("model", "a string")?;
         let max_tokens = MaxTokens::take(f, limits)?;
+        let unset = Unset::of(f);
         let sampling = sampling::take(f)?;
         let seed = f.integer("seed", "a 64-bit integer")?;
         let request = Self {
@@ -79,13 +83,14 @@ impl GenerationRequest {
             bad_words: strings(f, "bad_words", MAX_ENTRIES)?,
             cache_salt: cache_salt(f)?,
             sampling,
+            unset,
             ignored: Vec::new(),
         };
         take_unused(f)?;
         Ok(request)
     }
 
-    /// A generation by these fields, without prompt, length and grammar. Tokenizes words: takes time in proportion to
+    /// A generation by these fields and, where they say nothing, the model's `defaults`, without prompt, length and grammar. Tokenizes words: takes time in proportion to
     /// them, so call it where blocking is fine.
     ///
     /// # Errors
@@ -95,8 +100,10 @@ impl GenerationRequest {
         tokenizer: &Tokenizer,
         eos_ids: &[u32],
         limits: engine::Limits,
+        defaults: &GenerationDefaults,
     ) -> Result<Generation, ApiError> {
         let mut sampling = self.sampling.clone();
+        self.unset.fill(&mut sampling, defaults);
         let biased: Vec<u32> = sampling.logit_bias.iter().map(|bias| bias.0).collect();
         check_ids("logit_bias", &biased, limits)?;
         check_ids("allowed_token_ids", &sampling.allowed_ids, limits)?;

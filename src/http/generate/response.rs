@@ -76,6 +76,8 @@ pub struct Counts {
     prompt_tokens: usize,
     completion_tokens: usize,
     cached_tokens: usize,
+    /// Of thoughts; absent for a model that has none.
+    reasoning_tokens: Option<usize>,
     /// Answers to each prompt.
     answers: usize,
 }
@@ -87,13 +89,22 @@ impl Counts {
             prompt_tokens,
             completion_tokens: 0,
             cached_tokens: 0,
+            reasoning_tokens: None,
             answers,
         }
+    }
+
+    /// Counts the tokens of thoughts too.
+    pub const fn count_thoughts(&mut self) {
+        self.reasoning_tokens = Some(0);
     }
 
     /// Counts what was generated for `piece`.
     pub fn add_generated(&mut self, piece: &Piece) {
         self.completion_tokens += piece.generated();
+        if let Some(count) = &mut self.reasoning_tokens {
+            *count += piece.thought_tokens;
+        }
     }
 
     /// Counts what `piece` says was found in the cache. A prompt counts once, however many answers it has.
@@ -104,7 +115,8 @@ impl Counts {
     }
 
     /// The counts as a response has them.
-    pub const fn usage(&self) -> Usage {
+    pub fn usage(&self) -> Usage {
+        let details = |reasoning_tokens| CompletionTokensDetails { reasoning_tokens };
         Usage {
             prompt_tokens: self.prompt_tokens,
             completion_tokens: self.completion_tokens,
@@ -112,6 +124,7 @@ impl Counts {
             prompt_tokens_details: PromptTokensDetails {
                 cached_tokens: self.cached_tokens,
             },
+            completion_tokens_details: self.reasoning_tokens.map(details),
         }
     }
 }
@@ -154,6 +167,16 @@ pub struct Usage {
     pub total_tokens: usize,
     /// More about the prompts.
     pub prompt_tokens_details: PromptTokensDetails,
+    /// More about the answers, for models that think.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_tokens_details: Option<CompletionTokensDetails>,
+}
+
+/// What tokens of answers were spent on.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct CompletionTokensDetails {
+    /// Thoughts.
+    pub reasoning_tokens: usize,
 }
 
 /// What became of prompt tokens.

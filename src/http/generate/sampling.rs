@@ -4,6 +4,7 @@ use crate::engine::Sampling;
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
 use crate::http::values::{ById, Range};
+use crate::sources::generation::GenerationDefaults;
 
 /// OpenAI's range; 0 takes the likeliest token.
 pub const TEMPERATURE: Range = Range::new(0.0, 2.0, 1.0);
@@ -19,6 +20,49 @@ pub const REPETITION_PENALTY: Range = Range::new(0.01, 100.0, 1.0);
 pub const LOGIT_BIAS: Range = Range::new(-100.0, 100.0, 0.0);
 /// Entries of `logit_bias`, `allowed_token_ids` and `bad_words`: each costs a little time for every token.
 pub const MAX_ENTRIES: usize = 1024;
+
+/// The fields that a request leaves to the model's own defaults.
+#[derive(Debug, Clone, Copy)]
+pub struct Unset {
+    temperature: bool,
+    top_p: bool,
+    top_k: bool,
+    repetition_penalty: bool,
+}
+
+impl Unset {
+    /// Those of the fields that say nothing; to be asked before they are taken.
+    pub fn of(f: &Fields<'_>) -> Self {
+        Self {
+            temperature: f.is_unset("temperature"),
+            top_p: f.is_unset("top_p"),
+            top_k: f.is_unset("top_k"),
+            repetition_penalty: f.is_unset("repetition_penalty"),
+        }
+    }
+
+    /// Puts the model's `defaults` in their places.
+    pub fn fill(self, sampling: &mut Sampling, defaults: &GenerationDefaults) {
+        fn put<T: Copy>(field: &mut T, is_unset: bool, default: Option<T>) {
+            if let Some(default) = default.filter(|_| is_unset) {
+                *field = default;
+            }
+        }
+        put(
+            &mut sampling.temperature,
+            self.temperature,
+            defaults.temperature,
+        );
+        put(&mut sampling.top_p, self.top_p, defaults.top_p);
+        put(&mut sampling.top_k, self.top_k, defaults.top_k);
+        let penalty = &mut sampling.repetition_penalty;
+        put(
+            penalty,
+            self.repetition_penalty,
+            defaults.repetition_penalty,
+        );
+    }
+}
 
 /// Takes the fields; seed and banned words are the caller's.
 ///

@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::http::chat::messages::{MAX_DOCUMENTS, MAX_ROLE, MAX_TOOL_NAME, MAX_TOOLS};
 use crate::http::chat::request::UNSUPPORTED;
+use crate::http::chat::thinking::{ANSWER_SHARE, BUDGETS, EFFORTS};
 use crate::http::completions::request::DEFAULT_MAX_TOKENS;
 use crate::http::generate::output::{MAX_LOGPROBS, MAX_SCORED_IDS};
 use crate::http::generate::request::STOP_IDS_PER_STOP;
@@ -116,7 +117,7 @@ fn tokenize() -> Value {
 
 /// What a chat template is given.
 fn conversation() -> Value {
-    json!({
+    let mut properties = json!({
         "messages": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Message"}},
         "tools": optional("array", json!({"maxItems": MAX_TOOLS, "items": {"$ref": "#/components/schemas/Tool"},
             "description": "What the model may call, where its chat template has a place for tools."})),
@@ -126,7 +127,46 @@ fn conversation() -> Value {
             "Further variables of the chat template, such as `thinking`."})),
         "add_generation_prompt": flag("Whether the assistant's turn begins after the messages. True if absent."),
         "continue_final_message": flag("Go on with the last message instead of beginning an answer."),
-    })
+    });
+    merge(&mut properties, thinking());
+    properties
+}
+
+/// Whether and how long the model thinks before it answers; nothing for one that does not.
+fn thinking() -> Value {
+    let mut efforts: Vec<Value> = EFFORTS.map(Value::from).to_vec();
+    efforts.push(Value::Null);
+    let mut share = within(ANSWER_SHARE);
+    share["description"] =
+        "Keep this share of `max_tokens` for the answer: a thought that would leave less is ended."
+            .into();
+    let budget = |description: &str| {
+        optional(
+            "integer",
+            json!({"minimum": 0, "format": "int64", "description": description}),
+        )
+    };
+    let mut properties = json!({
+        "reasoning_effort": {"enum": efforts, "description":
+            "How much to think; `none` turns it off. `enable_thinking` of `chat_template_kwargs` wins."},
+        "include_reasoning": flag("Whether answers tell what was thought. True if absent."),
+        "separate_reasoning": flag("Whether thoughts are told apart from the answer; otherwise they are left in the text, with their tags. True if absent."),
+        "answer_share": optional("number", share),
+        "reasoning": optional("object", json!({"description": "The same in OpenRouter's form.", "properties": {
+            "effort": {"enum": efforts},
+            "max_tokens": budget("As `thinking_token_budget`."),
+            "exclude": flag("The opposite of `include_reasoning`."),
+            "enabled": flag("Whether to think."),
+        }})),
+    });
+    for (at, name) in BUDGETS.into_iter().enumerate() {
+        let description = match at {
+            0 => "The most tokens of a thought, which is ended then; 0 turns thinking off.",
+            _ => "Another name of `thinking_token_budget`.",
+        };
+        merge(&mut properties, json!({name: budget(description)}));
+    }
+    properties
 }
 
 /// What anyone says: a text, or parts that are text.
@@ -174,6 +214,8 @@ fn assistant_message() -> Value {
         "properties": {
             "role": {"const": "assistant"},
             "content": {"anyOf": content()},
+            "reasoning_content": optional("string", json!({"description": "What it thought before."})),
+            "reasoning": optional("string", json!({"description": "Another name of `reasoning_content`, which wins."})),
             "name": optional("string", json!({})),
             "tool_calls": optional("array", json!({"items": call})),
         },

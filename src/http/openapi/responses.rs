@@ -19,15 +19,14 @@ pub fn add(schemas: &mut Map<String, Value>) {
             "code": text(),
         }))})),
     );
-    add(
-        "Usage",
-        object(json!({
-            "prompt_tokens": count(),
-            "completion_tokens": count(),
-            "total_tokens": count(),
-            "prompt_tokens_details": object(json!({"cached_tokens": count()})),
-        })),
-    );
+    let mut usage = object(json!({
+        "prompt_tokens": count(),
+        "completion_tokens": count(),
+        "total_tokens": count(),
+        "prompt_tokens_details": object(json!({"cached_tokens": count()})),
+    }));
+    usage["properties"]["completion_tokens_details"] = object(json!({"reasoning_tokens": count()}));
+    add("Usage", usage);
     let ranked =
         || object(json!({"logprob": {"type": "number"}, "rank": count(), "decoded_token": text()}));
     let prompt_logprobs = || {
@@ -60,6 +59,9 @@ pub fn add(schemas: &mut Map<String, Value>) {
         "content": {"type": ["string", "null"]},
         "refusal": {"type": "null"},
     }));
+    for name in ["reasoning_content", "reasoning"] {
+        message["properties"][name] = json!({"type": "string", "description": "What was thought before; both names have the same text."});
+    }
     message["properties"]["tool_calls"] = json!({"type": "array", "minItems": 1, "items": object(json!({
         "id": text(), "type": {"const": "function"},
         "function": object(json!({"name": text(), "arguments": text()})),
@@ -98,12 +100,16 @@ pub fn add(schemas: &mut Map<String, Value>) {
             "parent": {"type": "null"},
             "max_model_len": count(),
             "capabilities": object(json!({
-                "completions": yes_or_no(), "chat_completions": yes_or_no(), "tools": yes_or_no(), "embeddings": yes_or_no(),
+                "completions": yes_or_no(), "chat_completions": yes_or_no(), "tools": yes_or_no(), "reasoning": yes_or_no(), "embeddings": yes_or_no(),
             })),
             "quantization": object(json!({
                 "scheme": {}, "kernel": text(), "parameters": count(), "weight_bytes": count(),
                 "weight_bytes_f32": count(), "kv_cache_bytes": count(), "accuracy": {"type": ["object", "null"]},
             })),
+            "default_generation": {"type": "object", "description": "What holds where a request says nothing, as far as the model names it.",
+                "properties": {"temperature": {"type": "number"}, "top_p": {"type": "number"}, "top_k": count(),
+                    "repetition_penalty": {"type": "number"}, "max_new_tokens": count()},
+                "additionalProperties": false},
         })),
     );
     let model = json!({"$ref": "#/components/schemas/Model"});

@@ -15,6 +15,7 @@ use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::floats::all_finite;
+use super::generation::GenerationDefaults;
 use super::mapped::Mapped;
 use super::names::{self, TensorName};
 use super::{Checkpoint, Tensors};
@@ -33,6 +34,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     let config = config::translate(path, &header)?;
     let tokenizer = tokenizer::build(path, &header)?;
     let eos_token_ids = config::eos_token_ids(&header)?;
+    let generation = GenerationDefaults::of_gguf(path, |key| header.number(key))?;
     let chat_template = header.text("tokenizer.chat_template")?.map(str::to_owned);
     let tensors = rename(path, header.tensors, &config)?;
     map.read_ahead();
@@ -42,6 +44,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         config_file: path.into(),
         config,
         eos_token_ids,
+        generation,
         tokenizer,
         chat_template,
         tensors: Box::new(GgufTensors { map, tensors }),

@@ -44,7 +44,7 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     environment.set_unknown_method_callback(methods::call);
     environment.set_formatter(|output, state, value| {
         methods::walk(state, value, methods::MAX_NESTING)?;
-        escape_formatter(output, state, value)
+        escape_formatter(output, state, &python::with_floats(value))
     });
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(MAX_RECURSION);

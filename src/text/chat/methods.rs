@@ -9,6 +9,8 @@ use minijinja::value::{Kwargs, Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat;
 
+use super::python;
+
 /// Methods that change a value. The sandbox in which transformers runs templates refuses them too.
 const CHANGING: [&str; 12] = [
     "append",
@@ -178,6 +180,7 @@ pub fn join(state: &State<'_, '_>, between: &str, items: &Value) -> Result<Strin
         state.consume_fuel(1)?;
         walk(state, &item, MAX_NESTING)?;
         let between = if at > 0 { between } else { "" };
+        let item = python::with_floats(&item);
         write!(joined, "{between}{item}").map_err(|fmt::Error| too_much())?;
     }
     Ok(joined.text)

@@ -2,7 +2,7 @@
 //!
 //! - [`ChatTemplate`]: the model's own Jinja template, run within bounds.
 //! - [`guard`]: what clients write stays text, whatever it looks like.
-//! - [`calls`]: tool calls in answers.
+//! - [`calls`]: tool calls in answers; their thoughts are [`super::thoughts`].
 //! - `jinja`, with `source`, `methods` and `python`: runs templates as transformers does, and what they expect of Python.
 
 pub mod calls;
@@ -20,6 +20,7 @@ use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, context};
 
 use super::Tokenizer;
+use super::thoughts::{Form, Phase, Splitter};
 use super::tokenizer::EncodeError;
 use calls::CallSyntax;
 use guard::ControlTokens;
@@ -28,6 +29,8 @@ use guard::ControlTokens;
 const MAX_OTHER_ROLES: usize = 128;
 /// A text that no template has of its own.
 const PROBE: &str = "qZ7probe";
+/// What templates call a thought.
+const REASONING: &str = "reasoning_content";
 /// Characters of a template's own complaint that a client gets to read.
 const MAX_COMPLAINT: usize = 300;
 
@@ -37,6 +40,7 @@ pub struct ChatTemplate {
     source: String,
     control: ControlTokens,
     calls: Option<CallSyntax>,
+    thoughts: Option<&'static Form>,
     /// What templates call `bos_token` and `eos_token`.
     bos: String,
     eos: String,
@@ -66,6 +70,8 @@ pub struct Message {
     pub role: Role,
     /// What is said; parts of text are lines of it.
     pub content: String,
+    /// What the assistant thought before, if it is not in the text.
+    pub reasoning: Option<String>,
     /// Who exactly speaks, or which tool.
     pub name: Option<String>,
     /// The calls that the assistant made.
@@ -91,6 +97,7 @@ impl Message {
         Self {
             role,
             content: content.to_owned(),
+            reasoning: None,
             name: None,
             calls: Vec::new(),
             call_id: None,
@@ -137,6 +144,17 @@ pub enum Ending {
     Continued,
 }
 
+/// What a conversation becomes for the model.
+#[derive(Debug)]
+pub struct Prompt {
+    /// The ids of the rendered text.
+    pub ids: Vec<u32>,
+    /// Where the answer is with its thoughts, if the model may have any.
+    pub thoughts: Option<Splitter>,
+    /// Whether the text ends with the start of a call.
+    pub opens_call: bool,
+}
+
 /// Variables that are not the client's to set.
 pub const RESERVED: [&str; 8] = [
     "messages",
@@ -180,6 +198,7 @@ impl ChatTemplate {
             environment,
             control: ControlTokens::of(tokenizer),
             calls: None,
+            thoughts: Form::of(source),
             source: source.to_owned(),
             bos: text(bos),
             eos: text(eos),
@@ -225,12 +244,27 @@ impl ChatTemplate {
         self.calls.as_ref()
     }
 
+    /// How the model marks its thoughts; `None` when its template knows none.
+    pub const fn thoughts(&self) -> Option<&'static Form> {
+        self.thoughts
+    }
+
+    /// The ids of what begins a call, where the model has to write that itself.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn opener(&self, tokenizer: &Tokenizer) -> Result<Vec<u32>, EncodeError> {
+        let opener = self.calls.as_ref().map_or("", CallSyntax::opener);
+        self.control.encode(tokenizer, opener, usize::MAX)
+    }
+
     /// Whether the template does something with the variable `name`.
     pub fn mentions(&self, name: &str) -> bool {
         self.source.contains(name)
     }
 
-    /// The ids of `conversation`, at most `max_tokens` of which are wanted. `now` is what templates take for today.
+    /// The ids of `conversation`, at most `max_tokens` of which are wanted, and what they end with. `now` is what templates
+    /// take for today.
     ///
     /// Control tokens come from the template alone: what the client wrote is text, whatever it looks like.
     ///
@@ -242,7 +276,7 @@ impl ChatTemplate {
         conversation: &Conversation,
         now: Timestamp,
         max_tokens: usize,
-    ) -> Result<Vec<u32>, ChatError> {
+    ) -> Result<Prompt, ChatError> {
         let limit = tokenizer.most_bytes(max_tokens);
         self.check_roles(conversation, now)?;
         let mut rendered = self.render_marked(conversation, now, limit)?;
@@ -254,11 +288,31 @@ impl ChatTemplate {
             })?;
             rendered.truncate(end);
         }
-        if let (Ending::Call, Some(calls)) = (conversation.ending, &self.calls) {
+        let mut thoughts = self.splitter(conversation, &rendered);
+        let thinks = thoughts.as_ref().map(Splitter::phase) == Some(Phase::Thought);
+        let mut opens_call = false;
+        if let (Ending::Call, Some(calls), false) = (conversation.ending, &self.calls, thinks) {
             rendered += calls.opener();
+            (opens_call, thoughts) = (true, None);
         }
         let ids = self.control.encode(tokenizer, &rendered, max_tokens)?;
-        Ok(ids)
+        Ok(Prompt {
+            ids,
+            thoughts,
+            opens_call,
+        })
+    }
+
+    /// What tells the thought and the answer apart that follow `rendered`, if there may be a thought.
+    fn splitter(&self, conversation: &Conversation, rendered: &str) -> Option<Splitter> {
+        let form = self.thoughts?;
+        let is_on = form.is_default || {
+            let mut variables = conversation.variables.iter();
+            variables.any(|(name, value)| name == form.switch && value.is_true())
+        };
+        // A client's own text may end with anything.
+        let is_own = conversation.ending != Ending::Continued;
+        (is_on && is_own).then(|| form.after(rendered))
     }
 
     /// Refuses roles that the template does not print: the model would not see the message. A small conversation tells.
@@ -355,8 +409,18 @@ impl ChatTemplate {
             Role::Other(name) => name,
         };
         let guard = |text: &str| self.control.guard(text).into_owned();
-        let mut content = guard(&message.content);
         let mut fields: Vec<(&str, Value)> = vec![("role", guard(role).into())];
+        let (thought, mut content) = match message.role {
+            Role::Assistant => self.thought_and_answer(message),
+            _ => (None, guard(&message.content)),
+        };
+        if let Some(thought) = thought {
+            let name = match self.mentions(REASONING) {
+                true => REASONING,
+                false => "reasoning",
+            };
+            fields.push((name, thought.into()));
+        }
         if !message.calls.is_empty() {
             match &self.calls {
                 // Templates that know no calls get them as the model writes them.
@@ -377,6 +441,28 @@ impl ChatTemplate {
             fields.push(("tool_call_id", guard(id).into()));
         }
         Value::from_pairs(fields)
+    }
+
+    /// What the assistant thought and said, marked. Many clients send a thought back as it came, in front of the text;
+    /// the tags are then the model's own.
+    fn thought_and_answer(&self, message: &Message) -> (Option<String>, String) {
+        let guard = |text: &str| self.control.guard(text).into_owned();
+        let names = [REASONING, "message.reasoning", "['reasoning']"];
+        let reads_thoughts = names.iter().any(|name| self.mentions(name));
+        let given = message.reasoning.as_ref().filter(|_| reads_thoughts);
+        if let Some(thought) = given {
+            return (Some(guard(thought)), guard(&message.content));
+        }
+        let form = self.thoughts.filter(|form| form.is_default);
+        match form.and_then(|form| form.split_off(&message.content)) {
+            None => (None, guard(&message.content)),
+            Some(parts) if reads_thoughts => (Some(guard(parts.thought)), guard(parts.answer)),
+            Some(parts) => {
+                let [open, thought, close, answer] = parts.whole;
+                let text = open.to_owned() + &guard(thought) + close + &guard(answer);
+                (None, text)
+            }
+        }
     }
 
     fn calls_value(&self, calls: &[ToolCall]) -> Value {

@@ -1,11 +1,13 @@
-//! What chat templates expect of Python: `tojson` as `json.dumps` writes it, and dates as `strftime` does.
+//! What chat templates expect of Python: `tojson` as `json.dumps` writes it, floats as `str` does, and dates as
+//! `strftime` does.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use jiff::fmt::strtime;
 use jiff::tz::TimeZone;
-use minijinja::value::{Kwargs, Value, ValueKind};
+use minijinja::value::{Kwargs, Object, ObjectRepr, Tuple, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
 /// Values inside values: more than any schema nests, and few enough for the stack.
@@ -184,6 +186,88 @@ impl Json {
 
     fn escape(&mut self, unit: u16) {
         write!(self.text, "\\u{unit:04x}").expect("writing to a string cannot fail");
+    }
+}
+
+/// `value` with its floats, those of its items too, as Python's `str` writes them: the engine spells them out without an
+/// exponent. To be called where a value becomes text, after [`super::methods::walk`] has bounded it.
+pub fn with_floats(value: &Value) -> Value {
+    match float(value) {
+        Some(float) => Value::from(float_text(float)),
+        None if has_floats(value) => with_float_items(value),
+        None => value.clone(),
+    }
+}
+
+/// The float that `value` is, if the engine writes it in its own way.
+fn float(value: &Value) -> Option<f64> {
+    if value.kind() != ValueKind::Number || value.is_integer() {
+        return None;
+    }
+    let float = f64::try_from(value.clone()).ok()?;
+    (value.to_string() != float_text(float)).then_some(float)
+}
+
+fn has_floats(value: &Value) -> bool {
+    let is_list = value.kind() == ValueKind::Seq;
+    if !(is_list || value.kind() == ValueKind::Map) {
+        return false;
+    }
+    let mut items = value.try_iter().into_iter().flatten();
+    items.any(|item| {
+        let item = match is_list {
+            true => item,
+            false => value.get_item(&item).unwrap_or_default(),
+        };
+        float(&item).is_some() || has_floats(&item)
+    })
+}
+
+/// A list or dictionary whose floats are written as in Python.
+fn with_float_items(value: &Value) -> Value {
+    let item = |item: Value| match float(&item) {
+        Some(float) => Value::from_object(Written(float_text(float))),
+        None if has_floats(&item) => with_float_items(&item),
+        None => item,
+    };
+    let Ok(items) = value.try_iter() else {
+        return value.clone();
+    };
+    if value.kind() == ValueKind::Map {
+        let pairs = items.map(|key| {
+            let found = value.get_item(&key).unwrap_or_default();
+            (key, item(found))
+        });
+        return Value::from_pairs(pairs);
+    }
+    match value.downcast_object_ref::<Tuple>() {
+        Some(_) => Value::from(Tuple::from(items.map(item).collect::<Vec<Value>>())),
+        None => items.map(item).collect(),
+    }
+}
+
+/// A number that is written already: among the items of a list a text would get quotes.
+#[derive(Debug)]
+struct Written(String);
+
+impl Object for Written {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Plain
+    }
+
+    fn render(self: &Arc<Self>, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A float as `str` has it: as in JSON, but for those that JSON does not have.
+fn float_text(value: f64) -> String {
+    if value.is_nan() {
+        return "nan".into();
+    }
+    match value.is_infinite() {
+        true => value.to_string(),
+        false => float_repr(value),
     }
 }
 

@@ -28,8 +28,8 @@ fn conversation(messages: impl IntoIterator<Item = Message>) -> Conversation {
 }
 
 fn ids(template: &ChatTemplate, conversation: &Conversation) -> Vec<u32> {
-    let ids = template.encode(&tokenizer(), conversation, Timestamp::UNIX_EPOCH, 10_000);
-    ids.unwrap()
+    let prompt = template.encode(&tokenizer(), conversation, Timestamp::UNIX_EPOCH, 10_000);
+    prompt.unwrap().ids
 }
 
 fn text(template: &ChatTemplate, conversation: &Conversation) -> String {

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::schema::Schemas;
 use super::watch::Watch;
-use super::{Calls, Grammar, MAX_BYTES, lark, regex};
+use super::{CallForm, Calls, Grammar, MAX_BYTES, lark, regex, xml};
 use crate::engine::Constraint;
 use crate::text::Tokenizer;
 
@@ -199,6 +199,12 @@ fn prepare(
             let (schema, unenforced) = schemas.finish(schema);
             (of_schema(schema), unenforced)
         }
+        Grammar::Calls(calls) if calls.form == CallForm::Xml => {
+            let tools = calls.parameters(&mut schemas)?;
+            let (schema, mut unenforced) = schemas.finish(json!({}));
+            let lark = xml::lark(&tools, schema.get("$defs"), &mut unenforced)?;
+            (TopLevelGrammar::from_lark(lark), unenforced)
+        }
         Grammar::Calls(calls) => {
             let schema = calls.schema(&mut schemas)?;
             let (schema, unenforced) = schemas.finish(schema);
@@ -234,9 +240,9 @@ fn prepare(
 }
 
 impl Calls {
-    /// The schema of what follows the opener when a call is forced.
-    fn schema(&self, schemas: &mut Schemas) -> Result<Value, String> {
-        let calls = self.tools.iter().map(|(name, parameters)| {
+    /// The tools' names, and the schemas of their arguments in the compiler's form.
+    fn parameters(&self, schemas: &mut Schemas) -> Result<Vec<(&str, Value)>, String> {
+        let tools = self.tools.iter().map(|(name, parameters)| {
             let parameters = match parameters {
                 Some(text) => serde_json::from_str(text)
                     .map_err(|problem| problem.to_string())
@@ -244,21 +250,30 @@ impl Calls {
                     .map_err(|problem| format!("the parameters of '{name}': {problem}"))?,
                 None => json!({"type": "object"}),
             };
-            Ok(json!({
+            Ok((&**name, parameters))
+        });
+        tools.collect()
+    }
+
+    /// The schema of what follows the opener when a call is forced.
+    fn schema(&self, schemas: &mut Schemas) -> Result<Value, String> {
+        let calls = self.parameters(schemas)?.into_iter();
+        let calls = calls.map(|(name, parameters)| {
+            json!({
                 "type": "object",
                 "properties": {"name": {"const": name}, "arguments": parameters},
                 "required": ["name", "arguments"],
                 "additionalProperties": false,
-            }))
+            })
         });
-        let mut calls = calls.collect::<Result<Vec<Value>, String>>()?;
+        let mut calls: Vec<Value> = calls.collect();
         let call = match calls.len() {
             1 => calls.remove(0),
             _ => json!({"anyOf": calls}),
         };
-        Ok(match self.is_list {
-            true => json!({"type": "array", "items": call, "minItems": 1, "maxItems": 1}),
-            false => call,
+        Ok(match self.form {
+            CallForm::List => json!({"type": "array", "items": call, "minItems": 1, "maxItems": 1}),
+            CallForm::Object | CallForm::Xml => call,
         })
     }
 }
@@ -271,7 +286,7 @@ fn of_schema(schema: Value) -> TopLevelGrammar {
 
 /// The schema with the library's options, which unless given are one space after commas and colons and no other white
 /// space: as Python writes JSON, so models have seen much of it, and no answer spends its tokens on blanks.
-fn with_options(mut schema: Value, options: Option<Value>) -> Value {
+pub fn with_options(mut schema: Value, options: Option<Value>) -> Value {
     let options = options.unwrap_or_else(|| {
         json!({
             "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "lenient": true,

@@ -15,6 +15,7 @@ mod schema;
 pub mod trial;
 mod watch;
 mod worker;
+mod xml;
 
 use serde::{Deserialize, Serialize};
 
@@ -40,13 +41,24 @@ pub enum Grammar {
     Lark(String),
 }
 
-/// A call as it is written behind the opener: `{"name": …, "arguments": …}`.
+/// A call as it is written behind the opener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Calls {
     /// The names that may be called, and the schemas of their arguments.
     pub tools: Vec<(String, Option<String>)>,
-    /// Whether the call is in a list of one.
-    pub is_list: bool,
+    /// How it is written.
+    pub form: CallForm,
+}
+
+/// How a call is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CallForm {
+    /// `{"name": …, "arguments": …}`.
+    Object,
+    /// The same in a list of one.
+    List,
+    /// `<function=…>` with a tag for each argument.
+    Xml,
 }
 
 impl Grammar {

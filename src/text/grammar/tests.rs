@@ -43,7 +43,7 @@ fn schema(value: &Value) -> Grammar {
 fn call(parameters: &Value) -> Grammar {
     Grammar::Calls(Calls {
         tools: vec![("f".into(), Some(parameters.to_string()))],
-        is_list: false,
+        form: CallForm::Object,
     })
 }
 
@@ -199,7 +199,7 @@ fn references_of_a_tool_mean_its_own_schema() {
             ("f".into(), Some(tool(1).to_string())),
             ("g".into(), Some(tool(2).to_string())),
         ],
-        is_list: true,
+        form: CallForm::List,
     });
     assert!(matches(&both, r#"[{"name": "g", "arguments": {"a": 2}}]"#));
     assert!(!matches(&both, r#"[{"name": "g", "arguments": {"a": 1}}]"#));
@@ -457,4 +457,72 @@ fn a_grammar_whose_work_grows_with_the_answer_is_stopped() {
     assert!(slowest.as_secs() < 5, "{slowest:?}");
     // A copy goes its own way.
     assert!(other.allowed().is_some());
+}
+
+#[test]
+fn a_call_in_tags_has_what_its_schema_says() {
+    let tool = json!({
+        "properties": {
+            "city": {"enum": ["Rome", "Oslo"]}, "days": {"$ref": "#/$defs/Days"}, "note": {"type": "string"},
+            "map": {"type": "object", "properties": {"a": {"$ref": "#/$defs/Days"}}, "required": ["a"]},
+        },
+        "required": ["city", "days"],
+        "$defs": {"Days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    });
+    let tools = [
+        ("f", Some(tool.to_string())),
+        ("now", Some("{\"properties\": {}}".into())),
+        ("any", None),
+    ];
+    let both = Grammar::Calls(Calls {
+        tools: tools.map(|(name, schema)| (name.to_owned(), schema)).into(),
+        form: CallForm::Xml,
+    });
+    let call = |name: &str, arguments: &[(&str, &str)]| {
+        let arguments = arguments.iter();
+        let arguments =
+            arguments.map(|(key, value)| format!("<parameter={key}>\n{value}\n</parameter>\n"));
+        let arguments: String = arguments.collect();
+        format!("<function={name}>\n{arguments}</function>\n</tool_call>")
+    };
+    for (name, arguments) in [
+        ("f", &[("city", "Rome"), ("days", "3")][..]),
+        (
+            "f",
+            &[
+                ("city", "Oslo"),
+                ("days", "9"),
+                ("note", "a <b>\n\n</parameter> c"),
+            ],
+        ),
+        (
+            "f",
+            &[
+                ("city", "Oslo"),
+                ("days", "9"),
+                ("note", ""),
+                ("map", "{\"a\": 1}"),
+            ],
+        ),
+        ("now", &[]),
+        ("any", &[]),
+        ("any", &[("what", "ever"), ("else", "3")]),
+    ] {
+        let call = call(name, arguments);
+        assert!(matches(&both, &call), "{call}");
+    }
+    for (name, arguments) in [
+        ("f", &[("city", "Rome")][..]),
+        ("f", &[("city", "Paris"), ("days", "3")]),
+        ("f", &[("city", "Rome"), ("days", "0")]),
+        (
+            "f",
+            &[("city", "Rome"), ("days", "3"), ("map", "{\"a\": 0}")],
+        ),
+        ("g", &[]),
+        ("now", &[("a", "1")]),
+    ] {
+        let call = call(name, arguments);
+        assert!(!matches(&both, &call), "{call}");
+    }
 }

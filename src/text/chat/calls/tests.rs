@@ -6,20 +6,45 @@ fn parse<'a>(
     syntax: &CallSyntax,
     pieces: impl IntoIterator<Item = &'a str>,
 ) -> (String, Vec<(String, String)>) {
-    let mut parser = CallParser::new(syntax.clone(), false);
+    parse_cut(syntax, pieces, false)
+}
+
+fn parse_cut<'a>(
+    syntax: &CallSyntax,
+    pieces: impl IntoIterator<Item = &'a str>,
+    is_cut: bool,
+) -> (String, Vec<(String, String)>) {
+    let mut parser = CallParser::new(syntax.clone(), &tools(), false);
     let mut parts: Vec<Part> = pieces
         .into_iter()
         .flat_map(|piece| parser.push(piece))
         .collect();
-    parts.extend(parser.finish());
-    let (mut text, mut calls) = (String::new(), Vec::new());
+    parts.extend(parser.finish(is_cut));
+    put_together(parts)
+}
+
+fn put_together(parts: Vec<Part>) -> (String, Vec<(String, String)>) {
+    let (mut text, mut calls) = (String::new(), Vec::<(String, String)>::new());
     for part in parts {
         match part {
             Part::Text(more) => text += &more,
-            Part::Call { name, arguments } => calls.push((name, arguments)),
+            Part::Begin(name) => calls.push((name, String::new())),
+            Part::Arguments(more) => calls.last_mut().expect("one has begun").1 += &more,
         }
     }
     (text, calls)
+}
+
+/// A tool `f` with arguments of all kinds.
+fn tools() -> Arc<Tools> {
+    let schema = json!({
+        "properties": {
+            "city": {"type": "string"}, "days": {"type": "integer"}, "map": {"$ref": "#/$defs/Map"},
+            "deep": {"type": "boolean"}, "any": {},
+        },
+        "$defs": {"Map": {"type": "object"}},
+    });
+    Arc::new(Tools::new([("f", Some(&schema))]))
 }
 
 fn call(name: &str, arguments: &str) -> (String, String) {
@@ -139,21 +164,147 @@ fn what_is_no_call_is_text() {
 
 #[test]
 fn behind_the_opener_of_the_prompt_all_is_a_call() {
-    let mut parser = CallParser::new(CallSyntax::Tags, true);
+    let mut parser = CallParser::new(CallSyntax::Tags, &tools(), true);
     assert_eq!(parser.push("{\"name\": \"a\", "), []);
-    let expected = Part::Call {
-        name: "a".into(),
-        arguments: "{}".into(),
-    };
-    assert_eq!(parser.push("\"arguments\": {}}"), [expected]);
-    assert_eq!(parser.finish(), []);
+    let parts = parser.push("\"arguments\": {}}");
+    assert_eq!(put_together(parts).1, [call("a", "{}")]);
+    assert_eq!(parser.finish(false), []);
     assert!(parser.has_calls());
+    let mut parser = CallParser::new(CallSyntax::Xml, &tools(), true);
+    let parts = parser.push("<function=f>\n<parameter=days>\n3\n</parameter>\n</function>\n");
+    assert_eq!(put_together(parts).1, [call("f", "{\"days\": 3}")]);
+}
+
+#[test]
+fn arguments_come_as_they_are_written() {
+    let mut parser = CallParser::new(CallSyntax::Tags, &tools(), false);
+    assert_eq!(
+        parser.push("<tool_call>\n{\"name\": \"f\", \"arguments\": "),
+        []
+    );
+    let begun = parser.push("{\"city\": \"Pa");
+    let expected = [
+        Part::Begin("f".into()),
+        Part::Arguments("{\"city\": \"Pa".into()),
+    ];
+    assert_eq!(begun, expected);
+    assert_eq!(parser.push("ris\"}}"), [Part::Arguments("ris\"}".into())]);
+    let mut parser = CallParser::new(CallSyntax::Xml, &tools(), false);
+    let begun = parser.push("<tool_call>\n<function=f>\n<parameter=city>\nPa\"");
+    let pieces = ["{", "\"city\": \"", "Pa\\\""].map(|piece| Part::Arguments(piece.into()));
+    assert_eq!(begun[0], Part::Begin("f".into()));
+    assert_eq!(begun[1..], pieces);
+    assert_eq!(parser.push("ris\n"), [Part::Arguments("ris".into())]);
+    assert_eq!(parser.push("</parameter>\n"), []);
+    let end = parser.push("<parameter=days>\n3\n</parameter>\n</function>");
+    let pieces = ["\"", ", \"days\": ", "3", "}"].map(|piece| Part::Arguments(piece.into()));
+    assert_eq!(end, pieces);
+}
+
+#[test]
+fn calls_in_tags_have_the_values_that_their_schemas_say() {
+    let call_of = |inside: &str| {
+        format!("Well.\n<tool_call>\n<function=f>\n{inside}</function>\n</tool_call>\n")
+    };
+    for (inside, arguments) in [
+        ("", "{}"),
+        (
+            "<parameter=city>\nParis\n</parameter>\n",
+            "{\"city\": \"Paris\"}",
+        ),
+        ("<parameter=city>42</parameter>", "{\"city\": \"42\"}"),
+        (
+            "<parameter=city>\n\n a\n\n</parameter>\n<parameter=deep>\nTrue\n</parameter>\n",
+            "{\"city\": \"\\n a\\n\", \"deep\": true}",
+        ),
+        (
+            "<parameter=map>\n{\"a\": [1]}\n</parameter>\n<parameter=any>\n7\n</parameter>\n",
+            "{\"map\": {\"a\": [1]}, \"any\": \"7\"}",
+        ),
+        (
+            "<parameter=city>\nuse </parameter> and </tool_call> and <parameter=x> here\n</parameter>\n",
+            "{\"city\": \"use </parameter> and </tool_call> and <parameter=x> here\"}",
+        ),
+        // Ends that are missing, and a key that comes twice.
+        (
+            "<parameter=city>\nRome\n<parameter=days>\n3\n<parameter=days>\n4\n</parameter>\n",
+            "{\"city\": \"Rome\", \"days\": \"3\\n<parameter=days>\\n4\"}",
+        ),
+        (
+            "<parameter=days>\n3\n</parameter>\n<parameter=days>\n4\n</parameter>\n<parameter=other\n",
+            "{\"days\": 3}",
+        ),
+        ("<parameter=days>\n3\n", "{\"days\": 3}"),
+    ] {
+        let answer = call_of(inside);
+        let expected = ("Well.".to_owned(), vec![call("f", arguments)]);
+        assert_eq!(parse(&CallSyntax::Xml, [&*answer]), expected, "{answer}");
+    }
+}
+
+#[test]
+fn an_unfinished_call_in_tags_is_completed_unless_it_was_cut_off() {
+    let answer = "<tool_call>\n<function=f>\n<parameter=city>\nNew Yo";
+    let whole = (String::new(), vec![call("f", "{\"city\": \"New Yo\"}")]);
+    assert_eq!(parse(&CallSyntax::Xml, [answer]), whole);
+    let part = (String::new(), vec![call("f", "{\"city\": \"New Yo")]);
+    assert_eq!(parse_cut(&CallSyntax::Xml, [answer], true), part);
+    for text in [
+        "<tool_call>\n<function=get_wea",
+        "<tool_call>\nfn</tool_call>",
+        "call <function=g>(x) of <function=",
+    ] {
+        let expected = (text.to_owned(), vec![]);
+        assert_eq!(parse(&CallSyntax::Xml, [text]), expected, "{text}");
+    }
+    // What is no call although it says so is passed over.
+    let answer =
+        "a <tool_call>\n<function=f\n</tool_call> <tool_call><function=f></function></tool_call>";
+    let expected = ("a".to_owned(), vec![call("f", "{}")]);
+    assert_eq!(parse(&CallSyntax::Xml, [answer]), expected);
+}
+
+#[test]
+fn long_answers_take_little_time_however_they_are_cut() {
+    let nested = "[".repeat(200_000);
+    let spaces = " ".repeat(200_000);
+    let tags = "<parameter=".repeat(20_000);
+    for syntax in [
+        CallSyntax::Tags,
+        CallSyntax::Xml,
+        CallSyntax::List { token: 7 },
+        CallSyntax::Json { token: None },
+    ] {
+        for start in [
+            "",
+            "<tool_call>",
+            "<tool_call><function=f><parameter=city>\n",
+            "<tool_call><function=f></function>",
+            "{\"name\": \"",
+            "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": ",
+            "<tool_call>{\"arguments\": {\"a\": ",
+            "[{\"name\": \"f\", \"arguments\": {}}",
+        ] {
+            for rest in [&nested, &spaces, &tags] {
+                let begin = std::time::Instant::now();
+                let mut parser = CallParser::new(syntax.clone(), &tools(), false);
+                parser.push(start);
+                for piece in rest.as_bytes().chunks(2) {
+                    parser.push(std::str::from_utf8(piece).unwrap());
+                }
+                parser.finish(false);
+                // Milliseconds; the square of it would be minutes.
+                assert!(begin.elapsed().as_secs() < 20, "{syntax:?} {start:?}");
+            }
+        }
+    }
 }
 
 proptest! {
     #[test]
     fn pieces_do_not_matter(
         parts in prop::collection::vec(prop_oneof![
+            Just("{\"name\": \"f\", \"arguments\": {"), Just("}"), Just("]"), Just(","),
             Just("<tool_call>"), Just("</tool_call>"), Just("{\"name\": \"é\", \"arguments\": {}}"),
             Just("[{\"name\": \"f\", \"parameters\": {\"x\": \"}\\\"\"}}]"), Just("<|python_tag|>"), Just("; "),
             Just("\n"), Just("<tool"), Just("é "), Just("<|tool_call|>"), Just("[]"), Just("{\""), Just("[{"), Just("\\"),
@@ -176,5 +327,32 @@ proptest! {
         }
         let whole = parse(&syntax, [text.as_str()]);
         prop_assert_eq!(parse(&syntax, pieces.iter().map(String::as_str)), whole);
+    }
+
+    #[test]
+    fn pieces_do_not_matter_in_tags(
+        parts in prop::collection::vec(prop_oneof![
+            Just("<tool_call>"), Just("</tool_call>"), Just("<function="), Just("<function=f>"), Just("</function>"),
+            Just("<parameter=city>"), Just("<parameter=days>"), Just("<parameter="), Just("</parameter>"), Just("\n"),
+            Just(">"), Just("3"), Just("é\""), Just("<"), Just("</p"), Just("a"), Just(" "),
+        ], 0..14),
+        cuts in prop::collection::vec(any::<bool>(), 300),
+        is_cut in any::<bool>(),
+    ) {
+        let text = parts.concat();
+        let mut pieces = vec![String::new()];
+        for (character, &cut) in text.chars().zip(cuts.iter().cycle()) {
+            if cut {
+                pieces.push(String::new());
+            }
+            pieces.last_mut().expect("never empty").push(character);
+        }
+        let whole = parse_cut(&CallSyntax::Xml, [text.as_str()], is_cut);
+        for (_, arguments) in &whole.1 {
+            let is_json = serde_json::from_str::<serde_json::Value>(arguments).is_ok();
+            prop_assert!(is_json || is_cut, "{}", arguments);
+        }
+        let pieces = pieces.iter().map(String::as_str);
+        prop_assert_eq!(parse_cut(&CallSyntax::Xml, pieces, is_cut), whole);
     }
 }

@@ -1,0 +1,195 @@
+//! How a model is to think before it answers: the fields of several servers for it, and the server's own defaults.
+
+use minijinja::Value;
+use serde_json::value::RawValue;
+
+use crate::http::error_body::ApiError;
+use crate::http::fields::{Fields, invalid};
+use crate::http::values::Range;
+use crate::text::chat::{ChatTemplate, Conversation};
+
+/// The share of `max_tokens` that can be kept for the answer; with none left a thought could not begin.
+pub const ANSWER_SHARE: Range = Range::above(0.0, 0.9, 0.25);
+/// Words for `reasoning_effort`.
+pub const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
+/// The field for the most tokens of a thought, by vLLM's name, and other servers' names for it: Qwen's, llama.cpp's two
+/// and NVIDIA's.
+pub const BUDGETS: [&str; 5] = [
+    "thinking_token_budget",
+    "thinking_budget",
+    "thinking_budget_tokens",
+    "reasoning_budget_tokens",
+    "reasoning_budget",
+];
+/// The variable of templates that effort becomes.
+const EFFORT: &str = "reasoning_effort";
+
+/// What a request says about thinking.
+#[derive(Debug)]
+pub struct ThinkingRequest {
+    effort: Option<&'static str>,
+    /// Whether to think at all.
+    is_on: Option<bool>,
+    /// The most tokens of a thought. 0 turns thinking off.
+    budget: Option<usize>,
+    /// The share of `max_tokens` that is kept for the answer.
+    answer_share: Option<f64>,
+    /// Whether answers tell what was thought.
+    pub is_included: bool,
+    /// Whether the thought is told apart from the answer; otherwise both are in the text, with their tags.
+    pub is_separate: bool,
+}
+
+/// What the server does where a request says nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ThinkingDefaults {
+    /// Whether models think; without it their templates decide.
+    pub mode: Option<Mode>,
+    /// The most tokens of a thought.
+    pub budget: Option<usize>,
+    /// The share of `max_tokens` that is kept for the answer.
+    pub answer_share: Option<f64>,
+}
+
+/// Whether a model thinks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// It does.
+    On,
+    /// It does not.
+    Off,
+    /// It does, but not for long, if its template knows a way to say so.
+    Low,
+}
+
+impl ThinkingRequest {
+    /// Takes the fields.
+    ///
+    /// # Errors
+    /// The first field that is of the wrong type or out of range.
+    pub fn take(f: &mut Fields<'_>) -> Result<Self, ApiError> {
+        let mut request = Self {
+            effort: effort(f, EFFORT, EFFORT)?,
+            is_on: None,
+            budget: None,
+            answer_share: None,
+            is_included: f.take("include_reasoning", YES_OR_NO)?.unwrap_or(true),
+            is_separate: f.take("separate_reasoning", YES_OR_NO)?.unwrap_or(true),
+        };
+        for name in BUDGETS {
+            let Some(budget) = f.count(name, 0..=usize::MAX)? else {
+                continue;
+            };
+            if request.budget.is_some_and(|other| other != budget) {
+                return Err(invalid(name, "the same as the other budgets, or left out"));
+            }
+            request.budget = Some(budget);
+        }
+        request.take_openrouters(f)?;
+        let expected = ANSWER_SHARE.to_string();
+        let share: Option<f64> = f.take("answer_share", &expected)?;
+        if share.is_some_and(|share| !ANSWER_SHARE.contains(share)) {
+            return Err(invalid("answer_share", expected));
+        }
+        request.answer_share = share;
+        Ok(request)
+    }
+
+    /// Takes OpenRouter's object.
+    fn take_openrouters(&mut self, f: &mut Fields<'_>) -> Result<(), ApiError> {
+        const PARAM: &str = "reasoning";
+        const EXPECTED: &str = "an object with 'effort', 'max_tokens', 'exclude' or 'enabled'";
+        let refused = |_| invalid(PARAM, EXPECTED);
+        let Some(mut given) = f.object(PARAM, EXPECTED)? else {
+            return Ok(());
+        };
+        let effort = effort(&mut given, "effort", PARAM)?;
+        self.effort = self.effort.or(effort);
+        self.is_on = given.take("enabled", YES_OR_NO).map_err(refused)?;
+        let budget = given.count("max_tokens", 0..=usize::MAX).map_err(refused)?;
+        self.budget = self.budget.or(budget);
+        if given.flag("exclude").map_err(refused)? {
+            self.is_included = false;
+        }
+        // Newer APIs of OpenAI have this beside it; a summary is not made here.
+        if given
+            .take::<&RawValue>("summary", "")
+            .map_err(refused)?
+            .is_some()
+        {
+            given.ignore("summary");
+        }
+        f.ignore_rest(PARAM, given);
+        Ok(())
+    }
+
+    /// Says it to the template, in the variables that it has for it; those that the client set itself win.
+    pub fn apply(
+        &self,
+        template: &ChatTemplate,
+        conversation: &mut Conversation,
+        defaults: ThinkingDefaults,
+    ) {
+        let variables = &mut conversation.variables;
+        let is_given = |variables: &[(String, Value)], name: &str| {
+            variables.iter().any(|(given, _)| given == name)
+        };
+        let switch = template.thoughts().map(|form| form.switch);
+        let says_nothing = self.effort.is_none() && self.is_on.is_none() && self.budget != Some(0);
+        let is_open = says_nothing && !switch.is_some_and(|name| is_given(variables, name));
+        let mode = defaults
+            .mode
+            .filter(|_| is_open && !is_given(variables, EFFORT));
+        let effort = self.effort.or((mode == Some(Mode::Low)).then_some("low"));
+        let is_on = match (self.budget, self.is_on, effort, mode) {
+            (Some(0), ..) => Some(false),
+            (_, Some(is_on), ..) => Some(is_on),
+            (_, _, Some(effort), _) => Some(effort != "none"),
+            (.., mode) => mode.map(|mode| mode != Mode::Off),
+        };
+        if let Some(name) = switch
+            && let Some(is_on) = is_on
+            && !is_given(variables, name)
+        {
+            variables.push((name.to_owned(), Value::from(is_on)));
+        }
+        // Templates know no less than low.
+        let effort = effort.map(|effort| if effort == "minimal" { "low" } else { effort });
+        if let Some(effort) = effort.filter(|effort| *effort != "none")
+            && template.mentions(EFFORT)
+            && !is_given(variables, EFFORT)
+        {
+            variables.push((EFFORT.to_owned(), Value::from(effort)));
+        }
+    }
+
+    /// The most tokens of the thought of an answer of at most `max_tokens`.
+    pub fn budget(&self, max_tokens: usize, defaults: ThinkingDefaults) -> Option<usize> {
+        let budget = self.budget.or(defaults.budget);
+        let share = self.answer_share.or(defaults.answer_share);
+        // At least one token, however small the share.
+        let kept = share.map(|share| (max_tokens as f64 * share).ceil() as usize);
+        let rest = kept.map(|kept| max_tokens.saturating_sub(kept));
+        match (budget, rest) {
+            (Some(budget), Some(rest)) => Some(budget.min(rest)),
+            (budget, rest) => budget.or(rest),
+        }
+    }
+}
+
+const YES_OR_NO: &str = "true or false";
+
+/// Takes a word for how much to think from `name`; refusals name `param`.
+fn effort(
+    f: &mut Fields<'_>,
+    name: &'static str,
+    param: &'static str,
+) -> Result<Option<&'static str>, ApiError> {
+    let refused = || invalid(param, format!("one of {}", EFFORTS.join(", ")));
+    let given: Option<String> = f.take(name, "").map_err(|_| refused())?;
+    let Some(given) = given else {
+        return Ok(None);
+    };
+    let known = EFFORTS.into_iter().find(|effort| *effort == given);
+    known.map(Some).ok_or_else(refused)
+}

@@ -1,0 +1,482 @@
+//! Calls that models write in tags: Granite 4.2, Qwen 3 Coder and Nemotron.
+//!
+//! ```text
+//! <tool_call>
+//! <function=NAME>
+//! <parameter=KEY>
+//! VALUE
+//! </parameter>
+//! </function>
+//! </tool_call>
+//! ```
+//!
+//! It is no XML: nothing is escaped, and a value may hold any text, these tags too. So a tag ends a value only where the
+//! call goes on behind it. The line feed behind `<parameter=KEY>` and the one before `</parameter>` are no part of it.
+
+use std::mem;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::{CLOSE, MAX_CALLS, OPEN, Part};
+use crate::text::chat::ToolCall;
+use crate::text::seek::{Found, Seek, start_at_end};
+use crate::text::values::{Kinds, Tools};
+
+const FUNCTION: &str = "<function=";
+const END_FUNCTION: &str = "</function>";
+const PARAMETER: &str = "<parameter=";
+const END_PARAMETER: &str = "</parameter>";
+/// What begins a call in text.
+pub const OPENERS: [&str; 2] = [OPEN, FUNCTION];
+
+/// Bytes of the name of a tool or an argument; tools have names of at most 64 characters.
+const MAX_NAME: usize = 256;
+/// White space between tags, in bytes.
+const MAX_SPACE: usize = 256;
+/// Arguments of one call.
+const MAX_ARGUMENTS: usize = 1024;
+
+/// Finds the calls in one answer. Text that may be the start of a call is held back until it is known.
+///
+/// What comes depends on the characters alone, not on how they were cut into pieces.
+pub struct XmlCalls {
+    tools: Arc<Tools>,
+    state: State,
+    seek: Seek,
+    /// Not decided yet.
+    held: String,
+    /// What stood before `held`, in case it is no call.
+    opened: String,
+    calls: usize,
+    call: Call,
+}
+
+/// The call that is being read.
+#[derive(Default)]
+struct Call {
+    name: String,
+    /// The arguments that have come.
+    keys: Vec<String>,
+    /// Of the value that is being read.
+    kinds: Kinds,
+    /// Whether its key has come before, so that it is left out.
+    is_repeated: bool,
+    /// What has come of it, if it is no text.
+    value: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// In text.
+    Text,
+    /// Behind the tag that opens a call.
+    Opened,
+    /// In the name of the tool; whether the tag of a call came before.
+    Name(bool),
+    /// In a call that has no name, up to its end.
+    Malformed,
+    /// Between arguments.
+    Between,
+    /// In the key of an argument.
+    Key,
+    /// Before the first character of a value.
+    Lead,
+    /// In a value, of which so many bytes in `held` belong to it for certain.
+    Value(usize),
+    /// Behind a call.
+    After,
+}
+
+/// What a tag within a value is.
+enum Tag {
+    /// A part of the value.
+    Text,
+    /// That cannot be told yet.
+    Open,
+    /// The end of the value; how many bytes of the tag are done with.
+    End(usize),
+}
+
+impl XmlCalls {
+    /// A parser at the start of an answer, or behind the opener if the prompt ended with it.
+    pub fn new(tools: Arc<Tools>, is_inside: bool) -> Self {
+        Self {
+            tools,
+            state: match is_inside {
+                true => State::Opened,
+                false => State::Text,
+            },
+            seek: Seek::new(&OPENERS),
+            held: String::new(),
+            opened: String::new(),
+            calls: 0,
+            call: Call::default(),
+        }
+    }
+
+    /// Takes the next piece of text.
+    pub fn push(&mut self, text: &str) -> Vec<Part> {
+        self.held += text;
+        let mut parts = Vec::new();
+        while match self.state {
+            State::Text => self.search(&mut parts),
+            State::Opened => self.opened(&mut parts),
+            State::Name(in_tag) => self.name(in_tag, &mut parts),
+            State::Malformed => self.malformed(),
+            State::Between => self.between(&mut parts),
+            State::Key => self.key(&mut parts),
+            State::Lead => self.lead(),
+            State::Value(certain) => self.value(certain, &mut parts),
+            State::After => self.after(),
+        } {}
+        parts
+    }
+
+    /// The end of the answer. A call that it is in the middle of is completed, unless the answer was cut off: nobody
+    /// should run a call of which a part is missing.
+    pub fn finish(&mut self, is_cut: bool) -> Vec<Part> {
+        let mut parts = Vec::new();
+        let held = mem::take(&mut self.held);
+        match mem::replace(&mut self.state, State::Text) {
+            State::Text | State::Opened | State::Name(_) | State::Malformed => {
+                let text = mem::take(&mut self.opened) + &self.seek.finish() + &held;
+                self.text(&text, &mut parts);
+            }
+            State::After => self.text(&held, &mut parts),
+            State::Value(_) | State::Lead => {
+                // The tag that ends a value counts also where the answer ends behind it.
+                let end = held.rfind(END_PARAMETER).filter(|end| {
+                    let rest = held[end + END_PARAMETER.len()..].trim_start();
+                    END_FUNCTION.starts_with(rest) || PARAMETER.starts_with(rest)
+                });
+                let value = &held[..end.unwrap_or(held.len())];
+                self.more(value, end.is_some() || !is_cut, &mut parts);
+                if !is_cut {
+                    parts.push(Part::Arguments("}".to_owned()));
+                }
+            }
+            State::Between | State::Key if is_cut => {}
+            State::Between | State::Key => parts.push(Part::Arguments("}".to_owned())),
+        }
+        parts
+    }
+
+    /// How many calls have been found.
+    pub const fn calls(&self) -> usize {
+        self.calls
+    }
+
+    /// In text: passes on what is certain to be text, up to a tag that begins a call. Returns whether there is one.
+    fn search(&mut self, parts: &mut Vec<Part>) -> bool {
+        let held = mem::take(&mut self.held);
+        let (text, found) = self.seek.push(&held);
+        self.text(&text, parts);
+        let Some(Found {
+            space,
+            marker,
+            rest,
+        }) = found
+        else {
+            return false;
+        };
+        self.held = rest;
+        self.opened = space + marker;
+        self.state = match marker {
+            FUNCTION => State::Name(false),
+            _ => State::Opened,
+        };
+        true
+    }
+
+    /// Behind `<tool_call>`. Returns whether it is decided what is here.
+    fn opened(&mut self, parts: &mut Vec<Part>) -> bool {
+        let rest = self.held.trim_start();
+        let is_short = self.held.len() < MAX_SPACE;
+        if rest.starts_with(FUNCTION) {
+            let name = self.held.len() - rest.len() + FUNCTION.len();
+            self.opened.extend(self.held.drain(..name));
+            self.state = State::Name(true);
+        } else if is_short && FUNCTION.starts_with(rest) {
+            return false;
+        } else {
+            self.give_up(parts);
+        }
+        true
+    }
+
+    /// Makes text of what looked like a call.
+    fn give_up(&mut self, parts: &mut Vec<Part>) {
+        let opened = mem::take(&mut self.opened);
+        self.text(&opened, parts);
+        self.state = State::Text;
+    }
+
+    /// In the name of a tool. Returns whether it is complete.
+    fn name(&mut self, in_tag: bool, parts: &mut Vec<Part>) -> bool {
+        let end = self.held.find(['>', '\n', '<']);
+        let name = match end {
+            Some(end) if self.held[end..].starts_with('>') => self.held[..end].trim().to_owned(),
+            None if self.held.len() < MAX_NAME => return false,
+            _ => String::new(),
+        };
+        // Without the tag of a call, text may well mention a function.
+        let is_call =
+            !name.is_empty() && name.len() < MAX_NAME && (in_tag || self.tools.has(&name));
+        if is_call && self.calls < MAX_CALLS {
+            self.held.drain(..=end.unwrap_or(0));
+            self.opened.clear();
+            self.calls += 1;
+            parts.push(Part::Begin(name.clone()));
+            parts.push(Part::Arguments("{".to_owned()));
+            self.call = Call {
+                name,
+                ..Call::default()
+            };
+            self.state = State::Between;
+        } else if in_tag && self.calls < MAX_CALLS {
+            self.state = State::Malformed;
+        } else {
+            self.give_up(parts);
+        }
+        true
+    }
+
+    /// In a call that cannot be read: passes over it, as vLLM does. Returns whether it has ended.
+    fn malformed(&mut self) -> bool {
+        let ends = [(CLOSE, CLOSE.len()), (OPEN, 0)];
+        let ends = ends.into_iter();
+        let found = ends.filter_map(|(end, behind)| Some((self.held.find(end)?, behind)));
+        let Some((at, behind)) = found.min() else {
+            // Kept as it is, in case that no end comes.
+            let keep = start_at_end(&self.held, CLOSE).max(start_at_end(&self.held, OPEN));
+            let passed = self.held.len() - keep;
+            self.opened.extend(self.held.drain(..passed));
+            return false;
+        };
+        self.held.drain(..at + behind);
+        self.opened.clear();
+        self.state = State::Text;
+        true
+    }
+
+    /// Between arguments: passes over all but tags. Returns whether one is there.
+    fn between(&mut self, parts: &mut Vec<Part>) -> bool {
+        let tags = [PARAMETER, END_FUNCTION, CLOSE, OPEN];
+        let found = tags
+            .into_iter()
+            .filter_map(|tag| Some((self.held.find(tag)?, tag)));
+        let Some((at, tag)) = found.min() else {
+            let keeps = tags.iter().map(|tag| start_at_end(&self.held, tag));
+            let passed = self.held.len() - keeps.max().unwrap_or(0);
+            self.held.drain(..passed);
+            return false;
+        };
+        if tag == PARAMETER {
+            self.held.drain(..at + tag.len());
+            self.state = State::Key;
+            return true;
+        }
+        // A call may also end with what ends or begins another one.
+        let behind = if tag == END_FUNCTION { tag.len() } else { 0 };
+        self.held.drain(..at + behind);
+        parts.push(Part::Arguments("}".to_owned()));
+        self.state = State::After;
+        true
+    }
+
+    /// In the key of an argument. Returns whether it is complete.
+    fn key(&mut self, parts: &mut Vec<Part>) -> bool {
+        let Some(end) = self.held.find(['>', '\n', '<']) else {
+            if self.held.len() < MAX_NAME {
+                return false;
+            }
+            self.state = State::Between;
+            return true;
+        };
+        let key = self.held[..end].trim().to_owned();
+        let is_key = self.held[end..].starts_with('>') && !key.is_empty() && key.len() < MAX_NAME;
+        if !is_key {
+            self.state = State::Between;
+            return true;
+        }
+        self.held.drain(..=end);
+        let call = &mut self.call;
+        // What was passed on cannot be taken back, so the first value of a key is the one that counts.
+        call.is_repeated = call.keys.contains(&key) || call.keys.len() == MAX_ARGUMENTS;
+        call.kinds = self.tools.kinds(&call.name, &key);
+        call.value.clear();
+        if !call.is_repeated {
+            let comma = if call.keys.is_empty() { "" } else { ", " };
+            let quote = if call.kinds.is_text() { "\"" } else { "" };
+            let start = format!("{comma}{}: {quote}", Value::from(&*key));
+            parts.push(Part::Arguments(start));
+            call.keys.push(key);
+        }
+        self.state = State::Lead;
+        true
+    }
+
+    /// Before a value: the line feed there is no part of it.
+    fn lead(&mut self) -> bool {
+        if self.held.is_empty() {
+            return false;
+        }
+        if self.held.starts_with('\n') {
+            self.held.drain(..1);
+        }
+        self.state = State::Value(0);
+        true
+    }
+
+    /// In a value: passes it on as far as it is certain. Returns whether it has ended.
+    fn value(&mut self, mut certain: usize, parts: &mut Vec<Part>) -> bool {
+        while let Some(at) = self.held[certain..].find('<') {
+            certain += at;
+            match self.tag(certain) {
+                Tag::Text => certain += 1,
+                Tag::Open => {
+                    self.pass(certain, parts);
+                    return false;
+                }
+                Tag::End(done) => {
+                    let rest = self.held.split_off(certain);
+                    let value = mem::replace(&mut self.held, rest);
+                    self.held.drain(..done);
+                    self.more(&value, true, parts);
+                    self.state = State::Between;
+                    return true;
+                }
+            }
+        }
+        self.pass(self.held.len(), parts);
+        false
+    }
+
+    /// Passes on the first so many bytes of what is held, which are no tag; the line feed at their end may be the one
+    /// that is no part of the value.
+    fn pass(&mut self, certain: usize, parts: &mut Vec<Part>) {
+        let is_line = self.held[..certain].ends_with('\n');
+        let passed = certain - usize::from(is_line);
+        let rest = self.held.split_off(passed);
+        let value = mem::replace(&mut self.held, rest);
+        self.more(&value, false, parts);
+        self.state = State::Value(certain - passed);
+    }
+
+    /// Adds to the value of an argument; `is_end` if that was all of it.
+    fn more(&mut self, text: &str, is_end: bool, parts: &mut Vec<Part>) {
+        let text = match is_end {
+            true => text.strip_suffix('\n').unwrap_or(text),
+            false => text,
+        };
+        let call = &mut self.call;
+        if call.is_repeated {
+            return;
+        }
+        let written = if call.kinds.is_text() {
+            let quoted = Value::from(text).to_string();
+            let end = quoted.len() - usize::from(!is_end);
+            quoted[1..end].to_owned()
+        } else {
+            call.value += text;
+            match is_end {
+                true => call.kinds.json(&call.value),
+                false => String::new(),
+            }
+        };
+        if !written.is_empty() {
+            parts.push(Part::Arguments(written));
+        }
+    }
+
+    /// What the `<` at `at`, which stands in a value, begins.
+    fn tag(&self, at: usize) -> Tag {
+        let tag = &self.held[at..];
+        if let Some(after) = tag.strip_prefix(END_PARAMETER) {
+            let is_end = follows(after, &[PARAMETER, END_FUNCTION]);
+            return is_end.map_or(Tag::Open, |is_end| match is_end {
+                true => Tag::End(END_PARAMETER.len()),
+                false => Tag::Text,
+            });
+        }
+        // Models leave out an end now and then, but not in the middle of a line.
+        let at_line = self.held[..at].ends_with('\n');
+        if at_line && let Some(after) = tag.strip_prefix(PARAMETER) {
+            return match after.find(['>', '\n', '<']) {
+                None if after.len() < MAX_NAME => Tag::Open,
+                Some(end) if after[end..].starts_with('>') && self.may_be_key(&after[..end]) => {
+                    Tag::End(0)
+                }
+                _ => Tag::Text,
+            };
+        }
+        if at_line && let Some(after) = tag.strip_prefix(END_FUNCTION) {
+            return match follows(after, &[CLOSE, OPEN]) {
+                None => Tag::Open,
+                Some(true) => Tag::End(0),
+                Some(false) => Tag::Text,
+            };
+        }
+        let starts = |whole: &&str| whole.starts_with(tag);
+        match [END_PARAMETER, PARAMETER, END_FUNCTION].iter().any(starts) {
+            true => Tag::Open,
+            false => Tag::Text,
+        }
+    }
+
+    fn may_be_key(&self, key: &str) -> bool {
+        let is_new = !self.call.keys.iter().any(|known| known == key);
+        is_new && self.tools.may_have(&self.call.name, key)
+    }
+
+    /// Behind a call: its closer may come. Returns whether it is decided what is here.
+    fn after(&mut self) -> bool {
+        let rest = self.held.trim_start();
+        let is_short = self.held.len() < MAX_SPACE;
+        if let Some(rest) = rest.strip_prefix(CLOSE) {
+            self.held = rest.to_owned();
+        } else if is_short && CLOSE.starts_with(rest) {
+            return false;
+        }
+        self.state = State::Text;
+        true
+    }
+
+    fn text(&mut self, text: &str, parts: &mut Vec<Part>) {
+        // White space between calls is layout.
+        if !(text.is_empty() || self.calls > 0 && text.trim().is_empty()) {
+            parts.push(Part::Text(text.to_owned()));
+        }
+    }
+}
+
+/// `call` as models write it, between the tags of a call.
+pub fn write(call: &ToolCall) -> String {
+    let mut written = format!("{FUNCTION}{}>\n", call.name);
+    let arguments = serde_json::from_str::<Map<String, Value>>(call.arguments());
+    for (key, value) in arguments.unwrap_or_default() {
+        let value = match value {
+            Value::String(text) => text,
+            value => value.to_string(),
+        };
+        written += &format!("{PARAMETER}{key}>\n{value}\n{END_PARAMETER}\n");
+    }
+    written + END_FUNCTION
+}
+
+/// Whether white space and then one of `tags` follow at the beginning of `text`; `None` while that is open. After much
+/// white space they do not.
+fn follows(text: &str, tags: &[&str]) -> Option<bool> {
+    let rest = text.trim_start();
+    if text.len() - rest.len() > MAX_SPACE {
+        return Some(false);
+    }
+    if tags.iter().any(|tag| rest.starts_with(tag)) {
+        return Some(true);
+    }
+    match tags.iter().any(|tag| tag.starts_with(rest)) {
+        true => None,
+        false => Some(false),
+    }
+}

@@ -1,0 +1,127 @@
+//! A call in tags → a grammar: what follows `<tool_call>` and a line feed when a call is forced.
+//!
+//! Arguments come in the order of the schema, those that are required without fail. A value that is text may be any text
+//! up to the tag that ends it, or one of those that the schema lists; all others are JSON as the schema has it.
+
+use std::fmt::Write as _;
+
+use serde_json::{Map, Value, json};
+
+use super::compile::with_options;
+use crate::text::values::{Kinds, properties};
+
+/// Bytes of the grammar that is made: schemas are repeated in it where several arguments refer to the same definitions.
+const MAX_LARK: usize = 1 << 20;
+
+/// Keywords for text that a value in a tag does not keep to.
+const UNENFORCED: [&str; 6] = [
+    "pattern",
+    "minLength",
+    "maxLength",
+    "format",
+    "enum",
+    "const",
+];
+
+/// The grammar of a call of one of `tools`, each a name and the schema of its arguments, converted; references lead to
+/// `definitions`. Keywords that it does not enforce are added to `unenforced`.
+///
+/// # Errors
+/// In words for whoever wrote the schemas.
+pub fn lark(
+    tools: &[(&str, Value)],
+    definitions: Option<&Value>,
+    unenforced: &mut Vec<&'static str>,
+) -> Result<String, String> {
+    let mut rules = String::new();
+    let root = json!({"$defs": definitions});
+    for (at, (name, schema)) in tools.iter().enumerate() {
+        let mut arguments = String::new();
+        let known = properties(schema, &root, 0);
+        let required = schema.get("required").and_then(Value::as_array);
+        let is_required = |key: &str| {
+            let mut required = required.into_iter().flatten();
+            required.any(|name| name == key)
+        };
+        for (which, (key, property)) in known.into_iter().flatten().enumerate() {
+            if key.contains(['>', '<', '\n']) {
+                return Err(format!("an argument cannot be called {key:?} in tags"));
+            }
+            let rule = format!("a{at}_{which}");
+            let is_free = write_argument(&mut rules, &rule, key, property, &root);
+            let broken = UNENFORCED.into_iter();
+            unenforced.extend(broken.filter(|name| is_free && property.get(name).is_some()));
+            let optional = if is_required(key) { "" } else { "?" };
+            let _ = write!(arguments, " {rule}{optional}");
+            if rules.len() > MAX_LARK {
+                return Err("its schemas are too long together".to_owned());
+            }
+        }
+        if known.is_none() {
+            arguments += " other*";
+        }
+        let start = quoted(&format!("<function={name}>\n"));
+        let end = quoted("</function>\n</tool_call>");
+        let _ = writeln!(rules, "c{at}: {start}{arguments} {end}");
+    }
+    let calls: Vec<String> = (0..tools.len()).map(|at| format!("c{at}")).collect();
+    Ok(format!("start: {}\n{rules}{REST}", calls.join(" | ")))
+}
+
+/// A text up to the tag behind it, and an argument of which nothing is known.
+const REST: &str = r#"text[lazy]: /(?s:.*)\n<\/parameter>\n/
+other: "<parameter=" KEY ">\n" text
+KEY: /[^<>\n]{1,64}/
+"#;
+
+/// Adds the rule for an argument. Returns whether any text will do for its value.
+fn write_argument(
+    rules: &mut String,
+    rule: &str,
+    key: &str,
+    property: &Value,
+    root: &Value,
+) -> bool {
+    let start = quoted(&format!("<parameter={key}>\n"));
+    let end = quoted("\n</parameter>\n");
+    let value = match texts(property) {
+        Some(texts) => {
+            let texts: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
+            format!("({}) {end}", texts.join(" | "))
+        }
+        None if Kinds::of(property, root).may_be_text() => "text".to_owned(),
+        None => {
+            let _ = writeln!(rules, "{rule}_v: %json {}", schema(property, root));
+            format!("{rule}_v {end}")
+        }
+    };
+    let _ = writeln!(rules, "{rule}: {start} {value}");
+    value == "text"
+}
+
+/// The texts of which a value has to be one.
+fn texts(property: &Value) -> Option<Vec<&str>> {
+    let only = property.get("const").map(std::slice::from_ref);
+    let several = property.get("enum").and_then(Value::as_array);
+    let values = only.or(several.map(Vec::as_slice))?;
+    let texts = values.iter().map(Value::as_str);
+    let texts: Option<Vec<&str>> = texts.collect();
+    texts.filter(|texts| !texts.is_empty())
+}
+
+/// `property` as a document of its own.
+fn schema(property: &Value, root: &Value) -> Value {
+    let mut fields = match property {
+        Value::Object(fields) => fields.clone(),
+        _ => Map::new(),
+    };
+    if property.to_string().contains("\"$ref\"") {
+        fields.insert("$defs".to_owned(), root["$defs"].clone());
+    }
+    with_options(Value::Object(fields), None)
+}
+
+/// Lark's strings are written as JSON's.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}

@@ -1,0 +1,580 @@
+//! Models that think before they answer: Granite 4.2's shape, with a template and a tokenizer of its kind.
+
+use serde_json::{Value, json};
+
+use crate::chat::send;
+use crate::fake::{Fake, Next};
+use crate::harness::{END_OF_TEXT, Options, Service, fixture, read_events};
+use crate::process;
+use microgranite::text::Tokenizer;
+
+const TEMPLATE: &str = include_str!("../fixtures/granite-4.2-tiny/chat_template.jinja");
+/// Where a turn begins.
+const TURN: u32 = 315;
+
+fn tokenizer() -> Tokenizer {
+    let file = fixture("granite-4.2-tiny").join("tokenizer.json");
+    let inner = tokenizers::Tokenizer::from_file(&file).unwrap();
+    Tokenizer::new(inner, &file).unwrap()
+}
+
+fn ids(text: &str) -> Vec<u32> {
+    tokenizer().encode(text, 10_000).unwrap()
+}
+
+fn serving(model: Fake) -> Service {
+    let options = Options {
+        chat_template: Some(TEMPLATE),
+        tokenizer: Some(tokenizer()),
+        ..Options::default()
+    };
+    Service::with(model, options)
+}
+
+/// Writes `text` behind the header of its turn, and then whatever comes into its head.
+fn writing(text: &str) -> Fake {
+    let mut said = ids(text);
+    said.push(END_OF_TEXT);
+    let headers = [
+        "<|im_start|>assistant\n<think>\n",
+        "<|im_start|>assistant\n<think></think>",
+    ]
+    .map(ids);
+    Fake::new(move |before| {
+        let turn = before.iter().rposition(|&token| token == TURN);
+        let turn = &before[turn.expect("every prompt has turns")..];
+        let written = headers
+            .iter()
+            .find_map(|header| turn.strip_prefix(&header[..]));
+        let hash = before.iter().fold(7, |hash: u64, &token| {
+            (hash ^ u64::from(token)).wrapping_mul(0x0100_0000_01b3)
+        });
+        match written {
+            Some(written) if said.starts_with(written) && written.len() < said.len() => {
+                Next::Token(said[written.len()])
+            }
+            _ => Next::Any(hash),
+        }
+    })
+}
+
+fn body(more: Value) -> Value {
+    let mut body = json!({"messages": [{"role": "user", "content": "u"}], "temperature": 0, "max_tokens": 300});
+    let fields = more.as_object().unwrap().clone();
+    body.as_object_mut().unwrap().extend(fields);
+    body
+}
+
+async fn ask(service: &Service, more: Value) -> Value {
+    let response = send(service, "/v1/chat/completions", &body(more)).await;
+    let (status, text) = (response.status(), response.text().await.unwrap());
+    assert_eq!(status, 200, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+async fn refusal(service: &Service, more: Value) -> Value {
+    let response = send(service, "/v1/chat/completions", &body(more)).await;
+    assert_eq!(response.status(), 400);
+    response.json::<Value>().await.unwrap()["error"].clone()
+}
+
+/// What a client puts together from a stream, in the shape of a whole answer's first choice.
+async fn streamed(service: &Service, mut more: Value) -> (Value, Vec<Value>) {
+    more["stream"] = json!(true);
+    more["stream_options"] = json!({"include_usage": true});
+    let response = send(service, "/v1/chat/completions", &body(more)).await;
+    assert_eq!(response.status(), 200);
+    let events = read_events(response).await;
+    let mut message = json!({});
+    let mut calls: Vec<Value> = Vec::new();
+    let mut reason = Value::Null;
+    for choice in events
+        .iter()
+        .flat_map(|event| event["choices"].as_array().unwrap())
+    {
+        for name in ["content", "reasoning", "reasoning_content"] {
+            let Some(text) = choice["delta"][name].as_str() else {
+                continue;
+            };
+            let before = message[name].as_str().unwrap_or_default();
+            message[name] = json!(before.to_owned() + text);
+        }
+        for call in choice["delta"]["tool_calls"]
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            match call["id"].as_str() {
+                Some(_) => calls.push(call["function"].clone()),
+                None => {
+                    let last = calls.last_mut().unwrap();
+                    let more = call["function"]["arguments"].as_str().unwrap();
+                    last["arguments"] =
+                        json!(last["arguments"].as_str().unwrap().to_owned() + more);
+                }
+            }
+        }
+        reason = choice["finish_reason"].clone();
+    }
+    let choice = json!({"message": message, "calls": calls, "finish_reason": reason});
+    (choice, events)
+}
+
+/// Asserts what a client gets to read, whole and streamed.
+#[track_caller]
+fn assert_reads(choice: &Value, thought: Option<&str>, content: Option<&str>, reason: &str) {
+    let message = &choice["message"];
+    assert_eq!(message["reasoning_content"].as_str(), thought, "{choice}");
+    assert_eq!(message["reasoning"].as_str(), thought, "{choice}");
+    let got = message["content"].as_str().filter(|text| !text.is_empty());
+    assert_eq!(got, content, "{choice}");
+    assert_eq!(choice["finish_reason"], reason, "{choice}");
+}
+
+async fn check(
+    service: &Service,
+    more: Value,
+    thought: Option<&str>,
+    content: Option<&str>,
+    reason: &str,
+) -> Value {
+    let answer = ask(service, more.clone()).await;
+    assert_reads(&answer["choices"][0], thought, content, reason);
+    let message = &answer["choices"][0]["message"];
+    assert_eq!(message["content"].is_null(), content.is_none(), "{answer}");
+    let (choice, events) = streamed(service, more).await;
+    assert_reads(&choice, thought, content, reason);
+    let usage = events.last().unwrap()["usage"].clone();
+    for name in ["completion_tokens", "completion_tokens_details"] {
+        assert_eq!(usage[name], answer["usage"][name], "{usage}");
+    }
+    answer
+}
+
+#[tokio::test]
+async fn a_thought_comes_apart_from_the_answer_whole_and_streamed() {
+    let service = serving(writing("I think é.\n</think>\nThe answer."));
+    let answer = check(
+        &service,
+        json!({}),
+        Some("I think é."),
+        Some("The answer."),
+        "stop",
+    )
+    .await;
+    let thought = ids("I think é.\n").len();
+    let details = &answer["usage"]["completion_tokens_details"];
+    assert_eq!(details["reasoning_tokens"], thought);
+    let hidden = json!({"include_reasoning": false});
+    let answer = check(&service, hidden, None, Some("The answer."), "stop").await;
+    let details = &answer["usage"]["completion_tokens_details"];
+    assert_eq!(
+        details["reasoning_tokens"], thought,
+        "they were made all the same"
+    );
+    let all = "I think é.\n</think>\nThe answer.";
+    check(
+        &service,
+        json!({"separate_reasoning": false}),
+        None,
+        Some(all),
+        "stop",
+    )
+    .await;
+    let nested = json!({"reasoning": {"exclude": true}});
+    check(&service, nested, None, Some("The answer."), "stop").await;
+    // The tag in other tokens than its own.
+    let spelled: Vec<String> = "<think>I</think>Yes".chars().map(String::from).collect();
+    let spelled: Vec<u32> = spelled.iter().flat_map(|text| ids(text)).collect();
+    let header = ids("<|im_start|>assistant\n<think>\n");
+    let service = serving(Fake::new(move |before| {
+        let turn = before.iter().rposition(|&token| token == TURN).unwrap();
+        let written = before.len() - turn - header.len().min(before.len() - turn);
+        Next::Token(spelled.get(written).copied().unwrap_or(END_OF_TEXT))
+    }));
+    check(&service, json!({}), Some("I"), Some("Yes"), "stop").await;
+}
+
+#[tokio::test]
+async fn what_is_asked_of_the_answer_is_not_asked_of_the_thought() {
+    let service = serving(writing("a\n\nb STOP\n</think>\nc STOP d"));
+    let stopped = json!({"stop": ["STOP", "\n\n"]});
+    let answer = check(&service, stopped, Some("a\n\nb STOP"), Some("c "), "stop").await;
+    assert_eq!(answer["choices"][0]["stop_reason"], "STOP");
+    let schema = json!({"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": false});
+    let format = json!({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}});
+    for more in [format, json!({"structured_outputs": {"json": schema}})] {
+        let answer = ask(&service, more.clone()).await;
+        let message = &answer["choices"][0]["message"];
+        assert_eq!(message["reasoning"], "a\n\nb STOP");
+        let content = message["content"].as_str().unwrap();
+        assert!(["{\"n\": 1}", "{\"n\": 2}"].contains(&content), "{content}");
+        assert_eq!(
+            streamed(&service, more.clone()).await.0["message"]["content"],
+            content
+        );
+        // Without thinking the answer is held from its first token.
+        let mut off = more;
+        off["reasoning_effort"] = json!("none");
+        let answer = ask(&service, off).await;
+        let message = &answer["choices"][0]["message"];
+        assert!(message.get("reasoning").is_none(), "{message}");
+        assert!(message["content"].as_str().unwrap().starts_with("{\"n\": "));
+    }
+    // A model that would like to end within its thought has to go on to what it was asked for.
+    let service = serving(writing("a"));
+    let more = json!({"structured_outputs": {"choice": ["yes"]}, "thinking_token_budget": 20});
+    let answer = ask(&service, more).await;
+    assert_eq!(
+        answer["choices"][0]["message"]["content"], "yes",
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_in_its_thought_has_no_content() {
+    let service = serving(writing("a b c d e f"));
+    let cut = json!({"max_tokens": 3});
+    let answer = check(&service, cut, Some("a b c"), None, "length").await;
+    assert_eq!(
+        answer["usage"]["completion_tokens_details"]["reasoning_tokens"],
+        3
+    );
+    check(&service, json!({}), Some("a b c d e f"), None, "stop").await;
+}
+
+#[tokio::test]
+async fn thinking_is_turned_off_by_each_of_its_switches() {
+    let service = serving(writing("\nHello <think>"));
+    for off in [
+        json!({"chat_template_kwargs": {"enable_thinking": false}}),
+        json!({"reasoning_effort": "none"}),
+        json!({"reasoning": {"effort": "none"}}),
+        json!({"reasoning": {"enabled": false}}),
+        json!({"thinking_token_budget": 0}),
+        json!({"thinking_budget": 0}),
+        json!({"chat_template_kwargs": {"enable_thinking": false}, "reasoning_effort": "high"}),
+    ] {
+        let answer = check(&service, off, None, Some("Hello <think>"), "stop").await;
+        assert_eq!(
+            answer["usage"]["completion_tokens_details"]["reasoning_tokens"],
+            0
+        );
+    }
+    // The template's own words win over the effort.
+    let on = json!({"chat_template_kwargs": {"enable_thinking": true}, "reasoning_effort": "none"});
+    let answer = ask(&service, on).await;
+    assert_eq!(
+        answer["choices"][0]["message"]["reasoning"],
+        "Hello <think>"
+    );
+    for (bad, field) in [
+        (json!({"reasoning_effort": "much"}), "reasoning_effort"),
+        (
+            json!({"thinking_token_budget": -1}),
+            "thinking_token_budget",
+        ),
+        (json!({"thinking_budget": "few"}), "thinking_budget"),
+        (json!({"reasoning": 3}), "reasoning"),
+        (json!({"reasoning": {"max_tokens": 1.5}}), "reasoning"),
+        (
+            json!({"thinking_budget": 3, "thinking_token_budget": 4}),
+            "thinking_budget",
+        ),
+        (json!({"answer_share": 1}), "answer_share"),
+        (json!({"include_reasoning": 3}), "include_reasoning"),
+    ] {
+        let error = refusal(&service, bad).await;
+        assert_eq!(error["param"], field, "{error}");
+    }
+}
+
+#[tokio::test]
+async fn effort_and_past_thoughts_reach_the_template() {
+    let service = serving(writing("a"));
+    let tokenize = async |messages: Value, more: Value| {
+        let mut body = json!({"messages": messages, "return_token_strs": true});
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        let response = send(&service, "/tokenize", &body).await;
+        let answer: Value = response.json().await.unwrap();
+        let tokens = answer["token_strs"].as_array().expect("tokens").iter();
+        tokens
+            .map(|token| token.as_str().unwrap())
+            .collect::<String>()
+    };
+    let user = json!({"role": "user", "content": "u"});
+    let low = tokenize(json!([user]), json!({"reasoning_effort": "low"})).await;
+    assert!(
+        low.contains("u\n\n{reasoning effort: low}<|im_end|>"),
+        "{low}"
+    );
+    let off = tokenize(json!([user]), json!({"reasoning_effort": "none"})).await;
+    assert!(off.ends_with("<think></think>"), "{off}");
+    let call = json!([{"id": "1", "type": "function", "function": {"name": "f", "arguments": ""}}]);
+    let result = json!({"role": "tool", "content": "r"});
+    let thought = "<|im_start|>assistant\n<think>\nfirst\n</think>\nsaid";
+    for (assistant, expected) in [
+        (
+            json!({"content": "said", "reasoning_content": "first", "reasoning": "second"}),
+            thought,
+        ),
+        (json!({"content": "said", "reasoning": "first"}), thought),
+        (
+            json!({"content": "<think>\nfirst\n</think>\n\nsaid"}),
+            thought,
+        ),
+        (
+            json!({"content": "said"}),
+            "<|im_start|>assistant\n<think></think>said",
+        ),
+        (
+            json!({"content": "said", "reasoning": " "}),
+            "<|im_start|>assistant\n<think></think>said",
+        ),
+    ] {
+        let mut assistant = assistant;
+        assistant["role"] = json!("assistant");
+        assistant["tool_calls"] = call.clone();
+        let prompt = tokenize(json!([user, assistant, result]), json!({})).await;
+        assert!(prompt.contains(expected), "{prompt}");
+    }
+}
+
+fn tools() -> Value {
+    let schema = json!({
+        "type": "object",
+        "properties": {"city": {"type": "string", "enum": ["Rome", "Oslo"]}, "days": {"$ref": "#/$defs/Days"}},
+        "required": ["city", "days"],
+        "$defs": {"Days": {"type": "integer", "minimum": 1, "maximum": 9}},
+    });
+    json!([{"type": "function", "function": {"name": "weather", "parameters": schema}}])
+}
+
+#[tokio::test]
+async fn calls_in_tags_come_out_of_the_answer_and_not_out_of_the_thought() {
+    let call = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>";
+    let said = format!("I could {call} here.\n</think>\nWell.\n{call}\n{call}");
+    let service = serving(writing(&said));
+    let more = json!({"tools": tools()});
+    let thought = format!("I could {call} here.");
+    let answer = check(
+        &service,
+        more.clone(),
+        Some(&thought),
+        Some("Well."),
+        "tool_calls",
+    )
+    .await;
+    let calls = answer["choices"][0]["message"]["tool_calls"]
+        .as_array()
+        .unwrap();
+    let expected = json!({"name": "weather", "arguments": "{\"city\": \"Rome\", \"days\": 3}"});
+    assert_eq!(calls.len(), 2);
+    assert_eq!(calls[1]["function"], expected);
+    let (choice, _) = streamed(&service, more).await;
+    assert_eq!(choice["calls"], json!([expected, expected]));
+}
+
+#[tokio::test]
+async fn a_forced_call_comes_behind_the_thought() {
+    let service = serving(writing("Weather.\n</think>\n"));
+    let named = json!({"type": "function", "function": {"name": "weather"}});
+    for choice in [json!("required"), named] {
+        for effort in ["medium", "none"] {
+            let more = json!({"tools": tools(), "tool_choice": choice, "reasoning_effort": effort, "max_tokens": 600});
+            let thought = (effort == "medium").then_some("Weather.");
+            let answer = check(&service, more.clone(), thought, None, "tool_calls").await;
+            let calls = answer["choices"][0]["message"]["tool_calls"]
+                .as_array()
+                .unwrap();
+            let arguments = calls[0]["function"]["arguments"].as_str().unwrap();
+            let read: Value = serde_json::from_str(arguments).unwrap();
+            assert!(
+                ["Rome", "Oslo"].contains(&read["city"].as_str().unwrap()),
+                "{read}"
+            );
+            assert!((1..10).contains(&read["days"].as_i64().unwrap()), "{read}");
+            let (choice, _) = streamed(&service, more).await;
+            assert_eq!(choice["calls"][0]["arguments"], arguments);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_budget_ends_a_thought_and_leaves_the_answer_alone() {
+    let service = serving(writing("one two three four five six seven eight nine ten"));
+    for name in [
+        "thinking_token_budget",
+        "thinking_budget",
+        "thinking_budget_tokens",
+        "reasoning_budget_tokens",
+        "reasoning_budget",
+    ] {
+        let answer = ask(&service, json!({name: 6, "max_tokens": 40})).await;
+        let details = &answer["usage"]["completion_tokens_details"];
+        let count = details["reasoning_tokens"].as_u64().unwrap();
+        assert!((5..=6).contains(&count), "{answer}");
+        assert!(
+            answer["choices"][0]["message"]["content"].is_string(),
+            "{answer}"
+        );
+        assert_eq!(answer["usage"]["completion_tokens"], 40);
+    }
+    let nested = json!({"reasoning": {"max_tokens": 6}, "max_tokens": 40});
+    assert!(ask(&service, nested).await["choices"][0]["message"]["content"].is_string());
+    // A quarter of the tokens is kept for the answer.
+    let shared = json!({"answer_share": 0.25, "max_tokens": 16});
+    let answer = ask(&service, shared).await;
+    let details = &answer["usage"]["completion_tokens_details"];
+    let count = details["reasoning_tokens"].as_u64().unwrap();
+    assert!((10..=12).contains(&count), "{answer}");
+    assert!(answer["choices"][0]["message"]["content"].is_string());
+}
+
+#[tokio::test]
+async fn a_model_without_thoughts_says_nothing_of_them() {
+    let service = crate::chat::serving(Fake::babbling());
+    let more = json!({"reasoning_effort": "low", "thinking_token_budget": 3, "max_tokens": 8});
+    let answer = ask(&service, more).await;
+    let text = answer.to_string();
+    assert!(
+        !text.contains("reasoning") && !text.contains("details\":{\"reasoning"),
+        "{text}"
+    );
+}
+
+/// The tiny checkpoint in the shape of Granite 4.2, served by the program.
+fn checkpoint() -> (process::Running, String) {
+    process::running(&fixture("granite-4.2-tiny").display().to_string())
+}
+
+async fn ask_program(url: &str, body: &Value) -> Value {
+    let client = reqwest::Client::new();
+    let request = client.post(format!("{url}/v1/chat/completions")).json(body);
+    let response = request.send().await.unwrap();
+    let (status, text) = (response.status(), response.text().await.unwrap());
+    assert_eq!(status, 200, "{body} → {text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+#[tokio::test]
+async fn a_checkpoint_like_granite_4_2_thinks_calls_and_answers() {
+    let (_process, url) = checkpoint();
+    let url = url.trim_end_matches('/');
+    let models = reqwest::get(format!("{url}/v1/models")).await.unwrap();
+    let models: Value = models.json().await.unwrap();
+    let model = &models["data"][0];
+    assert_eq!(model["capabilities"]["reasoning"], true, "{model}");
+    let top_p = model["default_generation"]["top_p"].as_f64().unwrap();
+    assert!((top_p - 0.95).abs() < 1e-6, "{model}");
+
+    let asked = |more: Value| {
+        let mut body = body(more);
+        body["temperature"] = Value::Null;
+        body["thinking_budget"] = json!(12);
+        body["seed"] = json!(5);
+        body
+    };
+    // The model's own temperature and top-p are those of a request that names them.
+    let plain = ask_program(url, &asked(json!({"max_tokens": 40}))).await;
+    let named = asked(json!({"max_tokens": 40, "top_p": 0.95}));
+    let named = ask_program(url, &named).await;
+    assert_eq!(plain["choices"], named["choices"]);
+    let thought = &plain["choices"][0]["message"]["reasoning"];
+    assert!(!thought.as_str().unwrap().is_empty(), "{plain}");
+    let count = &plain["usage"]["completion_tokens_details"]["reasoning_tokens"];
+    assert!((11..=12).contains(&count.as_u64().unwrap()), "{plain}");
+
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
+    let answer = ask_program(url, &asked(json!({"response_format": format}))).await;
+    let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert!(
+        ["{\"ok\": true}", "{\"ok\": false}"].contains(&content),
+        "{answer}"
+    );
+
+    let forced = asked(json!({"tools": tools(), "tool_choice": "required"}));
+    let answer = ask_program(url, &forced).await;
+    let message = &answer["choices"][0]["message"];
+    let arguments = message["tool_calls"][0]["function"]["arguments"]
+        .as_str()
+        .unwrap();
+    let read: Value = serde_json::from_str(arguments).unwrap();
+    assert!(
+        ["Rome", "Oslo"].contains(&read["city"].as_str().unwrap()),
+        "{answer}"
+    );
+    assert!(
+        message["content"].is_null() && message["reasoning"].is_string(),
+        "{answer}"
+    );
+}
+
+/// Sampled requests of several kinds, each under a budget of 64 tokens.
+fn crowd(count: u64) -> Vec<Value> {
+    let each = |seed: u64| {
+        let mut body = json!({
+            "messages": [{"role": "user", "content": format!("question {}", seed % 7)}],
+            "seed": seed,
+            "temperature": 0.4 + (seed % 5) as f64 * 0.3,
+            "max_tokens": 20 + seed % 90,
+            "thinking_token_budget": 64,
+        });
+        match seed % 4 {
+            1 => body["response_format"] = json!({"type": "json_object"}),
+            2 => body["tools"] = tools(),
+            3 => {
+                body["tools"] = tools();
+                body["tool_choice"] = json!("required");
+            }
+            _ => {}
+        }
+        body
+    };
+    (0..count).map(each).collect()
+}
+
+async fn check_budgets(count: u64, alone: usize) {
+    let (_process, url) = checkpoint();
+    let url = url.trim_end_matches('/');
+    let requests = crowd(count);
+    let mut together = Vec::new();
+    // As many at once as run in one batch.
+    for some in requests.chunks(16) {
+        let answers = some.iter().map(|body| ask_program(url, body));
+        together.extend(futures_util::future::join_all(answers).await);
+    }
+    let mut longest = 0;
+    for answer in &together {
+        let details = &answer["usage"]["completion_tokens_details"];
+        let tokens = details["reasoning_tokens"].as_u64().unwrap();
+        assert!(tokens <= 64, "{answer}");
+        longest = longest.max(tokens);
+    }
+    assert!(longest >= 63, "no thought was long enough to be ended");
+    // The ids of calls are drawn anew each time.
+    let said = |answer: &Value| {
+        let mut message = answer["choices"][0]["message"].clone();
+        for call in message["tool_calls"].as_array_mut().into_iter().flatten() {
+            call["id"] = Value::Null;
+        }
+        (message, answer["choices"][0]["finish_reason"].clone())
+    };
+    for (body, answer) in requests.iter().zip(&together).take(alone) {
+        assert_eq!(said(&ask_program(url, body).await), said(answer), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn no_thought_is_longer_than_its_budget_and_company_changes_nothing() {
+    check_budgets(48, 12).await;
+}
+
+#[tokio::test]
+#[ignore = "takes minutes"]
+async fn no_thought_of_a_thousand_is_longer_than_its_budget() {
+    check_budgets(1000, 200).await;
+}
