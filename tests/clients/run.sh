@@ -39,13 +39,16 @@ plain=$url
 # A model of two layers answers in milliseconds; most of the time goes into generating requests.
 serve tiny --model ../fixtures/granite-3-tiny --chat-template chatml-tools.jinja --max-tokens 16
 tiny=$url
+serve thinking --model ../fixtures/granite-4.2-tiny
+thinking=$url
 serve tools --kv-cache 256MiB --chat-template chatml-tools.jinja
 # Set after the servers have started, which would refuse them as misspelt variables of their own.
 export MICROGRANITE_URL=$plain MICROGRANITE_SMALL_URL=$small MICROGRANITE_TOOLS_URL=$url
+export MICROGRANITE_THINKING_URL=$thinking
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/hf
 export OPENAI_API_KEY=none LANGSMITH_TRACING=false TQDM_DISABLE=1
 
-for test in openai_completions langchain_completions lm_eval_completions structured_completions openai_chat; do
+for test in openai_completions langchain_completions lm_eval_completions structured_completions openai_chat openai_thinking; do
     echo "--- $test"
     "$venv/bin/python" "$test.py"
 done
