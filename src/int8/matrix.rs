@@ -63,8 +63,8 @@ pub struct MatrixBytes {
 impl Matrix {
     /// Packs a matrix whose rows (one per output column) are produced panel by panel: `fill(panel, out)` writes the
     /// rows `64 · panel ..` of the float matrix to `out` (`[64][depth]`, zeroed before) and may run on any thread of
-    /// the pool. `factors`, if not empty, has one [`Factor`] per group, which compensates rounding errors. Also returns
-    /// the rounding loss, measured in the rotated weights. The result does not depend on the number of threads.
+    /// the pool. `factors`, if not empty, has one factor per group, which compensates rounding errors. Also returns the
+    /// rounding loss, measured in the rotated weights. The result does not depend on the number of threads.
     ///
     /// # Errors
     /// The first error of `fill`, in no particular order.

@@ -9,7 +9,7 @@ use memmap2::{Advice, MmapMut};
 use crate::config::ByteSize;
 use crate::error::{Error, Result};
 
-/// A stretch of memory that holds weights.
+/// A range of memory that holds weights.
 pub struct Memory(Bytes);
 
 enum Bytes {

@@ -1,4 +1,4 @@
-//! What a model takes and what it computes, counted over the parts of its blueprint.
+//! The memory and the operations of a model, summed over the parts of its blueprint.
 
 use std::collections::BTreeMap;
 
@@ -7,32 +7,32 @@ use super::weights::Weights;
 use crate::int8::PANEL;
 use crate::int8::matrix::Matrix;
 
-/// Bytes of the loaded weights, counted from the tensors as they are in memory.
+/// Bytes of the loaded weights, counted from the matrices and norms in memory.
 #[derive(Debug, Clone, Default)]
 pub struct WeightMemory {
-    /// Component by component, codes apart from scales.
+    /// One entry per component and number type: codes and scales are separate.
     pub parts: Vec<PartMemory>,
-    /// Values in the checkpoint's tensors, once each: what a float copy would hold.
+    /// Number of values in the checkpoint's tensors: what a float copy would hold.
     pub elements: u64,
 }
 
-/// Bytes of one kind of number in one component.
+/// Bytes of one number type in one component.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PartMemory {
     /// Such as `feed_forward`.
     pub component: &'static str,
     /// Such as `int8`.
     pub dtype: &'static str,
-    /// As they are in memory, padding included.
+    /// Bytes in memory, including padding.
     pub bytes: u64,
 }
 
 /// Int8 multiplications and additions of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Operations {
-    /// In the blocks, for each row of a step.
+    /// Operations in the layers, for each row of a step.
     pub per_row: u64,
-    /// In the head, for each row that wants logits.
+    /// Operations in the head, for each row that needs logits.
     pub per_logit_row: u64,
 }
 
@@ -55,7 +55,7 @@ impl Blueprint {
         self.norms().iter().map(|part| part.len as u64).sum()
     }
 
-    /// Bytes that the weights will take once packed with one scale to a column, padding included.
+    /// Bytes that the packed weights take with one scale per column, including padding.
     pub fn packed_bytes(&self) -> u64 {
         let bytes = |part: &MatrixPart| {
             let column = part.depth.next_multiple_of(4) + size_of::<f32>();
@@ -83,14 +83,14 @@ impl Blueprint {
         }
     }
 
-    /// Bytes that one decoding step reads: every matrix once, the embedding only as the head.
+    /// Bytes that one decoding step reads: every matrix once; the embedding counts only if it is also the head.
     pub fn bytes_per_step(&self, weights: &Weights) -> u64 {
         let loaded = self.loaded(weights);
         let read = loaded.filter(|(part, _)| part.input.is_some());
         read.map(|(_, matrix)| matrix.bytes().total()).sum()
     }
 
-    /// Bytes as held, by component.
+    /// Bytes in memory, by component.
     pub fn memory(&self, weights: &Weights) -> WeightMemory {
         let mut components = BTreeMap::new();
         for (part, matrix) in self.loaded(weights) {

@@ -1,7 +1,8 @@
-//! Grouped-query attention over int8 pages: queries and keys rotated and quantized per head, online softmax.
+//! Grouped-query attention over int8 pages. Queries and keys are rotated and quantized per head; the softmax is
+//! computed online.
 //!
-//! Tiles are pages, aligned at position 0 and taken in ascending order, and a query's arithmetic is the same whether it
-//! runs alone or in a block, so neither batching nor chunking changes a bit.
+//! Each tile is a page. Pages are aligned at position 0 and processed in ascending order, and the arithmetic of a query
+//! is the same whether it runs alone or in a block, so neither batching nor chunking changes a bit of the result.
 
 use std::ops::Range;
 
@@ -19,32 +20,32 @@ use crate::int8::matmul::Panels;
 use crate::int8::rotation::Rotation;
 use crate::int8::{GROUP, PANEL};
 
-/// Consecutive rows of one sequence that share each load of the keys; with four query heads to a key head they make 32
-/// rows of a tile, beyond which the scores (8 KiB) would crowd the first-level cache.
+/// Consecutive rows of one sequence that share each load of the keys. With four query heads per KV head they make a
+/// tile of 32 rows, whose scores take 8 KiB; more would take too much of the first-level cache.
 const BLOCK_ROWS: usize = 8;
 
-/// The buffers of an attention, kept between layers and steps.
+/// The buffers of attention, kept between layers and steps.
 pub struct Buffers {
-    /// What queries, keys and values are made of: the product of the first matrix.
+    /// Queries, keys and values as floats: the product of the first matrix.
     qkv: Floats,
     queries: QueryBuffers,
-    /// What was attended to, `[kv_head][row][heads per kv_head · head_dim]`.
+    /// The outputs of attention, `[kv_head][row][heads per kv_head · head_dim]`.
     attended: Floats,
-    /// The same, quantized.
+    /// The same outputs, quantized.
     out: Activations,
 }
 
 /// Quantized queries, `[kv_head][row][heads per kv_head]`.
 #[derive(Default)]
 struct QueryBuffers {
-    /// `[head_dim]` to a query.
+    /// `[head_dim]` per query.
     codes: Vec<i8>,
-    /// One to a query, with the softmax scale folded in.
+    /// One per query, with the softmax scale folded in.
     scales: Vec<f32>,
     sums: Vec<i32>,
 }
 
-/// The queries that share a key head, `[row][heads per kv_head]`.
+/// The queries that share a KV head, `[row][heads per kv_head]`.
 #[derive(Clone, Copy)]
 struct Queries<'a> {
     codes: &'a [i8],
@@ -52,7 +53,7 @@ struct Queries<'a> {
     sums: &'a [i32],
 }
 
-/// The same, to be filled.
+/// The queries that share a KV head, to be filled.
 struct QueriesMut<'a> {
     codes: &'a mut [i8],
     scales: &'a mut [f32],
@@ -60,7 +61,7 @@ struct QueriesMut<'a> {
 }
 
 impl Buffers {
-    /// For heads of `width` values in all.
+    /// Creates buffers for heads of `width` values in total.
     pub fn new(width: usize) -> Self {
         Self {
             qkv: Floats::default(),
@@ -79,7 +80,7 @@ impl QueryBuffers {
         self.sums.resize(count, 0);
     }
 
-    /// The queries as parts of one unit per key head, which has `heads` of them.
+    /// The queries as parts with one unit per KV head, which has `heads` of them.
     fn by_kv_head(&mut self, heads: usize, dim: usize) -> QueryParts<'_> {
         (
             PerUnit::new(&mut self.codes, heads * dim),
@@ -88,7 +89,7 @@ impl QueryBuffers {
         )
     }
 
-    /// Those of one key head.
+    /// The queries of one KV head.
     fn of_kv_head(&self, kv_head: usize, heads: usize, dim: usize) -> Queries<'_> {
         Queries {
             codes: &self.codes[kv_head * heads * dim..][..heads * dim],
@@ -102,7 +103,8 @@ impl QueryBuffers {
 type QueryParts<'a> = (PerUnit<'a, i8>, PerUnit<'a, f32>, PerUnit<'a, i32>);
 
 impl<'a> QueriesMut<'a> {
-    /// A thread's share as the queries of each of its key heads: `heads` for all rows, of `dim` values.
+    /// Splits a thread's share into the queries of each of its KV heads: `heads` queries over all rows, of `dim`
+    /// values.
     fn split(
         heads: usize,
         dim: usize,
@@ -129,26 +131,26 @@ impl<'a> QueriesMut<'a> {
 }
 
 impl Step<'_> {
-    /// Query heads that share a key head.
+    /// Number of query heads that share a KV head.
     const fn heads_per_kv_head(&self) -> usize {
         self.config.num_heads / self.config.num_kv_heads
     }
 
-    /// Values of the query heads that share a key head.
+    /// Number of values in the query heads that share a KV head.
     const fn width(&self) -> usize {
         self.heads_per_kv_head() * self.config.head_dim
     }
 
-    /// Queries that share a key head, those of all rows.
+    /// Number of queries over all rows that share a KV head.
     const fn queries_per_kv_head(&self) -> usize {
         self.rows.len() * self.heads_per_kv_head()
     }
 }
 
-/// The attention of a block: `residual += output · attend(qkv · input)`.
+/// The attention of a layer: `residual += output · attend(qkv · input)`.
 ///
-/// Rotates and quantizes queries, stores keys and values in the cache, attends from every row to all positions up to its
-/// own, and quantizes what comes out for the output matrix.
+/// Rotates and quantizes queries, stores keys and values in the cache, computes the attention of every row over all
+/// positions up to its own, and quantizes the result for the output matrix.
 pub fn attention(
     step: &Step<'_>,
     compute: &mut Compute,
@@ -166,8 +168,8 @@ pub fn attention(
     buffers.queries.set_len(queries, step.config.head_dim);
     buffers.attended.set_len(kv_heads * rows * step.width());
     buffers.out.set_rows(rows);
-    // Where every thread has as many key heads as the others, and their outputs are whole groups, no thread needs what
-    // another one makes before the end.
+    // If all threads have the same number of KV heads and the outputs of each are whole groups, no thread needs another
+    // thread's results before the end.
     if kv_heads.is_multiple_of(compute.pool.active()) && step.width().is_multiple_of(GROUP) {
         in_one_phase(step, compute, cache, output.rotation(), buffers);
     } else {
@@ -176,7 +178,7 @@ pub fn attention(
     compute.multiply_add(output, &buffers.out, residual);
 }
 
-/// Each thread takes its key heads from the queries to the quantized output.
+/// Each thread processes its KV heads from the queries to the quantized output.
 fn in_one_phase(
     step: &Step<'_>,
     compute: &mut Compute,
@@ -223,7 +225,7 @@ fn in_one_phase(
     });
 }
 
-/// Queries, keys and values by key head; then attention by key head and row; then the output by group.
+/// Divides queries, keys and values by KV head, then attention by KV head and row, then the output by group.
 fn in_three_phases(
     step: &Step<'_>,
     compute: &mut Compute,
@@ -256,7 +258,8 @@ fn in_three_phases(
     let (queries, cache) = (&*queries, &*cache);
     let parts = (PerUnit::new(attended, width), PerThread::new(scratch));
     pool.run(kv_heads * rows, parts, |_, range, (mut out, scratch)| {
-        // A stretch of rows of all key heads: the end of one head's, the whole of others', the beginning of another's.
+        // The share is a contiguous range over `[kv_heads][rows]`: the last rows of one KV head, all rows of the next
+        // ones, the first rows of the last one.
         for kv_head in range.start / rows..range.end.div_ceil(rows) {
             let first = kv_head * rows;
             let own = range.start.max(first) - first..range.end.min(first + rows) - first;
@@ -288,7 +291,7 @@ fn in_three_phases(
     });
 }
 
-/// Rotates and quantizes the queries of the heads that share a key head, and stores its keys and values.
+/// Rotates and quantizes the queries of the heads that share a KV head, and stores its keys and values.
 fn prepare(
     step: &Step<'_>,
     kernel: Kernel,
@@ -335,7 +338,7 @@ fn prepare(
     }
 }
 
-/// Attends from rows `rows` of the step to one key head; `out` is `[rows][heads per kv_head · dim]`.
+/// Computes the attention of rows `rows` of the step over one KV head; `out` is `[rows][heads per kv_head · dim]`.
 fn attend(
     step: &Step<'_>,
     kernel: Kernel,
@@ -360,7 +363,7 @@ fn attend(
     }
 }
 
-/// Attends from consecutive rows of one span to one key head; `out` is `[rows][heads per kv_head][dim]`.
+/// Computes the attention of consecutive rows of one span over one KV head; `out` is `[rows][heads per kv_head][dim]`.
 fn attend_block(
     step: &Step<'_>,
     kernel: Kernel,
@@ -378,7 +381,7 @@ fn attend_block(
     let heads = rows.len() * sharing;
     let first_head = rows.start * sharing;
     let scratch = scratch.set_len(heads * (PANEL + 3) + PAGE_TOKENS * dim);
-    // The whole lines first.
+    // The buffers of whole cache lines come first, so that they stay aligned.
     let (scores, rest) = scratch.split_at_mut(heads * PANEL);
     let (floats, rest) = rest.split_at_mut(PAGE_TOKENS * dim);
     let (maxima, rest) = rest.split_at_mut(heads);
@@ -390,7 +393,7 @@ fn attend_block(
     for tile in 0..=last / PAGE_TOKENS {
         let page = cache.page(step.spans[span].pages[tile]);
         let start = tile * PAGE_TOKENS;
-        // Rows before the tile's first position see none of it.
+        // Rows before the tile's first position attend to none of it.
         let skipped = start.saturating_sub(first);
         let (from, scores) = (
             skipped * sharing,
@@ -410,7 +413,7 @@ fn attend_block(
             ahead: bytemuck::cast_slice(page.values),
         };
         kernel.tile(keys, seeing, scores, false);
-        // One row reads the values once anyway; several share the work of widening them.
+        // A single row reads the values once in any case; several rows share one conversion to floats.
         let values = if rows.len() > 1 {
             kernel.widen(page.values, floats);
             Values::Floats(floats)

@@ -1,9 +1,9 @@
-//! The one list of a model's parts: what each is called, which rows of the checkpoint make it, what it multiplies, which
-//! constant is folded into it and which component it counts to.
+//! The one list of a model's parts: the name of each, the rows of the checkpoint that make it, its input, the constant
+//! that is folded into it, and the component to which it belongs.
 //!
-//! All else that goes through the parts is derived from this list: reading, quantizing and packing a checkpoint, checking
-//! its tensors, random weights, bytes and operations, the f32 reference, calibration and the errors of weights. A new part
-//! is a line here and a field in [`super::weights`].
+//! Everything else that visits the parts is derived from this list: reading, quantizing and packing a checkpoint,
+//! checking its tensors, random weights, bytes and operations, the f32 reference, calibration and the errors of
+//! weights. A new part is a line here and a field in [`super::weights`].
 
 use super::columns::{Columns, Rows};
 use super::config::{Architecture, ModelConfig};
@@ -24,11 +24,11 @@ pub struct MatrixPart {
     pub columns: Columns,
     /// Number of inputs.
     pub depth: usize,
-    /// What it multiplies; `None` for an embedding that is looked up only.
+    /// Its input; `None` for an embedding that is only looked up.
     pub input: Option<Input>,
-    /// The constant of the model that multiplies its product: folded into its scales when it is loaded.
+    /// The constant of the model that multiplies its product. It is folded into the scales at loading.
     pub factor: f32,
-    /// What its bytes count to.
+    /// The component to which its bytes belong.
     pub component: Component,
 }
 
@@ -39,18 +39,18 @@ pub struct NormPart {
     pub name: String,
     /// Number of weights.
     pub len: usize,
-    /// The constant of the model that divides what comes out: folded into the weights when they are loaded.
+    /// The constant of the model that divides its output. It is folded into the weights at loading.
     pub divisor: f32,
 }
 
-/// What matrices multiply. Those of a layer that multiply the same have the same input.
+/// The inputs of matrices. All matrices of a layer with the same `Input` multiply the same values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Input {
-    /// The normed residual that queries, keys and values are made from.
+    /// The normed residual, from which queries, keys and values are computed.
     Attention,
-    /// What attention gives to its output matrix.
+    /// The result of attention, before its output matrix.
     Output,
-    /// The normed residual that gate and up are made from.
+    /// The normed residual, from which gate and up are computed.
     FeedForward,
     /// The gated values.
     Down,
@@ -58,12 +58,12 @@ pub enum Input {
     Head,
 }
 
-/// What the bytes of a model are counted by.
+/// The components for which the bytes of a model are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Component {
-    /// The table of token vectors, which is also the head where both are tied.
+    /// The table of token vectors, which is also the head if both are tied.
     Embedding,
-    /// A head of its own.
+    /// A head that is not tied to the embedding.
     Head,
     /// Queries, keys, values and output.
     Attention,

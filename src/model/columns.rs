@@ -7,37 +7,37 @@ use crate::int8::PANEL;
 use crate::int8::matrix::CodeRows;
 use crate::sources::Tensors;
 
-/// Columns of either half of an interleaved panel.
+/// Columns in each half of an interleaved panel.
 const HALF: usize = PANEL / 2;
 
-/// Neighbouring rows of a tensor.
+/// Consecutive rows of a tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rows {
     /// The tensor's name in the checkpoint.
     pub tensor: String,
-    /// All rows that the tensor has.
+    /// The number of all rows of the tensor.
     pub total: usize,
-    /// The first of these.
+    /// The first row.
     pub first: usize,
-    /// How many these are.
+    /// The number of rows.
     pub count: usize,
 }
 
-/// Rows of a tensor that are neighbouring columns of a panel.
+/// Consecutive rows of a tensor that are consecutive columns of a panel.
 #[derive(Debug, PartialEq, Eq)]
 struct Piece<'a> {
     tensor: &'a str,
     rows: Range<usize>,
-    /// The first of those columns.
+    /// The first column within the panel.
     at: usize,
 }
 
 /// Which tensor rows make the columns of a packed matrix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Columns {
-    /// One after the other.
+    /// All rows of the first, then of the second, and so on.
     Stacked(Vec<Rows>),
-    /// 32 of the first and 32 of the second to a panel; both are as many.
+    /// Each panel has 32 rows of the first and 32 of the second; both have the same number of rows.
     Interleaved([Rows; 2]),
 }
 
@@ -63,7 +63,7 @@ impl Rows {
         })
     }
 
-    /// Rows `from .. from + count` of these, as many as there are, for the columns of a panel from `at` on.
+    /// Rows `from .. from + count` of these, or as many of them as exist, for the columns of a panel from `at` on.
     fn piece(&self, from: usize, count: usize, at: usize) -> Piece<'_> {
         let count = count.min(self.count - from);
         let first = self.first + from;
@@ -89,7 +89,7 @@ impl Columns {
         }
     }
 
-    /// The tensors that the columns are rows of, once each, with the number of their rows.
+    /// The tensors whose rows make the columns, once each, with their number of rows.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, usize)> {
         let rows = self.rows();
         let first_of_tensor = |&(index, one): &(usize, &Rows)| {
@@ -104,7 +104,8 @@ impl Columns {
         self.rows().iter().map(|rows| rows.count).sum()
     }
 
-    /// Columns of the packed matrix. Interleaved halves are padded apart, so their last panel is whole.
+    /// Columns of the packed matrix, including padding. Interleaved halves are padded separately, so their last panel
+    /// is complete.
     pub fn padded_count(&self) -> usize {
         match self {
             Self::Stacked(_) => self.count(),
@@ -135,7 +136,7 @@ impl Columns {
         }
     }
 
-    /// The column that row `row` of `tensor` makes; `None` if it makes none.
+    /// The column that row `row` of `tensor` becomes, if any.
     pub fn column(&self, tensor: &str, row: usize) -> Option<usize> {
         let mut before = 0;
         for (index, rows) in self.rows().iter().enumerate() {
@@ -188,10 +189,11 @@ impl Columns {
         })
     }
 
-    /// Whether these rows are stored as codes.
+    /// Whether the checkpoint stores these rows as codes.
     ///
     /// # Errors
-    /// [`Error::BadModel`] if some tensors are and others are not: one matrix has one arithmetic.
+    /// [`Error::BadModel`] if some tensors are codes and others are floats: the columns of one matrix must be of one
+    /// kind.
     pub fn have_codes(&self, tensors: &dyn Tensors) -> Result<bool> {
         let (coded, plain): (Vec<&str>, Vec<&str>) = self
             .tensors()

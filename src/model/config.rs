@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 use crate::sources::forms::{HYBRID, MIXTURE_OF_EXPERTS};
 
-/// The widest head. Beyond it no attention kernel holds a head in registers, and no published Granite or Llama has one.
+/// The widest head. The attention kernels cannot keep a wider head in registers, and no published Granite or Llama has
+/// one.
 pub(crate) const HEAD_DIM_MAX: usize = 256;
 
 /// Which published architecture a checkpoint is; all three run the same forward pass.
@@ -62,8 +63,8 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Reads a configuration; `file` is named in errors. A field that is `null` counts as absent.
     ///
-    /// What passes is bounded: every product of two sizes fits in 64 bits with room to spare, and whoever allocates
-    /// by these sizes has a bound that the file did not choose.
+    /// Accepted values are bounded: every product of two sizes fits in 64 bits with room to spare, and allocations of
+    /// these sizes have a limit that the file did not choose.
     ///
     /// # Errors
     /// [`crate::error::Error::BadModel`] naming the field, for anything missing, mistyped, out of range or unsupported.
@@ -125,13 +126,13 @@ impl ModelConfig {
             },
             residual_multiplier: multiplier("residual_multiplier")?,
             logits_scaling: multiplier("logits_scaling")?,
-            // All three architectures are untied unless they say otherwise.
+            // All three architectures are untied unless the file says otherwise.
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
         })
     }
 }
 
-/// The configuration and the file to name when it is at fault.
+/// The configuration, and the file to name in errors.
 struct Fields<'a> {
     file: &'a Path,
     json: &'a Value,
@@ -161,7 +162,7 @@ impl Fields<'_> {
         }
     }
 
-    /// Refuses what would change the forward pass in a way that is not implemented.
+    /// Refuses settings that would change the forward pass in a way that is not implemented.
     fn refuse_unsupported(&self, architecture: Architecture, num_layers: usize) -> Result<()> {
         let hybrid = architecture == Architecture::GraniteHybridDense;
         if hybrid {
@@ -208,7 +209,7 @@ impl Fields<'_> {
         Ok(())
     }
 
-    /// Refuses a hybrid with Mamba layers by its name: without `layer_types` all of them are.
+    /// Refuses a hybrid with Mamba layers and says so in the error. If `layer_types` is missing, all layers are Mamba.
     fn refuse_mamba(&self) -> Result<()> {
         const NAME: &str = "layer_types";
         let Some(types) = self.get(NAME) else {
@@ -258,7 +259,7 @@ impl Fields<'_> {
         Ok(kv_heads)
     }
 
-    /// The stated width of a head, or the hidden width shared out among the heads.
+    /// The width of a head: the stated one, or the hidden width divided by the number of heads.
     fn head_dim(&self, hidden_size: usize, num_heads: usize) -> Result<usize> {
         const NAME: &str = "head_dim";
         let head_dim = match self.get(NAME) {
@@ -271,7 +272,7 @@ impl Fields<'_> {
                 return Err(self.bad("num_attention_heads", problem));
             }
         };
-        // Halves are rotated against each other, and the int8 kernels take four values at a time.
+        // The rotary embedding needs two halves, and the int8 kernels read four values at a time.
         if head_dim > HEAD_DIM_MAX || !head_dim.is_multiple_of(4) {
             let problem =
                 format!("is {head_dim}, expected a multiple of 4 that is at most {HEAD_DIM_MAX}");
@@ -291,7 +292,7 @@ impl Fields<'_> {
             }
             (Some(theta), _) | (None, Some(theta)) => Ok(theta),
             (None, None) if required => Err(self.missing("rope_theta", "a number, such as 10000")),
-            // The first Llama files were written before the field existed and mean this.
+            // The first Llama files are older than the field and use this value.
             (None, None) => Ok(10_000.0),
         }
     }
@@ -315,7 +316,7 @@ impl Fields<'_> {
         Ok(number.map(|number| number as f32))
     }
 
-    /// A number from `least` to `most`, written as an integer or not, if the field is there.
+    /// A number from `least` to `most`, as an integer or a float; `None` if the field is absent.
     fn number(&self, name: &str, least: f64, most: f64) -> Result<Option<f64>> {
         let Some(value) = self.get(name) else {
             return Ok(None);
@@ -343,7 +344,7 @@ impl Fields<'_> {
             .ok_or_else(|| self.is_but(name, value, "expected true or false"))
     }
 
-    /// Refuses any text but `expected`; an absent field means `expected`.
+    /// Refuses any value but `expected`; an absent field means `expected`.
     fn only(&self, name: &str, expected: &str) -> Result<()> {
         match self.get(name) {
             Some(value) if value != expected => {
@@ -366,7 +367,7 @@ impl Fields<'_> {
     }
 
     fn is_but(&self, name: &str, value: &Value, expected: impl Display) -> Error {
-        // One line on a terminal, whatever the file holds.
+        // The message stays one line on a terminal, whatever the file holds.
         const SHOWN_CHARS: usize = 60;
         let mut shown: String = value.to_string();
         if let Some((end, _)) = shown.char_indices().nth(SHOWN_CHARS) {

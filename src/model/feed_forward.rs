@@ -1,4 +1,4 @@
-//! What every token of a layer passes by itself.
+//! The feed-forward part of a layer, which processes each token independently.
 
 use super::weights::{FeedForward, SwiGlu};
 use crate::int8::activations::Activations;
@@ -7,12 +7,12 @@ use crate::int8::floats::Floats;
 
 /// The buffers of a feed-forward layer, kept between layers and steps.
 pub struct Buffers {
-    /// What gate and up make together.
+    /// The gated values, quantized.
     gated: Activations,
 }
 
 impl Buffers {
-    /// For `width` gated values.
+    /// Creates buffers for `width` gated values.
     pub fn new(width: usize) -> Self {
         Self {
             gated: Activations::new(0, width),

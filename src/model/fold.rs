@@ -1,10 +1,10 @@
-//! The constants of a model folded into its weights, where they cost nothing.
+//! Folds the constants of a model into its weights, so that they cost nothing at run time.
 
 use super::blueprint::{MatrixPart, NormPart};
 use super::weights::Source;
 use crate::int8::matrix::Matrix;
 
-/// A source of weights whose matrices and norms have their constants folded in.
+/// A source of weights that folds the constants into the matrices and norms of another source.
 pub struct Folded<'a, S>(pub &'a mut S);
 
 impl<'p, S> Source<&'p MatrixPart, &'p NormPart> for Folded<'_, S>

@@ -1,4 +1,4 @@
-//! What the engine needs of a model.
+//! The interface between the engine and a model.
 
 /// Tokens per KV page. One attention tile is one page, so paging costs nothing (64 keys fill four vectors of 16).
 pub const PAGE_TOKENS: usize = 64;
@@ -12,29 +12,31 @@ pub struct Span<'a> {
     pub start: usize,
     /// The sequence's KV pages in order; page `i` holds positions `64·i .. 64·(i+1)`. Covers `start + tokens.len()`.
     pub pages: &'a [u32],
-    /// Where the sequence's state lies beside its pages: a number that no other sequence has while it runs, below the
-    /// number of sequences that the engine runs at once. Spans of one sequence have the same.
+    /// The index of the sequence's state outside its pages. No other sequence has the same slot while this one runs,
+    /// slots are below the number of sequences that the engine runs at once, and spans of one sequence have the same
+    /// slot.
     pub slot: u32,
-    /// How many of the span's last tokens want the logits that follow them: 0 in the middle of a prompt, 1 to choose the
-    /// next token, more to check guessed tokens or to score a prompt. At most `tokens.len()`.
+    /// How many of the span's last tokens need the logits that follow them: 0 in the middle of a prompt, 1 to choose
+    /// the next token, more to check drafts or to score a prompt. At most `tokens.len()`.
     pub logit_rows: usize,
 }
 
-/// Whether a model can go back to a position of a sequence that it has passed.
+/// Whether a model can return to an earlier position of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rewind {
-    /// To every one: all that a sequence leaves behind lies in its pages, position by position. Rows behind any position
-    /// may be run again with other tokens, and a sequence may begin behind full pages that another one has filled.
+    /// It can return to every position, because everything that a sequence leaves behind is in its pages, position by
+    /// position. Rows after any position may be run again with other tokens, and a sequence may begin after full pages
+    /// that another sequence has filled.
     Free,
-    /// To none but the beginning, since a state of the sequence goes with it from row to row, in its slot. Every position
-    /// is run once, in order; a span that starts at 0 begins anew, whatever the slot holds.
+    /// It can only return to the beginning, because the sequence's slot holds a state that each row changes. Every
+    /// position is run once, in order. A span that starts at 0 begins with a fresh state, whatever the slot holds.
     Never,
 }
 
-/// What the engine needs of a model: one step over spans of any number of sequences.
+/// What the engine needs from a model: one step over spans of any number of sequences.
 ///
-/// The result of a span does not depend, to the bit, on which other spans share the step nor on how its sequence
-/// was cut into spans.
+/// The result of a span is the same to the bit, whichever other spans share the step and however its sequence is cut
+/// into spans.
 pub trait Forward: Send {
     /// Number of logits per row.
     fn vocab_size(&self) -> usize;
@@ -48,12 +50,12 @@ pub trait Forward: Send {
     /// Bytes of one KV page over all layers.
     fn page_bytes(&self) -> usize;
 
-    /// Whether the model can go back.
+    /// Whether the model can return to earlier positions.
     fn rewind(&self) -> Rewind;
 
     /// Runs the spans and returns `[Σ logit_rows][vocab]`, in the order of spans and of their tokens.
     ///
-    /// Spans of one sequence may share a step if each starts where the one before ends; pages are shared by sequences
-    /// only where both do no more than read them.
+    /// Spans of one sequence may share a step if each starts where the one before ends. Sequences may share a page only
+    /// if they just read it.
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32];
 }

@@ -38,7 +38,7 @@ struct Workspace {
     rotary: Vec<f32>,
     /// The residual stream.
     residual: Floats,
-    /// The residual rows that want logits.
+    /// The rows of the residual stream that need logits.
     last: Floats,
     normed: Normed,
     attention: attention::Buffers,
@@ -48,10 +48,10 @@ struct Workspace {
 }
 
 impl Granite {
-    /// Puts a model together; `page_count` KV pages are reserved and `context` bounds every sequence.
+    /// Assembles a model. `page_count` KV pages are reserved; no sequence may be longer than `context`.
     ///
     /// # Errors
-    /// [`crate::error::Error::Config`] if there is no memory for the pages.
+    /// [`crate::error::Error::Config`] if there is not enough memory for the pages.
     pub fn new(
         config: ModelConfig,
         weights: Weights,
@@ -87,7 +87,7 @@ impl Granite {
         &self.config
     }
 
-    /// What the weights take.
+    /// The memory that the weights take.
     pub fn memory(&self) -> WeightMemory {
         self.blueprint.memory(&self.weights)
     }
@@ -107,17 +107,18 @@ impl Granite {
         &self.weights
     }
 
-    /// The compute threads themselves, for measuring what they can do at most.
+    /// The compute threads, for measuring their peak rates.
     pub const fn pool(&mut self) -> &mut Pool {
         &mut self.compute.pool
     }
 
-    /// What the weights are, the weights, and what computes beside them.
+    /// The description of the weights, the weights, and what computes with them.
     pub const fn parts(&mut self) -> (&Blueprint, &Weights, &mut Compute) {
         (&self.blueprint, &self.weights, &mut self.compute)
     }
 
-    /// Fills the KV cache with noise, so that steps far into a sequence can be timed without the steps before.
+    /// Fills the KV cache with arbitrary numbers, so that steps late in a sequence can be timed without the steps
+    /// before.
     pub(crate) fn fill_cache(&mut self) {
         self.cache.fill();
     }
@@ -140,7 +141,7 @@ impl Granite {
         self.compute.kernel
     }
 
-    /// The compute threads, the engine's own included.
+    /// Number of compute threads, including the engine's own.
     pub fn threads(&self) -> usize {
         self.compute.pool.threads()
     }
@@ -213,7 +214,7 @@ impl Forward for Granite {
 fn embed(step: &Step<'_>, compute: &mut Compute, weights: &Weights, residual: &mut Floats) {
     let (kernel, rows, hidden) = (compute.kernel, step.rows.len(), step.config.hidden_size);
     let groups = hidden.div_ceil(GROUP);
-    // Whole groups are filled; what lies past the last real panel is never read.
+    // Whole groups are filled; values after the last panel are never read.
     residual.set_len(groups * PANELS_PER_GROUP * rows * PANEL);
     let parts = PerUnit::new(residual, PANELS_PER_GROUP * rows * PANEL);
     compute.pool.run(groups, parts, |_, range, out| {
@@ -235,7 +236,7 @@ fn embed(step: &Step<'_>, compute: &mut Compute, weights: &Weights, residual: &m
     });
 }
 
-/// One transformer block on the residual stream.
+/// Applies one layer to the residual stream.
 fn block(
     step: &Step<'_>,
     compute: &mut Compute,
@@ -267,7 +268,7 @@ fn block(
     feed_forward(compute, weights, input, buffers, residual);
 }
 
-/// The logits of the rows that want them, `[rows][vocab]`.
+/// The logits of the rows that need them, `[rows][vocab]`.
 fn head(step: &Step<'_>, compute: &mut Compute, weights: &Weights, work: &mut Workspace) {
     let config = step.config;
     let count: usize = step.spans.iter().map(|span| span.logit_rows).sum();

@@ -19,7 +19,7 @@ pub struct KvCache {
     page_count: usize,
 }
 
-/// One layer's pages, head by head, so that threads can fill heads side by side.
+/// The pages of one layer, head by head, so that threads can fill different heads at the same time.
 pub struct LayerCache {
     pages: usize,
     head_dim: usize,
@@ -32,8 +32,8 @@ pub struct LayerCache {
     value_scales: Lazy<f32>,
 }
 
-/// Zeros that take memory as they are first written, on whole cache lines. On small pages: a sequence writes a little to
-/// each head of each layer, which on huge ones would take gigabytes at once.
+/// Zeros aligned to cache lines, whose memory is allocated when it is first written. Small pages are used: a sequence
+/// writes a little to each head of each layer, which with huge pages would allocate gigabytes at once.
 struct Lazy<T> {
     map: MmapMut,
     kind: PhantomData<T>,
@@ -41,11 +41,12 @@ struct Lazy<T> {
 
 impl<T: Pod> Lazy<T> {
     fn zeroed(len: usize) -> std::io::Result<Self> {
-        // An empty mapping is an error.
+        // Mapping 0 bytes is an error.
         let bytes = len.max(1) * size_of::<T>();
         let map = MmapMut::map_anon(bytes)?;
         #[cfg(target_os = "linux")]
-        // Only advice: a system that insists on huge pages commits more at once, within what is reserved.
+        // The advice may fail: a system that uses huge pages anyway allocates more at once, but never more than is
+        // reserved.
         let _ = map.advise(Advice::NoHugePage);
         let kind = PhantomData;
         Ok(Self { map, kind })
@@ -116,10 +117,10 @@ impl KvCache {
             * (config.head_dim + size_of::<f32>())
     }
 
-    /// Reserves `page_count` pages. The system commits the memory as pages are first written.
+    /// Reserves `page_count` pages. The system allocates the memory when pages are first written.
     ///
     /// # Errors
-    /// [`Error::Config`] if the system refuses the address space.
+    /// [`Error::Config`] if the system cannot provide the address space.
     pub fn new(config: &ModelConfig, page_count: usize) -> Result<Self> {
         let tokens = config.num_kv_heads * page_count * PAGE_TOKENS;
         let layer = |_| {
@@ -145,8 +146,7 @@ impl KvCache {
         Ok(Self { layers, page_count })
     }
 
-    /// Fills every page with numbers of no meaning, as if sequences had, so that attention can be timed without running
-    /// prompts.
+    /// Fills every page with arbitrary numbers, so that attention can be timed without running prompts.
     pub fn fill(&mut self) {
         for layer in &mut self.layers {
             layer.keys.fill(129);
@@ -156,7 +156,7 @@ impl KvCache {
         }
     }
 
-    /// How many pages there are.
+    /// Number of pages.
     pub const fn page_count(&self) -> usize {
         self.page_count
     }
@@ -168,7 +168,7 @@ impl KvCache {
 }
 
 impl LayerCache {
-    /// The pages as parts of one unit per key-and-value head.
+    /// The pages as parts with one unit per KV head.
     pub fn by_head(&mut self) -> HeadParts<'_> {
         let tokens = self.pages * PAGE_TOKENS;
         (
@@ -211,7 +211,7 @@ impl<'a> Head<'a> {
 }
 
 impl<'a> HeadMut<'a> {
-    /// The shares of [`LayerCache::by_head`] as heads.
+    /// Splits a share of [`LayerCache::by_head`] into heads.
     pub fn split(
         heads: usize,
         head_dim: usize,
@@ -251,7 +251,7 @@ impl<'a> HeadMut<'a> {
         }
     }
 
-    /// Stores the quantized key and value of slot `slot` of page `page`.
+    /// Stores the quantized key and value of token `slot` of page `page`.
     pub fn store(&mut self, page: u32, slot: usize, key: (&[i8], f32), value: (&[i8], f32)) {
         let first = page as usize * PAGE_TOKENS;
         let keys = &mut self.keys[first * self.head_dim..][..PAGE_TOKENS * self.head_dim];

@@ -1,15 +1,15 @@
-//! Granite in the words of its `config.json`: what `serve` runs.
+//! The model that `serve` runs: Granite, as its `config.json` describes it.
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `forward` | the contract with the engine: [`Forward`], [`Span`] |
+//! | `forward` | the interface to the engine: [`Forward`], [`Span`] |
 //! | [`granite`] | the forward pass: embedding, layers, head |
-//! | `attention`, `feed_forward`, `norm` | what a layer is made of |
-//! | `step`, `rotary`, `kv_cache` | what the rows of a step share, and what a sequence leaves behind |
-//! | [`quantizer`], [`packed`], `random` | weights from a float checkpoint, from a packed folder, from nothing |
-//! | `tensors`, `fold`, `accounts` | checking, constants, bytes and operations: derived from the blueprint |
+//! | `attention`, `feed_forward`, `norm` | the parts of a layer |
+//! | `step`, `rotary`, `kv_cache` | the data that all rows of a step share, and the keys and values of sequences |
+//! | [`quantizer`], [`packed`], `random` | weights from a float checkpoint, from a packed folder, and random weights |
+//! | `tensors`, `fold`, `accounts` | tensor checks, folded constants, bytes and operations, derived from the blueprint |
 //! | [`blueprint`] | the one list of a model's parts |
-//! | [`weights`], [`columns`] | the structure of a model, and which rows make which columns |
+//! | [`weights`], [`columns`] | the structure of a model, and which rows of a tensor make which columns |
 //! | [`config`], [`shapes`] | a model's shape and constants |
 //!
 //! Each file uses only those below it.
@@ -55,22 +55,22 @@ pub struct Settings {
     pub kv_bytes: u64,
     /// The longest sequence, if shorter than the model's own limit.
     pub context: Option<usize>,
-    /// Where the weights of a packed model lie.
+    /// Whether the weights of a packed model are mapped or copied.
     pub weights: Placement,
 }
 
-/// What a model takes, known from its configuration before anything is loaded.
+/// The memory that a model takes, known from its configuration before anything is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
     /// Bytes of the packed weights.
     pub weights: u64,
     /// Bytes of one KV page over all layers.
     pub kv_page: u64,
-    /// Bytes that each row of a step takes while it runs: logits twice, and what passes between the matrices.
+    /// Bytes that each row of a step takes while it runs: its logits twice, and the values between the matrices.
     pub step_row: u64,
 }
 
-/// What a model of this shape will take.
+/// The memory that a model of this shape will take.
 pub fn footprint(config: &ModelConfig) -> Footprint {
     Footprint {
         weights: blueprint(config).packed_bytes(),
@@ -81,11 +81,11 @@ pub fn footprint(config: &ModelConfig) -> Footprint {
     }
 }
 
-/// What `checkpoint`, whose configuration is `config`, will take.
+/// The memory that `checkpoint` will take; its configuration is `config`.
 pub(crate) fn footprint_of(checkpoint: &Checkpoint, config: &ModelConfig) -> Footprint {
     let footprint = footprint(config);
     match &checkpoint.packed {
-        // It may hold more scales than the default scheme has.
+        // A packed model may have more scales than the default scheme.
         Some(packed) => Footprint {
             weights: packed.stored_bytes(),
             ..footprint
@@ -94,7 +94,8 @@ pub(crate) fn footprint_of(checkpoint: &Checkpoint, config: &ModelConfig) -> Foo
     }
 }
 
-/// Reads, quantizes and packs a checkpoint, or takes in a packed one. `progress` hears of weights done and weights in all.
+/// Reads, quantizes and packs a checkpoint, or loads a packed one. `progress` gets the number of weights done and of
+/// all weights.
 ///
 /// # Errors
 /// [`Error::BadModel`] for anything wrong with the checkpoint, [`Error::Config`] if the KV cache cannot hold a page.
@@ -121,7 +122,7 @@ pub fn load(
     Granite::new(config, weights, page_count, context, compute)
 }
 
-/// A model of the given shape with random codes: as fast as a real one, and its text is noise.
+/// A model of the given shape with random codes. It is as fast as a real one, but its text is noise.
 ///
 /// # Errors
 /// [`Error::Config`] if the KV cache cannot hold a page.

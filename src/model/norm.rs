@@ -1,4 +1,4 @@
-//! Root mean square norms: float rows in, quantized rows out, ready for the next product.
+//! Root mean square norms: they turn float rows into quantized rows for the next product.
 
 use std::ops::Range;
 
@@ -10,14 +10,14 @@ use crate::int8::matmul::Panels;
 use crate::int8::rotation::Rotation;
 use crate::int8::{GROUP, PANEL};
 
-/// Panels of residual that make a group.
+/// Panels of the residual stream in a group.
 pub const PANELS_PER_GROUP: usize = GROUP / PANEL;
 
-/// From this many rows on the threads share the sums of squares, in a phase of their own; with fewer each thread makes all
-/// of them, which takes less than starting a phase: a row takes a tenth of a microsecond.
+/// From this many rows on, the threads divide the sums of squares in a separate phase. With fewer rows each thread
+/// computes all sums, which takes less time than starting a phase: a row takes a tenth of a microsecond.
 const SHARED_NORM_ROWS: usize = 32;
 
-/// What a norm gives, kept between norms for its memory.
+/// The output of a norm; its memory is reused by the next norm.
 pub struct Normed {
     inverse_rms: Vec<f32>,
     /// The normed rows.
@@ -25,7 +25,7 @@ pub struct Normed {
 }
 
 impl Normed {
-    /// For rows of `width` values.
+    /// Creates buffers for rows of `width` values.
     pub fn new(width: usize) -> Self {
         Self {
             inverse_rms: Vec::new(),

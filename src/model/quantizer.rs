@@ -14,11 +14,13 @@ use crate::int8::rotation::Rotation;
 use crate::int8::scheme::{Mapping, Scheme};
 use crate::sources::Tensors;
 
-/// Reads, rotates and quantizes every tensor, one panel at a time on each thread, so the float model is never whole in
-/// memory; codes that a checkpoint has already are kept as they are. `progress` hears of values done and values in all.
+/// Reads, rotates and quantizes every tensor, one panel at a time on each thread, so the whole float model is never in
+/// memory. Codes of a checkpoint that is int8 already are kept as they are. `progress` gets the number of values done
+/// and of all values.
 ///
 /// # Errors
-/// [`Error::BadModel`] for a tensor that is missing, has the wrong shape, is not finite or does not belong.
+/// [`Error::BadModel`] for a tensor that is missing, has the wrong shape, has values that are not finite, or is not
+/// part of the model.
 pub fn load(
     config: &ModelConfig,
     blueprint: &Blueprint,
@@ -32,7 +34,7 @@ pub fn load(
     blueprint.make(&mut Folded(&mut quantizer))
 }
 
-/// Makes the parts of a model from a float checkpoint that [`check_shapes`] has passed.
+/// Makes the parts of a model from a checkpoint that has passed [`check_shapes`].
 pub struct Quantizer<'a> {
     tensors: &'a dyn Tensors,
     scheme: &'a Scheme,
@@ -43,7 +45,7 @@ pub struct Quantizer<'a> {
 }
 
 impl<'a> Quantizer<'a> {
-    /// For the parts of `blueprint`; `progress` hears of values done and values in all.
+    /// Creates a quantizer for the parts of `blueprint`; `progress` gets the number of values done and of all values.
     pub fn new(
         blueprint: &Blueprint,
         tensors: &'a dyn Tensors,
@@ -61,13 +63,13 @@ impl<'a> Quantizer<'a> {
         }
     }
 
-    /// What it computes with.
+    /// The kernel and the threads in use.
     pub const fn compute(&mut self) -> &mut Compute {
         self.compute
     }
 
-    /// The matrix and what rounding lost: nothing where the checkpoint has codes already. `factors` say how errors are
-    /// compensated, if there are any.
+    /// Makes the matrix and measures the rounding loss, which is zero if the checkpoint has codes already. `factors`,
+    /// if not empty, compensate rounding errors.
     ///
     /// # Errors
     /// [`Error::BadModel`] if a weight is not finite.
@@ -91,7 +93,7 @@ impl<'a> Quantizer<'a> {
     }
 }
 
-/// How a part is mapped: as asked, or as its codes were made if the checkpoint has codes already.
+/// The scheme of a part: `asked`, or the scheme of its codes if the checkpoint has codes already.
 ///
 /// # Errors
 /// [`Error::BadModel`] if only some of the part's tensors are codes.

@@ -1,4 +1,4 @@
-//! Weights of the right shapes with random codes and unit norms: as fast as real ones.
+//! Weights of the right shapes with random codes and norms of ones: as fast as real weights.
 
 use super::blueprint::{Blueprint, MatrixPart, NormPart};
 use super::fold::Folded;
@@ -7,10 +7,10 @@ use crate::error::{Error, Result};
 use crate::int8::kernels::pool::Pool;
 use crate::int8::matrix::Matrix;
 
-/// Makes the weights.
+/// Creates the weights.
 ///
 /// # Errors
-/// [`Error::Config`] if there is no memory for them.
+/// [`Error::Config`] if there is not enough memory.
 pub fn load(blueprint: &Blueprint, pool: &mut Pool) -> Result<Weights> {
     blueprint.make(&mut Folded(&mut Random { pool }))
 }

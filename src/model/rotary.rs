@@ -7,7 +7,7 @@ pub struct Rotary {
 }
 
 impl Rotary {
-    /// For heads of `head_dim` values.
+    /// Computes the frequencies for heads of `head_dim` values.
     pub fn new(head_dim: usize, theta: f64) -> Self {
         let frequency = |i: usize| (1.0 / theta.powf(2.0 * i as f64 / head_dim as f64)) as f32;
         Self {
@@ -19,7 +19,7 @@ impl Rotary {
     pub fn fill(&self, position: usize, table: &mut [f32]) {
         let (cosines, sines) = table.split_at_mut(self.inverse_frequencies.len());
         for ((frequency, cosine), sine) in self.inverse_frequencies.iter().zip(cosines).zip(sines) {
-            // The angle is rounded to f32 first, like the model's own; its functions are then taken in f64.
+            // The angle is rounded to f32, as in the published model; its sine and cosine are then computed in f64.
             let angle = f64::from(position as f32 * frequency);
             (*sine, *cosine) = (angle.sin() as f32, angle.cos() as f32);
         }

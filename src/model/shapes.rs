@@ -2,7 +2,7 @@
 
 use super::config::{Architecture, ModelConfig};
 
-/// What tells the published shapes apart.
+/// The sizes in which the published shapes differ.
 struct Shape {
     name: &'static str,
     hidden_size: usize,

@@ -1,9 +1,9 @@
-//! What the phases of a step share.
+//! The data that all phases of a step share.
 
 use super::config::ModelConfig;
 use super::forward::Span;
 
-/// Where a row of a step belongs.
+/// The span and position of a row of a step.
 #[derive(Clone, Copy)]
 pub struct Row {
     /// Index of its span.
@@ -12,7 +12,7 @@ pub struct Row {
     pub position: usize,
 }
 
-/// The constants of a step.
+/// The data of a step that does not change while it runs.
 pub struct Step<'a> {
     pub config: &'a ModelConfig,
     pub spans: &'a [Span<'a>],

@@ -1,4 +1,4 @@
-//! The tensors that a checkpoint must hold, by what the blueprint reads.
+//! The tensors that a checkpoint must hold, derived from the blueprint.
 
 use std::collections::HashSet;
 
@@ -7,7 +7,7 @@ use super::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::sources::{Tensors, names};
 
-/// Every tensor that the parts are read from, with its shape; those of the vocabulary and the last norm first.
+/// Every tensor that the parts are read from, with its shape. The tensors of the vocabulary come first, the norms last.
 fn expected(blueprint: &Blueprint) -> Vec<(&str, Vec<usize>)> {
     let of_matrix = |part: &&'_ MatrixPart| part.layer.is_none();
     let (mut vocabulary, layers): (Vec<_>, Vec<_>) =
@@ -22,7 +22,7 @@ fn expected(blueprint: &Blueprint) -> Vec<(&str, Vec<usize>)> {
     shapes.chain(norms).collect()
 }
 
-/// Refuses a tensor that is missing or has another shape than the configuration says.
+/// Refuses a tensor that is missing or whose shape does not match the configuration.
 pub fn check_shape(tensors: &dyn Tensors, name: &str, expected: &[usize]) -> Result<()> {
     let problem = match tensors.shape(name) {
         Some(found) if found == expected => return Ok(()),
@@ -33,7 +33,7 @@ pub fn check_shape(tensors: &dyn Tensors, name: &str, expected: &[usize]) -> Res
 }
 
 /// Refuses a checkpoint that lacks a tensor, has one of another shape, or has one that this architecture does not use
-/// (a bias that we would silently drop would make wrong text).
+/// (ignoring a bias, for example, would give wrong text).
 pub fn check_shapes(
     config: &ModelConfig,
     blueprint: &Blueprint,
@@ -44,7 +44,7 @@ pub fn check_shapes(
         check_shape(tensors, name, shape)?;
     }
     let known: HashSet<&str> = expected.iter().map(|(name, _)| *name).collect();
-    // Some exporters write the tied head a second time, and old ones the rotary frequencies; both are derived data.
+    // Some exporters write the tied head a second time, and old ones write the rotary frequencies; both can be derived.
     let head = names::HEAD.whole();
     let derived = |name: &str| name == head || name.ends_with(".rotary_emb.inv_freq");
     match tensors

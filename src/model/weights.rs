@@ -1,11 +1,11 @@
-//! The structure of a model: which parts a layer has, and in which order they are made and stored.
+//! The structure of a model: which parts a layer has, and the order in which they are made and stored.
 
 use crate::int8::matrix::Matrix;
 
-/// All weights of a model, or something else for each of them: `M` for a matrix, `N` for a norm. A blueprint has a
+/// All weights of a model, or something else for each part: `M` for a matrix, `N` for a norm. A blueprint holds a
 /// description of each part, a loaded model the part itself.
 pub struct Weights<M = Matrix, N = Vec<f32>> {
-    /// The blocks in order.
+    /// The layers in order.
     pub layers: Vec<Layer<M, N>>,
     /// The last norm.
     pub final_norm: N,
@@ -15,25 +15,25 @@ pub struct Weights<M = Matrix, N = Vec<f32>> {
     pub head: Option<M>,
 }
 
-/// One block: `x += mixer(norm(x))`, then `x += feed_forward(norm(x))`.
+/// One layer: `x += mixer(norm(x))`, then `x += feed_forward(norm(x))`.
 pub struct Layer<M = Matrix, N = Vec<f32>> {
     /// Norm before the mixer: `[hidden]`.
     pub mixer_norm: N,
-    /// What lets a token see the others.
+    /// The part in which a token depends on earlier tokens.
     pub mixer: Mixer<M>,
     /// Norm before the feed-forward layer: `[hidden]`.
     pub feed_forward_norm: N,
-    /// What every token passes by itself.
+    /// The part that processes each token independently.
     pub feed_forward: FeedForward<M>,
 }
 
-/// What lets a token see the others.
+/// The part in which a token depends on earlier tokens.
 pub enum Mixer<M = Matrix> {
     /// Grouped-query attention.
     Attention(Attention<M>),
 }
 
-/// The matrices of an attention.
+/// The matrices of attention.
 pub struct Attention<M = Matrix> {
     /// Queries, keys and values stacked: `[(heads + 2·kv_heads)·head_dim][hidden]`.
     pub qkv: M,
@@ -41,7 +41,7 @@ pub struct Attention<M = Matrix> {
     pub output: M,
 }
 
-/// What every token passes by itself.
+/// The part that processes each token independently.
 pub enum FeedForward<M = Matrix> {
     /// One SwiGLU for all tokens.
     Dense(SwiGlu<M>),
@@ -49,39 +49,39 @@ pub enum FeedForward<M = Matrix> {
 
 /// The matrices of `down · (silu(gate · x) · (up · x))`.
 pub struct SwiGlu<M = Matrix> {
-    /// Gate and up, 32 columns of each to a panel: `[2·intermediate][hidden]`.
+    /// Gate and up, 32 columns of each per panel: `[2·intermediate][hidden]`.
     pub gate_up: M,
     /// `[hidden][intermediate]`.
     pub down: M,
 }
 
-/// Makes the parts of a model from others.
+/// Turns each part of a model into something else, such as a description into the loaded part.
 pub trait Source<M, N> {
-    /// What a matrix becomes.
+    /// The result for a matrix.
     type Matrix;
-    /// What a norm becomes.
+    /// The result for a norm.
     type Norm;
-    /// What keeps a part from being made.
+    /// The error if a part cannot be made.
     type Error;
 
     /// Makes a matrix.
     ///
     /// # Errors
-    /// Whatever keeps it from being made.
+    /// If it cannot be made.
     fn matrix(&mut self, part: M) -> Result<Self::Matrix, Self::Error>;
 
     /// Makes a norm.
     ///
     /// # Errors
-    /// Whatever keeps it from being made.
+    /// If it cannot be made.
     fn norm(&mut self, part: N) -> Result<Self::Norm, Self::Error>;
 }
 
 impl<M, N> Weights<M, N> {
-    /// Has `source` make something of every part, in the order in which parts are made and stored.
+    /// Calls `source` for every part, in the order in which parts are made and stored.
     ///
     /// # Errors
-    /// The first one of `source`.
+    /// The first error of `source`.
     pub fn make<'a, S: Source<&'a M, &'a N>>(
         &'a self,
         source: &mut S,
@@ -90,7 +90,7 @@ impl<M, N> Weights<M, N> {
         Ok(Weights {
             layers: layers.collect::<Result<_, _>>()?,
             final_norm: source.norm(&self.final_norm)?,
-            // The vocabulary comes last: what the head multiplies is known when all blocks have been run.
+            // The vocabulary comes last: the input of the head is known only after all layers have run.
             embedding: source.matrix(&self.embedding)?,
             head: match &self.head {
                 Some(head) => Some(source.matrix(head)?),
@@ -138,7 +138,7 @@ impl<M, N> Layer<M, N> {
     }
 }
 
-/// Collects parts as they come.
+/// Collects parts in order.
 struct Parts<'a, M, N> {
     matrices: Vec<&'a M>,
     norms: Vec<&'a N>,

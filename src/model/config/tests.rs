@@ -1,4 +1,4 @@
-//! What a `config.json` may say, and how it is refused.
+//! Which `config.json` files are accepted, and how others are refused.
 
 use serde_json::json;
 
@@ -17,7 +17,7 @@ fn granite() -> Value {
     )
 }
 
-/// A dense `granitemoehybrid` in two layers, with its integers written as such.
+/// A dense `granitemoehybrid` with two layers; multipliers that are whole numbers are written as integers.
 fn hybrid() -> Value {
     parse(
         r#"{
@@ -90,7 +90,7 @@ fn the_dense_hybrid_reads_its_shared_width_and_integer_multipliers() {
 
 #[test]
 fn llama_is_granite_with_neutral_multipliers() {
-    // The multiplier of another architecture is not Llama's.
+    // Granite's multipliers do not apply to Llama.
     let config = read(&with(llama(), json!({"embedding_multiplier": 12}))).unwrap();
     assert_eq!(config.attention_multiplier, 0.125);
     assert_eq!(config.embedding_multiplier, 1.0);
@@ -140,7 +140,7 @@ fn absent_multipliers_are_neutral_except_the_softmax_scale() {
     assert_eq!(config.logits_scaling, 1.0);
 }
 
-/// `base | what is changed | field named | part of the problem`, one refusal a line.
+/// `base | change | field named in the error | part of the problem`, one refusal per line.
 const REFUSALS: &str = r#"
 granite | {"architectures": null} | architectures | missing
 granite | {"architectures": "GraniteForCausalLM"} | architectures | expected ["Granite

@@ -1,8 +1,8 @@
-//! What an evaluation found.
+//! The results of an evaluation.
 
 use serde::{Deserialize, Serialize};
 
-/// How far the other arithmetic is from the reference, over all predicted tokens; `_se` are standard errors.
+/// How much the other arithmetic differs from the reference, over all predicted tokens; `_se` are standard errors.
 ///
 /// Shares and differences of probabilities are fractions of 1, divergences are in nats.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,7 +13,7 @@ pub struct Evaluation {
     pub perplexity: f64,
     /// Standard error of `perplexity`.
     pub perplexity_se: f64,
-    /// The same of the reference.
+    /// The perplexity of the reference.
     pub perplexity_reference: f64,
     /// Standard error of `perplexity_reference`.
     pub perplexity_reference_se: f64,
@@ -23,7 +23,7 @@ pub struct Evaluation {
     pub kl_mean_se: f64,
     /// The largest divergence at one token.
     pub kl_max: f64,
-    /// Share of tokens where both find the same token most likely.
+    /// Share of tokens for which both have the same most likely token.
     pub same_top_token: f64,
     /// Standard error of `same_top_token`.
     pub same_top_token_se: f64,
@@ -33,21 +33,21 @@ pub struct Evaluation {
     pub rms_dp_se: f64,
 }
 
-/// One evaluation: what was compared, on which text, and what came out.
+/// One evaluation: what was compared, on which text, and the results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationRecord {
-    /// The name of the model whose f32 weights are the truth.
+    /// The name of the model whose f32 weights are the reference.
     pub reference: String,
     /// The kernel in use.
     pub kernel: String,
-    /// The file, or the name of the text that is built in.
+    /// The file, or the name of the built-in text.
     pub text: String,
-    /// Tokens that were run at once, each window from position 0.
+    /// Tokens per window; each window starts at position 0.
     pub window: usize,
     /// Int8 against the reference.
     #[serde(flatten)]
     pub int8: Evaluation,
-    /// Q8_0 against the reference, if it was asked for.
+    /// Q8_0 against the reference, if requested.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub q8_0: Option<Evaluation>,
 }

@@ -16,11 +16,11 @@ use crate::sources::packed::Packed;
 /// The version of the files' format that this program writes and reads.
 pub const FORMAT: u32 = 1;
 
-/// The order of the codes; a kernel that wants another one needs another name.
+/// The order of the codes; a different order needs a different name.
 pub const LAYOUT: &str = "u8-panels-k4x64x4";
 
-/// How packed weights were made and what that cost: `quantization.json`. Fields that are not known are kept out of the
-/// way, so that files of later programs of the same format can be read.
+/// How packed weights were made and how large the errors are: `quantization.json`. Unknown fields are ignored, so that
+/// files of the same format by later programs can be read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quantization {
     /// [`FORMAT`].
@@ -31,16 +31,17 @@ pub struct Quantization {
     pub created_by: String,
     /// How weights were mapped to codes.
     pub scheme: Scheme,
-    /// What made the codes of the layers, where they were kept as they are and `scheme` is that of all else.
+    /// The tool that made the codes of the layers, if they were kept as they are; `scheme` then applies to the other
+    /// matrices.
     #[serde(default)]
     pub kept_codes: Option<String>,
-    /// The exponent of SmoothQuant, where activations were smoothed.
+    /// The exponent of SmoothQuant, if activations were smoothed.
     #[serde(default)]
     pub smooth: Option<f32>,
     /// Whether rounding errors were compensated.
     #[serde(default)]
     pub compensated: bool,
-    /// The text that smoothing and compensation were based on.
+    /// The text on which smoothing and compensation were based.
     #[serde(default)]
     pub calibration: Option<CalibrationRecord>,
     /// What the weights were made from.
@@ -66,7 +67,7 @@ pub struct SourceRecord {
 /// A text that a model was calibrated on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CalibrationRecord {
-    /// What it is called.
+    /// The name of the text.
     pub text: String,
     /// The SHA-256 of its documents, one after the other.
     pub sha256: String,
@@ -77,19 +78,19 @@ pub struct CalibrationRecord {
 /// One matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct MatrixRecord {
-    /// What activations must be rotated by before they meet it.
+    /// The rotation that activations need before they are multiplied with it.
     pub rotation: Rotation,
-    /// Signal-to-quantization-noise ratio in decibels; absent where nothing was lost.
+    /// Signal-to-quantization-noise ratio in decibels; absent if there is no error.
     pub sqnr_db: Option<f64>,
     /// The largest error of a weight, in the rotated matrix.
     pub largest_error: f32,
 }
 
 impl Quantization {
-    /// Reads what a packed folder says about itself.
+    /// Reads the `quantization.json` of a packed folder.
     ///
     /// # Errors
-    /// [`Error::BadModel`] naming the field, also for files of another format.
+    /// [`Error::BadModel`] naming the field, or if the file has another format.
     pub fn of(packed: &Packed) -> Result<Self> {
         let bad = |field: &str, problem: String| {
             Error::bad_model(&packed.quantization_file, field, problem)
@@ -122,7 +123,7 @@ impl StoredTensor {
         Self { name, dtype, shape }
     }
 
-    /// How many bytes it takes.
+    /// Its size in bytes.
     pub fn bytes(&self) -> usize {
         let width = if self.dtype == Dtype::F32 { 4 } else { 1 };
         self.shape.iter().product::<usize>() * width
@@ -143,7 +144,7 @@ pub(crate) fn tensors_of_matrix(part: &MatrixPart) -> [StoredTensor; 4] {
     ]
 }
 
-/// The tensor of a norm, as long as whole panels so that what follows it begins on a cache line.
+/// The tensor of a norm, padded to whole panels so that the next tensor begins on a cache line.
 pub(crate) fn tensor_of_norm(part: &NormPart) -> StoredTensor {
     let padded = part.len.next_multiple_of(PANEL);
     StoredTensor::new(part.name.clone(), Dtype::F32, vec![padded])

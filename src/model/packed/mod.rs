@@ -1,17 +1,17 @@
-//! A packed model: what its two files hold, written by `quantize` and mapped by everything else.
+//! A packed model: the format of its two files, which `quantize` writes and all other commands map.
 //!
-//! [`WEIGHTS`] is a safetensors file. A matrix `X` is up to four tensors in it, a norm is one:
+//! [`WEIGHTS`] is a safetensors file. A matrix `X` is stored as up to four tensors, a norm as one:
 //!
 //! | tensor | type and shape | what it is |
 //! |---|---|---|
-//! | `X.codes` | U8 `[panels, k/4, 64, 4]` | codes in the kernels' own order |
+//! | `X.codes` | U8 `[panels, k/4, 64, 4]` | codes in the order in which kernels read them |
 //! | `X.scales` | F32 `[panels·64]` | one per column; 0 for padding |
-//! | `X.group_scales` | F32 `[panels, groups, 64]` | where groups have scales of their own |
-//! | `X.zero_points` | U8 `[panels, groups, 64]` | where they are not all 128 |
+//! | `X.group_scales` | F32 `[panels, groups, 64]` | if groups have scales of their own |
+//! | `X.zero_points` | U8 `[panels, groups, 64]` | if they are not all 128 |
 //! | `….weight` | F32, padded with zeros to whole panels | the weights of a norm |
 //!
-//! Every tensor begins at a multiple of 64 bytes. The constants of the model are not folded in: `config.json` has them.
-//! [`QUANTIZATION`] holds a [`Quantization`].
+//! Every tensor begins at a multiple of 64 bytes. The constants of the model are not folded in; they are in
+//! `config.json`. [`QUANTIZATION`] holds a [`Quantization`].
 
 mod evaluation;
 mod format;

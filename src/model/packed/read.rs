@@ -1,4 +1,4 @@
-//! Taking in a packed model.
+//! Loading a packed model.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,25 +14,25 @@ use crate::model::fold::Folded;
 use crate::model::weights::{Source, Weights};
 use crate::sources::packed::Packed;
 
-/// Where the weights of a packed model lie while it runs.
+/// Where the weights of a packed model are while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Placement {
     /// In the file, mapped: ready at once, and shared with every process that serves the same file.
     #[default]
     Mmap,
-    /// In memory of this process, on huge pages where the system has them.
+    /// In memory of this process, on huge pages if the system provides them.
     Copy,
 }
 
-/// Bytes of the smallest share of a thread: small enough to share a matrix evenly, large enough to be worth a call.
+/// Bytes in the units that threads divide: small enough to divide a matrix evenly, large enough to be worth a call.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Takes in the weights: codes where `placement` says, scales and norms as copies. Scales and norms are compared with
-/// their checksums; codes cannot do worse than give wrong text, and [`super::verify()`] compares them.
+/// Loads the weights: codes are mapped or copied as `placement` says, scales and norms are copied. Scales and norms are
+/// compared with their checksums. Damaged codes can only give wrong text; [`super::verify()`] checks them.
 ///
 /// # Errors
-/// [`Error::BadModel`] for a tensor that is missing, of another shape than the blueprint asks for, not what was written, not
-/// finite, or does not belong.
+/// [`Error::BadModel`] for a tensor that is missing, does not have the shape of the blueprint, differs from its
+/// checksum, is not finite, or is not part of the model.
 pub fn load(
     blueprint: &Blueprint,
     packed: &Packed,
@@ -64,7 +64,7 @@ struct Reader<'a> {
     placement: Placement,
     pool: &'a mut Pool,
     progress: &'a mut dyn FnMut(u64, u64),
-    /// The tensors that were asked for.
+    /// The tensors that were read.
     used: BTreeSet<String>,
     done: u64,
     total: u64,

@@ -1,4 +1,4 @@
-//! Keeping the result of an evaluation with the packed model that it is about.
+//! Storing the result of an evaluation in the packed model that was evaluated.
 
 use std::fs::File;
 use std::io::Write;
@@ -11,14 +11,14 @@ use super::format::Quantization;
 use crate::error::{Error, Result};
 use crate::sources::packed::Packed;
 
-/// Adds `evaluation` to the evaluations of `quantization.json` and keeps all else, also what this program does not know.
-/// The file is replaced whole: a reader finds the old one or the new one.
+/// Adds `evaluation` to the evaluations of `quantization.json` and keeps everything else, including fields that this
+/// program does not know. The file is replaced in one step: readers see either the old one or the new one.
 ///
 /// # Errors
-/// [`Error::BadModel`] if the file is not what this program reads, [`Error::Usage`] for figures that are not numbers,
+/// [`Error::BadModel`] if this program cannot read the file, [`Error::Usage`] for figures that are NaN or infinite,
 /// [`Error::Io`] if the file cannot be replaced.
 pub fn record(packed: &Packed, evaluation: &EvaluationRecord) -> Result<()> {
-    // JSON has no such numbers: the file could not be read again.
+    // JSON cannot express these numbers: the file could not be read again.
     if !(evaluation.int8.kl_mean.is_finite() && evaluation.int8.perplexity.is_finite()) {
         let problem = "the model's logits are not numbers";
         return Err(Error::Usage(problem.into()));
@@ -34,7 +34,7 @@ pub fn record(packed: &Packed, evaluation: &EvaluationRecord) -> Result<()> {
     let folder = file.parent().unwrap_or(Path::new("."));
     let replaced = NamedTempFile::new_in(folder).and_then(|mut next| {
         next.write_all(&text)?;
-        // A temporary file is its owner's alone; this one takes the place of a file that others may read.
+        // Only its owner may read a temporary file; the file that it replaces may be readable for others.
         let permissions = std::fs::metadata(file)?.permissions();
         next.as_file().set_permissions(permissions)?;
         next.as_file().sync_all()?;

@@ -1,4 +1,4 @@
-//! Comparing a packed model with its checksums: all at once, or slowly beside other work.
+//! Comparing a packed model with its checksums: all at once, or slowly in the background.
 
 use super::format::Quantization;
 use crate::error::{Error, Result};
@@ -6,10 +6,11 @@ use crate::int8::kernels::pool::{PerUnit, Pool};
 use crate::sources::hash::{sha256_in_pieces, sha256_of};
 use crate::sources::packed::Packed;
 
-/// Compares every tensor with its checksum, on all threads of `pool`. `progress` hears of bytes done and bytes in all.
+/// Compares every tensor with its checksum, on all threads of `pool`. `progress` gets the number of bytes done and of
+/// all bytes.
 ///
 /// # Errors
-/// [`Error::BadModel`] naming the first tensor that is not what was written.
+/// [`Error::BadModel`] naming the first tensor that differs from its checksum.
 pub fn verify(packed: &Packed, pool: &mut Pool, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
     let quantization = Quantization::of(packed)?;
     let names: Vec<&str> = packed.names().collect();
@@ -31,11 +32,11 @@ pub fn verify(packed: &Packed, pool: &mut Pool, progress: &mut dyn FnMut(u64, u6
     Ok(())
 }
 
-/// As [`verify`], on this thread and in pieces of `piece` bytes, each of which is asked for by `before_piece`, which may
-/// wait, or put an end to it.
+/// As [`verify`], but on this thread and in pieces of `piece` bytes. `before_piece` is called before each piece; it may
+/// block, or stop the comparison with an error.
 ///
 /// # Errors
-/// As [`verify`], and whatever `before_piece` gives.
+/// As [`verify`], and the errors of `before_piece`.
 pub fn verify_in_pieces(
     packed: &Packed,
     piece: usize,
@@ -50,7 +51,7 @@ pub fn verify_in_pieces(
     Ok(())
 }
 
-/// Refuses bytes that are not what was written.
+/// Refuses bytes that differ from their checksum.
 pub(super) fn compare(
     packed: &Packed,
     quantization: &Quantization,
