@@ -78,7 +78,7 @@ const ROUTES: &[Route] = &[
         traffic: Traffic::Ordinary,
         handler: || get(models::list),
         describe: || {
-            let summary = "The one model, by each of its names";
+            let summary = "The served model, under each of its names";
             describe::get("list_models", "model", summary, "ModelList")
         },
     },
@@ -121,7 +121,7 @@ const ROUTES: &[Route] = &[
         traffic: Traffic::Ordinary,
         handler: || get(tokenize::info),
         describe: || {
-            let summary = "What clients need to know of the tokenizer";
+            let summary = "Facts about the tokenizer";
             describe::get("tokenizer_info", "tokens", summary, "TokenizerInfo")
         },
     },
@@ -130,7 +130,7 @@ const ROUTES: &[Route] = &[
         audience: Audience::Probes,
         traffic: Traffic::Frequent,
         handler: || get(health::ready),
-        describe: || describe::probe("health", "Whether a request sent now would be taken"),
+        describe: || describe::probe("health", "Whether a request sent now would be accepted"),
     },
     Route {
         path: "/ping",
@@ -151,7 +151,7 @@ const ROUTES: &[Route] = &[
         audience: Audience::Probes,
         traffic: Traffic::Frequent,
         handler: || get(health::live),
-        describe: || describe::probe("livez", "Whether anything short of a restart can help"),
+        describe: || describe::probe("livez", "Fails when only a restart can help"),
     },
     Route {
         path: "/version",
@@ -186,7 +186,7 @@ const ROUTES: &[Route] = &[
         audience: Audience::Visitors,
         traffic: Traffic::Ordinary,
         handler: || get(index),
-        describe: || describe::open("index", "Where to go from here", "text/html"),
+        describe: || describe::open("index", "A page with links to other routes", "text/html"),
     },
 ];
 

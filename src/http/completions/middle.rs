@@ -1,4 +1,4 @@
-//! Filling in the middle: the tokens around a prompt whose answer goes between it and a suffix.
+//! Fill in the middle: the tokens around a prompt whose answer stands between the prompt and a suffix.
 
 use crate::http::error_body::ApiError;
 use crate::http::generate::prompt;
@@ -14,9 +14,9 @@ impl Middle {
     /// The tokens for `suffix`.
     ///
     /// # Errors
-    /// When the model has none for this, or the suffix does not fit `context`.
+    /// When the model has no such tokens, or the suffix does not fit `context`.
     pub fn new(tokenizer: &Tokenizer, suffix: &str, context: usize) -> Result<Self, ApiError> {
-        // As Granite 3 and Granite 4 spell them.
+        // The spellings of Granite 3 and Granite 4.
         let find = |name: &str| {
             let spelled = [format!("<fim_{name}>"), format!("<|fim_{name}|>")];
             spelled.iter().find_map(|token| tokenizer.id(token))
@@ -35,7 +35,7 @@ impl Middle {
         Ok(Self { prefix, suffix })
     }
 
-    /// `prompt`, with what tells the model to write what follows it.
+    /// `prompt` with the tokens that make the model write the text between it and the suffix.
     pub fn surround(&self, prompt: Vec<u32>) -> Vec<u32> {
         [vec![self.prefix], prompt, self.suffix.clone()].concat()
     }

@@ -44,7 +44,7 @@ pub async fn complete(
     generate::respond(&app, model, record, &request.common, work, writer).await
 }
 
-/// The ids of every prompt, all of which the model knows and has room for, and the generations for each in turn.
+/// The ids of all prompts, checked against vocabulary and context, and the generations for each prompt.
 async fn prepare(
     model: &ServedModel,
     record: &Arc<Record>,
@@ -68,7 +68,7 @@ async fn prepare(
         let middle = middle.transpose()?;
         let truncation = common.output.truncation;
         let prompts = request.prompts.iter().map(|prompt| {
-            // One that is cut down may be longer, up to what a body holds.
+            // A prompt that is to be truncated may be longer than the context, up to the limit on the body.
             let most = match truncation {
                 Some(_) => usize::MAX,
                 None => limits.context_length,

@@ -1,4 +1,4 @@
-//! What `POST /v1/completions` takes, checked.
+//! The fields of `POST /v1/completions`, checked.
 //!
 //! Nothing is clamped: a value out of range is refused with the field's name. `null` is the same as absent.
 
@@ -12,32 +12,32 @@ use crate::http::generate::request::GenerationRequest;
 use crate::http::limits::Limits;
 use crate::http::values::{Id, Whole};
 
-/// OpenAI's default, and every peer's that does not run to the end of the context.
+/// OpenAI's default, and that of all other servers that do not generate to the end of the context.
 pub const DEFAULT_MAX_TOKENS: usize = 16;
 
-/// A completion request whose every field is in range. What depends on the model (ids, context) is checked later.
+/// A completion request whose fields are all in range. Checks that depend on the model (ids, context) come later.
 #[derive(Debug)]
 pub struct CompletionRequest {
-    /// None is empty, and there is at least one.
+    /// At least one prompt; none of them is empty.
     pub prompts: Vec<Prompt>,
-    /// What comes after the answer.
+    /// The text that follows the answer.
     pub suffix: Option<String>,
     /// 0 only together with `echo`.
     pub max_tokens: usize,
     /// Whether answers begin with their prompts.
     pub echo: bool,
-    /// How many answers are generated, of which the likeliest `n` are given.
+    /// The number of answers that are generated; the response has the `n` likeliest.
     pub best_of: usize,
-    /// What every route that generates reads.
+    /// The fields of all generating routes.
     pub common: GenerationRequest,
 }
 
-/// Text, or ids that the client made itself.
+/// A text, or ids from the client.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Prompt {
     /// To be tokenized.
     Text(String),
-    /// Taken as they are: no begin-of-text token is added.
+    /// Used unchanged: no begin-of-text token is added.
     Ids(Vec<u32>),
 }
 
@@ -100,7 +100,7 @@ impl CompletionRequest {
     }
 }
 
-/// The four forms: a string, strings, ids, lists of ids.
+/// Takes `prompt` in its four forms: a string, a list of strings, a list of ids, or a list of lists of ids.
 fn prompts(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<Prompt>, ApiError> {
     const FORMS: &str =
         "a non-empty string, list of strings, list of token ids or list of lists of token ids";
@@ -108,7 +108,7 @@ fn prompts(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<Prompt>, ApiE
     let raw: &RawValue = fields
         .take("prompt", FORMS)?
         .ok_or(ApiError::Missing { param: "prompt" })?;
-    // Each attempt stops at the first element that does not fit, so the wrong ones cost nothing.
+    // Each attempt to parse stops at the first element of another type, so attempts that fail are cheap.
     let json = raw.get();
     let prompts: Vec<Prompt> = if let Ok(text) = serde_json::from_str(json) {
         vec![Prompt::Text(text)]
@@ -146,7 +146,7 @@ impl Prompt {
     }
 }
 
-/// Takes `logprobs` as completions have it: a number of alternatives, or `false` for none.
+/// Takes `logprobs` in the form of completions: a number of alternatives, or `false` for none.
 fn logprobs(f: &mut Fields<'_>) -> Result<Option<usize>, ApiError> {
     #[derive(Deserialize)]
     #[serde(untagged)]

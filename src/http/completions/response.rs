@@ -14,29 +14,29 @@ use crate::http::generate::output::StreamOptions;
 use crate::http::generate::response::{Counts, Head, UsageField, Writer};
 use crate::http::generate::streaming::event;
 
-/// OpenAI's name for the whole and for its parts.
+/// OpenAI's value of `object`, for whole responses and for events.
 const OBJECT: &str = "text_completion";
 
 /// One answer to one prompt, or a piece of it.
 #[derive(Serialize)]
 struct Choice<'a> {
-    /// The prompt's place times `n`, plus the answer's.
+    /// The prompt's index times `n`, plus the answer's index.
     index: usize,
-    /// The text; after the prompt's, if that was asked for.
+    /// The text of the answer, with the prompt's text in front if the request sets `echo`.
     text: &'a str,
-    /// Of the tokens of the text, if asked for.
+    /// Log-probabilities of the text's tokens, if requested.
     logprobs: Option<Logprobs>,
-    /// `stop` or `length`; `null` while more is to come.
+    /// `stop` or `length`; `null` in events before the last.
     finish_reason: Option<&'static str>,
     /// The string or id of the request that ended the answer.
     stop_reason: Option<StopReason>,
-    /// The prompt's ids, if asked for; in a stream with the first piece.
+    /// The prompt's ids, if requested; in a stream with the first piece.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_token_ids: Option<&'a [u32]>,
-    /// The generated ids, if asked for.
+    /// The generated ids, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     token_ids: Option<Vec<u32>>,
-    /// Log-probabilities of the prompt's tokens, if asked for by that name.
+    /// Log-probabilities of the prompt's tokens, if requested with `prompt_logprobs`.
     #[serde(skip_serializing_if = "Option::is_none")]
     prompt_logprobs: Option<PromptLogprobs>,
 }
@@ -50,7 +50,7 @@ pub struct CompletionWriter {
 }
 
 impl CompletionWriter {
-    /// For a request whose prompts have so many tokens together.
+    /// A writer for a request whose prompts have `prompt_tokens` tokens together.
     pub fn new(model: &ServedModel, request: Arc<CompletionRequest>, prompt_tokens: usize) -> Self {
         Self {
             head: Head::new("cmpl", model),
@@ -130,7 +130,7 @@ impl Writer for CompletionWriter {
         for answers in answers.chunks(best_of) {
             let mut ranked: Vec<&Piece> = answers.iter().collect();
             if best_of > n {
-                // Stable: of equals the first comes first.
+                // The sort is stable: equally likely answers keep their order.
                 ranked.sort_by(|a, b| likelihood(b).total_cmp(&likelihood(a)));
             }
             given.extend(&ranked[..n]);
@@ -142,7 +142,7 @@ impl Writer for CompletionWriter {
     }
 }
 
-/// How likely an answer is, per token: what `best_of` ranks by.
+/// The mean log-probability of an answer's tokens, by which `best_of` ranks.
 fn likelihood(answer: &Piece) -> f64 {
     let scores = answer
         .tokens

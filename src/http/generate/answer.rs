@@ -1,4 +1,4 @@
-//! Token events → text, piece by piece: what every route that generates has in common.
+//! Token events → text, piece by piece, for all generating routes.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -16,26 +16,26 @@ use crate::text::stop::Scan;
 use crate::text::thoughts::{Part, Phase, Splitter};
 use crate::text::{Decoder, StopStrings, Tokenizer};
 
-/// What holds for all answers of a request.
+/// Settings for all answers of a request.
 #[derive(Default)]
 pub struct Rules {
-    /// Strings that end an answer; each answer watches for them on its own.
+    /// Strings that end an answer; each answer searches for them separately.
     pub stops: StopStrings,
-    /// Ids that the request named to end an answer.
+    /// Ids in the request that end an answer.
     pub stop_token_ids: Vec<u32>,
-    /// Whether what ended the answer is part of it.
+    /// Whether the stop string or id that ended the answer is part of it.
     pub include_stop: bool,
-    /// Tokens before which no stop string counts.
+    /// The number of tokens before which stop strings are ignored.
     pub min_tokens: usize,
-    /// The most tokens: with the last of them an answer ends.
+    /// The most tokens of an answer.
     pub max_tokens: usize,
     /// Whether the answer begins with the prompt.
     pub echo: bool,
     /// Whether the engine scores the prompt's tokens before the generated ones.
     pub scores_prompt: bool,
-    /// The field that has the grammar, if there is one.
+    /// The field of the request that has the grammar, if there is one.
     pub grammar: Option<&'static str>,
-    /// Whether special tokens are written out like text.
+    /// Whether special tokens are written to the text.
     pub shows_special: bool,
     /// Those that are, where the others are not.
     pub shown_tokens: Vec<u32>,
@@ -45,7 +45,7 @@ pub struct Rules {
     pub leaves_thoughts: bool,
 }
 
-/// One answer in the making.
+/// An answer that is being generated.
 pub struct Answer {
     events: TokenStream,
     decoder: Decoder,
@@ -54,26 +54,27 @@ pub struct Answer {
     rules: Arc<Rules>,
     /// The prompt, until the first piece has taken it.
     prompt: Option<Arc<[u32]>>,
-    /// Scores of the prompt's tokens from the second on, as far as they have come.
+    /// The scores of the prompt's tokens, from the second one on, that have arrived so far.
     prompt_scores: VecDeque<Score>,
-    /// Of the token that comes next.
+    /// The score of the next token.
     score: Option<Score>,
     generated: usize,
     /// Characters decoded so far.
     decoded: usize,
 }
 
-/// The answers' texts, piece by piece as the tokens come.
+/// The pieces of all answers, as their tokens arrive.
 pub struct Pieces {
     answers: SelectAll<BoxStream<'static, Result<Piece, ApiError>>>,
     cut: Pin<Box<dyn Future<Output = ApiError> + Send>>,
     record: Arc<Record>,
 }
 
-/// What one token adds to an answer. The text is often empty: half a character, or what may become a stop string.
+/// What one token adds to an answer. The text is often empty, when the token is only a part of a character or may begin
+/// a stop string.
 #[derive(Default)]
 pub struct Piece {
-    /// Which answer.
+    /// The index of the answer.
     pub index: usize,
     /// The next part of its text.
     pub text: String,
@@ -81,40 +82,40 @@ pub struct Piece {
     pub thought: String,
     /// How many tokens of the thought are among the generated ones.
     pub thought_tokens: usize,
-    /// How many of the prompt's tokens came from the cache; only in the first piece.
+    /// How many of the prompt's tokens were found in the prefix cache; only in the first piece.
     pub cached_tokens: usize,
     /// The prompt's ids; only in the first piece.
     pub prompt_ids: Option<Arc<[u32]>>,
-    /// The prompt's tokens, if they are part of the text or scored; only in the first piece.
+    /// The prompt's tokens, if they are echoed or scored; only in the first piece.
     pub prompt: Vec<PlacedToken>,
-    /// The generated tokens. Their text may come in later pieces.
+    /// The generated tokens. Their text may be in later pieces.
     pub tokens: Vec<PlacedToken>,
-    /// The stop id that ended the answer. It is no part of the text and is not counted.
+    /// The stop id that ended the answer. It is not part of the text.
     pub end: Option<PlacedToken>,
     /// How the answer ended, in its last piece.
     pub finish: Option<Finish>,
 }
 
-/// A token of a text.
+/// A token at its position in a text.
 pub struct PlacedToken {
     /// The token.
     pub id: u32,
     /// Characters of the text before it.
     pub offset: usize,
-    /// How likely it was, if that was asked for and is known: nothing comes before a prompt's first token.
+    /// The token's log-probability, if requested. A prompt's first token has none.
     pub score: Option<Score>,
 }
 
 /// How an answer ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finish {
-    /// By itself, or by what the request asked to stop at.
+    /// By the model's end of text, or by a stop string or stop id of the request.
     Stop(Option<StopReason>),
-    /// At the most tokens.
+    /// By reaching the most tokens.
     Length,
 }
 
-/// What the request asked to stop at, and came.
+/// The stop string or stop id of the request that ended the answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum StopReason {
@@ -125,7 +126,7 @@ pub enum StopReason {
 }
 
 impl Finish {
-    /// OpenAI's word for it.
+    /// OpenAI's `finish_reason`.
     pub const fn reason(&self) -> &'static str {
         match self {
             Self::Stop(_) => "stop",
@@ -133,7 +134,7 @@ impl Finish {
         }
     }
 
-    /// vLLM's addition.
+    /// vLLM's `stop_reason`.
     pub fn stop_reason(&self) -> Option<StopReason> {
         match self {
             Self::Stop(reason) => reason.clone(),
@@ -143,7 +144,7 @@ impl Finish {
 }
 
 impl Answer {
-    /// The answer that `events` will make.
+    /// An answer whose tokens come from `events`.
     pub fn new(
         events: TokenStream,
         prompt: Arc<[u32]>,
@@ -164,7 +165,7 @@ impl Answer {
         }
     }
 
-    /// The next piece, and whatever can give the one after it.
+    /// The next piece, and the answer if more pieces follow.
     async fn step(mut self, index: usize) -> (Result<Piece, ApiError>, Option<Self>) {
         let event = loop {
             match self.events.next().await {
@@ -198,7 +199,8 @@ impl Answer {
                 if before == Some(Phase::Thought) && self.phase() == before {
                     piece.thought_tokens += 1;
                 }
-                // The end is certain to follow, and is part of this piece: an event of its own would have no text.
+                // The end must follow now. It is made part of this piece, because an event of its own would have no
+                // text.
                 if self.generated == self.rules.max_tokens
                     && piece.finish.is_none()
                     && let Some(TokenEvent::Finished(reason)) = self.events.next().await
@@ -217,18 +219,19 @@ impl Answer {
                 let error = invalid(self.rules.grammar.unwrap_or("grammar"), expected);
                 return (Err(error), None);
             }
-            // No event at all means that the engine is gone, without even time to say so.
+            // No event at all means that the engine's thread has stopped.
             Some(TokenEvent::Failed | TokenEvent::Score(_)) | None => {
                 return (Err(ApiError::Internal), None);
             }
         }
-        // When the token stream is dropped, the engine stops.
+        // If `self` is dropped here, so is its token stream, and the engine stops the generation.
         let rest = piece.finish.is_none().then_some(self);
         (Ok(piece), rest)
     }
 
     fn take_score(&mut self, score: Score) {
-        // Only before the first piece can it be one of the prompt, whose tokens all come before the generated ones.
+        // Scores of the prompt can arrive only before the first piece, because all its tokens come before the generated
+        // ones.
         let missing = self.prompt.as_ref().map_or(0, |prompt| prompt.len() - 1);
         if self.rules.scores_prompt && self.prompt_scores.len() < missing {
             self.prompt_scores.push_back(score);
@@ -245,8 +248,8 @@ impl Answer {
         }
     }
 
-    /// Places the prompt's tokens, and begins the text with them if it is to have them. Special tokens are written out:
-    /// they are what the client sent.
+    /// Adds the prompt's tokens to the piece, and their text if it is echoed. Special tokens are written too, because
+    /// the client sent them.
     fn place(&mut self, prompt: &[u32], piece: &mut Piece) {
         for (at, &id) in prompt.iter().enumerate() {
             let scores = &mut self.prompt_scores;
@@ -292,7 +295,7 @@ impl Answer {
         }
     }
 
-    /// Passes text on, unless it ends with a stop string or may become one.
+    /// Adds `text` to the piece, up to a stop string. Holds back text that may begin a stop string.
     fn watch(&mut self, text: &str, piece: &mut Piece) {
         if self.generated <= self.rules.min_tokens {
             piece.text += text;
@@ -340,14 +343,15 @@ impl Answer {
     }
 }
 
-/// What the scores of a token with so many alternatives take, as values and written out.
+/// Bytes that the scores of a token with this many alternatives take, as values and as JSON.
 pub const fn scored_bytes(alternatives: usize) -> usize {
-    // A name and a number in the answer are some 60 bytes, and twice that while it is being put together.
+    // A name and a number take some 60 bytes in the response, and twice that while the response is built.
     128 * (1 + alternatives)
 }
 
 impl Piece {
-    /// About what this adds to an answer that is put together: text twice, as it is and written out.
+    /// An estimate of the bytes that this piece adds to a response in one body: its text counts twice, as text and as
+    /// JSON.
     fn bytes(&self) -> usize {
         let scores = self.tokens.iter().map(|token| match &token.score {
             Some(score) => scored_bytes(score.top.len()),
@@ -356,12 +360,12 @@ impl Piece {
         2 * (self.text.len() + self.thought.len()) + scores.sum::<usize>()
     }
 
-    /// How many tokens were generated for it, the one that ended the answer included.
+    /// The number of tokens generated for this piece, including the one that ended the answer.
     pub fn generated(&self) -> usize {
         self.tokens.len() + usize::from(self.end.is_some())
     }
 
-    /// Puts the piece that follows behind this one.
+    /// Appends the next piece of the same answer.
     pub fn append(&mut self, next: Self) {
         self.text += &next.text;
         self.thought += &next.thought;
@@ -376,7 +380,7 @@ impl Piece {
 }
 
 impl Pieces {
-    /// Runs `answers` side by side; `cut` resolves when they must end, to the reason.
+    /// The pieces of `answers`, which are generated concurrently. `cut` resolves when they must end, to the reason.
     pub fn new(
         answers: Vec<Answer>,
         cut: impl Future<Output = ApiError> + Send + 'static,
@@ -395,7 +399,7 @@ impl Pieces {
         }
     }
 
-    /// The next piece of any answer; `None` when all are complete. Nothing is lost when the future is dropped.
+    /// The next piece of any answer; `None` when all are complete. Cancel-safe: dropping the future loses no piece.
     pub async fn next(&mut self) -> Option<Result<Piece, ApiError>> {
         let piece = tokio::select! {
             biased;
@@ -414,10 +418,10 @@ impl Pieces {
         Some(piece)
     }
 
-    /// All answers, each put together from its pieces.
+    /// All answers, each joined from its pieces.
     ///
     /// # Errors
-    /// When a generation fails, is cut off or has no memory left: half an answer is none.
+    /// When a generation fails, is cut off, or has no memory left. Incomplete answers are not returned.
     pub async fn collect(mut self) -> Result<Vec<Piece>, ApiError> {
         let mut answers = Vec::new();
         answers.resize_with(self.answers.len(), Piece::default);

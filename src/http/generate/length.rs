@@ -1,15 +1,16 @@
-//! How long an answer may be, under both names that the field has.
+//! The field for the most tokens of an answer, under both of its names.
 
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
 use crate::http::limits::Limits;
 
-/// The most tokens of an answer, if the request says so.
+/// The most tokens of an answer, as the request sets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaxTokens {
-    /// The number.
+    /// The number, if the request has one.
     pub count: Option<usize>,
-    /// The field that was sent, which refusals name: `max_tokens`, or OpenAI's newer `max_completion_tokens`.
+    /// The name under which the field was sent, for error messages: `max_tokens`, or OpenAI's newer
+    /// `max_completion_tokens`.
     pub field: &'static str,
 }
 
@@ -17,7 +18,7 @@ impl MaxTokens {
     /// Takes the field by either name.
     ///
     /// # Errors
-    /// When either is out of range, or they differ.
+    /// When either is out of range, or when both are present and differ.
     pub fn take(fields: &mut Fields<'_>, limits: &Limits) -> Result<Self, ApiError> {
         const OLD: &str = "max_tokens";
         const NEW: &str = "max_completion_tokens";
@@ -36,7 +37,7 @@ impl MaxTokens {
         })
     }
 
-    /// Refuses a request that wants at least `min_tokens`, but has at most `count`.
+    /// Refuses a `min_tokens` above `count`, the most tokens of the answer.
     ///
     /// # Errors
     /// [`ApiError::InvalidValue`].

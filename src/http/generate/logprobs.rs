@@ -1,14 +1,14 @@
-//! Log-probabilities in the shapes of OpenAI's completions and of vLLM's `prompt_logprobs`, and the names of tokens.
+//! Log-probabilities in the formats of OpenAI's completions and of vLLM's `prompt_logprobs`, and the names of tokens.
 
 use serde::{Serialize, Serializer};
 
 use super::answer::PlacedToken;
 use crate::text::Tokenizer;
 
-/// The least that is written: JSON has no infinity, and what is less likely has not happened yet.
+/// Log-probabilities are clamped here, because JSON has no −∞.
 pub const LEAST: f32 = -9999.0;
 
-/// One entry per token in each list.
+/// OpenAI's `logprobs`: each list has one entry per token.
 #[derive(Serialize)]
 pub struct Logprobs {
     tokens: Vec<String>,
@@ -17,7 +17,7 @@ pub struct Logprobs {
     text_offset: Vec<usize>,
 }
 
-/// The most likely tokens and the one that came, most likely first.
+/// The most likely tokens and the sampled one, most likely first.
 struct Alternatives(Vec<(String, f32)>);
 
 impl Serialize for Alternatives {
@@ -27,7 +27,8 @@ impl Serialize for Alternatives {
 }
 
 impl Logprobs {
-    /// Those of `tokens`, which are called by `name`, with `top` alternatives. The first token of a prompt has none.
+    /// The log-probabilities of `tokens`, with `top` alternatives. `name` gives the name of a token. The first token of
+    /// a prompt has no log-probability.
     pub fn of<'a>(
         name: impl Fn(u32) -> String,
         top: usize,
@@ -49,7 +50,8 @@ impl Logprobs {
                 let mut alternatives: Vec<(String, f32)> = Vec::new();
                 for &(id, logprob) in score.top.iter().take(top).chain([&score.token]) {
                     let name = name(id);
-                    // An object has each name once: the sampled token may be among the best, and two may share a name.
+                    // A JSON object must not repeat a name, but the sampled token may be among the most likely ones,
+                    // and two tokens may share a name.
                     if alternatives.iter().all(|other| other.0 != name) {
                         alternatives.push((name, logprob.max(LEAST)));
                     }
@@ -61,11 +63,12 @@ impl Logprobs {
     }
 }
 
-/// vLLM's `prompt_logprobs`: for each of the prompt's tokens, itself and its alternatives by id. `null` for the first.
+/// vLLM's `prompt_logprobs`: for each of the prompt's tokens, the token and its alternatives by id; `null` for the
+/// first.
 #[derive(Serialize)]
 pub struct PromptLogprobs(Vec<Option<Ranked>>);
 
-/// Ids with what is known of them: the prompt's own token, and then the likeliest.
+/// Ids with their ranks and log-probabilities: first the prompt's token, then the likeliest ones.
 struct Ranked(Vec<(u32, RankedToken)>);
 
 #[derive(Serialize)]
@@ -82,7 +85,7 @@ impl Serialize for Ranked {
 }
 
 impl PromptLogprobs {
-    /// Those of the tokens of a prompt, with `top` alternatives.
+    /// The log-probabilities of a prompt's tokens, with `top` alternatives.
     pub fn of(tokenizer: &Tokenizer, top: usize, prompt: &[PlacedToken]) -> Self {
         let ranked = |(id, logprob): (u32, f32), rank| {
             let token = RankedToken {
@@ -104,7 +107,7 @@ impl PromptLogprobs {
     }
 }
 
-/// What a token is called where log-probabilities are given: `token_id:7` if that was asked for, or its [`name`].
+/// The name of a token in log-probabilities: `token_id:7` if `by_id`, or else its [`name`].
 pub fn name_or_id(tokenizer: &Tokenizer, by_id: bool, id: u32) -> String {
     match by_id {
         true => format!("token_id:{id}"),
@@ -112,7 +115,7 @@ pub fn name_or_id(tokenizer: &Tokenizer, by_id: bool, id: u32) -> String {
     }
 }
 
-/// What a token is called: its text, or `bytes:\xe2\x80` if it is only a part of a character.
+/// The name of a token: its text, or `bytes:\xe2\x80` if it is only a part of a character.
 pub fn name(tokenizer: &Tokenizer, id: u32) -> String {
     let bytes = tokenizer.bytes(id);
     match std::str::from_utf8(bytes) {

@@ -1,9 +1,9 @@
-//! What every route that generates does, between reading its request and writing its answer.
+//! The common part of all generating routes, between reading the request and writing the response.
 //!
-//! [`request`] reads the fields that they share, with [`sampling`], [`length`], [`structured`] and [`output`] for parts of
-//! them, and [`prompt`] makes ids of texts. [`admit`] refuses what has no room, [`Work`] is what the engine is given, and
-//! [`respond`] hands it over. The tokens become text in [`answer`], which a route's [`Writer`] writes, in one body or as
-//! events ([`streaming`]).
+//! [`request`] reads the shared fields, with [`sampling`], [`length`], [`structured`] and [`output`] for parts of them,
+//! and [`prompt`] turns texts into ids. [`admit`] refuses requests for which there is no room, [`Work`] is the input of
+//! the engine, and [`respond`] submits it. [`answer`] turns tokens into text, which a route's [`Writer`] writes in one
+//! body or as events ([`streaming`]).
 
 pub mod answer;
 pub mod length;
@@ -36,19 +36,19 @@ use request::GenerationRequest;
 use response::Writer;
 use structured::FromField;
 
-/// Header that names fields that changed nothing.
+/// The header that names fields that changed nothing.
 pub const IGNORED: &str = "x-ignored-params";
-/// Header that names the keywords of a schema that the answer may break.
+/// The header that names keywords of a schema that are not enforced.
 pub const UNENFORCED: &str = "x-unenforced-schema-keywords";
-/// When a grammar that found too many before it may try again: about what one of them takes.
+/// `Retry-After` when too many grammars are waiting: about the time to compile one of them.
 const RETRY_BUSY: Duration = Duration::from_secs(2);
 
-/// Refuses a request for another model, for more than even an idle engine could take (a 429 would have the client try
-/// for ever), or for more than there is room for now. Comes before the tokenizer works for it. `param` is the field that
-/// asks for so many generations.
+/// Refuses a request for another model, for more generations than even an idle engine could accept (a 429 would make
+/// the client retry for ever), or for more than there is room for now. Called before the prompt is tokenized. `param`
+/// is the field that sets the number of generations.
 ///
 /// # Errors
-/// Which of them it is.
+/// The reason for the refusal.
 pub fn admit(
     model: &ServedModel,
     request: &GenerationRequest,
@@ -68,11 +68,11 @@ pub fn admit(
     model.engine.has_room(generations).map_err(refused)
 }
 
-/// What a request has the engine do.
+/// The input of the engine for one request.
 pub struct Work {
     /// The ids of each prompt.
     prompts: Vec<Arc<[u32]>>,
-    /// So many for each prompt, one prompt after the other.
+    /// The same number for each prompt, ordered by prompt.
     generations: Vec<Generation>,
     rules: Rules,
     thought: Option<Thought>,
@@ -87,11 +87,11 @@ struct Thought {
 }
 
 impl Work {
-    /// `answers` generations for each of `prompts`, all of them like `template`. Takes time in proportion to the prompts,
-    /// so call it where blocking is fine.
+    /// Makes `answers` generations for each of `prompts`, all of them like `template`. Takes time in proportion to the
+    /// prompts, so call it on a thread that may block.
     ///
     /// # Errors
-    /// When there is no memory for them.
+    /// When there is not enough memory for them.
     pub fn new(
         record: &Record,
         request: &GenerationRequest,
@@ -124,12 +124,12 @@ impl Work {
         self.prompts.iter().map(|prompt| prompt.len()).sum()
     }
 
-    /// Has answers begin with their prompts.
+    /// Sets whether answers begin with their prompts.
     pub fn echo(&mut self, echo: bool) {
         self.rules.echo = echo;
     }
 
-    /// Has a special token written out in answers.
+    /// Sets a special token that is written to the text of answers.
     pub fn show(&mut self, token: Option<u32>) {
         self.rules.shown_tokens.extend(token);
     }
@@ -184,18 +184,18 @@ impl Work {
     }
 }
 
-/// What is kept of the request while it is answered: its prompts, a copy of each for every answer, and the scores of
-/// prompts as they are written out.
+/// Bytes that a request holds while it is answered: its prompts, a copy of each for every answer, and the scores of
+/// prompts as JSON.
 fn held_bytes(tokens: usize, template: &Generation, answers: usize) -> usize {
     let scored = template.scores.filter(|_| template.score_prompt);
     let scored = scored.map_or(0, scored_bytes);
     tokens.saturating_mul(size_of::<u32>() + answers * (size_of::<u32>() + scored))
 }
 
-/// Hands `work` to the engine, and answers with what it generates.
+/// Submits `work` to the engine and responds with the generated text.
 ///
 /// # Errors
-/// When the grammar does not compile, the engine takes no more, or a generation fails before the answer has begun.
+/// When the grammar does not compile, the engine refuses the work, or a generation fails before the response has begun.
 pub async fn respond(
     app: &App,
     model: &ServedModel,
@@ -232,10 +232,10 @@ pub async fn respond(
     Ok(response)
 }
 
-/// Puts a grammar on all `generations`. Returns the keywords of its schema that the answers may break, for a header.
+/// Constrains all `generations` by a grammar. Returns the header with the keywords of its schema that are not enforced.
 ///
 /// # Errors
-/// When the grammar does not compile within its limits, or has such keywords and the server `is_strict`.
+/// When the grammar does not compile within its limits, or when it has such keywords and the server `is_strict`.
 async fn constrain(
     model: &ServedModel,
     generations: &mut [Generation],
@@ -266,7 +266,7 @@ async fn constrain(
         .then(|| HeaderValue::try_from(keywords).ok())
         .flatten())
 }
-/// What the engine's refusal is to a client.
+/// The error that a client gets for a refusal by the engine.
 const fn refused(refusal: Refusal) -> ApiError {
     match refusal {
         Refusal::QueueFull { retry_after } => ApiError::QueueFull { retry_after },

@@ -1,50 +1,51 @@
-//! What comes beside the text of an answer, how tokens are written, and whether it all comes in events.
+//! The fields for what a response has beside the text, how tokens are written, and whether it is a stream.
 
 use super::prompt::Truncation;
 use super::response::{Usage, UsageField};
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
 
-/// Log-probabilities of alternatives per token: vLLM's limit; OpenAI's are 5 and 20.
+/// Alternatives per token for which log-probabilities are given: vLLM's limit. OpenAI's limits are 5 and 20.
 pub const MAX_LOGPROBS: usize = 20;
 
-/// Log-probabilities that one request may have of all its prompts' tokens together, or of chosen ids: 131,072 tokens
-/// with one alternative each. They are kept until the answer is complete, and each takes some 70 bytes of JSON.
+/// Log-probabilities that one request may have for all its prompts' tokens together, or for chosen ids: enough for
+/// 131,072 tokens with one alternative each. They are kept until the answer is complete, and each takes some 70 bytes
+/// of JSON.
 pub const MAX_SCORES: usize = 1 << 18;
-/// Ids in `logprob_token_ids`: vLLM's limit.
+/// The number of ids in `logprob_token_ids`: vLLM's limit.
 pub const MAX_SCORED_IDS: usize = 128;
 
-/// The fields, in range. What depends on the model is checked later.
+/// The fields, checked against their ranges. Checks that depend on the model come later.
 #[derive(Debug)]
 pub struct OutputRequest {
-    /// Whether ids are given beside texts.
+    /// Whether the response has ids beside texts.
     pub token_ids: bool,
     /// Whether log-probabilities name tokens by id, not by text.
     pub names_by_id: bool,
     /// Whether special tokens are left out of the text.
     pub skips_special: bool,
-    /// Log-probabilities of the prompt's tokens, with so many alternatives.
+    /// Number of alternatives for each of the prompt's tokens, if log-probabilities of the prompt are requested.
     pub prompt_logprobs: Option<usize>,
-    /// Ids whose log-probabilities are given in place of the likeliest.
+    /// Ids whose log-probabilities are given instead of those of the likeliest tokens.
     pub scored_ids: Vec<u32>,
-    /// How much is kept of a prompt.
+    /// How prompts are truncated.
     pub truncation: Option<Truncation>,
-    /// Whether and how to answer in events.
+    /// The options of a stream; `None` for a response in one body.
     pub stream: Option<StreamOptions>,
 }
 
-/// What a stream carries beside the text.
+/// What a stream has beside the text.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StreamOptions {
-    /// The token counts, in an event of their own at the end.
+    /// Whether an event at the end has the token counts.
     pub include_usage: bool,
-    /// The token counts so far, in every event; nothing without the other.
+    /// Whether every event has the token counts so far. Has no effect without `include_usage`.
     pub continuous_usage: bool,
 }
 
 impl StreamOptions {
-    /// What an event says of the token counts so far. The rule is vLLM's: counts in every event come in addition to
-    /// those at the end.
+    /// The `usage` of an event, given the token counts so far. The rule is vLLM's: counts in every event are additional
+    /// to those at the end.
     pub fn usage(self, so_far: Usage) -> UsageField {
         match (self.include_usage, self.continuous_usage) {
             (false, _) => UsageField::Absent,
@@ -63,7 +64,7 @@ impl OutputRequest {
     pub fn take(f: &mut Fields<'_>) -> Result<Self, ApiError> {
         let yes_or_no = "true or false";
         let skips_special = f.take("skip_special_tokens", yes_or_no)?.unwrap_or(true);
-        // Tokens of bytes are put together without anything between them, whatever this says.
+        // Accepted and unused: byte-level tokens are joined without anything between them.
         let _: Option<bool> = f.take("spaces_between_special_tokens", yes_or_no)?;
         let output = Self {
             token_ids: f.flag("return_token_ids")?,
@@ -81,8 +82,8 @@ impl OutputRequest {
         Ok(output)
     }
 
-    /// Refuses prompts of `tokens` tokens, to be scored for `answers` answers each, where that is too much; `top` are the
-    /// alternatives of the field `param`.
+    /// Refuses a request that needs more than [`MAX_SCORES`] log-probabilities for its prompts of `tokens` tokens
+    /// together, with `answers` answers to each and `top` alternatives; `param` is the field that requests them.
     ///
     /// # Errors
     /// [`ApiError::InvalidValue`].
@@ -103,7 +104,7 @@ impl OutputRequest {
     }
 }
 
-/// vLLM's -1 asks for the whole vocabulary at each place, which no answer should carry.
+/// vLLM's -1, which means the whole vocabulary for each token, is refused, because the response would be too large.
 fn prompt_logprobs(f: &mut Fields<'_>) -> Result<Option<usize>, ApiError> {
     f.count("prompt_logprobs", 0..=MAX_LOGPROBS)
 }
@@ -120,7 +121,7 @@ fn scored_ids(f: &mut Fields<'_>) -> Result<Vec<u32>, ApiError> {
     Ok(ids)
 }
 
-/// Takes `stream` and `stream_options`; `None` when no stream is wanted.
+/// Takes `stream` and `stream_options`; `None` if the response is not a stream.
 fn stream_options(fields: &mut Fields<'_>) -> Result<Option<StreamOptions>, ApiError> {
     const PARAM: &str = "stream_options";
     let stream = fields.flag("stream")?;

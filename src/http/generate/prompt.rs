@@ -1,5 +1,5 @@
-//! From a request's text to the ids that the engine is given: tokenized, cut down if that was asked for, and checked
-//! against the model. The same for every route that has a prompt.
+//! From a request's text to ids for the engine: tokenized, truncated if requested, and checked against the model. Used
+//! by all routes that have a prompt.
 
 use crate::engine::Limits;
 use crate::http::error_body::ApiError;
@@ -8,12 +8,12 @@ use crate::http::values::Whole;
 use crate::text::Tokenizer;
 use crate::text::tokenizer::EncodeError;
 
-/// How much is kept of a prompt.
+/// How prompts are truncated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Truncation {
-    /// So many tokens at most, or what fits the context beside the answer.
+    /// The number of tokens that are kept at most; `None` for as many as fit the context beside the answer.
     count: Option<usize>,
-    /// Whether that is the prompt's beginning, not its end.
+    /// Whether the beginning of the prompt is kept, not its end.
     keeps_beginning: bool,
 }
 
@@ -21,7 +21,7 @@ impl Truncation {
     /// Takes `truncate_prompt_tokens` and `truncation_side`.
     ///
     /// # Errors
-    /// When either is not one of its values.
+    /// When either has an invalid value.
     pub fn take(fields: &mut Fields<'_>) -> Result<Option<Self>, ApiError> {
         const COUNT: &str = "truncate_prompt_tokens";
         const EXPECTED: &str = "an integer of at least 1, or -1 for what fits the context";
@@ -44,9 +44,9 @@ impl Truncation {
         }))
     }
 
-    /// Cuts off what is not kept of `ids`; `room` is what fits the context.
+    /// Truncates `ids`; `room` is the number of tokens that fit the context beside the answer.
     pub fn apply(self, ids: &mut Vec<u32>, room: usize) {
-        // A prompt has at least one token; if there is no room for it, the check that follows says so.
+        // A prompt keeps at least one token; if there is no room for it, the check that follows refuses it.
         let keep = self.count.unwrap_or(room).max(1);
         if self.keeps_beginning {
             ids.truncate(keep);
@@ -59,7 +59,7 @@ impl Truncation {
 /// The ids of a text that comes from the field `param`.
 ///
 /// # Errors
-/// When it has none, or cannot fit `context`.
+/// When the text cannot be tokenized, or has more than `context` tokens.
 pub fn encode(
     tokenizer: &Tokenizer,
     param: &'static str,
@@ -73,7 +73,7 @@ pub fn encode(
     }
 }
 
-/// What it is to a client that the text of the field `param` has no ids.
+/// The error that a client gets when the text of the field `param` cannot be tokenized.
 pub fn encode_error(param: &'static str, problem: EncodeError, context: usize) -> ApiError {
     match problem {
         EncodeError::TooLong { bytes, .. } => ApiError::ContextLength {
@@ -94,12 +94,12 @@ pub fn encode_error(param: &'static str, problem: EncodeError, context: usize) -
     }
 }
 
-/// Refuses a prompt that the model does not know, or has no room for beside the answer. `param` is the field it comes
-/// from; `answer` has how many tokens the answer may have, and the field that says so.
+/// Refuses a prompt that has unknown ids or does not fit the context together with the answer. `param` is the prompt's
+/// field; `answer` has the most tokens of the answer and the field that sets them.
 ///
 /// # Errors
-/// [`ApiError::InvalidValue`] for an id that the model has no row for, which a tokenizer can have that is larger than
-/// the model; [`ApiError::ContextLength`].
+/// [`ApiError::InvalidValue`] for an id beyond the model's embeddings (a tokenizer can have more ids than the model);
+/// [`ApiError::ContextLength`].
 pub fn check(
     param: &'static str,
     ids: &[u32],
@@ -112,7 +112,7 @@ pub fn check(
         return Ok(());
     }
     Err(ApiError::ContextLength {
-        // A shorter answer helps only where the prompt leaves room for one.
+        // The field of the answer is named only if the prompt alone fits; otherwise a shorter answer would not help.
         param: if prompt < context {
             answer_field
         } else {
@@ -127,7 +127,7 @@ pub fn check(
     })
 }
 
-/// Refuses ids that the model does not know.
+/// Refuses ids that are not in the model's vocabulary.
 ///
 /// # Errors
 /// [`ApiError::InvalidValue`].
@@ -153,8 +153,8 @@ pub fn check_count(param: &'static str, count: usize, context: usize) -> Result<
     })
 }
 
-/// The beginning of every message about the context, in the words that clients look for: they shorten a conversation
-/// where they find OpenAI's phrase.
+/// The beginning of every message about the context length. It is OpenAI's phrase, which clients search for to decide
+/// that a conversation must be shortened.
 fn limit(context: usize) -> String {
     format!("This model's maximum context length is {context} tokens")
 }

@@ -1,4 +1,4 @@
-//! The fields that every route that generates has, checked.
+//! The fields of all generating routes, checked.
 
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -16,37 +16,39 @@ use crate::http::limits::Limits;
 use crate::sources::generation::GenerationDefaults;
 use crate::text::{StopStrings, Tokenizer};
 
-/// Bytes of all stop strings together. A stop string is a line or a word; a long one would only hold the answer back.
+/// Bytes of all stop strings together. A stop string is usually a word or a line; a long one would only delay the text
+/// of the answer.
 pub const MAX_STOP_BYTES: usize = 8192;
-/// Stop ids for each stop string that is allowed: models name a handful of their own.
+/// Stop ids per allowed stop string. Models have a handful of stop ids of their own.
 pub const STOP_IDS_PER_STOP: usize = 4;
 
-/// What to generate, in range. What depends on the model is checked by [`Self::generation`].
+/// The fields, checked against their ranges. [`Self::generation`] checks what depends on the model.
 #[derive(Debug)]
 pub struct GenerationRequest {
-    /// The model asked for, if the client cares.
+    /// The requested model, if the request names one.
     pub model: Option<String>,
     /// Answers to each prompt; at least 1.
     pub n: usize,
     /// The most tokens of an answer.
     pub max_tokens: MaxTokens,
-    /// Tokens before which nothing ends the answer.
+    /// The number of tokens before which nothing ends the answer.
     pub min_tokens: usize,
-    /// Log-probabilities of generated tokens, with so many alternatives; each route has its own field for it.
+    /// Number of alternatives for each generated token, if log-probabilities are requested; each route has its own
+    /// field for it.
     pub logprobs: Option<usize>,
-    /// What the answer must be.
+    /// The grammar that constrains the answer.
     pub grammar: Option<FromField>,
-    /// What comes beside the text.
+    /// What the response has beside the text.
     pub output: OutputRequest,
-    /// Names of fields that were there and change nothing; known when all have been taken.
+    /// Names of fields that were present but change nothing; filled in when all fields have been taken.
     pub ignored: Vec<String>,
-    /// Absent: each answer draws its own.
+    /// `None`: each answer draws a random seed.
     seed: Option<u64>,
-    /// None is empty.
+    /// Stop strings; none of them is empty.
     stop: Vec<String>,
-    /// Ids that end an answer beside the model's own.
+    /// Ids that end an answer, in addition to the model's own.
     stop_token_ids: Vec<u32>,
-    /// Whether what ended the answer is part of it.
+    /// Whether the stop string or id that ended the answer is part of it.
     include_stop: bool,
     ignore_eos: bool,
     bad_words: Vec<String>,
@@ -110,7 +112,7 @@ impl GenerationRequest {
         check_ids("stop_token_ids", &self.stop_token_ids, limits)?;
         check_ids("logprob_token_ids", &self.output.scored_ids, limits)?;
         for word in &self.bad_words {
-            // At the start of a text, and after a space.
+            // A word has different tokens at the start of a text and after a space; both are banned.
             for text in [word.clone(), format!(" {}", word.trim_start())] {
                 let ids = tokenizer.encode(&text, MAX_ENTRIES);
                 let ids = ids.map_err(|_| invalid("bad_words", "words that have tokens"))?;
@@ -135,13 +137,13 @@ impl GenerationRequest {
         })
     }
 
-    /// Sets what `logprobs` says, in whatever form the route has it. Chosen ids mean that they are wanted.
+    /// Sets [`Self::logprobs`] from the route's own field. Chosen ids (`logprob_token_ids`) imply log-probabilities.
     pub fn set_logprobs(&mut self, asked: Option<usize>) {
         let chosen = !self.output.scored_ids.is_empty();
         self.logprobs = asked.or(chosen.then_some(0));
     }
 
-    /// How many alternatives each generated token has.
+    /// The number of alternatives for each generated token.
     pub fn alternatives(&self) -> usize {
         match self.output.scored_ids.len() {
             0 => self.logprobs.unwrap_or(0),
@@ -149,7 +151,7 @@ impl GenerationRequest {
         }
     }
 
-    /// Refuses chosen ids for more tokens than one answer should carry them for; `max_tokens` is what all answers have.
+    /// Refuses chosen ids if the answers may have too many tokens for them; `max_tokens` is the limit of each answer.
     ///
     /// # Errors
     /// [`ApiError::InvalidValue`].
@@ -160,7 +162,7 @@ impl GenerationRequest {
         }
     }
 
-    /// What holds for the text of every answer of `generation`.
+    /// The settings for the text of every answer of `generation`.
     pub fn rules(&self, generation: &Generation) -> Rules {
         Rules {
             stops: StopStrings::new(&self.stop),
@@ -175,8 +177,8 @@ impl GenerationRequest {
         }
     }
 
-    /// The seed of one of the answers to a prompt: the request's plus `choice`, so that the first answer of many is the
-    /// one that is given alone, and each can be had again alone.
+    /// The seed of answer `choice` to a prompt: the request's seed plus `choice`. So the first of several answers is
+    /// the same as a single answer, and each one can be reproduced alone.
     pub fn seed(&self, choice: usize) -> u64 {
         match self.seed {
             Some(seed) => seed.wrapping_add(choice as u64),
@@ -185,15 +187,15 @@ impl GenerationRequest {
     }
 }
 
-/// Takes what clients send and nothing here depends on.
+/// Takes fields that clients send but that have no effect here.
 fn take_unused(f: &mut Fields<'_>) -> Result<(), ApiError> {
-    // Names the end user for the provider's abuse checks.
+    // Names the end user, for a provider's abuse checks.
     let _: Option<&RawValue> = f.take("user", "a string")?;
-    // Requests are served in the order in which they come, whatever they say of themselves.
+    // Requests are served in order of arrival, whatever their priority.
     if f.integer("priority", "an integer")?.unwrap_or(0) != 0 {
         f.ignore("priority");
     }
-    // It weighs the beams of a beam search, which there is none of.
+    // A parameter of beam search, which is not supported.
     let weight: Option<f64> = f.take("length_penalty", "a number")?;
     if weight.is_some_and(|weight| weight != 1.0) {
         f.ignore("length_penalty");
@@ -201,7 +203,7 @@ fn take_unused(f: &mut Fields<'_>) -> Result<(), ApiError> {
     f.only("use_beam_search", "only false is accepted", |on: &bool| !on)
 }
 
-/// Values may be words where a list of one is meant.
+/// Takes a list of strings. A single string is accepted as a list of one.
 fn strings(
     fields: &mut Fields<'_>,
     param: &'static str,
@@ -240,7 +242,7 @@ fn stop_token_ids(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<u32>, 
     Ok(ids)
 }
 
-/// The salt of the prefix cache, as a number that nobody can choose another text for.
+/// The salt of the prefix cache: 128 bits of the text's SHA-256, so that collisions cannot be constructed.
 fn cache_salt(f: &mut Fields<'_>) -> Result<u128, ApiError> {
     const EXPECTED: &str = "a string that is not empty";
     match f.take::<String>("cache_salt", EXPECTED)? {

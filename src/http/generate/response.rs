@@ -1,4 +1,4 @@
-//! What the answers of all routes that generate have in common: how they are written, and what they count.
+//! The common parts of the responses of all generating routes: how they are written, and their token counts.
 
 use std::sync::Arc;
 
@@ -9,25 +9,25 @@ use super::answer::Piece;
 use crate::http::app::{ServedModel, unix_seconds};
 use crate::text::Tokenizer;
 
-/// How a route writes its answers: in events, one for each piece that completes some text, or in one body.
+/// How a route writes its answers: as events, one for each piece that completes some text, or in one body.
 pub trait Writer: Send + 'static {
-    /// The events for a piece, made with [`event`](super::streaming::event); empty if it has nothing to say yet.
+    /// The events for a piece, made with [`event`](super::streaming::event); empty if the piece adds nothing yet.
     fn piece(&mut self, piece: &Piece) -> Vec<u8>;
 
-    /// What comes between the last piece and `[DONE]`.
+    /// The events between the last piece and `[DONE]`.
     fn last(&mut self) -> Vec<u8>;
 
-    /// All answers in one body, each put together from its pieces.
+    /// The response with all answers in one body, each joined from its pieces.
     fn whole(self, answers: Vec<Piece>) -> Response;
 }
 
-/// What all parts of a response say of themselves.
+/// The fields that all events of a response share.
 pub struct Head {
     id: String,
     created: u64,
     model: String,
     fingerprint: String,
-    /// Names tokens.
+    /// Gives the names of tokens.
     pub tokenizer: Arc<Tokenizer>,
 }
 
@@ -45,7 +45,7 @@ pub struct Body<'a, C> {
 }
 
 impl Head {
-    /// A response of `model` with an id of its own, which begins with `kind`.
+    /// The head of a response by `model`, with a new id that begins with `kind`.
     pub fn new(kind: &str, model: &ServedModel) -> Self {
         Self {
             id: format!("{kind}-{:032x}", rand::random::<u128>()),
@@ -56,7 +56,7 @@ impl Head {
         }
     }
 
-    /// One part of the response; `object` is OpenAI's name for it.
+    /// The body of the response or of one event; `object` is OpenAI's name for its type.
     pub fn body<C>(&self, object: &'static str, choices: Vec<C>, usage: UsageField) -> Body<'_, C> {
         Body {
             id: &self.id,
@@ -70,7 +70,7 @@ impl Head {
     }
 }
 
-/// Tokens so far, as `usage` counts them.
+/// Token counts so far, for `usage`.
 #[derive(Debug, Clone, Copy)]
 pub struct Counts {
     prompt_tokens: usize,
@@ -83,7 +83,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// Of prompts of `prompt_tokens` tokens together, with so many `answers` to each.
+    /// Counts for prompts of `prompt_tokens` tokens together, with `answers` answers to each.
     pub const fn new(prompt_tokens: usize, answers: usize) -> Self {
         Self {
             prompt_tokens,
@@ -99,7 +99,7 @@ impl Counts {
         self.reasoning_tokens = Some(0);
     }
 
-    /// Counts what was generated for `piece`.
+    /// Adds the tokens that were generated for `piece`.
     pub fn add_generated(&mut self, piece: &Piece) {
         self.completion_tokens += piece.generated();
         if let Some(count) = &mut self.reasoning_tokens {
@@ -107,14 +107,15 @@ impl Counts {
         }
     }
 
-    /// Counts what `piece` says was found in the cache. A prompt counts once, however many answers it has.
+    /// Adds the tokens of `piece` that were found in the prefix cache. A prompt counts once, however many answers it
+    /// has.
     pub fn add_cached(&mut self, piece: &Piece) {
         if piece.index.is_multiple_of(self.answers) {
             self.cached_tokens += piece.cached_tokens;
         }
     }
 
-    /// The counts as a response has them.
+    /// The counts as the field `usage`.
     pub fn usage(&self) -> Usage {
         let details = |reasoning_tokens| CompletionTokensDetails { reasoning_tokens };
         Usage {
@@ -134,7 +135,7 @@ impl Counts {
 pub enum UsageField {
     /// Left out.
     Absent,
-    /// `null`: the counts come later.
+    /// `null`: a later event has the counts.
     Null,
     /// The counts.
     Counts(Usage),
@@ -159,9 +160,9 @@ impl Serialize for UsageField {
 /// Token counts of a request.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Usage {
-    /// Of all prompts, each counted once.
+    /// Tokens of all prompts, each prompt counted once.
     pub prompt_tokens: usize,
-    /// Of all answers, those included that `best_of` dropped, and the ids that ended them.
+    /// Tokens of all answers, including those that `best_of` drops, and the ids that ended them.
     pub completion_tokens: usize,
     /// Both.
     pub total_tokens: usize,
@@ -179,9 +180,9 @@ pub struct CompletionTokensDetails {
     pub reasoning_tokens: usize,
 }
 
-/// What became of prompt tokens.
+/// Details about the prompt tokens.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct PromptTokensDetails {
-    /// Taken from the cache instead of being computed.
+    /// Tokens that were found in the prefix cache instead of being computed.
     pub cached_tokens: usize,
 }

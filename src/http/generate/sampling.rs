@@ -1,4 +1,4 @@
-//! The fields that say how tokens are chosen, and the ranges of the numbers among them.
+//! The fields for sampling, and the ranges of the numbers among them.
 
 use crate::engine::Sampling;
 use crate::http::error_body::ApiError;
@@ -6,19 +6,19 @@ use crate::http::fields::{Fields, invalid};
 use crate::http::values::{ById, Range};
 use crate::sources::generation::GenerationDefaults;
 
-/// OpenAI's range; 0 takes the likeliest token.
+/// OpenAI's range; 0 always chooses the likeliest token.
 pub const TEMPERATURE: Range = Range::new(0.0, 2.0, 1.0);
-/// A share of the probability: none of it would leave no token.
+/// A share of the probability; a share of 0 would leave no token.
 pub const TOP_P: Range = Range::above(0.0, 1.0, 1.0);
 /// A share of the likeliest token's probability.
 pub const MIN_P: Range = Range::new(0.0, 1.0, 0.0);
 /// OpenAI's range, of `presence_penalty` and `frequency_penalty`.
 pub const PENALTY: Range = Range::new(-2.0, 2.0, 0.0);
-/// Beyond these there is nothing left of the logits.
+/// Outside this range, the penalty would outweigh the logits entirely.
 pub const REPETITION_PENALTY: Range = Range::new(0.01, 100.0, 1.0);
-/// OpenAI's range: more forbids or forces a token altogether.
+/// OpenAI's range. The ends of it already forbid or force a token.
 pub const LOGIT_BIAS: Range = Range::new(-100.0, 100.0, 0.0);
-/// Entries of `logit_bias`, `allowed_token_ids` and `bad_words`: each costs a little time for every token.
+/// Entries of `logit_bias`, `allowed_token_ids` and `bad_words`: each takes a little time for every token.
 pub const MAX_ENTRIES: usize = 1024;
 
 /// The fields that a request leaves to the model's own defaults.
@@ -64,7 +64,7 @@ impl Unset {
     }
 }
 
-/// Takes the fields; seed and banned words are the caller's.
+/// Takes the fields. The caller sets the seed and the banned words.
 ///
 /// # Errors
 /// The first field, in the order below, that is of the wrong type or out of range.
@@ -78,7 +78,7 @@ pub fn take(f: &mut Fields<'_>) -> Result<Sampling, ApiError> {
     }
     Ok(Sampling {
         temperature,
-        // A value too small for f32 still has to keep one token.
+        // A value that is too small for f32 must still keep one token.
         top_p: top_p.max(f32::MIN_POSITIVE),
         top_k: usize::try_from(top_k).unwrap_or(0),
         min_p: f.number("min_p", MIN_P)?,
@@ -92,7 +92,7 @@ pub fn take(f: &mut Fields<'_>) -> Result<Sampling, ApiError> {
     })
 }
 
-/// In ascending order.
+/// Takes `allowed_token_ids`, in ascending order.
 fn allowed_ids(fields: &mut Fields<'_>) -> Result<Vec<u32>, ApiError> {
     const PARAM: &str = "allowed_token_ids";
     let expected = format!("a list of 1 to {MAX_ENTRIES} token ids");

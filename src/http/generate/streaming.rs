@@ -1,7 +1,7 @@
 //! Pieces of answers → server-sent events.
 //!
-//! Nothing here is a task: an answer is made by the body that the connection reads. When the client leaves, the body is
-//! dropped, with it the token streams, and the engine frees their places.
+//! No task is spawned here: the answer is produced as the connection reads the response body. When the client
+//! disconnects, the body and with it the token streams are dropped, and the engine frees their slots.
 
 use std::convert::Infallible;
 use std::mem;
@@ -18,19 +18,19 @@ use super::answer::{Piece, Pieces};
 use super::response::Writer;
 use crate::http::error_body::ApiError;
 
-/// Silence after which a comment shows that the connection lives. Proxies give up after 30 to 60 seconds; clients that
-/// trip over comments seldom wait 15 for a token.
+/// Time without events after which a comment shows that the connection is alive. Proxies give up after 30 to 60
+/// seconds. Some clients cannot parse comments, but they seldom wait 15 seconds for a token.
 const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(15);
 
-/// How long the status line waits for the first token. Gateways give up on an answer that has not begun after 30 to 60
-/// seconds; before that, a failure is still a status that clients understand.
+/// How long the status line waits for the first token. As long as it has not been sent, a failure still gets an error
+/// status that clients understand. Gateways give up on a response that has not begun after 30 to 60 seconds.
 const BEGIN_AFTER: Duration = Duration::from_secs(10);
 
-/// Answers with events, one for each token that completes some text.
+/// Responds with events, one for each token that completes some text.
 ///
 /// # Errors
-/// When the first event is a failure: the status line waits for it, though not for long, so that the client gets a real
-/// error.
+/// When the first event is a failure. The status line waits a while for the first event, so that the client gets an
+/// error status.
 pub async fn events(mut pieces: Pieces, writer: impl Writer) -> Result<Response, ApiError> {
     let first = match timeout(BEGIN_AFTER, pieces.next()).await {
         Ok(first) => Some(first.ok_or(ApiError::Internal)??),
@@ -50,7 +50,7 @@ pub async fn events(mut pieces: Pieces, writer: impl Writer) -> Result<Response,
     let headers = [
         (CONTENT_TYPE.as_str(), "text/event-stream"),
         (CACHE_CONTROL.as_str(), "no-cache"),
-        // Asks nginx to pass events on one by one.
+        // Tells nginx to forward events one by one.
         ("x-accel-buffering", "no"),
     ];
     Ok((headers, Body::from_stream(frames)).into_response())
@@ -60,15 +60,15 @@ pub async fn events(mut pieces: Pieces, writer: impl Writer) -> Result<Response,
 struct Events<W> {
     pieces: Pieces,
     writer: W,
-    /// The piece that was awaited before the status line.
+    /// The first piece, if it arrived before the status line was sent.
     waiting: Option<Piece>,
-    /// Whether the status line could not wait for it.
+    /// Whether the status line was sent without waiting any longer for the first piece.
     is_late: bool,
     is_over: bool,
 }
 
 impl<W: Writer> Events<W> {
-    /// What to write next; `None` after the end.
+    /// The next bytes to write; `None` after the end.
     async fn next(&mut self) -> Option<Bytes> {
         if self.is_over {
             return None;
@@ -115,7 +115,7 @@ pub fn event(value: &impl Serialize) -> Vec<u8> {
     event
 }
 
-/// The end of every stream, failed ones included: clients wait for it.
+/// The end of every stream, also of failed ones, because clients wait for it.
 fn done(mut last: Vec<u8>) -> Bytes {
     last.extend_from_slice(b"data: [DONE]\n\n");
     last.into()

@@ -1,7 +1,8 @@
-//! What an answer must be: `response_format`, `structured_outputs`, and the older names that clients still send.
+//! The fields that constrain an answer: `response_format`, `structured_outputs`, and older names that clients still
+//! send.
 //!
-//! A field that constrains the answer is honoured or refused. None is ignored: whoever sent it would take free text for
-//! what was asked.
+//! A field that constrains the answer is enforced or refused. None is ignored, because the client would take free text
+//! for constrained text.
 
 use serde_json::value::RawValue;
 
@@ -35,7 +36,7 @@ pub fn grammar(fields: &mut Fields<'_>) -> Result<Option<FromField>, ApiError> {
     ];
     const SPACING: &str = "JSON has one space after commas and colons here, so leave it out";
     fields.only("guided_whitespace_pattern", SPACING, |_: &&RawValue| false)?;
-    // Says who enforces, not what.
+    // This names the library that enforces the grammar, not the grammar.
     if fields
         .take::<&RawValue>("guided_decoding_backend", "a string")?
         .is_some()
@@ -56,7 +57,7 @@ pub fn grammar(fields: &mut Fields<'_>) -> Result<Option<FromField>, ApiError> {
     }
 }
 
-/// OpenAI's field. Others send the schema beside the type.
+/// Takes OpenAI's field. Some clients send the schema beside the type.
 fn response_format(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiError> {
     const PARAM: &str = "response_format";
     const EXPECTED: &str = "an object whose 'type' is 'text', 'json_object', or 'json_schema' beside {\"json_schema\": {\"schema\": …}}";
@@ -78,7 +79,7 @@ fn response_format(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiError>
         ("json_schema", Some(mut holder), None) => {
             let schema: Option<&RawValue> = holder.take("schema", "").map_err(refused)?;
             let schema = schema.ok_or_else(|| invalid(PARAM, EXPECTED))?;
-            // These name the schema for the model; it is enforced here whatever they say.
+            // These describe the schema to the model. The schema is enforced here in any case.
             for name in ["name", "description", "strict"] {
                 let _: Option<&RawValue> = holder.take(name, "").map_err(refused)?;
             }
@@ -91,7 +92,7 @@ fn response_format(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiError>
     Ok(grammar)
 }
 
-/// vLLM's field.
+/// Takes vLLM's field.
 fn structured_outputs(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiError> {
     const PARAM: &str = "structured_outputs";
     const EXPECTED: &str = "an object with one of 'json' (a schema), 'json_object' (true), 'regex', 'choice' (a list of strings) or 'grammar' (Lark)";
@@ -115,7 +116,8 @@ fn structured_outputs(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiErr
         })?,
         any.then_some(Grammar::JsonObject),
     ];
-    // What these ask for is so anyway: no white space but single blanks, no properties but those that are listed.
+    // Accepted and unused, because they request what is always so: no white space but single spaces, and no properties
+    // but those that are listed.
     for name in [
         "disable_any_whitespace",
         "disable_additional_properties",
@@ -137,7 +139,7 @@ fn structured_outputs(fields: &mut Fields<'_>) -> Result<Option<Grammar>, ApiErr
     }
 }
 
-/// A schema, which may come as an object or as its text.
+/// Takes a schema, which may be an object or its JSON text.
 fn schema(fields: &mut Fields<'_>, param: &'static str) -> Result<Option<Grammar>, ApiError> {
     let schema = fields.take::<&RawValue>(param, "a JSON schema")?;
     Ok(schema.map(|schema| {

@@ -1,17 +1,17 @@
-//! Entries of paths in the document, one function for each kind of route.
+//! The entries of paths in the document, one function for each kind of route.
 
 use serde_json::{Value, json};
 
-/// What every route of the API may answer beside what was asked for.
+/// Error responses of all routes of the API.
 const ALWAYS: [(u16, &str); 3] = [
     (401, "No valid API key, where the server has keys."),
     (500, "A defect of the server."),
     (
         503,
-        "The model is loading, the server is stopping, or it has no place for the connection or no memory for the request; see Retry-After.",
+        "The model is loading, the server is stopping, or it has too many connections or no memory for the request; see Retry-After.",
     ),
 ];
-/// What a route with a body may answer.
+/// Error responses of routes with a request body.
 const WITH_BODY: [(u16, &str); 5] = [
     (
         400,
@@ -21,21 +21,21 @@ const WITH_BODY: [(u16, &str); 5] = [
     (408, "The body did not arrive in time."),
     (
         413,
-        "The body is too long, or what is made of it takes too much memory.",
+        "The body is too long, or needs too much memory when parsed.",
     ),
     (
         415,
-        "The head says that the body is not JSON, not in UTF-8, or compressed.",
+        "By its headers, the body is not JSON, not in UTF-8, or compressed.",
     ),
 ];
 const QUEUE_FULL: (u16, &str) = (429, "The queue is full; see Retry-After.");
 
-/// A route that generates: `POST`, and events if those are asked for.
+/// A generating route: `POST`, with a stream of events if requested.
 pub fn generating(id: &str, summary: &str, shapes: (&str, &str)) -> Value {
     let event = "Server-sent events if `stream` is true: `data: ` and a chunk, and `data: [DONE]` at the end. Lines that begin with a colon are comments: the first token is still awaited. A failure after the first event is an event with the key `error`.";
     let mut operation = with_body(id, "generate", summary, shapes, &[QUEUE_FULL]);
     operation["responses"]["200"]["content"]["text/event-stream"] =
-        // Without a type: tools take it for that of the stream, or of one event.
+        // Without a type, because tools disagree on whether it describes the stream or one event.
         json!({"schema": {"description": event}});
     operation["responses"]["200"]["headers"] = json!({"X-Ignored-Params": {
         "description": "Names of fields that changed nothing.", "schema": {"type": "string"},
@@ -71,7 +71,7 @@ pub fn refused(id: &str, summary: &str) -> Value {
     json!({"post": operation})
 }
 
-/// `GET` of a probe, which may say no.
+/// `GET` of a probe, which may fail.
 pub fn probe(id: &str, summary: &str) -> Value {
     without_key(id, summary, "application/json", &ALWAYS[2..])
 }
@@ -81,7 +81,7 @@ pub fn open(id: &str, summary: &str, mime: &str) -> Value {
     without_key(id, summary, mime, &[])
 }
 
-/// Each of the ways to send a key, or none, where the server has none.
+/// The ways to send a key, or none if the server has no keys.
 fn security() -> Value {
     json!([{}, {"key": []}, {"header": []}])
 }
@@ -124,7 +124,7 @@ fn without_key(id: &str, summary: &str, mime: &str, failures: &[(u16, &str)]) ->
 }
 
 fn ok(mime: &str, schema: Value) -> Value {
-    json!({"description": "As asked.", "content": {mime: {"schema": schema}}})
+    json!({"description": "The request succeeded.", "content": {mime: {"schema": schema}}})
 }
 
 fn errors(statuses: &[(u16, &str)]) -> Value {
@@ -133,7 +133,7 @@ fn errors(statuses: &[(u16, &str)]) -> Value {
         response["description"] = description.into();
         if matches!(status, 429 | 503) {
             response["headers"] = json!({"Retry-After": {
-                "description": "Seconds, where trying again makes sense.", "schema": {"type": "integer", "minimum": 1},
+                "description": "Seconds after which a retry makes sense.", "schema": {"type": "integer", "minimum": 1},
             }});
         }
         (status.to_string(), response)

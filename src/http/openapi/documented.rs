@@ -1,4 +1,4 @@
-//! The numbers in docs/ are those of the checks, as the ones in the document are.
+//! Tests that the numbers in docs/ are those that requests are checked against.
 
 use crate::config::ByteSize;
 use crate::engine;
@@ -16,7 +16,7 @@ use crate::http::values::Range;
 const API: &str = include_str!("../../../docs/api.md");
 const CHAT: &str = include_str!("../../../docs/chat.md");
 
-/// The second cell of the row whose first one has `name`.
+/// The second cell of the row whose first cell has `name`.
 fn cell(name: &str) -> &'static str {
     let rows = API.lines().map(|line| line.split('|').map(str::trim));
     let mut rows = rows.filter_map(|mut row| Some((row.nth(1)?, row.next()?)));
@@ -25,7 +25,7 @@ fn cell(name: &str) -> &'static str {
         .1
 }
 
-/// As the tables write a number.
+/// A number as the tables write it.
 fn number(value: f64) -> String {
     value.to_string().replace('-', "−")
 }
@@ -82,7 +82,7 @@ fn the_values_of_fields_are_those_of_their_checks() {
 #[test]
 fn the_table_of_limits_has_the_limits() {
     let (limits, server) = (Limits::default(), server::Settings::default());
-    // `1.00 MiB` is 1 MiB there.
+    // The tables write `1.00 MiB` as 1 MiB.
     let size = |bytes: usize| {
         let size = ByteSize(bytes as u64).to_string();
         let (number, unit) = size.split_once(' ').unwrap();
@@ -125,7 +125,7 @@ fn the_table_of_limits_has_the_limits() {
             ),
         ),
     ] {
-        // What is marked is less where there is little memory.
+        // The mark ¹ stands for limits that are lower if the machine has little memory.
         assert_eq!(cell(name).replace('¹', ""), most, "{name}");
     }
 }

@@ -1,8 +1,8 @@
-//! `GET /openapi.json`: the description of everything this server answers, and `GET /docs`, a page to read it.
+//! `GET /openapi.json`: the OpenAPI description of all routes, and `GET /docs`, a page that shows it.
 //!
 //! The document is built from the table of routes and from the limits in force, so that its ranges are those that
-//! requests are checked against. The rest is written out here and not derived: requests are read field by field, with one error for each, and no type of ours
-//! has their shape.
+//! requests are checked against. The schemas are written out here and not derived from types: requests are read field
+//! by field, with an error for each field, so no type has the structure of a request.
 
 pub mod describe;
 #[cfg(test)]
@@ -18,7 +18,7 @@ use crate::build;
 
 use super::limits::Limits;
 
-/// `GET /docs`: shows `/openapi.json`. The page is whole: no browser has to fetch anything from elsewhere.
+/// `GET /docs`: shows `/openapi.json`. The page is self-contained: browsers load nothing from other servers.
 pub async fn page() -> Response {
     let policy = "default-src 'none'; connect-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
     let headers = [
@@ -28,7 +28,7 @@ pub async fn page() -> Response {
     (headers, include_str!("page.html")).into_response()
 }
 
-/// The document for a server with these limits, which answers these paths below `root`.
+/// The document for a server with these limits and these paths below `root`.
 pub fn document(limits: &Limits, root: &str, paths: Map<String, Value>) -> Value {
     let mut document = described(limits, paths);
     if !root.is_empty() {
@@ -47,16 +47,16 @@ fn described(limits: &Limits, paths: Map<String, Value>) -> Value {
             "title": "microgranite",
             "version": build::VERSION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "IBM Granite at eight bits behind OpenAI's API. The same request gives the same bytes, whatever \
-                else the server is doing. In requests, null is the same as absent; fields that mean nothing to the server \
-                are named in the header X-Ignored-Params of the answer, or refused if the server is strict. The paths below /v1 \
-                answer without it too.",
+            "description": "IBM Granite in int8 behind OpenAI's API. The same request gives the same bytes, whatever \
+                else the server is doing. In requests, null is the same as absent; fields that have no effect here \
+                are named in the response header X-Ignored-Params, or refused if the server is strict. The paths below /v1 \
+                also work without it.",
         },
         "tags": [
-            {"name": "generate", "description": "Text from text."},
-            {"name": "model", "description": "What is served."},
+            {"name": "generate", "description": "Generate text."},
+            {"name": "model", "description": "The served model."},
             {"name": "tokens", "description": "Text to ids and back."},
-            {"name": "operations", "description": "For probes, collectors and people. Probes need no key; the others need one where the server has an admin port."},
+            {"name": "operations", "description": "For probes, metrics collectors and operators. Probes need no key; the others need one if the server has an admin port."},
         ],
         "paths": paths,
         "components": {
@@ -78,7 +78,7 @@ mod tests {
     use crate::http::completions::request::CompletionRequest;
     use crate::http::fields::Fields;
 
-    /// The names that the parser of a route asks for.
+    /// The names of the fields that the parser of a route tries to take.
     fn asked(
         body: &str,
         take: impl Fn(&mut Fields<'_>, &Limits) -> Result<(), crate::http::error_body::ApiError>,

@@ -1,4 +1,4 @@
-//! Schemas of what may be asked. The ranges are those of the checks.
+//! Schemas of request bodies. Their ranges are those that requests are checked against.
 
 use serde_json::{Map, Value, json};
 
@@ -44,19 +44,19 @@ fn completion(limits: &Limits) -> Value {
     let several = |items: &Value| json!({"type": "array", "minItems": 1, "maxItems": limits.prompts, "items": items});
     let mut properties = json!({
         "prompt": {
-            "description": "A text, texts, ids or lists of ids. Nothing is put in front of it.",
+            "description": "A text, a list of texts, a list of ids, or a list of lists of ids. No token is added in front.",
             "anyOf": [text, several(&text), ids, several(&ids)],
         },
         "max_tokens": tokens(limits, 0, &format!("{DEFAULT_MAX_TOKENS} if absent. 0 only together with `echo`, to score the prompt.")),
         "max_completion_tokens": tokens(limits, 0, "Another name of `max_tokens`."),
         "echo": flag("Begin answers with their prompts."),
         "logprobs": {
-            "description": "Give log-probabilities, with so many alternatives; with `echo` of the prompt's tokens too.",
+            "description": "Give log-probabilities with this many alternatives; with `echo`, also those of the prompt's tokens.",
             "anyOf": [{"type": "integer", "minimum": 0, "maximum": MAX_LOGPROBS}, {"enum": [false, null]}],
         },
         "best_of": optional("integer", json!({"minimum": 1, "maximum": limits.choices, "description":
-            "Generate so many answers and give the `n` likeliest. Not in streams."})),
-        "suffix": optional("string", json!({"description": "What comes after the answer: fill in the middle."})),
+            "Generate this many answers and return the `n` likeliest. Not in streams."})),
+        "suffix": optional("string", json!({"description": "The text that follows the answer: fill in the middle."})),
     });
     merge(&mut properties, sampling(limits));
     merge(&mut properties, output());
@@ -76,10 +76,10 @@ fn chat(limits: &Limits) -> Value {
         &mut properties,
         json!({
             "tool_choice": {
-                "description": "Whether tools may, must or must not be called, or which one must. `none` leaves the tools out of the prompt.",
+                "description": "Whether tools may, must or must not be called, or which one must be called. `none` leaves the tools out of the prompt.",
                 "anyOf": [{"enum": ["none", "auto", "required", null]}, named],
             },
-            "parallel_tool_calls": flag("Whether calls after the first count. True if absent."),
+            "parallel_tool_calls": flag("Whether the answer may have more than one call; if false, calls after the first are dropped. True if absent."),
             "max_tokens": tokens(limits, 1, "The rest of the context if absent."),
             "max_completion_tokens": tokens(limits, 1, "Another name of `max_tokens`."),
             "logprobs": flag("Give log-probabilities."),
@@ -100,8 +100,8 @@ fn chat(limits: &Limits) -> Value {
 fn tokenize() -> Value {
     let mut properties = json!({
         "model": model(),
-        "prompt": optional("string", json!({"description": "A text. Without it, `messages`."})),
-        "add_special_tokens": flag("Changes nothing: these tokenizers add none."),
+        "prompt": optional("string", json!({"description": "A text. If absent, `messages` is required."})),
+        "add_special_tokens": flag("Changes nothing: these tokenizers add no special tokens."),
         "return_token_strs": flag("Give the tokens' texts too."),
     });
     merge(&mut properties, conversation());
@@ -115,14 +115,14 @@ fn tokenize() -> Value {
     })
 }
 
-/// What a chat template is given.
+/// The fields for the chat template.
 fn conversation() -> Value {
     let mut properties = json!({
         "messages": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Message"}},
         "tools": optional("array", json!({"maxItems": MAX_TOOLS, "items": {"$ref": "#/components/schemas/Tool"},
-            "description": "What the model may call, where its chat template has a place for tools."})),
+            "description": "The tools that the model may call, if its chat template supports tools."})),
         "documents": optional("array", json!({"maxItems": MAX_DOCUMENTS, "items": {"type": "object"},
-            "description": "What to ground the answer in, where the chat template has a place for it. Granite 3 reads `doc_id` and `text`."})),
+            "description": "Documents to base the answer on, if the chat template supports them. Granite 3 reads `doc_id` and `text`."})),
         "chat_template_kwargs": optional("object", json!({"description":
             "Further variables of the chat template, such as `thinking`."})),
         "add_generation_prompt": flag("Whether the assistant's turn begins after the messages. True if absent."),
@@ -169,7 +169,7 @@ fn thinking() -> Value {
     properties
 }
 
-/// What anyone says: a text, or parts that are text.
+/// The content of a message: a text, or a list of text parts.
 fn content() -> Value {
     let part = |kinds: &[&str], key: &str| {
         json!({"type": "object", "required": ["type", key],
@@ -189,7 +189,7 @@ fn other_message() -> Value {
         "properties": {
             "role": {"type": "string", "pattern": pattern, "not": {"const": "assistant"}, "description":
                 "`system`, `developer`, `user`, `tool`, or another that the model's chat template prints."},
-            "content": {"anyOf": content(), "description": "Null only for a tool's."},
+            "content": {"anyOf": content(), "description": "Null only in the message of a tool."},
             "name": optional("string", json!({})),
             "tool_call_id": optional("string", json!({})),
         },
@@ -243,7 +243,7 @@ fn tool_name() -> Value {
     json!({"type": "string", "pattern": format!("^[A-Za-z0-9_.-]{{1,{MAX_TOOL_NAME}}}$")})
 }
 
-/// What says how answers are generated.
+/// The fields for sampling, stopping, streaming and grammars.
 fn sampling(limits: &Limits) -> Value {
     let number = |range: Range, description: &str| {
         let mut schema = within(range);
@@ -267,34 +267,34 @@ fn sampling(limits: &Limits) -> Value {
     logit_bias["type"] = "number".into();
     json!({
         "model": model(),
-        "temperature": number(TEMPERATURE, "1 if absent; 0 takes the likeliest token."),
-        "top_p": number(TOP_P, "Keep the likeliest tokens up to this share."),
+        "temperature": number(TEMPERATURE, "1 if absent; 0 always chooses the likeliest token."),
+        "top_p": number(TOP_P, "Keep the likeliest tokens up to this share of the probability."),
         "top_k": optional("integer", json!({"minimum": -1, "format": "int64", "description":
-            "Keep so many of the likeliest tokens; 0 and -1 keep all."})),
-        "min_p": number(MIN_P, "Drop tokens less likely than this share of the likeliest."),
-        "presence_penalty": number(PENALTY, "Against tokens that are in the answer."),
-        "frequency_penalty": number(PENALTY, "Against tokens each time they are in the answer."),
-        "repetition_penalty": number(REPETITION_PENALTY, "Against tokens that are in the prompt or the answer; 1 is none."),
-        "logit_bias": optional("object", json!({"maxProperties": MAX_ENTRIES, "description": "Token ids, each with what its logit gains.",
+            "Keep this many of the likeliest tokens; 0 and -1 keep all."})),
+        "min_p": number(MIN_P, "Drop tokens that are less likely than this share of the likeliest token's probability."),
+        "presence_penalty": number(PENALTY, "Subtracted from the logits of tokens that are in the answer."),
+        "frequency_penalty": number(PENALTY, "Subtracted from the logits of tokens once for each time they are in the answer."),
+        "repetition_penalty": number(REPETITION_PENALTY, "Above 1, makes tokens that are in the prompt or the answer less likely; 1 has no effect."),
+        "logit_bias": optional("object", json!({"maxProperties": MAX_ENTRIES, "description": "Token ids, each with a number that is added to its logit.",
             "propertyNames": {"pattern": "^[0-9]{1,9}$"},
             "additionalProperties": logit_bias})),
-        "allowed_token_ids": token_ids(1, MAX_ENTRIES, "Choose no others."),
-        "bad_words": strings(MAX_ENTRIES, "Words that are not written."),
+        "allowed_token_ids": token_ids(1, MAX_ENTRIES, "Only these tokens can be chosen."),
+        "bad_words": strings(MAX_ENTRIES, "Words that the answer must not contain."),
         "seed": optional("integer", json!({"format": "int64", "description":
-            "The same seed gives the same answer. Answer i of n has the seed plus i."})),
+            "The same seed gives the same answer. Answer i of n uses the seed plus i."})),
         "n": optional("integer", json!({"minimum": 1, "maximum": limits.choices, "description": "Answers to each prompt."})),
-        "stop": strings(limits.stops, "Texts that end an answer before them."),
+        "stop": strings(limits.stops, "Texts that end the answer; it ends before the text."),
         "stop_token_ids": token_ids(0, limits.stops.saturating_mul(STOP_IDS_PER_STOP), "Ids that end an answer."),
-        "include_stop_str_in_output": flag("Whether what ended the answer is part of it."),
+        "include_stop_str_in_output": flag("Whether the stop text or id that ended the answer is part of it."),
         "min_tokens": optional("integer", json!({"minimum": 0, "format": "int64", "description":
-            "Nothing ends the answer before; at most `max_tokens`."})),
-        "ignore_eos": flag("Go on after the model's end of text."),
-        "stream": flag("Answer in server-sent events."),
+            "Nothing ends the answer before it has this many tokens; at most `max_tokens`."})),
+        "ignore_eos": flag("Continue after the model's end-of-text token."),
+        "stream": flag("Respond with server-sent events."),
         "stream_options": optional("object", json!({"description": "Only together with `stream`.", "properties": {
             "include_usage": flag("End with an event that has the token counts."),
             "continuous_usage_stats": flag("Token counts in every event."),
         }})),
-        "response_format": optional("object", json!({"required": ["type"], "description": "What the answer must be.", "properties": {
+        "response_format": optional("object", json!({"required": ["type"], "description": "Constrains the answer.", "properties": {
             "type": {"enum": ["text", "json_object", "json_schema"]},
             "schema": schema,
             "json_schema": optional("object", json!({"required": ["schema"], "properties": {"schema": schema}})),
@@ -318,26 +318,26 @@ fn sampling(limits: &Limits) -> Value {
         "use_beam_search": optional("boolean", json!({"enum": [false, null], "description": "Only false is accepted."})),
         "length_penalty": optional("number", json!({"description": "Changes nothing: it belongs to beam search."})),
         "cache_salt": optional("string", json!({"minLength": 1, "description":
-            "Share what was computed of prompts only with requests that have the same."})),
+            "Share the prefix cache only with requests that have the same salt."})),
         "user": {"description": "Changes nothing."},
     })
 }
 
-/// What comes beside the text, and how tokens are written.
+/// The fields for what a response has beside the text, and how tokens are written.
 fn output() -> Value {
     json!({
         "skip_special_tokens": flag("Whether special tokens are left out of the text. True if absent."),
-        "spaces_between_special_tokens": flag("Changes nothing: nothing is put between tokens of bytes."),
-        "return_token_ids": flag("Give ids beside texts."),
+        "spaces_between_special_tokens": flag("Changes nothing: byte-level tokens are joined without anything between them."),
+        "return_token_ids": flag("Return token ids beside texts."),
         "return_tokens_as_token_ids": flag("Name tokens `token_id:7` in `logprobs`."),
         "prompt_logprobs": optional("integer", json!({"minimum": 0, "maximum": MAX_LOGPROBS, "description":
-            "Give log-probabilities of the prompt's tokens, with so many alternatives. Not in streams."})),
+            "Return log-probabilities of the prompt's tokens with this many alternatives. Not in streams."})),
         "logprob_token_ids": optional("array", json!({"maxItems": MAX_SCORED_IDS, "items": id(), "description":
-            "Give the log-probabilities of these ids in place of the likeliest."})),
+            "Return the log-probabilities of these ids instead of those of the likeliest tokens."})),
         "truncate_prompt_tokens": optional("integer", json!({"minimum": -1, "format": "int64", "description":
-            "Keep so many of a prompt's tokens; -1 keeps what fits."})),
+            "Keep this many of a prompt's tokens; -1 keeps as many as fit the context."})),
         "truncation_side": optional("string", json!({"enum": ["left", "right", null], "description":
-            "Which side is cut off: `left`, the beginning, if absent."})),
+            "The side that is cut off: `left` is the beginning and the default."})),
     })
 }
 
@@ -368,7 +368,7 @@ fn flag(description: &str) -> Value {
     optional("boolean", json!({"description": description}))
 }
 
-/// The keywords for a range. Whole numbers are written as such, as people write them.
+/// The schema keywords for a range. Whole numbers are written without a decimal point.
 fn within(range: Range) -> Value {
     let number = |value: f64| match value.fract() {
         0.0 => json!(value as i64),
@@ -381,7 +381,7 @@ fn within(range: Range) -> Value {
     json!({least: number(range.least), "maximum": number(range.most)})
 }
 
-/// `null` is the same as absent.
+/// A schema that also allows `null`, which is the same as absent.
 fn optional(kind: &str, mut schema: Value) -> Value {
     schema["type"] = json!([kind, "null"]);
     schema

@@ -1,4 +1,4 @@
-//! Schemas of what comes back.
+//! Schemas of response bodies.
 
 use serde_json::{Map, Value, json};
 
@@ -30,7 +30,7 @@ pub fn add(schemas: &mut Map<String, Value>) {
     let ranked =
         || object(json!({"logprob": {"type": "number"}, "rank": count(), "decoded_token": text()}));
     let prompt_logprobs = || {
-        json!({"type": "array", "description": "For each token of the prompt, itself and the likeliest, by id; null for the first.",
+        json!({"type": "array", "description": "For each token of the prompt, the token and the likeliest ones, by id; null for the first.",
             "items": {"type": ["object", "null"], "additionalProperties": ranked()}})
     };
     let optional_ids = || json!({"type": "array", "items": {"type": "integer", "minimum": 0}});
@@ -141,7 +141,7 @@ pub fn add(schemas: &mut Map<String, Value>) {
     );
 }
 
-/// A whole answer of either route that generates.
+/// The response of a generating route in one body.
 fn answer(object_name: &str, choice: Value) -> Value {
     object(json!({
         "id": {"type": "string"},

@@ -1,4 +1,4 @@
-//! Taking connections, and refusing those that are too many: also when the process has no file descriptor left.
+//! Accepts connections and refuses those beyond the limit, even when the process has no file descriptor left.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -14,18 +14,18 @@ use tokio::time::{sleep, timeout};
 
 use crate::http::error_body::TOO_MANY_CONNECTIONS;
 
-/// When the system cannot accept connections, trying again at once would only burn the core.
+/// The pause after a failed accept: retrying at once would only use up processor time.
 const PAUSE_AFTER_FAILED_ACCEPT: Duration = Duration::from_millis(100);
-/// How long a client that was refused may take to read why. Closing at once would reset the connection if the client
-/// has sent its request already, and the refusal would be lost.
+/// How long a refused connection stays open so that its client can read the refusal. Closing it at once would reset the
+/// connection if the client has already sent its request, and the refusal would be lost.
 const REFUSAL_TIME: Duration = Duration::from_secs(1);
-/// Of a request that came with its connection: a head.
+/// Bytes that are read from a refused connection at most: enough for the head of a request.
 const MOST_UNREAD_BYTES: usize = 64 << 10;
-/// Refusals that are being read; beyond that, connections are closed without ado.
+/// Refused connections that stay open at once; any more are closed right after the refusal is sent.
 const MAX_REFUSALS: usize = 64;
 
-/// Accepts connections. It keeps a file descriptor in reserve: without one, a connection too many could be neither
-/// taken nor refused, and its client would wait until it gives up.
+/// Accepts connections. It keeps a file descriptor in reserve: without it, when descriptors run out, a connection could
+/// be neither accepted nor refused, and its client would wait until its own timeout.
 pub struct Acceptor {
     listener: TcpListener,
     spare: Option<File>,
@@ -43,7 +43,7 @@ impl Acceptor {
     /// The next connection.
     ///
     /// # Errors
-    /// With a connection that took the last descriptor: it has to be refused.
+    /// A connection that took the last descriptor; the caller must refuse it.
     pub async fn accept(&mut self) -> Result<TcpStream, TcpStream> {
         loop {
             if self.spare.is_none() {
@@ -53,12 +53,14 @@ impl Acceptor {
                 Ok((socket, _peer)) => return Ok(socket),
                 Err(problem) => problem,
             };
-            // A client that left the queue is no problem of ours; anything else needs time to pass.
+            // The client closed the connection before it was accepted: not an error of the server. Other errors need a
+            // pause.
             if problem.kind() == io::ErrorKind::ConnectionAborted {
                 continue;
             }
             if is_out_of_descriptors(&problem) && self.spare.take().is_some() {
-                // It waits in the queue of the port, so this does not take long; unless its client has left by now.
+                // The connection waits in the listener's backlog, so accepting it does not take long, unless its client
+                // has closed it.
                 let accepted = timeout(PAUSE_AFTER_FAILED_ACCEPT, self.listener.accept()).await;
                 if let Ok(Ok((socket, _peer))) = accepted {
                     tracing::debug!("no file descriptor left: a connection is refused");
@@ -71,7 +73,7 @@ impl Acceptor {
     }
 }
 
-/// Any open file will do.
+/// Opens a file to reserve its descriptor. Any file will do.
 fn reserve() -> Option<File> {
     File::open("/dev/null").ok()
 }
@@ -91,7 +93,7 @@ impl Default for Refusals {
 }
 
 impl Refusals {
-    /// Tells the client that there are too many connections, and closes this one when that has been read.
+    /// Tells the client that there are too many connections, and closes the connection when the client has read that.
     pub fn refuse(&self, mut socket: TcpStream) {
         send_refusal(&socket);
         let Ok(place) = Arc::clone(&self.0).try_acquire_owned() else {
@@ -109,15 +111,15 @@ impl Refusals {
     }
 }
 
-/// The same for a connection whose descriptor is needed for the next one: closes it at once, after what has come of its
-/// request, so that it is not reset.
+/// The same for a connection whose descriptor is needed for the next one: closes it at once. The bytes of its request
+/// that have arrived are read first, so that the connection is not reset.
 pub fn refuse_at_once(socket: TcpStream) {
     send_refusal(&socket);
     let Ok(mut socket) = socket.into_std() else {
         return;
     };
     let mut left = MOST_UNREAD_BYTES;
-    // It does not wait: the socket is not blocking.
+    // This does not block: the socket is non-blocking.
     while let Ok(count @ 1..) = socket.read(&mut [0; 1024]) {
         left = left.saturating_sub(count);
         if left == 0 {
@@ -127,6 +129,7 @@ pub fn refuse_at_once(socket: TcpStream) {
 }
 
 fn send_refusal(socket: &TcpStream) {
-    // A new connection has room for so few bytes, though the runtime has not seen that yet.
+    // The send buffer of a new connection has room for these few bytes, though the runtime does not know yet that the
+    // socket is writable.
     let _client_may_be_gone = send(socket, TOO_MANY_CONNECTIONS, SendFlags::NOSIGNAL);
 }

@@ -1,8 +1,8 @@
-//! A client's socket: how long it may be idle, how long a head may take, how long an answer may go unread, and how it is
+//! A client's connection: its deadlines for idling, for sending a head and for reading the response, and how it is
 //! closed.
 //!
-//! hyper has one deadline for the time between requests and for the head of a request. They have to differ: a proxy that
-//! reuses connections expects them to stay open for a minute, and a client that trickles a head in should not.
+//! hyper has a single deadline for the time between requests and for the head of a request. Two are needed: proxies
+//! that reuse connections expect them to stay open for a minute, but a client must not take a minute to send a head.
 
 use std::io;
 use std::pin::Pin;
@@ -15,46 +15,49 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::exchange::Exchanges;
 use super::stall::Stall;
 
-/// How long a client that has closed its sending side is given to take bytes. A client that left looks the same until
-/// something is sent to it, and its place in the batch should soon be free.
+/// How long a client that has closed its sending side may go without receiving bytes. A client that has disconnected
+/// looks the same until something is sent to it, and its batch slot should soon become free.
 const HALF_CLOSED_GRACE: Duration = Duration::from_millis(500);
-/// How long and how much is read and thrown away before a connection is closed on a client that may still be sending.
-/// Closing with bytes unread resets the connection, and the client would see that instead of its answer.
+/// How long, and how many bytes, input is read and discarded before a connection is closed while the client may still
+/// be sending. Closing with unread bytes resets the connection, and the client would see the reset instead of its
+/// response.
 const LINGER: Duration = Duration::from_secs(2);
 const MOST_LINGERING_BYTES: usize = 64 << 20;
-/// Thrown away at a time.
+/// Bytes that are read and discarded at a time.
 const SCRATCH_BYTES: usize = 8 << 10;
 
-/// How long a client may take.
+/// The deadlines of a connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Deadlines {
-    /// From the first byte of a request until its whole head is there, and from the start until the first byte.
+    /// From the first byte of a request until its head is complete; also from the start of the connection to its first
+    /// byte.
     pub head: Duration,
-    /// From the end of an answer until the first byte of the next request.
+    /// From the end of a response until the first byte of the next request.
     pub idle: Duration,
-    /// How long it may read nothing while there is something to read.
+    /// How long the client may read nothing while bytes are waiting for it.
     pub stall: Duration,
 }
 
-/// A socket that keeps the deadlines, lets clients close their sending side early, and closes without losing an answer
-/// that is still on its way.
+/// A socket that enforces the deadlines, lets clients close their sending side early, and closes without losing a
+/// response that is still in flight.
 pub struct Connection<S> {
     socket: S,
     deadlines: Deadlines,
     exchanges: Exchanges,
-    /// The count of exchanges when hyper last read.
+    /// The count of exchanges when hyper last read from the connection.
     seen: usize,
-    /// Whether bytes of the next request have come.
+    /// Whether bytes of the next request have arrived.
     is_in_head: bool,
-    /// The end of whichever wait is on: for a first byte, for a head, for a client that is half closed or lingers.
+    /// The deadline of the present wait: for a first byte, for a head, for a half-closed client, or for the last bytes
+    /// before closing.
     timer: Pin<Box<Sleep>>,
-    /// Since when the client has sent all that it will.
+    /// When the client closed its sending side.
     half_closed: Option<Instant>,
-    /// When bytes were last taken by a client that is half closed.
+    /// When a half-closed client last received bytes.
     last_write: Option<Instant>,
-    /// Bytes that may still be thrown away, once the sending side is closed.
+    /// Bytes that may still be discarded, once our sending side is closed.
     lingering: Option<usize>,
-    /// Whether the client takes what is written.
+    /// Detects that the client does not read the response.
     stall: Stall,
 }
 
@@ -83,7 +86,7 @@ impl<S> Connection<S> {
         self.timer.as_mut().reset(Instant::now() + limit);
     }
 
-    /// Notes that a request has begun or ended since the last time.
+    /// Updates the state if a request has begun or ended since the last call.
     fn follow(&mut self) {
         let count = self.exchanges.count();
         if count != self.seen {
@@ -95,8 +98,8 @@ impl<S> Connection<S> {
         }
     }
 
-    /// The end of the input, if it may be told already: while an answer is owed, it waits for signs that the client has
-    /// left altogether.
+    /// Reports the end of the input. While a request is being answered, it does so only after the client has received
+    /// nothing for [`HALF_CLOSED_GRACE`], because then the client has probably disconnected.
     fn poll_end(&mut self, since: Instant, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_answering() {
             let until = self.last_write.unwrap_or(since) + HALF_CLOSED_GRACE;
@@ -108,7 +111,7 @@ impl<S> Connection<S> {
         Poll::Ready(Ok(()))
     }
 
-    /// Passes on the outcome of an attempt to write, unless the client has taken nothing for too long.
+    /// Passes on the result of an attempt to write, or an error if the client has read too little for too long.
     fn written(
         &mut self,
         attempt: Poll<io::Result<usize>>,
@@ -151,7 +154,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
             return self.poll_end(since, context);
         }
         if self.is_answering() {
-            // The body has a deadline of its own, and the answer takes as long as it takes.
+            // No deadline here: the body has its own, and generating the answer may take any time.
             return Poll::Pending;
         }
         ready!(self.timer.as_mut().poll(context));
@@ -182,13 +185,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<S> {
         self.socket.is_write_vectored()
     }
 
-    /// Called when all there was to write has been taken.
+    /// hyper flushes when all bytes have been written to the socket.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.stall.end();
         Pin::new(&mut self.socket).poll_flush(context)
     }
 
-    /// Closes the sending side; then, if the client may be in the middle of a request, reads on for a while.
+    /// Closes the sending side. If the client may be in the middle of sending a request, its input is then read and
+    /// discarded for a while.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut left = match self.lingering {
             Some(left) => left,
@@ -213,7 +217,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<S> {
                         return Poll::Ready(Ok(()));
                     }
                 }
-                // The client has closed its side too, or is gone.
+                // The client has closed its side too, or has disconnected.
                 Poll::Ready(_) => return Poll::Ready(Ok(())),
                 Poll::Pending => break,
             }
@@ -245,7 +249,7 @@ mod tests {
         (connection, client, exchanges)
     }
 
-    /// Reads until the deadline and returns how long that was.
+    /// Reads until the deadline and returns how long that took.
     async fn time_out(connection: &mut Connection<DuplexStream>) -> Duration {
         let start = Instant::now();
         let error = connection.read(&mut [0; 8]).await.unwrap_err();
@@ -313,7 +317,7 @@ mod tests {
         client.write_all(b"GET /").await.unwrap();
         connection.read_exact(&mut [0; 5]).await.unwrap();
         let start = Instant::now();
-        // More than the pipe holds: it is written only if it is read.
+        // More than the pipe's buffer holds, so it can be written only if it is read.
         let unread = async {
             client.write_all(&[b'x'; 10_000]).await.unwrap();
             client
@@ -323,8 +327,8 @@ mod tests {
         assert!(start.elapsed() >= LINGER, "{:?}", start.elapsed());
     }
 
-    /// Writes chunks of 6 KiB for ever, each flushed, to a client that reads `bytes` every 400 ms, `times` times. Returns
-    /// when that failed.
+    /// Writes flushed chunks of 6 KiB without end, to a client that reads `bytes` every 400 ms, `times` times. Returns
+    /// after what time writing failed.
     async fn write_to_reader_of(bytes: usize, times: usize) -> Duration {
         let (mut server, mut client, exchanges) = connection();
         let _exchange = exchanges.begin();

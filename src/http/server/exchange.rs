@@ -1,4 +1,4 @@
-//! From a request to the last byte of its answer.
+//! Exchanges of a connection: each lasts from a request to the last byte of its response.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,18 +9,18 @@ use crate::http::answer_body::Attendant;
 #[derive(Debug, Clone, Default)]
 pub struct Exchanges(Arc<AtomicUsize>);
 
-/// A request that is being answered, until this is dropped.
+/// A request that is being answered. Dropping it ends the exchange.
 #[derive(Debug)]
 pub struct Exchange(Exchanges);
 
 impl Exchanges {
-    /// Begins to answer a request.
+    /// Begins the exchange of a request.
     pub fn begin(&self) -> Exchange {
         self.0.fetch_add(1, Ordering::Relaxed);
         Exchange(self.clone())
     }
 
-    /// How many have begun and ended so far.
+    /// The number of begins and ends so far.
     pub fn count(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }
@@ -32,5 +32,5 @@ impl Drop for Exchange {
     }
 }
 
-/// An answer ends when its body is dropped.
+/// An exchange ends when the body of its response is dropped.
 impl Attendant for Exchange {}

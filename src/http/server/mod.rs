@@ -1,7 +1,7 @@
-//! Connections: how many, how fast they must be, and how they end.
+//! Connections: their number, their deadlines, and how they are closed.
 //!
-//! An accept loop of our own on hyper, because axum's has no limit on connections, no deadline for headers and none
-//! for clients that do not read.
+//! The accept loop is our own and uses hyper directly, because axum's has no limit on connections, no deadline for
+//! headers, and none for clients that do not read.
 
 mod accept;
 mod connection;
@@ -35,17 +35,19 @@ use accept::{Acceptor, Refusals, refuse_at_once};
 use connection::{Connection, Deadlines};
 use exchange::{Exchange, Exchanges};
 
-/// Limits on connections. The defaults are for a port that strangers can reach.
+/// Limits on connections. The defaults are safe for a public port.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Connections at once; more are refused.
+    /// Open connections at once; any more are refused.
     pub max_connections: usize,
-    /// From the first byte of a request until its whole head has come; a new connection has as long to send that byte.
+    /// From the first byte of a request until its head is complete. A new connection has as long to send its first
+    /// byte.
     pub head_deadline: Duration,
-    /// How long a connection may be idle between requests. Clients and proxies that reuse connections should give up on
-    /// them earlier than the server does, or a request now and then meets a closing connection and is lost.
+    /// How long a connection may be idle between requests. Clients and proxies that reuse connections should close idle
+    /// ones earlier than the server does. Otherwise a request is sometimes sent on a connection that the server is
+    /// closing, and is lost.
     pub keep_alive: Duration,
-    /// How long a client may read nothing while there is something to read.
+    /// How long a client may read nothing while bytes are waiting for it.
     pub write_stall: Duration,
     /// Bytes of a request's headers; hyper answers 431 to more.
     pub header_bytes: usize,
@@ -56,31 +58,32 @@ impl Default for Settings {
         Self {
             max_connections: 1024,
             head_deadline: Duration::from_secs(10),
-            // Load balancers keep idle connections for 60 seconds and ask those behind them to keep them longer.
+            // Load balancers keep idle connections for 60 seconds and require servers behind them to keep them longer.
             keep_alive: Duration::from_secs(75),
             write_stall: Duration::from_secs(30),
-            // Cookies and tokens of single sign-on stay below this.
+            // Requests with cookies and single sign-on tokens stay below this.
             header_bytes: 32 << 10,
         }
     }
 }
 
-/// Clients send a dozen headers; proxies add a few. hyper answers 431 to more.
+/// Headers of a request. Clients send a dozen, proxies add a few; hyper answers 431 to more.
 pub const MAX_HEADERS: usize = 64;
-/// What hyper buffers of a connection in each direction, unless heads may be longer: enough for a packet train, and
-/// little enough for a thousand connections.
+/// The size of hyper's buffer for each direction of a connection, unless heads may be longer: enough for a burst of
+/// packets, and little enough for a thousand connections.
 const BUFFER_BYTES: usize = 16 << 10;
-/// What the kernel is asked to hold of an answer that is not being read; it takes twice as much, its own records
-/// included. A stream of 100 tokens per second needs it for half a second; longer answers wait for their reader.
+/// The kernel's send buffer (`SO_SNDBUF`) of a connection; the kernel doubles it for its own bookkeeping. A stream of
+/// 100 tokens per second fills it in half a second; after that, backpressure makes the answer wait for the client.
 const SEND_BUFFER_BYTES: usize = 16 << 10;
-/// The tasks, timers and headers of a connection, and the beginning of a body.
+/// Memory for the task, timers and headers of a connection, and for the beginning of a body.
 const STATE_BYTES: usize = 32 << 10;
-/// How much later an idle connection is closed than clients are told, so that their last request is still on time.
+/// How much later an idle connection is closed than the `Keep-Alive` header says, so that a client's last request still
+/// arrives in time.
 const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(2);
 
 impl Settings {
-    /// The most memory that one connection takes beside the body of its request: what is buffered of its input and
-    /// output, here and in the kernel, and its state.
+    /// The most memory that one connection takes beside the body of its request: its input and output buffers, here and
+    /// in the kernel, and its state.
     pub fn connection_bytes(&self) -> usize {
         self.buffer_bytes() + BUFFER_BYTES + 2 * SEND_BUFFER_BYTES + STATE_BYTES
     }
@@ -90,22 +93,22 @@ impl Settings {
     }
 }
 
-/// A running service: the application on its port, until it is drained.
+/// A running server: the application on its port, until it is drained.
 pub struct Server {
     app: App,
     stop: oneshot::Sender<()>,
     connections: JoinHandle<()>,
 }
 
-/// For the last bytes of answers that are complete: the rest of a slow client's window.
+/// Time for the last bytes of complete responses to reach slow clients.
 const FLUSH_GRACE: Duration = Duration::from_secs(5);
 
 impl Server {
-    /// Starts serving `app` on `listener`, on the runtime of the caller.
+    /// Starts serving `app` on `listener`, in the caller's runtime.
     pub fn start(listener: TcpListener, app: App, settings: Settings) -> Self {
         let (stop, stopped) = oneshot::channel();
         let stopped = async {
-            // A server that was dropped stops too.
+            // An error means that the server was dropped, which stops it too.
             let _ = stopped.await;
         };
         let serve = serve(
@@ -122,9 +125,9 @@ impl Server {
         }
     }
 
-    /// Ends the service in good order: refuses new requests at once (while still answering them, with a 503), lets
-    /// what runs or waits finish, then closes the port. At `limit`, or when `hurry` resolves, what still runs ends with
-    /// an error. Returns whether everything was finished.
+    /// Shuts down gracefully: answers new requests with 503 from now on, lets running and waiting ones finish, then
+    /// closes the port. After `limit`, or when `hurry` resolves, requests that still run end with an error. Returns
+    /// whether all were finished.
     pub async fn drain(self, limit: Duration, hurry: impl Future<Output = ()>) -> bool {
         self.app.enter(Phase::Draining);
         let engine = self.app.engine();
@@ -150,8 +153,8 @@ impl Server {
     }
 }
 
-/// Serves `router` on `listener` until `stop` resolves, then takes no more connections, lets the answers that are
-/// being written finish, and returns when all connections are closed or after `grace`.
+/// Serves `router` on `listener` until `stop` resolves. Then it accepts no more connections, lets responses that are
+/// being written finish, and returns when all connections are closed, or after `grace`.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -166,8 +169,8 @@ pub async fn serve(
     };
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
-        // Our own come first. Without one, hyper would not read between requests until bytes come, and nothing would
-        // start ours.
+        // The deadlines of [`Connection`] expire before this one. It must be set all the same: without it, hyper would
+        // not poll the connection between requests until bytes arrive, and our deadlines would never start.
         .header_read_timeout(deadlines.idle + deadlines.head)
         .max_headers(MAX_HEADERS)
         .max_header_size(settings.header_bytes)
@@ -192,11 +195,11 @@ pub async fn serve(
                 refusals.refuse(socket);
                 continue;
             };
-            // On each: a connection that was made before the port had it would not have it from there.
+            // Set on each connection: set on the listener, it would not apply to connections that were made before.
             if let Err(error) = set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES) {
                 tracing::debug!(%error, "cannot set SO_SNDBUF");
             }
-            // Tokens are small packets that should leave at once.
+            // Tokens are small packets that should be sent at once.
             if let Err(error) = socket.set_nodelay(true) {
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
@@ -204,14 +207,14 @@ pub async fn serve(
             let io = TokioIo::new(Connection::new(socket, deadlines, exchanges.clone()));
             let (service, promise) = (service.clone(), promise.clone());
             let service = service_fn(move |request| {
-                // At once, and not when the answer is first polled: by then hyper has read on.
+                // Begun here and not when the future is first polled, because hyper has read again by then.
                 let exchange = exchanges.begin();
                 answer(request, service.clone(), exchange, promise.clone())
             });
             let connection = connections.watch(http.serve_connection(io, service));
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
-                    // Clients that leave or misbehave: their affair, except when looking for a fault.
+                    // Clients that disconnect or misbehave are not the server's faults, so this is for debugging only.
                     tracing::debug!(%error, "connection ended early");
                 }
                 drop(place);
@@ -243,7 +246,7 @@ async fn answer(
     Ok(response.map(|body| AnswerBody::new(body, exchange)))
 }
 
-/// Whether the client means to send another request on the same connection.
+/// Whether the client wants to keep the connection open for another request.
 fn is_kept(request: &Request<Incoming>) -> bool {
     let mut tokens = request
         .headers()
@@ -259,7 +262,7 @@ fn is_kept(request: &Request<Incoming>) -> bool {
     }
 }
 
-/// What clients are told about idle connections.
+/// The `Keep-Alive` header, which tells clients how long a connection may be idle.
 #[derive(Clone)]
 struct KeepAlive(HeaderValue);
 

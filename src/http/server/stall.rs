@@ -1,4 +1,4 @@
-//! Whether a client takes what is written to it.
+//! Detects clients that do not read what is written to them.
 
 use std::io;
 use std::pin::Pin;
@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep};
 
-/// What a stalled client has to take before it counts as reading again. A byte now and then would keep a stream and all
-/// that waits for it in memory for as long as the client likes.
+/// Bytes that a stalled client has to read before it counts as reading again. Otherwise a client that reads a byte now
+/// and then could keep a stream and its buffers in memory for as long as it likes.
 const LEAST_PROGRESS: usize = 4 << 10;
 
-/// Makes a peer that stops reading, or hardly reads, an error after a while.
+/// Makes writing fail after a while if the client stops reading or reads very slowly.
 ///
-/// Without it a client that opens a stream and never reads would hold its connection, its buffers and its place in the
-/// batch until it cares to leave. The error drops the response body, and that frees the rest.
+/// Without this, a client that opens a stream and never reads would keep its connection, its buffers and its batch slot
+/// until it disconnects. The error drops the response body, and that frees all of them.
 pub struct Stall {
     limit: Duration,
-    /// Runs out at the end of the present stall.
+    /// The deadline of the present stall.
     timer: Pin<Box<Sleep>>,
-    /// What has been taken since the present stall began, if there is one.
+    /// Bytes written since the present stall began; `None` if there is no stall.
     taken: Option<usize>,
 }
 
@@ -33,12 +33,12 @@ impl Stall {
         }
     }
 
-    /// Notes that all there was to write has been taken.
+    /// Ends the stall, because all bytes have been written.
     pub const fn end(&mut self) {
         self.taken = None;
     }
 
-    /// Passes on the outcome of an attempt to write, unless the stall has lasted too long.
+    /// Passes on the result of an attempt to write, or an error if the stall has lasted too long.
     pub fn watch(
         &mut self,
         attempt: Poll<io::Result<usize>>,
