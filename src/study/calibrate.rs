@@ -1,5 +1,5 @@
-//! What the linear layers multiply on a sample text, found with the f32 reference a block at a time: the weights of one
-//! block are in memory, never the float model.
+//! The inputs of the linear layers on a sample text, computed by the f32 reference one layer at a time: only the
+//! weights of one layer are in memory, never the whole float model.
 
 use std::collections::HashMap;
 
@@ -18,10 +18,10 @@ use crate::model::ModelConfig;
 use crate::model::blueprint::{Blueprint, Input, blueprint};
 use crate::sources::Tensors;
 
-/// Tokens that are run as one sequence: enough context to be ordinary text, and attention stays cheap.
+/// Tokens per sequence: enough context to be ordinary text, while attention stays cheap.
 pub const SEQUENCE_TOKENS: usize = 512;
 
-/// Runs sequences through the model, block by block.
+/// Runs sequences through the model, layer by layer.
 pub struct CalibrationRun<'a> {
     config: &'a ModelConfig,
     blueprint: Blueprint,
@@ -75,7 +75,7 @@ impl<'a> CalibrationRun<'a> {
         }
     }
 
-    /// Runs the next block, and shows what enters its linear layers.
+    /// Runs the next layer, and passes the inputs of its linear layers to `look`.
     ///
     /// # Errors
     /// [`Error::BadModel`] if its weights cannot be read.
@@ -92,7 +92,7 @@ impl<'a> CalibrationRun<'a> {
         Ok(())
     }
 
-    /// Shows what enters the head, when all blocks have been run.
+    /// Passes the input of the head to `look`, after all layers have run.
     ///
     /// # Errors
     /// [`Error::BadModel`] if the last norm cannot be read.
@@ -108,12 +108,12 @@ impl<'a> CalibrationRun<'a> {
     }
 }
 
-/// The largest size of every value that enters a linear layer, over all tokens.
+/// The largest magnitude of every input channel of the linear layers, over all tokens.
 #[derive(Debug, Default)]
 pub struct Maxima(HashMap<Input, Vec<f32>>);
 
 impl Maxima {
-    /// Those of the next block of `run`.
+    /// The maxima of the next layer of `run`.
     ///
     /// # Errors
     /// As [`CalibrationRun::block`].
@@ -131,13 +131,13 @@ impl Maxima {
         Ok(Self(maxima))
     }
 
-    /// Those of one input; empty if no token was run.
+    /// The maxima of one input; empty if no token was run.
     pub fn of(&self, input: Input) -> &[f32] {
         self.0.get(&input).map_or(&[], Vec::as_slice)
     }
 }
 
-/// Makes the factors that compensate rounding errors, block by block as the model is quantized.
+/// Computes the factors that compensate rounding errors, layer by layer while the model is quantized.
 pub struct Compensation<'a> {
     run: CalibrationRun<'a>,
     rotation: Rotation,
@@ -147,12 +147,12 @@ pub struct Compensation<'a> {
 /// Second moments of the rotated groups of an input.
 struct Moments {
     width: usize,
-    /// Per group `[len, len]`.
+    /// One `[len, len]` matrix per group.
     groups: Vec<Tensor>,
 }
 
 impl<'a> Compensation<'a> {
-    /// For the sequences of `run`, and weights that are rotated by `rotation`.
+    /// Calibrates on the sequences of `run`, for weights that are rotated by `rotation`.
     pub fn new(run: CalibrationRun<'a>, rotation: Rotation) -> Self {
         Self {
             run,
@@ -161,7 +161,7 @@ impl<'a> Compensation<'a> {
         }
     }
 
-    /// The factors for the next matrix, which multiplies `input`; matrices come in the order of the model.
+    /// The factors for the next matrix, whose input is `input`; matrices must come in the order of the model.
     ///
     /// # Errors
     /// As [`CalibrationRun::block`].
@@ -215,7 +215,7 @@ impl Moments {
         Ok(())
     }
 
-    /// One factor per group, made on all threads.
+    /// One factor per group, computed on all threads.
     fn factors(self, pool: &mut Pool) -> Result<Vec<Factor>> {
         let flat = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
         let moments = self.groups.iter().map(flat);

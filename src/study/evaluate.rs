@@ -1,14 +1,14 @@
-//! What another arithmetic costs in accuracy: its logits against the reference's, on the same text.
+//! How much accuracy another arithmetic loses: compares its logits with the reference's on the same text.
 
 use std::cmp::Ordering;
 
 use crate::error::{Error, Result};
 use crate::model::packed::Evaluation;
 
-/// Tokens run at once; each window starts afresh at position 0, as llama.cpp's perplexity tool does by default.
+/// Tokens per window; each window starts again at position 0, as in llama.cpp's perplexity tool by default.
 pub const WINDOW_TOKENS: usize = 512;
 
-/// A comparison under way: sums over the tokens seen so far.
+/// A running comparison: sums over the tokens so far.
 #[derive(Debug, Default)]
 pub struct Comparison {
     kl: Sample,
@@ -22,11 +22,11 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Takes in one window: `ids` and both arithmetics' logits, `[ids.len()][vocab]`, one row after each id. The last
-    /// row is not used.
+    /// Adds one window: `ids` and both arithmetics' logits, `[ids.len()][vocab]`, one row after each id. The last row
+    /// is not used.
     ///
     /// # Errors
-    /// [`Error::Internal`] if the logits do not have the promised shape.
+    /// [`Error::Internal`] if the logits do not have that shape.
     pub fn add_window(&mut self, ids: &[u32], reference: &[f32], other: &[f32]) -> Result<()> {
         let vocab = reference.len() / ids.len();
         let shapes_agree = reference.len() == vocab * ids.len() && other.len() == reference.len();
@@ -49,7 +49,7 @@ impl Comparison {
         let kl: f64 = (reference.iter().zip(other))
             .map(|(&p, &q)| p.exp() * (p - q))
             .sum();
-        // A divergence below zero is rounding; one that is not a number must stay visible.
+        // A divergence below zero is a rounding error; NaN must stay visible.
         let kl = if kl < 0.0 { 0.0 } else { kl };
         self.kl.add(kl);
         if kl > self.kl_max || kl.is_nan() {
@@ -72,7 +72,7 @@ impl Comparison {
             let problem = "the text is too short to evaluate on: it needs at least two tokens";
             return Err(Error::Usage(problem.into()));
         }
-        // The error of a function of a mean is the error of the mean times the function's slope there.
+        // The standard error of a function of a mean is the standard error of the mean times the derivative there.
         let perplexity = self.nll_other.mean().exp();
         let perplexity_reference = self.nll_reference.mean().exp();
         let rms_dp = self.dp_squared.mean().sqrt();
@@ -117,14 +117,15 @@ impl Sample {
         self.mean
     }
 
-    /// Of the mean, taking the values as independent; 0 for a single value, which says nothing about spread.
+    /// The standard error of the mean if the values are independent; 0 for a single value, which says nothing about the
+    /// spread.
     fn standard_error(&self) -> f64 {
         let degrees = self.count.saturating_sub(1).max(1) as f64;
         (self.squared_deviations / degrees / self.count.max(1) as f64).sqrt()
     }
 }
 
-/// Log-probabilities of a row of logits; f64, because divergences near 0.001 are differences of numbers near 10.
+/// Log-probabilities of a row of logits; in f64, because divergences near 0.001 are differences of numbers near 10.
 pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let largest = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
     let sum: f64 = logits
@@ -158,7 +159,7 @@ mod tests {
 
     /// Logits whose softmax is exactly these probabilities.
     fn logits(probabilities: &[f64]) -> Vec<f32> {
-        // The shift leaves the distribution as it is.
+        // The shift by 3 does not change the distribution.
         probabilities
             .iter()
             .map(|p| (p.ln() + 3.0) as f32)
@@ -184,7 +185,7 @@ mod tests {
         assert_eq!(found.tokens, 2);
         close(found.kl_mean, kl / 2.0);
         close(found.kl_max, kl);
-        // Two values x and 0 have the sample deviation x/√2, and their mean the error x/2.
+        // Two values x and 0 have a sample standard deviation of x/√2, and their mean has a standard error of x/2.
         close(found.kl_mean_se, kl / 2.0);
         close(found.same_top_token, 0.5);
         close(found.same_top_token_se, 0.5);

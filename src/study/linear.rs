@@ -1,4 +1,4 @@
-//! The float weights of a checkpoint and how linear layers multiply by them.
+//! The float weights of a checkpoint, and how linear layers multiply with them.
 
 use candle_core::{D, Device, Tensor};
 
@@ -11,28 +11,28 @@ use crate::sources::Tensors;
 /// How a linear layer computes `x·Wᵀ`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Arithmetic {
-    /// Weights and activations as they are.
+    /// Weights and activations in f32, unrounded.
     F32,
-    /// Weights, embedding and activations rounded to llama.cpp's Q8_0, whose product of two rows quantizes both.
+    /// Weights, embedding and activations are rounded to llama.cpp's Q8_0, which quantizes both operands of a product.
     Q8_0,
 }
 
-/// A matrix `[out, in]` and how to multiply by it.
+/// A matrix `[out, in]` and the arithmetic of multiplying with it.
 pub struct Linear {
     weight: Tensor,
     arithmetic: Arithmetic,
 }
 
 impl Linear {
-    /// `weight` has been rounded as `arithmetic` says.
+    /// `weight` has already been rounded as `arithmetic` requires.
     pub fn new(weight: Tensor, arithmetic: Arithmetic) -> Self {
         Self { weight, arithmetic }
     }
 
-    /// `x` `[len, in]` to `[len, out]`.
+    /// Multiplies `x` `[len, in]`; the result is `[len, out]`.
     ///
     /// # Errors
-    /// Those of the tensor operations.
+    /// The errors of the tensor operations.
     pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let transposed = self.weight.t()?;
         match self.arithmetic {
@@ -48,9 +48,9 @@ impl Linear {
 
 /// The checkpoint's tensors, checked against the configuration as they are read.
 pub struct FloatWeights<'a> {
-    /// The checkpoint's.
+    /// The tensors of the checkpoint.
     pub tensors: &'a dyn Tensors,
-    /// What they are rounded to.
+    /// How the weights are rounded.
     pub arithmetic: Arithmetic,
 }
 
@@ -58,13 +58,13 @@ impl FloatWeights<'_> {
     /// Reads the one linear layer of a part.
     ///
     /// # Errors
-    /// [`Error::BadModel`] if the tensor is absent, has another shape, or holds a value that is not finite.
+    /// [`Error::BadModel`] if the tensor is missing, has another shape, or has a value that is not finite.
     pub fn linear(&self, part: &MatrixPart) -> Result<Linear> {
         let [linear] = self.linears(part)?;
         Ok(linear)
     }
 
-    /// Reads the linear layers that a part is made of.
+    /// Reads the linear layers that make up a part.
     ///
     /// # Errors
     /// As [`FloatWeights::linear`].
@@ -73,7 +73,7 @@ impl FloatWeights<'_> {
         Ok(matrices.map(|weight| Linear::new(weight, self.arithmetic)))
     }
 
-    /// Reads the matrices that a part is made of, rounded.
+    /// Reads the matrices that make up a part, rounded.
     ///
     /// # Errors
     /// As [`FloatWeights::linear`].
@@ -94,7 +94,7 @@ impl FloatWeights<'_> {
             first,
             count,
         } = rows;
-        // Allocates only once the file is known to hold a tensor of this shape.
+        // Memory is allocated only after the check that the file has a tensor of this shape.
         check_shape(self.tensors, tensor, &[*total, depth])?;
         let mut values = vec![0.0; count * depth];
         let range = *first..first + count;
@@ -117,10 +117,10 @@ impl FloatWeights<'_> {
     }
 }
 
-/// Replaces each value of rows of `columns` values by what is left of it in Q8_0: blocks of 32 with one f16 scale.
+/// Rounds each value of rows of `columns` values to Q8_0: blocks of 32 with one f16 scale.
 ///
-/// As llama.cpp's reference quantizer does it, codes come from the scale before it is rounded to f16, and halves round
-/// away from zero. A row's tail shorter than 32 is a block of its own.
+/// As in llama.cpp's reference quantizer, codes are computed with the scale before it is rounded to f16, and halves are
+/// rounded away from zero. A row's tail shorter than 32 is a separate block.
 fn round_to_q8_0(values: &mut [f32], columns: usize) {
     for block in values
         .chunks_mut(columns)
@@ -138,7 +138,7 @@ fn round_to_q8_0(values: &mut [f32], columns: usize) {
     }
 }
 
-/// Shapes are checked before a tensor operation sees them and callers check ids, so its failure is a defect.
+/// Reports the failure of a tensor operation as a defect: shapes and ids are checked before.
 pub fn internal(error: candle_core::Error) -> Error {
     Error::Internal(error.to_string())
 }
@@ -149,14 +149,14 @@ mod tests {
 
     #[test]
     fn q8_0_rounds_as_the_reference_quantizer_does() {
-        // A block of its own for each row, scaled by its largest value: 127 steps of 1/64 are exact in f16.
+        // Each row is a separate block, scaled by its largest value: 127 steps of 1/64 are exact in f16.
         let mut values = [[127.0 / 64.0, 0.5 / 64.0, -0.5 / 64.0, 0.49 / 64.0]; 2].concat();
         round_to_q8_0(&mut values, 4);
-        // Halves go away from zero.
+        // Halves are rounded away from zero.
         let row = [127.0 / 64.0, 1.0 / 64.0, -1.0 / 64.0, 0.0];
         assert_eq!(values, [row, row].concat());
 
-        // The code comes from the scale as computed, the value from the scale as stored.
+        // The code is computed with the exact scale, the value with the stored scale.
         let scale = 1.0f32 / 127.0;
         let stored = half::f16::from_f32(scale).to_f32();
         assert_ne!(scale, stored);

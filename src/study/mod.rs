@@ -1,15 +1,15 @@
-//! What only `quantize` and `eval` run: the f32 reference, calibration, packing, and what rounding cost.
+//! Code that only `quantize` and `eval` run: the f32 reference, calibration, packing, and measuring rounding errors.
 //!
 //! | file | what it holds |
 //! |---|---|
 //! | [`pack`] | quantizing a checkpoint into a packed folder |
-//! | [`smooth`] | outliers of activations moved into weights |
-//! | [`calibrate`] | what the linear layers multiply on a sample text |
-//! | [`weight_error`] | what rounding did to the weights |
-//! | [`evaluate`] | what another arithmetic costs in accuracy |
-//! | [`reference`], [`linear`] | the forward pass in f32, written to be obviously right |
+//! | [`smooth`] | moving outliers of activations into weights |
+//! | [`calibrate`] | the inputs of the linear layers on a sample text |
+//! | [`weight_error`] | the rounding errors of the weights |
+//! | [`evaluate`] | how much accuracy another arithmetic loses |
+//! | [`reference`], [`linear`] | the forward pass in f32, written to be obviously correct |
 //!
-//! Each file uses only those below it. Nothing here is reached while serving.
+//! Each file uses only those below it. `serve` uses nothing here.
 
 pub mod calibrate;
 pub mod evaluate;

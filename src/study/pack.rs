@@ -25,29 +25,30 @@ use crate::sources::hash::{sha256, sha256_of};
 use crate::sources::packed::{QUANTIZATION, WEIGHTS};
 use crate::sources::{Checkpoint, Tensors};
 
-/// Data begins on a cache line: the header is padded with spaces, as the format allows, and tensors are multiples of it.
+/// Tensors begin on a cache line: the header is padded with spaces, as the format allows, and the size of every tensor
+/// is a multiple of this.
 const ALIGNMENT: usize = 64;
 
-/// How a model is to be packed.
+/// How to pack a model.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
     /// How weights are mapped to codes.
     pub scheme: Scheme,
-    /// The exponent of SmoothQuant, if activations are to be smoothed.
+    /// The exponent of SmoothQuant, if activations are smoothed.
     pub smooth: Option<f32>,
-    /// Whether rounding errors are to be compensated.
+    /// Whether rounding errors are compensated.
     pub compensate: bool,
-    /// Token ids of the calibration text in sequences; needed for the two choices before.
+    /// Token ids of the calibration text in sequences; needed for smoothing and compensation.
     pub sequences: Vec<Vec<u32>>,
-    /// What the sequences are.
+    /// The name, checksum and length of the calibration text.
     pub calibration: Option<CalibrationRecord>,
 }
 
-/// Quantizes a float checkpoint and writes both files of a packed model into `folder`, tensor by tensor, so that no more
-/// than one matrix is held in memory. `progress` hears of weights done and weights in all.
+/// Quantizes a float checkpoint and writes both files of a packed model into `folder`, tensor by tensor, so that at
+/// most one matrix is in memory. `progress` gets the number of weights done and of all weights.
 ///
 /// # Errors
-/// [`Error::BadModel`] for anything wrong with the checkpoint, [`Error::Io`] when a file cannot be written.
+/// [`Error::BadModel`] for anything wrong with the checkpoint, [`Error::Io`] if a file cannot be written.
 pub fn write(
     checkpoint: &Checkpoint,
     plan: &Plan,
@@ -90,7 +91,7 @@ pub fn write(
         output,
         matrices: BTreeMap::new(),
     };
-    // The files of the checkpoint are hashed beside the work, which reads them anyway.
+    // The files of the checkpoint are hashed at the same time as they are read for packing.
     let files = std::thread::scope(|scope| {
         let files = scope.spawn(|| file_hashes(tensors));
         blueprint.make(&mut writer)?;
@@ -144,7 +145,7 @@ fn file_hashes(tensors: &dyn Tensors) -> Result<BTreeMap<String, String>> {
     paths.into_iter().map(hash).collect()
 }
 
-/// Lists the tensors that will be written, so that the header can come first.
+/// Lists the tensors that will be written, because the header comes before them.
 struct Contents<'a> {
     scheme: &'a Scheme,
     checkpoint: &'a dyn Tensors,
@@ -173,7 +174,7 @@ impl<'a> Contents<'a> {
         self.tensors.push((tensor.name, info));
     }
 
-    /// The length of the header and the header.
+    /// The header, preceded by its length.
     fn header(self) -> Result<Vec<u8>> {
         let internal = |problem: String| Error::Internal(format!("{WEIGHTS}: {problem}"));
         let metadata = Metadata::new(None, self.tensors).map_err(|e| internal(e.to_string()))?;
@@ -210,7 +211,7 @@ impl Source<&MatrixPart, &NormPart> for Contents<'_> {
     }
 }
 
-/// The weights file and the checksums of what went into it.
+/// The weights file and the checksums of the tensors written to it.
 struct Output {
     file: File,
     path: PathBuf,

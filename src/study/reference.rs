@@ -1,7 +1,7 @@
-//! The forward pass in f32, written to be obviously right: what every other path is compared with.
+//! The forward pass in f32, written to be obviously correct. Every other path is compared with it.
 //!
-//! One function reads top to bottom like the model's description; there is no cache, no batching and no folding of
-//! constants. How a linear layer multiplies is the one thing that can be exchanged, see [`Arithmetic`].
+//! It reads from top to bottom like the model's description: there is no cache, no batching and no folding of
+//! constants. Only the arithmetic of the linear layers can be exchanged, see [`Arithmetic`].
 
 use candle_core::{D, Device, Tensor};
 
@@ -27,10 +27,10 @@ pub struct Reference {
     head: Linear,
 }
 
-/// Looks at what a linear layer multiplies, `[len, in]`.
+/// Receives the input of a linear layer, `[len, in]`.
 pub type Look<'a> = dyn FnMut(Input, &Tensor) -> candle_core::Result<()> + 'a;
 
-/// One block.
+/// One layer.
 pub struct Layer {
     /// `[hidden]`.
     mixer_norm: Tensor,
@@ -49,7 +49,7 @@ impl Reference {
     /// Reads all weights, four bytes per value.
     ///
     /// # Errors
-    /// [`Error::BadModel`] if a tensor is absent, has another shape than `config` says, or holds a value that is not finite.
+    /// [`Error::BadModel`] if a tensor is missing, its shape does not match `config`, or a value is not finite.
     pub fn load(
         config: &ModelConfig,
         tensors: &dyn Tensors,
@@ -78,7 +78,7 @@ impl Reference {
         })
     }
 
-    /// How the linear layers compute.
+    /// The arithmetic of the linear layers.
     pub fn arithmetic(&self) -> Arithmetic {
         self.arithmetic
     }
@@ -94,8 +94,8 @@ impl Reference {
         self.forward(ids, 0).map_err(internal)
     }
 
-    /// The `count` tokens that follow `ids` (never empty) when the most likely one is always taken; of equally likely
-    /// ones, the lowest id.
+    /// The `count` tokens that follow `ids` (never empty) if the most likely token is always taken; among equally
+    /// likely ones, the lowest id.
     ///
     /// # Errors
     /// [`Error::Internal`] if an id is not below the vocabulary size.
@@ -110,7 +110,7 @@ impl Reference {
         Ok(sequence.split_off(ids.len()))
     }
 
-    /// The whole model: token ids to the logits after positions `first..`, flat.
+    /// Runs the whole model on token ids; returns the logits after positions `first..`, flat.
     fn forward(&self, ids: &[u32], first: usize) -> candle_core::Result<Vec<f32>> {
         let config = &self.config;
         let ids = Tensor::new(ids, &Device::Cpu)?;
@@ -136,7 +136,7 @@ pub fn rms_norm(config: &ModelConfig, x: &Tensor, weight: &Tensor) -> candle_cor
 }
 
 impl Layer {
-    /// Reads the weights of a block.
+    /// Reads the weights of a layer.
     ///
     /// # Errors
     /// As [`Reference::load`].
@@ -161,10 +161,10 @@ impl Layer {
         })
     }
 
-    /// The block on the residual stream `x` `[len, hidden]`.
+    /// Applies the layer to the residual stream `x` `[len, hidden]`.
     ///
     /// # Errors
-    /// Those of the tensor operations.
+    /// The errors of the tensor operations.
     pub fn forward(
         &self,
         config: &ModelConfig,
@@ -233,7 +233,7 @@ impl Rotary {
     /// The angles of positions `0 .. len`.
     ///
     /// # Errors
-    /// Those of the tensor operations.
+    /// The errors of the tensor operations.
     pub fn new(len: usize, head_dim: usize, theta: f64) -> candle_core::Result<Self> {
         let half = head_dim / 2;
         let frequency = |pair: usize| theta.powf(-2.0 * pair as f64 / head_dim as f64) as f32;
@@ -247,7 +247,7 @@ impl Rotary {
         })
     }
 
-    /// Rotates value `i` of each head of `x` `[heads, len, head_dim]` against value `i + head_dim / 2`.
+    /// Rotates each pair of value `i` and value `i + head_dim / 2` in every head of `x` `[heads, len, head_dim]`.
     fn rotate(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         let halves = x.chunk(2, D::Minus1)?;
         let (a, b) = (&halves[0], &halves[1]);
@@ -258,7 +258,7 @@ impl Rotary {
     }
 }
 
-/// `[len, len]`: 0 where the key is not after the query, −∞ elsewhere.
+/// `[len, len]`: 0 if the key is not after the query, −∞ otherwise.
 fn causal_mask(len: usize) -> candle_core::Result<Tensor> {
     let mask: Vec<f32> = (0..len)
         .flat_map(|query| {
@@ -284,7 +284,7 @@ mod tests {
 
     use super::*;
 
-    /// Tensors of the shapes given, all ones.
+    /// Tensors of the given shapes, filled with ones.
     struct Ones(Vec<(String, Vec<usize>)>);
 
     impl Tensors for Ones {
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn an_untied_head_is_read_from_its_own_tensor() {
-        // Every value is 1, so the final norm leaves ones and each logit is the sum of eight of them.
+        // Every value is 1, so the final norm gives ones and each logit is a sum of eight ones.
         let logits = load(|_| ()).unwrap().logits(&[0, 4]).unwrap();
         assert_eq!(logits.len(), 2 * 5);
         assert!(logits.iter().all(|logit| (logit - 8.0).abs() < 1e-3));

@@ -1,8 +1,9 @@
-//! SmoothQuant (Xiao et al., 2022): outliers of activations moved into weights, at no cost when the model runs.
+//! SmoothQuant (Xiao et al., 2022): moves outliers of activations into weights, at no cost at run time.
 //!
-//! Channel `j` of what a linear layer multiplies is divided by `s[j]`, and the weights that meet it are multiplied by it:
-//! `s = max|x|^α / max|w|^(1−α)`. The division is folded into what makes the channel: a norm, the rows of `up_proj`, or the
-//! rows of `v_proj`, where all query heads of a key head share a factor. The model computes the same function.
+//! Channel `j` of a linear layer's input is divided by `s[j]`, and the weights that multiply it are multiplied by
+//! `s[j]`: `s = max|x|^α / max|w|^(1−α)`. The division is folded into the weights that produce the channel: a norm, the
+//! rows of `up_proj`, or the rows of `v_proj`, for which all query heads of a KV head share a factor. The function that
+//! the model computes stays the same.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,21 +20,22 @@ use crate::sources::Tensors;
 /// A checkpoint whose tensors are multiplied by factors as they are read.
 pub struct Smoothed<'a> {
     inner: &'a dyn Tensors,
-    /// By tensor: a factor for each row.
+    /// For each tensor, a factor per row.
     rows: HashMap<String, Vec<f32>>,
-    /// By tensor: a factor for each column.
+    /// For each tensor, a factor per column.
     columns: HashMap<String, Vec<f32>>,
 }
 
-/// What makes an input, where the division is folded in.
+/// The weights that produce an input, into which the division is folded.
 enum Origin<'a> {
-    /// Each weight of a norm makes a channel.
+    /// Each weight of a norm produces one channel.
     Norm(&'a NormPart),
-    /// Each of these rows makes a channel, or the same channel of several heads.
+    /// Each of these rows produces one channel, or the same channel of several heads.
     Rows(&'a Rows),
 }
 
-/// How the channels of an input are shared: heads of `dim` channels, of which `sharing` neighbours get the same factors.
+/// Which channels of an input share factors: an input consists of heads of `dim` channels, and `sharing` consecutive
+/// heads have the same factors.
 #[derive(Clone, Copy)]
 struct Heads {
     dim: usize,
@@ -41,7 +43,7 @@ struct Heads {
 }
 
 impl<'a> Smoothed<'a> {
-    /// Finds the factors from what the blocks of `run` multiply.
+    /// Computes the factors from the inputs of the linear layers in `run`.
     ///
     /// # Errors
     /// [`crate::error::Error::BadModel`] if a weight cannot be read.
@@ -97,7 +99,7 @@ impl<'a> Smoothed<'a> {
             let factors = self.factors(reader, largest, heads, alpha)?;
             let inverse = factors
                 .chunks_exact(heads.dim)
-                // One factor for each value of a key head; the query heads that share it repeat it.
+                // One factor for each value of a KV head: the query heads that share it repeat the factor.
                 .step_by(heads.sharing)
                 .flatten()
                 .map(|factor| 1.0 / factor);
@@ -121,7 +123,7 @@ impl<'a> Smoothed<'a> {
         Ok(())
     }
 
-    /// The factors of the columns of `reader`, which multiplies values of the sizes `largest`.
+    /// The factors of the columns of `reader`, whose inputs have the maximum magnitudes `largest`.
     fn factors(
         &self,
         reader: &MatrixPart,
@@ -152,7 +154,7 @@ impl<'a> Smoothed<'a> {
         }
         let factor = |group: usize| {
             let factor = x[group].powf(alpha) / w[group].powf(1.0 - alpha);
-            // A channel or a column of zeros has nothing to move.
+            // A channel or a column of zeros needs no smoothing.
             if factor.is_normal() { factor } else { 1.0 }
         };
         Ok((0..largest.len())

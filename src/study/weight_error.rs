@@ -1,4 +1,4 @@
-//! What rounding did to the weights, tensor by tensor.
+//! The rounding errors of the weights, tensor by tensor.
 
 use serde::Serialize;
 
@@ -12,7 +12,7 @@ use crate::model::blueprint::MatrixPart;
 use crate::model::tensors::check_shape;
 use crate::sources::Tensors;
 
-/// How far a packed tensor is from the checkpoint's.
+/// How much a packed tensor differs from the checkpoint's.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TensorError {
     /// The tensor's name in the checkpoint.
@@ -22,13 +22,13 @@ pub struct TensorError {
     pub layer: Option<usize>,
     /// Root mean square of the error over that of the weights: 0.01 is one percent.
     pub relative_error: f64,
-    /// The same as a signal-to-quantization-noise ratio in decibels; `None` where nothing was lost.
+    /// The same as a signal-to-quantization-noise ratio in decibels; `None` if there is no error.
     pub sqnr_db: Option<f64>,
     /// The largest error of a weight.
     pub largest_error: f64,
 }
 
-/// Sums over one row.
+/// The sums and the largest error of one row.
 #[derive(Debug, Clone, Copy, Default)]
 struct RowError {
     signal: f64,
@@ -44,8 +44,8 @@ struct Packed<'a> {
     matrix: &'a Matrix,
 }
 
-/// The error of every matrix of `granite` against `tensors`, the checkpoint that it was packed from; worst first.
-/// `progress` hears of tensors done and tensors in all.
+/// The error of every matrix of `granite` against `tensors`, the checkpoint from which it was packed; worst first.
+/// `progress` gets the number of tensors done and of all tensors.
 ///
 /// # Errors
 /// [`crate::error::Error::BadModel`] if a tensor cannot be read.
@@ -65,7 +65,7 @@ pub fn measure(
             matrix,
         }));
     }
-    // The vocabulary first, which is the largest.
+    // The vocabulary comes first, because it is the largest.
     packed.sort_by_key(|packed| packed.part.layer);
     let total = packed.len() as u64;
     let mut errors = Vec::with_capacity(packed.len());
