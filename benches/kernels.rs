@@ -1,8 +1,8 @@
-//! Measures every kernel of this CPU on the matrices of Granite 2B; `<--` marks the one the service chooses.
+//! Measures every kernel of this CPU on the matrices of Granite 2B; `<--` marks the kernel that `serve` uses.
 //!
-//! `cargo bench --bench kernels` runs the matrix multiply on one thread and prints, for each shape and number of rows,
-//! the median time, the weights read per second and the operations per second, with their share of the same kernel's
-//! peak in registers, measured in the same run.
+//! `cargo bench --bench kernels` runs matrix multiplications on one thread and prints, for each shape and number of
+//! rows, the median time, the weights read per second, the operations per second, and their share of the kernel's peak
+//! rate in registers, measured in the same run.
 
 use std::time::Instant;
 
@@ -22,13 +22,13 @@ const SHAPES: [(&str, usize, usize); 4] = [
     ("down", 2048, 8192),
 ];
 
-/// One decoding stream, two row blocks, a full batch, and a prompt chunk.
+/// One decoding stream, 8 rows (two register tiles with AVX-512), a full batch, and a prompt chunk.
 const ROWS: [usize; 4] = [1, 8, 16, 256];
 
 /// Runs of each measurement; the median is printed.
 const RUNS: usize = 7;
 
-/// The scalar kernel is the reference, not a contender: it gets one row of the smallest matrix.
+/// The scalar kernel is the reference and slow: it is measured only with one row of this matrix, the smallest.
 const SCALAR_SHAPE: &str = "output";
 
 fn main() {
@@ -55,7 +55,7 @@ fn main() {
     }
 }
 
-/// Times one matrix multiply and formats the result.
+/// Times one matrix multiplication and formats the result.
 fn measure(kernel: Kernel, matrix: &Matrix, rows: usize) -> String {
     let mut compute = Compute::with_kernel(kernel, 1).unwrap();
     let input = activations(kernel, rows, matrix.depth());
@@ -81,7 +81,7 @@ fn measure(kernel: Kernel, matrix: &Matrix, rows: usize) -> String {
     )
 }
 
-/// Rows of a wave that takes every code value.
+/// Rows of a sine wave, which covers every code.
 fn activations(kernel: Kernel, rows: usize, width: usize) -> Activations {
     let mut input = Activations::new(rows, width);
     let groups = input.groups();

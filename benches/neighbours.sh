@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# What busy neighbours cost: tokens per second of one stream with 1, 2, … threads, beside 0, 1, 2, … processes that want
-# a core each. The rounds alternate, since the machine may change meanwhile; the medians are printed.
+# Measures how much other busy processes slow a server down: the tokens per second of one stream with 1, 2, … threads,
+# while 0, 1, 2, … other processes keep a core each busy. All combinations are measured in every round, because the speed
+# of the machine may change meanwhile; the medians are printed.
 #
 #   benches/neighbours.sh target/release/microgranite [ROUNDS]
 set -euo pipefail
