@@ -51,7 +51,8 @@ pub const GROUP: usize = 256;
 /// Output columns in a panel: four 16-lane vectors, which with six rows fill 24 of 32 vector registers.
 pub const PANEL: usize = 64;
 
-/// Bytes of one group of one panel: 64 steps of `[64 columns][4 of K]`, small enough to stay in the first-level cache.
+/// Bytes of one group of one panel: 64 K-steps of `[64 columns][4 of K]`, small enough to stay in the first-level
+/// cache.
 pub(crate) const BLOCK_BYTES: usize = GROUP * PANEL;
 
 /// The zero point of symmetric weights.

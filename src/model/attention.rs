@@ -2,7 +2,8 @@
 //! computed online.
 //!
 //! Each tile is a page. Pages are aligned at position 0 and processed in ascending order, and the arithmetic of a query
-//! is the same whether it runs alone or in a block, so neither batching nor chunking changes a bit of the result.
+//! is the same whether it runs alone or together with other rows, so neither batching nor chunking changes a bit of the
+//! result.
 
 use std::ops::Range;
 

@@ -30,7 +30,7 @@ pub struct ModelConfig {
     pub architecture: Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Number of blocks.
+    /// Number of layers.
     pub num_layers: usize,
     /// Query heads.
     pub num_heads: usize,

@@ -117,8 +117,8 @@ impl Granite {
         (&self.blueprint, &self.weights, &mut self.compute)
     }
 
-    /// Fills the KV cache with arbitrary numbers, so that steps late in a sequence can be timed without the steps
-    /// before.
+    /// Fills the KV cache with arbitrary numbers, so that steps late in a sequence can be timed without running the
+    /// earlier ones.
     pub(crate) fn fill_cache(&mut self) {
         self.cache.fill();
     }

@@ -9,9 +9,9 @@ pub struct Weights<M = Matrix, N = Vec<f32>> {
     pub layers: Vec<Layer<M, N>>,
     /// The last norm.
     pub final_norm: N,
-    /// The embedding, which is also the head when tied: `[vocab][hidden]`.
+    /// The embedding, which is also the head if both are tied: `[vocab][hidden]`.
     pub embedding: M,
-    /// The head, when it is a matrix of its own.
+    /// The head, if it is not tied to the embedding.
     pub head: Option<M>,
 }
 

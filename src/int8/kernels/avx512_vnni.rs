@@ -1,4 +1,5 @@
-//! AVX-512 with VNNI: `vpdpbusd` multiplies 64 unsigned weights with 64 signed activations and adds groups of four.
+//! AVX-512 with VNNI: `vpdpbusd` multiplies 64 unsigned weights with 64 signed activations and adds every four
+//! neighbouring products to an int32 sum.
 
 use std::arch::x86_64::*;
 
@@ -141,8 +142,8 @@ unsafe fn rows_block<const R: usize, const ASKED: usize>(
 /// Adds the products of one K-step for the rows whose codes begin at `codes`.
 ///
 /// # Safety
-/// The step and the rows exist in the checked tile, and the CPU has [`features`]. There is no `#[target_feature]` here,
-/// as in [`finish`].
+/// The K-step and the rows exist in the checked tile, and the CPU has [`features`]. There is no `#[target_feature]`
+/// here, for the reason given at [`finish`].
 #[inline(always)]
 unsafe fn add_step<const R: usize>(
     t: &Tile,

@@ -136,7 +136,7 @@ pub fn best() -> Kernel {
     available()[0]
 }
 
-/// Every kernel of this build; with the reason if this CPU cannot run it.
+/// Every kernel of this build, with the reason why this CPU cannot run it, if it cannot.
 pub fn survey() -> Vec<(&'static str, Option<String>)> {
     let why = |missing: Vec<&str>| {
         (!missing.is_empty()).then(|| format!("this CPU lacks {}", missing.join(", ")))

@@ -81,7 +81,7 @@ pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<(Thread, Option<JoinHandle<()>>)>,
     crew: Crew,
-    /// The scheduling times of the calling thread, which may change from call to call.
+    /// The scheduling times of the calling thread. Different calls may come from different threads.
     account: Account,
 }
 

@@ -1,5 +1,5 @@
-//! The tile for 256-bit registers, shared by instruction sets that differ only in how they multiply groups of four
-//! codes.
+//! The tile for 256-bit registers, shared by instruction sets that differ only in the instructions that multiply four
+//! codes with four codes.
 
 /// Defines a kernel's function `tile` from its features and three functions of its own: `start(sum) -> i32`, the
 /// initial value of the accumulators for a row whose codes add up to `sum`; `prepare(weights)`, done once for all rows;
