@@ -58,18 +58,18 @@ pub struct ServedModel {
     pub chat: Option<Arc<ChatTemplate>>,
     /// Facts about the weights.
     pub facts: Facts,
-    /// What holds where a request says nothing.
+    /// Defaults for fields that a request leaves out.
     pub defaults: Defaults,
     /// Runs the model.
     pub engine: Engine,
 }
 
-/// What holds where a request says nothing.
+/// Defaults for fields that a request leaves out.
 #[derive(Debug, Clone, Default)]
 pub struct Defaults {
-    /// How tokens are chosen.
+    /// Defaults for sampling.
     pub sampling: GenerationDefaults,
-    /// How models think.
+    /// Defaults for thinking.
     pub thinking: ThinkingDefaults,
 }
 

@@ -188,7 +188,7 @@ impl<'a> Fields<'a> {
         self.fields.contains_key(param)
     }
 
-    /// Whether a field, not taken yet, says nothing.
+    /// Whether a field that has not been taken yet is absent or `null`.
     pub fn is_unset(&self, param: &str) -> bool {
         let field = self.fields.get(param);
         field.is_none_or(|field| field.get() == "null")

@@ -24,7 +24,7 @@ pub struct Card<'a> {
     /// Whether the model has a chat template, and whether that template supports tools.
     capabilities: Capabilities,
     quantization: &'a Facts,
-    /// How tokens are chosen where a request does not say, as far as the model names it.
+    /// The model's own defaults for sampling, which apply to fields that a request leaves out.
     default_generation: &'a GenerationDefaults,
 }
 

@@ -37,11 +37,11 @@ pub struct Rules {
     pub grammar: Option<&'static str>,
     /// Whether special tokens are written to the text.
     pub shows_special: bool,
-    /// Those that are, where the others are not.
+    /// Special tokens that are written to the text even if the others are not.
     pub shown_tokens: Vec<u32>,
-    /// Tells thoughts from answers, if there may be any. Stop strings are looked for in the answers.
+    /// Separates thoughts from answers, if there may be thoughts. Stop strings are searched for only in answers.
     pub thoughts: Option<Splitter>,
-    /// Whether thoughts are left in the text, as the model wrote them.
+    /// Whether thoughts stay in the text, with their tags, as the model wrote them.
     pub leaves_thoughts: bool,
 }
 
@@ -78,9 +78,9 @@ pub struct Piece {
     pub index: usize,
     /// The next part of its text.
     pub text: String,
-    /// The next part of what was thought before it.
+    /// The next part of the thought, which comes before the text.
     pub thought: String,
-    /// How many tokens of the thought are among the generated ones.
+    /// How many of the generated tokens belong to the thought.
     pub thought_tokens: usize,
     /// How many of the prompt's tokens were found in the prefix cache; only in the first piece.
     pub cached_tokens: usize,
@@ -266,12 +266,12 @@ impl Answer {
         }
     }
 
-    /// Where the text is, if thoughts are looked for.
+    /// The phase that the generated text has reached, if thoughts are separated.
     fn phase(&self) -> Option<Phase> {
         self.thoughts.as_ref().map(Splitter::phase)
     }
 
-    /// Takes the next text of the answer and its thought.
+    /// Adds decoded text, of the answer or its thought, to the piece.
     fn read(&mut self, text: &str, piece: &mut Piece) {
         match &mut self.thoughts {
             None => self.watch(text, piece),

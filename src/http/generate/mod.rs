@@ -81,7 +81,7 @@ pub struct Work {
 /// A thought that may come before each answer.
 struct Thought {
     tokens: Arc<ThoughtTokens>,
-    /// Where the prompt ends.
+    /// The splitter in its state at the end of the prompt.
     splitter: Splitter,
     bounds: Bounds,
 }
@@ -134,11 +134,11 @@ impl Work {
         self.rules.shown_tokens.extend(token);
     }
 
-    /// Looks for thoughts in answers and keeps them within `bounds`; `splitter` stands where the prompt ends. `leaves` has
-    /// them stay in the text.
+    /// Separates thoughts from answers and limits them to `bounds`. `splitter` has the state at the end of the prompt.
+    /// With `leaves`, thoughts stay in the text.
     ///
     /// # Errors
-    /// When the tokenizer has no ids for what marks thoughts.
+    /// When the tokenizer has no ids for the tags of thoughts.
     pub fn think(
         &mut self,
         form: &'static Form,
@@ -160,7 +160,7 @@ impl Work {
         Ok(())
     }
 
-    /// Puts the thought before what the answers must be.
+    /// Makes the constraints of the generations allow a thought before the constrained answer.
     fn begin_with_thoughts(&mut self) {
         let Some(thought) = &self.thought else {
             return;

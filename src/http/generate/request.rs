@@ -54,7 +54,7 @@ pub struct GenerationRequest {
     bad_words: Vec<String>,
     cache_salt: u128,
     sampling: Sampling,
-    /// What of it is left to the model.
+    /// The sampling fields that the request leaves to the model's defaults.
     unset: Unset,
 }
 
@@ -92,8 +92,8 @@ impl GenerationRequest {
         Ok(request)
     }
 
-    /// A generation by these fields and, where they say nothing, the model's `defaults`, without prompt, length and grammar. Tokenizes words: takes time in proportion to
-    /// them, so call it where blocking is fine.
+    /// A generation with these settings, and with the model's `defaults` for absent ones, without prompt, length and
+    /// grammar. Tokenizes `bad_words`, which takes time in proportion to them, so call it on a thread that may block.
     ///
     /// # Errors
     /// The first field that does not fit the model.

@@ -76,7 +76,7 @@ pub struct Counts {
     prompt_tokens: usize,
     completion_tokens: usize,
     cached_tokens: usize,
-    /// Of thoughts; absent for a model that has none.
+    /// Tokens of thoughts; `None` for a model that does not think.
     reasoning_tokens: Option<usize>,
     /// Answers to each prompt.
     answers: usize,
@@ -94,7 +94,7 @@ impl Counts {
         }
     }
 
-    /// Counts the tokens of thoughts too.
+    /// Also counts the tokens of thoughts, from now on.
     pub const fn count_thoughts(&mut self) {
         self.reasoning_tokens = Some(0);
     }
@@ -168,15 +168,15 @@ pub struct Usage {
     pub total_tokens: usize,
     /// More about the prompts.
     pub prompt_tokens_details: PromptTokensDetails,
-    /// More about the answers, for models that think.
+    /// Details about the answers, for models that think.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion_tokens_details: Option<CompletionTokensDetails>,
 }
 
-/// What tokens of answers were spent on.
+/// Details about the tokens of answers.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct CompletionTokensDetails {
-    /// Thoughts.
+    /// Tokens of thoughts.
     pub reasoning_tokens: usize,
 }
 

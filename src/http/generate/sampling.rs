@@ -21,7 +21,7 @@ pub const LOGIT_BIAS: Range = Range::new(-100.0, 100.0, 0.0);
 /// Entries of `logit_bias`, `allowed_token_ids` and `bad_words`: each takes a little time for every token.
 pub const MAX_ENTRIES: usize = 1024;
 
-/// The fields that a request leaves to the model's own defaults.
+/// Which fields a request leaves to the model's own defaults.
 #[derive(Debug, Clone, Copy)]
 pub struct Unset {
     temperature: bool,
@@ -31,7 +31,7 @@ pub struct Unset {
 }
 
 impl Unset {
-    /// Those of the fields that say nothing; to be asked before they are taken.
+    /// Finds the fields that are absent. Must be called before they are taken.
     pub fn of(f: &Fields<'_>) -> Self {
         Self {
             temperature: f.is_unset("temperature"),
@@ -41,7 +41,7 @@ impl Unset {
         }
     }
 
-    /// Puts the model's `defaults` in their places.
+    /// Sets the fields that are absent to the model's `defaults`.
     pub fn fill(self, sampling: &mut Sampling, defaults: &GenerationDefaults) {
         fn put<T: Copy>(field: &mut T, is_unset: bool, default: Option<T>) {
             if let Some(default) = default.filter(|_| is_unset) {

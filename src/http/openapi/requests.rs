@@ -132,13 +132,14 @@ fn conversation() -> Value {
     properties
 }
 
-/// Whether and how long the model thinks before it answers; nothing for one that does not.
+/// The fields for whether and how long the model thinks before it answers. They have no effect on a model that does not
+/// think.
 fn thinking() -> Value {
     let mut efforts: Vec<Value> = EFFORTS.map(Value::from).to_vec();
     efforts.push(Value::Null);
     let mut share = within(ANSWER_SHARE);
     share["description"] =
-        "Keep this share of `max_tokens` for the answer: a thought that would leave less is ended."
+        "Keep this share of `max_tokens` for the answer: a thought that would leave less is cut off."
             .into();
     let budget = |description: &str| {
         optional(
@@ -148,9 +149,9 @@ fn thinking() -> Value {
     };
     let mut properties = json!({
         "reasoning_effort": {"enum": efforts, "description":
-            "How much to think; `none` turns it off. `enable_thinking` of `chat_template_kwargs` wins."},
-        "include_reasoning": flag("Whether answers tell what was thought. True if absent."),
-        "separate_reasoning": flag("Whether thoughts are told apart from the answer; otherwise they are left in the text, with their tags. True if absent."),
+            "How much the model thinks; `none` turns thinking off. `enable_thinking` in `chat_template_kwargs` takes precedence."},
+        "include_reasoning": flag("Whether the response contains the thought. True if absent."),
+        "separate_reasoning": flag("Whether thoughts are separated from the answer; otherwise they stay in the text, with their tags. True if absent."),
         "answer_share": optional("number", share),
         "reasoning": optional("object", json!({"description": "The same in OpenRouter's form.", "properties": {
             "effort": {"enum": efforts},
@@ -161,7 +162,7 @@ fn thinking() -> Value {
     });
     for (at, name) in BUDGETS.into_iter().enumerate() {
         let description = match at {
-            0 => "The most tokens of a thought, which is ended then; 0 turns thinking off.",
+            0 => "The most tokens of a thought, which is cut off there; 0 turns thinking off.",
             _ => "Another name of `thinking_token_budget`.",
         };
         merge(&mut properties, json!({name: budget(description)}));
@@ -214,8 +215,8 @@ fn assistant_message() -> Value {
         "properties": {
             "role": {"const": "assistant"},
             "content": {"anyOf": content()},
-            "reasoning_content": optional("string", json!({"description": "What it thought before."})),
-            "reasoning": optional("string", json!({"description": "Another name of `reasoning_content`, which wins."})),
+            "reasoning_content": optional("string", json!({"description": "The thought before the message."})),
+            "reasoning": optional("string", json!({"description": "Another name of `reasoning_content`, which takes precedence."})),
             "name": optional("string", json!({})),
             "tool_calls": optional("array", json!({"items": call})),
         },

@@ -60,7 +60,7 @@ pub fn add(schemas: &mut Map<String, Value>) {
         "refusal": {"type": "null"},
     }));
     for name in ["reasoning_content", "reasoning"] {
-        message["properties"][name] = json!({"type": "string", "description": "What was thought before; both names have the same text."});
+        message["properties"][name] = json!({"type": "string", "description": "The thought before the answer; both names have the same text."});
     }
     message["properties"]["tool_calls"] = json!({"type": "array", "minItems": 1, "items": object(json!({
         "id": text(), "type": {"const": "function"},
@@ -106,7 +106,7 @@ pub fn add(schemas: &mut Map<String, Value>) {
                 "scheme": {}, "kernel": text(), "parameters": count(), "weight_bytes": count(),
                 "weight_bytes_f32": count(), "kv_cache_bytes": count(), "accuracy": {"type": ["object", "null"]},
             })),
-            "default_generation": {"type": "object", "description": "What holds where a request says nothing, as far as the model names it.",
+            "default_generation": {"type": "object", "description": "The model's own defaults for fields that a request leaves out.",
                 "properties": {"temperature": {"type": "number"}, "top_p": {"type": "number"}, "top_k": count(),
                     "repetition_penalty": {"type": "number"}, "max_new_tokens": count()},
                 "additionalProperties": false},

@@ -1,17 +1,17 @@
-//! Grammars that have been compiled before, or refused.
+//! The cache of grammars that have been compiled or refused.
 
 use sha2::{Digest, Sha256};
 
 use super::Grammar;
 
-/// What is kept: clients send the same few schemas with every request.
+/// The most entries. Clients send the same few schemas with every request.
 const MAX_ENTRIES: usize = 64;
-/// Memory of it, as measured when they were compiled.
+/// The most memory of all entries, as measured when they were compiled.
 const MAX_BYTES: u64 = 32 << 20;
-/// What an entry takes at least, its key and the refusal's text included.
+/// The least memory that is counted for an entry, for its key and the text of a refusal.
 const LEAST_BYTES: u64 = 4 << 10;
 
-/// A grammar by its content.
+/// A digest that identifies a grammar by its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key([u8; 32]);
 
@@ -22,9 +22,9 @@ impl Key {
     }
 }
 
-/// The most recently used outcomes.
+/// The most recently used results.
 pub struct Cache<T> {
-    /// The last used last.
+    /// In order of use, the most recently used last.
     entries: Vec<(Key, T, u64)>,
 }
 
@@ -43,7 +43,7 @@ impl<T: Clone> Cache<T> {
         Some(found)
     }
 
-    /// Keeps an outcome of `bytes` bytes, in the place of those that were not used for longest, and returns these.
+    /// Keeps a result of `bytes` bytes. Evicts the least recently used ones to make room, and returns them.
     pub fn insert(&mut self, key: Key, value: T, bytes: u64) -> Vec<T> {
         let same = self.entries.extract_if(.., |entry| entry.0 == key);
         let mut replaced: Vec<T> = same.map(|entry| entry.1).collect();

@@ -1,6 +1,7 @@
 //! Grammar → constraint, with llguidance.
 //!
-//! Compiling is not bounded by anything but its input: see [`super::trial`] for what stands between this and a client.
+//! The work of compiling is bounded only by the size of the grammar. [`super::trial`] therefore compiles grammars of
+//! clients in a child process first.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,37 +22,38 @@ use super::{CallForm, Calls, Grammar, MAX_BYTES, lark, regex, xml};
 use crate::engine::Constraint;
 use crate::text::Tokenizer;
 
-/// Symbols of a compiled grammar: some megabytes of memory.
+/// The most symbols of a compiled grammar: some megabytes of memory.
 const MAX_GRAMMAR_SIZE: usize = 100_000;
-/// States of the lexer, at one to two kilobytes each, so that an answer holds at most about 50 MB for them.
+/// The most states of the lexer. Each takes one to two kilobytes, so an answer holds at most about 50 MB for them.
 const MAX_LEXER_STATES: usize = 30_000;
-/// Work on one mask: about four milliseconds for the lexer and one for the parser, since the whole batch waits for it. What
-/// this lets pass is ended by [`Watch`].
+/// The most work for one mask: about 4 ms for the lexer and 1 ms for the parser, because the whole batch waits for it.
+/// [`Watch`] cancels steps that take too long in spite of these limits.
 const STEP_LEXER_FUEL: u64 = 50_000;
 const STEP_MAX_ITEMS: usize = 20_000;
-/// Work on the lexer of a new grammar, on a thread where nobody waits for it: about ten milliseconds.
+/// The most work for the lexer of a new grammar: about 10 ms, on a thread for which the batch does not wait.
 const INITIAL_LEXER_FUEL: u64 = 500_000;
-/// Ways on from one state of the lexer. The work on one byte grows with their square and is not divided, so this is what
-/// bounds the time of a step that the fuel alone would let pass.
+/// The most transitions from one state of the lexer. The work for one byte grows with their square and is not
+/// interrupted when the fuel runs out, so only this limit bounds its time.
 const MAX_BRANCHES: usize = 1_000;
 
-/// The keyword of a schema with the library's own options.
+/// The keyword in a schema that holds the library's own options.
 const OPTIONS: &str = "x-guidance";
-/// What is wrong with a schema that only refers to itself, say.
+/// The error for a grammar without any text, such as a schema that only refers to itself.
 const NOTHING_MATCHES: &str = "nothing matches it";
 
 /// The tokens that a grammar is compiled for.
 pub struct Vocabulary {
-    /// By id. Special tokens begin with the marker: a grammar can name them, but no character matches them.
+    /// The bytes of the tokens, by id. Special tokens begin with a marker: a grammar can name them, but characters do
+    /// not match them.
     words: Vec<Vec<u8>>,
-    /// How many logits the model has.
+    /// The number of logits of the model.
     size: usize,
     /// Ids that end a text.
     eos: Vec<u32>,
 }
 
 impl Vocabulary {
-    /// The model's own.
+    /// The vocabulary of the model.
     pub fn of(tokenizer: &Tokenizer, eos_ids: &[u32], size: usize) -> Self {
         let eos: Vec<u32> = eos_ids
             .iter()
@@ -66,13 +68,13 @@ impl Vocabulary {
             word
         };
         let mut words: Vec<Vec<u8>> = (0..size as u32).map(word).collect();
-        // A model without an end of text gets one that no logit stands for.
+        // A model without an end-of-text token gets one, with an id behind the last logit.
         words.push([&[TokTrie::SPECIAL_TOKEN_MARKER][..], b"<|no_end_of_text|>"].concat());
         Self { words, size, eos }
     }
 
-    /// One token for each byte and the special tokens where they are: as good as the whole vocabulary for telling whether
-    /// a grammar compiles, and made in no time.
+    /// A vocabulary of one token for each byte, and the special tokens with their ids. It shows whether a grammar
+    /// compiles as well as the whole vocabulary does, and is made much faster.
     pub fn bytes(size: usize, eos: Vec<u32>, special: Vec<(u32, Vec<u8>)>) -> Self {
         let mut words = vec![Vec::new(); size];
         for (id, word) in special {
@@ -84,7 +86,7 @@ impl Vocabulary {
         Self { words, size, eos }
     }
 
-    /// What [`Self::bytes`] makes a small vocabulary of.
+    /// The special tokens, from which [`Self::bytes`] makes a small vocabulary.
     pub fn special(&self) -> Vec<(u32, Vec<u8>)> {
         let is_special = |word: &&Vec<u8>| word.first() == Some(&TokTrie::SPECIAL_TOKEN_MARKER);
         let words = (0..).zip(&self.words);
@@ -92,7 +94,7 @@ impl Vocabulary {
         special.map(|(id, word)| (id, word.clone())).collect()
     }
 
-    /// How many logits the model has, and the ids that end a text.
+    /// The number of logits of the model, and the ids that end a text.
     pub fn size(&self) -> (usize, &[u32]) {
         (self.size, &self.eos)
     }
@@ -106,17 +108,17 @@ pub struct Compiler {
 
 /// A grammar that has been compiled.
 pub struct Compiled {
-    /// At the start of a text.
+    /// The constraint at the start of a text.
     pub constraint: GrammarConstraint,
-    /// Keywords of its schema that the answer may break.
+    /// Keywords of its schema that are not enforced.
     pub unenforced: Vec<&'static str>,
 }
 
 impl Compiler {
-    /// Takes a tenth of a second and some megabytes for a whole vocabulary.
+    /// Makes a compiler. Takes a tenth of a second and some megabytes for a whole vocabulary.
     ///
     /// # Errors
-    /// When the vocabulary makes no sense.
+    /// When the vocabulary is invalid.
     pub fn new(vocabulary: &Vocabulary) -> Result<Self, String> {
         let words = &vocabulary.words;
         let info = TokRxInfo::new(words.len() as u32, vocabulary.size as u32);
@@ -141,14 +143,14 @@ impl Compiler {
         Ok(Self { factory, watch })
     }
 
-    /// The constraint that `grammar` puts on tokens.
+    /// Compiles `grammar` to a constraint.
     ///
     /// # Errors
-    /// In words for whoever wrote the grammar.
+    /// A message for the author of the grammar.
     pub fn compile(&self, grammar: &Grammar) -> Result<Compiled, String> {
         let compiled = self.attempt(grammar, false);
         match compiled {
-            // The compiler cannot write every range of numbers as a pattern; which ones it does not say.
+            // The compiler cannot express every range of numbers as a pattern, and the message does not name the range.
             Err(problem) if problem.contains("Failed to generate regex") => {
                 self.attempt(grammar, true)
             }
@@ -164,7 +166,8 @@ impl Compiler {
         check_branches(&parser)?;
         let warnings = parser.grammar_warnings();
         let mut matcher = Matcher::new(Ok(parser)).into_cancellable();
-        // Working out the first mask shows whether the grammar is within bounds while that can still be said.
+        // The first mask is computed here, because a grammar that exceeds the limits can still be refused with a
+        // message now.
         let first = matcher.compute_mask_or_eos();
         let mask = first.map_err(|problem| problem.to_string())?;
         if mask.is_zero() {
@@ -181,7 +184,7 @@ impl Compiler {
     }
 }
 
-/// The grammar as the library takes it, and what of it is not enforced.
+/// The grammar in the library's form, and the keywords that are not enforced.
 fn prepare(
     grammar: &Grammar,
     drops_bounds: bool,
@@ -215,7 +218,7 @@ fn prepare(
             (TopLevelGrammar::from_regex(text), Vec::new())
         }
         Grammar::Choice(choices) => {
-            // Lark's strings are written as JSON's.
+            // Lark writes strings as JSON does.
             let choices = choices.iter();
             let choices = choices.map(|choice| Value::from(&**choice).to_string());
             let choices: Vec<String> = choices.collect();
@@ -229,7 +232,7 @@ fn prepare(
                 let converted = schemas.add(schema)?;
                 let (converted, keywords) = schemas.finish(converted);
                 unenforced.extend(keywords);
-                // Whoever writes the library's dialect may set its options.
+                // Schemas inside a Lark grammar may set the library's options.
                 let own = schema.get(OPTIONS).cloned();
                 Ok(with_options(converted, own))
             })?;
@@ -255,7 +258,7 @@ impl Calls {
         tools.collect()
     }
 
-    /// The schema of what follows the opener when a call is forced.
+    /// The schema of the text after the opener when a call is forced.
     fn schema(&self, schemas: &mut Schemas) -> Result<Value, String> {
         let calls = self.parameters(schemas)?.into_iter();
         let calls = calls.map(|(name, parameters)| {
@@ -284,8 +287,8 @@ fn of_schema(schema: Value) -> TopLevelGrammar {
     )))
 }
 
-/// The schema with the library's options, which unless given are one space after commas and colons and no other white
-/// space: as Python writes JSON, so models have seen much of it, and no answer spends its tokens on blanks.
+/// The schema with the library's options. The default is one space after commas and colons and no other white space:
+/// Python writes JSON like this, so models have seen it often, and answers do not waste tokens on white space.
 pub fn with_options(mut schema: Value, options: Option<Value>) -> Value {
     let options = options.unwrap_or_else(|| {
         json!({
@@ -298,7 +301,7 @@ pub fn with_options(mut schema: Value, options: Option<Value>) -> Value {
     schema
 }
 
-/// Adds what the library left out by itself.
+/// Adds the keywords that the library itself does not enforce.
 fn with_warnings(unenforced: Vec<&'static str>, warnings: &[String]) -> Vec<&'static str> {
     let mut all: BTreeSet<&'static str> = unenforced.into_iter().collect();
     for warning in warnings {
@@ -309,8 +312,8 @@ fn with_warnings(unenforced: Vec<&'static str>, warnings: &[String]) -> Vec<&'st
     all.into_iter().collect()
 }
 
-/// Refuses a lexer in which one byte can lead too many ways on: past every part of a sequence that may be left out. Every
-/// expression comes after its parts, so one pass suffices.
+/// Refuses a lexer with too many transitions for one byte: each optional part of a sequence adds one, because it can be
+/// skipped. Every expression comes after its parts, so one pass suffices.
 fn check_branches(parser: &TokenParser) -> Result<(), String> {
     let expressions = parser.parser.grammar().lexer_spec().regex_builder.exprset();
     let mut branches = vec![0_usize; expressions.len()];
@@ -320,7 +323,8 @@ fn check_branches(parser: &TokenParser) -> Result<(), String> {
         let first_is_optional = parts
             .first()
             .is_some_and(|&first| expressions.is_nullable(first));
-        // The library shows what an expression is in this way only. Alternatives and repetitions have no part behind.
+        // The library shows the kind of an expression only through `Debug`. In alternatives and repetitions, no other
+        // part follows.
         let is_sequence = || format!("{:?}", expressions.get_tag(expression)) == "Concat";
         let own = usize::from(first_is_optional && is_sequence());
         let of_parts = parts
@@ -336,7 +340,7 @@ fn check_branches(parser: &TokenParser) -> Result<(), String> {
     Ok(())
 }
 
-/// The first line of the compiler's message, without the grammar that it may repeat.
+/// The first line of the compiler's message, without the repeated grammar.
 fn explained(grammar: &Grammar, problem: &str) -> String {
     let is_lark = matches!(grammar, Grammar::Lark(text) if text.contains("::="));
     if is_lark {
@@ -351,7 +355,7 @@ fn explained(grammar: &Grammar, problem: &str) -> String {
     if problem.contains("patternProperty regexes") {
         return "two patterns of 'patternProperties' may match the same name".to_owned();
     }
-    // What is wrong with a regular expression stands in the last line, below the expression.
+    // For a regular expression, the last line has the error, below the expression.
     let mut lines = problem
         .lines()
         .map(str::trim)
@@ -367,7 +371,7 @@ fn explained(grammar: &Grammar, problem: &str) -> String {
 /// The state of a grammar within a text.
 pub struct GrammarConstraint {
     matcher: Matcher,
-    /// What may come next, once it has been worked out.
+    /// The mask of tokens that may come next, once it has been computed.
     mask: Option<SimpleVob>,
     watch: Arc<Watch>,
 }
@@ -392,7 +396,8 @@ impl Constraint for GrammarConstraint {
 
     fn boxed_clone(&self) -> Box<dyn Constraint> {
         Box::new(Self {
-            // Not the caches: they are behind a lock, and answers side by side would wait for each other.
+            // A deep clone has its own caches: shared ones are behind a lock, and concurrent answers would wait for
+            // each other.
             matcher: self.matcher.deep_clone(),
             mask: self.mask.clone(),
             watch: Arc::clone(&self.watch),

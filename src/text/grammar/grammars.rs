@@ -1,4 +1,4 @@
-//! Grammars of clients → constraints for the engine: in turn, within a deadline, and once for each grammar.
+//! Grammars of clients → constraints for the engine, with a queue, a deadline, and a cache.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,31 +17,33 @@ use crate::engine::Constraint;
 use crate::telemetry::Metrics;
 use crate::text::Tokenizer;
 
-/// Grammars that are tried or compiled at once: they compete with the threads that compute.
+/// Grammars that are tried or compiled at once. They compete with the compute threads.
 const SLOTS: usize = 2;
-/// Requests that may wait for a slot. The engine's queue is the limit for honest ones.
+/// Requests that may wait for a slot. For ordinary use, the engine's queue is the tighter limit.
 const MAX_WAITING: usize = 128;
-/// How long one may wait, in deadlines: then others' grammars are the trouble and not this one.
+/// How long a request may wait for a slot, in deadlines. After that it is refused as busy, because the delay is not its
+/// own grammar's fault.
 const WAIT_DEADLINES: u32 = 4;
-/// Deadlines for compiling here what came through the trial: it is the same work, behind the one in the other slot, on a
-/// machine that others use too.
+/// How long compiling in this process may take after a successful trial, in deadlines: it is the same work, but it may
+/// have to wait for the grammar in the other slot, and the machine may be busy.
 const COMPILE_DEADLINES: u32 = 4;
-/// What a grammar takes that is not tried first, which is the one of any object.
+/// The memory that is counted for a grammar that is not tried first: [`Grammar::JsonObject`].
 const SMALL_BYTES: u64 = 1 << 20;
 
 /// How grammars are compiled.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// How long compiling one may take.
+    /// How long compiling a grammar may take.
     pub deadline: Duration,
-    /// This program, to try grammars in a process of their own; `None` trusts whoever writes them.
+    /// The path of this program, which tries grammars in a child process; with `None` grammars are compiled without a
+    /// trial, so their authors must be trusted.
     pub program: Option<PathBuf>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            // The largest schemas in use take a tenth of it on a busy machine.
+            // The largest schemas in use take a tenth of this on a busy machine.
             deadline: Duration::from_secs(2),
             program: None,
         }
@@ -51,19 +53,19 @@ impl Default for Settings {
 /// Why there is no constraint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Problem {
-    /// The grammar makes no sense or is too large; in words for whoever wrote it.
+    /// The grammar is invalid or too large; with a message for its author.
     Refused(String),
-    /// Too many grammars wait; the same one may do later.
+    /// Too many grammars are waiting; a later retry may succeed.
     Busy,
-    /// Grammars cannot be compiled here now.
+    /// Grammars cannot be compiled at the moment.
     Unavailable,
 }
 
-/// A grammar's constraint, once for each answer.
+/// The constraints of a grammar, one for each answer.
 pub struct Constraints {
-    /// All at the start of a text.
+    /// The constraints, all at the start of a text.
     pub constraints: Vec<Box<dyn Constraint>>,
-    /// Keywords of the schema that the answer may break.
+    /// Keywords of the schema that are not enforced.
     pub unenforced: Vec<&'static str>,
 }
 
@@ -72,7 +74,7 @@ type Outcome = Result<Arc<Mutex<Compiled>>, String>;
 /// Compiles grammars for one tokenizer and one model.
 pub struct Grammars {
     vocabulary: Vocabulary,
-    /// Made with the first grammar.
+    /// Made when the first grammar is compiled.
     compiler: OnceLock<Result<Compiler, String>>,
     trial: Option<Trial>,
     deadline: Duration,
@@ -84,7 +86,7 @@ pub struct Grammars {
 }
 
 impl Grammars {
-    /// For a model with `vocab_size` logits whose texts end with one of `eos_ids`.
+    /// Makes constraints for a model with `vocab_size` logits whose texts end with one of `eos_ids`.
     pub fn new(
         tokenizer: &Tokenizer,
         eos_ids: &[u32],
@@ -107,7 +109,7 @@ impl Grammars {
         }
     }
 
-    /// The constraint that `grammar` puts on each of `count` answers. Dropping the future gives the work up.
+    /// The constraints of `grammar` for `count` answers. Dropping the future cancels the work.
     ///
     /// # Errors
     /// See [`Problem`].
@@ -141,7 +143,7 @@ impl Grammars {
         format!("it takes longer than {} s", self.deadline.as_secs_f32())
     }
 
-    /// What became of the grammar, and whether that was known already.
+    /// The constraints or the refusal, and whether the result was in the cache.
     async fn outcome(
         self: &Arc<Self>,
         grammar: &Grammar,
@@ -152,7 +154,7 @@ impl Grammars {
             return Ok((copies(known, count).await?, true));
         }
         let slot = self.slot().await?;
-        // The one before may have been the same.
+        // The request that had the slot before may have had the same grammar.
         if let Some(known) = self.lookup(key) {
             return Ok((copies(known, count).await?, true));
         }
@@ -166,7 +168,7 @@ impl Grammars {
                 self.keep(key, Err(problem.clone()), 0);
                 Ok((Err(problem), false))
             }
-            // Not kept: another time the machine may be less busy.
+            // Not cached, because the machine may be less busy at the next attempt.
             Err(Failure::TimedOut) => Err(Failed::TimedOut),
             Err(Failure::Unavailable(problem)) => {
                 tracing::error!(%problem, "grammars cannot be tried");
@@ -185,12 +187,12 @@ impl Grammars {
     fn keep(&self, key: Key, outcome: Outcome, bytes: u64) {
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
         let replaced = cache.insert(key, outcome, bytes);
-        // Taking large parsers apart takes milliseconds, and others look grammars up meanwhile.
+        // Dropping large parsers takes milliseconds, so it happens after the lock is released.
         drop(cache);
         drop(replaced);
     }
 
-    /// Waits for a slot, if not too many do.
+    /// Waits for a slot, unless too many requests are waiting.
     async fn slot(&self) -> Result<OwnedSemaphorePermit, Failed> {
         struct Waiting<'a>(&'a AtomicUsize);
         impl Drop for Waiting<'_> {
@@ -205,12 +207,13 @@ impl Grammars {
         }
         let slot = Arc::clone(&self.slots).acquire_owned();
         let slot = timeout(WAIT_DEADLINES * self.deadline, slot).await;
-        // It is never closed.
+        // The semaphore is never closed.
         slot.map_err(|_elapsed| Failed::Busy)?
             .map_err(|_closed| Failed::Unavailable)
     }
 
-    /// Compiles what takes `bytes` bytes and keeps it, on the thread for it. The slot is free when that is done.
+    /// Compiles a grammar that takes `bytes` bytes, on the worker thread, and caches it. The slot becomes free when
+    /// that is done.
     async fn compile(
         self: &Arc<Self>,
         grammar: &Grammar,
@@ -226,7 +229,7 @@ impl Grammars {
                 .get_or_init(|| Compiler::new(&this.vocabulary));
             let compiled = compiler.as_ref().map_err(Clone::clone);
             let compiled = compiled.and_then(|compiler| compiler.compile(&grammar));
-            // The copies here, where compiling has left the room for them.
+            // The copies are made on this thread too, whose heap has room for them after compiling.
             let made = compiled
                 .as_ref()
                 .map(|compiled| Constraints::of(compiled, count));
@@ -256,8 +259,8 @@ impl Constraints {
     }
 }
 
-/// Copies of what was compiled before, on a thread that may take its time: those of large parsers take milliseconds, and
-/// this one writes everyone else's tokens.
+/// Copies a cached constraint, on a thread that may block: copying a large parser takes milliseconds, and this thread
+/// writes the tokens of all other requests.
 async fn copies(known: Outcome, count: usize) -> Result<Result<Constraints, String>, Failed> {
     let compiled = match known {
         Ok(compiled) => compiled,
@@ -273,7 +276,7 @@ async fn copies(known: Outcome, count: usize) -> Result<Result<Constraints, Stri
         .map_err(|_panicked| Failed::Unavailable)
 }
 
-/// Why nothing became of a grammar.
+/// Why a grammar was not compiled.
 enum Failed {
     TimedOut,
     Busy,

@@ -1,12 +1,12 @@
-//! The schemas that stand in a grammar in Lark, behind `%json`.
+//! The schemas in a Lark grammar, which follow the keyword `%json`.
 
 use serde_json::{Deserializer, Value};
 
-/// What comes before a schema.
+/// The keyword before a schema.
 const KEYWORD: &str = "%json";
 
-/// The grammar with each of its schemas as `convert` makes it. Where no JSON follows the keyword, that is left to the
-/// compiler, which says what is wrong.
+/// The grammar with each of its schemas converted by `convert`. If no JSON follows a keyword, the compiler reports the
+/// error.
 ///
 /// # Errors
 /// Those of `convert`.
@@ -22,14 +22,14 @@ pub fn convert_schemas(
             if let Some(Ok(schema)) = values.next() {
                 let (text, after) = behind.split_at(values.byte_offset());
                 converted.push_str(KEYWORD);
-                // So that the lines of what follows keep their numbers.
+                // Keeps the line numbers of the rest of the grammar.
                 converted.extend(text.chars().filter(|&letter| letter == '\n'));
                 converted.push_str(&convert(&schema)?.to_string());
                 rest = after;
                 continue;
             }
         }
-        // The keyword may also stand in a text, a pattern, a comment or the name of a token.
+        // The keyword may also occur in a string, a pattern, a comment or the name of a token, where it does not count.
         let length = match first {
             '"' => delimited(rest, '"'),
             '#' => rest.find('\n').unwrap_or(rest.len()),
@@ -45,7 +45,7 @@ pub fn convert_schemas(
     Ok(converted)
 }
 
-/// Bytes of what begins with a delimiter, up to the next one without a backslash before it.
+/// The length in bytes of text that begins with a delimiter, up to the next one that no backslash escapes.
 fn delimited(text: &str, delimiter: char) -> usize {
     let mut is_escaped = false;
     for (at, letter) in text.char_indices().skip(1) {
@@ -59,7 +59,7 @@ fn delimited(text: &str, delimiter: char) -> usize {
     text.len()
 }
 
-/// Bytes of a name such as `<|end_of_text|>`, or of its `<` if it is none.
+/// The length in bytes of a token's name such as `<|end_of_text|>`, or 1, for the `<`, if it is not such a name.
 fn special_token(text: &str) -> usize {
     let inner = &text[1..];
     let end = inner.find(|letter: char| letter.is_whitespace() || "<>".contains(letter));

@@ -1,9 +1,9 @@
-//! Grammars: what a text must be, as a constraint on its tokens.
+//! Grammars: constraints on a text, enforced as constraints on its tokens.
 //!
-//! A grammar comes from a client, so it is hostile until shown otherwise. `schema` and `regex` refuse what is
-//! obviously too much; [`trial`] compiles it in a process that may die of it; then `compile` makes the constraint, on the
-//! thread that `worker` keeps for it. [`Grammars`] puts this together, with a queue, a deadline and a cache. `watch` ends what takes too
-//! long once the engine uses it.
+//! A grammar comes from a client, so it may be hostile. `schema` and `regex` refuse grammars that are obviously too
+//! large; [`trial`] compiles the others in a child process with limits; then `compile` makes the constraint, on the
+//! thread of `worker`. [`Grammars`] combines these steps, with a queue, a deadline and a cache. `watch` cancels steps
+//! of a constraint that take too long while the engine uses it.
 
 mod cache;
 mod compile;
@@ -21,32 +21,32 @@ use serde::{Deserialize, Serialize};
 
 pub use grammars::{Constraints, Grammars, Problem, Settings};
 
-/// Bytes of a grammar's text. The largest schemas in use have a few tens of thousands.
+/// The most bytes of a grammar's text. The largest schemas in use have some tens of thousands.
 pub const MAX_BYTES: usize = 128 << 10;
 
-/// What a text must be.
+/// A constraint on a text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Grammar {
     /// Any JSON object.
     JsonObject,
-    /// JSON that a schema, given as its text, describes.
+    /// JSON that is valid by a schema, which is given as text.
     JsonSchema(String),
     /// A call of a tool.
     Calls(Calls),
-    /// What a regular expression matches from start to end.
+    /// A text that a regular expression matches from start to end.
     Regex(String),
-    /// One of these, none of which is empty.
+    /// One of these texts; none of them is empty.
     Choice(Vec<String>),
-    /// What a grammar in llguidance's dialect of Lark describes.
+    /// A text that a grammar in llguidance's dialect of Lark generates.
     Lark(String),
 }
 
-/// A call as it is written behind the opener.
+/// A tool call, as it is written after the opener.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Calls {
     /// The names that may be called, and the schemas of their arguments.
     pub tools: Vec<(String, Option<String>)>,
-    /// How it is written.
+    /// The notation of the call.
     pub form: CallForm,
 }
 
@@ -62,7 +62,7 @@ pub enum CallForm {
 }
 
 impl Grammar {
-    /// Bytes of the text that a client sent for it.
+    /// The bytes of the text that the client sent for this grammar.
     fn bytes(&self) -> usize {
         match self {
             Self::JsonObject => 0,

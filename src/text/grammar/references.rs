@@ -1,21 +1,21 @@
-//! Where the references of a JSON schema lead.
+//! Resolves the references in a JSON schema.
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 
-/// One document and the targets of references in it that have been met, by where they lie; each may be needed twice, as
-/// an object that takes further properties and as one that does not.
+/// A document and the targets of the references found in it so far, by their addresses. A target may be needed twice,
+/// as an object that allows further properties and as one that does not.
 pub struct Document<'a> {
     root: &'a Value,
     pub targets: HashMap<(usize, bool), usize>,
     pub pending: Vec<(&'a Value, bool, usize)>,
-    /// Schemas by `$anchor` and `$id`, once they are asked for.
+    /// Schemas by `$anchor` and `$id`; filled in when first needed.
     names: Option<HashMap<&'a str, &'a Value>>,
 }
 
 impl<'a> Document<'a> {
-    /// A document in which nothing has been met.
+    /// A document in which no reference has been found yet.
     pub fn new(root: &'a Value) -> Self {
         Self {
             root,
@@ -25,10 +25,10 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// What a reference leads to.
+    /// The target of a reference.
     ///
     /// # Errors
-    /// When that is nothing.
+    /// When the target does not exist.
     pub fn resolve(&mut self, reference: &Value) -> Result<&'a Value, String> {
         let reference = reference.as_str().ok_or("a '$ref' is a string")?;
         let (base, fragment) = reference.split_once('#').unwrap_or((reference, ""));
@@ -70,7 +70,7 @@ impl<'a> Document<'a> {
     }
 }
 
-/// A fragment without its `%3C`s; anything else after a `%` stays.
+/// Decodes the percent-encoding of a fragment; a `%` that does not begin a valid escape stays.
 fn percent_decoded(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();

@@ -1,21 +1,21 @@
-//! What of a regular expression can be refused before the compiler works on it.
+//! Refuses regular expressions that are too complex, before they are compiled.
 
 use regex_syntax::ast::parse::ParserBuilder;
 use regex_syntax::ast::{Ast, ClassSetItem, RepetitionKind, RepetitionRange, Visitor, visit};
 
-/// Parentheses within each other; the regex crate allows 250, and people write fewer than ten.
+/// The deepest nesting of parentheses. The regex crate allows 250; people write fewer than ten.
 const MAX_NESTING: u32 = 100;
-/// Parts that may be left out (`a?`, `b*`). Each may be skipped to reach the next, so the work on one byte of an answer
+/// The most optional parts (`a?`, `b*`). Each can be skipped to reach the next, so the work for one byte of an answer
 /// grows with the square of their number.
 pub const MAX_OPTIONAL: usize = 500;
-/// Classes of Unicode such as `\w` and `\p{L}`, which are hundreds of ranges each.
+/// The most Unicode classes such as `\w` and `\p{L}`, each of which has hundreds of ranges.
 const MAX_CLASSES: usize = 500;
 
-/// Refuses an expression that is sure to take too much work. One that cannot be read is left to the compiler, which says
-/// what is wrong with it.
+/// Refuses an expression that certainly takes too much work. An expression that cannot be parsed is accepted here,
+/// because the compiler reports its error.
 ///
 /// # Errors
-/// In words for whoever wrote the expression.
+/// A message for the author of the expression.
 pub fn check(regex: &str) -> Result<(), String> {
     let mut parser = ParserBuilder::new().nest_limit(MAX_NESTING).build();
     match parser.parse(regex) {
@@ -52,7 +52,7 @@ impl Counts {
     }
 }
 
-/// Visits without recursion, as the crate promises.
+/// The crate guarantees that a visitor is called without recursion.
 impl Visitor for Counts {
     type Output = ();
     type Err = String;

@@ -1,8 +1,8 @@
-//! JSON schemas as clients write them → schemas as the compiler takes them.
+//! JSON schemas of clients → schemas in the compiler's form.
 //!
-//! References are resolved here and point into one flat list of definitions, so that a schema can stand inside another
-//! one and still mean itself. What the compiler cannot enforce is left out and named. An object that lists its
-//! properties has no others, unless the schema says so.
+//! References are resolved here and point into one flat list of definitions, so that a schema can be put inside another
+//! one without changing its meaning. Keywords that the compiler cannot enforce are left out and reported. An object
+//! that lists its properties has no others, unless the schema allows them.
 
 use std::collections::BTreeSet;
 use std::ptr;
@@ -12,20 +12,20 @@ use serde_json::{Map, Number, Value, json};
 use super::references::Document;
 use super::regex;
 
-/// Schemas within a schema, those that references repeat included: the largest in use have a few thousand.
+/// The most schemas within a schema, including those that references repeat. The largest in use have a few thousand.
 const MAX_NODES: usize = 20_000;
-/// Targets of references: the compiler follows a chain of them on its stack.
+/// The most targets of references. The compiler follows a chain of them recursively.
 const MAX_DEFINITIONS: usize = 1_000;
-/// Bounds of more digits overflow in the compiler when it looks for the next power of ten.
+/// The largest bound of a number. With larger bounds, the compiler's search for the next power of ten overflows.
 const MAX_BOUND: f64 = 1e17;
-/// Divisors beyond this overflow in the compiler.
+/// The largest `multipleOf`. Larger divisors overflow in the compiler.
 const MAX_DIVISOR: f64 = 1e6;
 
 /// Keywords that hold a schema, a list of schemas, or an object of schemas.
 const ONE: [&str; 3] = ["additionalProperties", "additionalItems", "items"];
 const LIST: [&str; 5] = ["allOf", "anyOf", "oneOf", "prefixItems", "items"];
 const NAMED: [&str; 2] = ["properties", "patternProperties"];
-/// Keywords that the compiler enforces, beside the ones above.
+/// Other keywords that the compiler enforces.
 const VALUES: [&str; 17] = [
     "type",
     "enum",
@@ -45,7 +45,7 @@ const VALUES: [&str; 17] = [
     "exclusiveMinimum",
     "exclusiveMaximum",
 ];
-/// Those of them that count.
+/// The keywords among these whose values are counts.
 const COUNTS: [&str; 6] = [
     "minProperties",
     "maxProperties",
@@ -54,9 +54,9 @@ const COUNTS: [&str; 6] = [
     "minLength",
     "maxLength",
 ];
-/// Those of them that are bounds of a number.
+/// The keywords among these whose values are bounds of a number.
 const BOUNDS: [&str; 4] = ["minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"];
-/// Keywords of the standard that constrain and cannot be enforced.
+/// Keywords of the standard that constrain values but cannot be enforced.
 const UNENFORCED: [&str; 14] = [
     "not",
     "if",
@@ -73,7 +73,7 @@ const UNENFORCED: [&str; 14] = [
     "$dynamicRef",
     "$recursiveRef",
 ];
-/// Formats that the compiler has a pattern for. All others are annotations, as the standard has it.
+/// Formats for which the compiler has a pattern. All others are annotations, as in the standard.
 const FORMATS: [&str; 11] = [
     "date-time",
     "time",
@@ -87,7 +87,7 @@ const FORMATS: [&str; 11] = [
     "uri",
     "unknown",
 ];
-/// Keywords that say what the object they stand beside looks like.
+/// Keywords that describe the properties of an object.
 const SHAPE: [&str; 4] = [
     "properties",
     "patternProperties",
@@ -95,7 +95,7 @@ const SHAPE: [&str; 4] = [
     "unevaluatedProperties",
 ];
 
-/// Schemas on their way to the compiler: what they refer to, and what of them is not enforced.
+/// Converts schemas for the compiler, and collects their definitions and the keywords that are not enforced.
 #[derive(Default)]
 pub struct Schemas {
     drops_bounds: bool,
@@ -105,7 +105,8 @@ pub struct Schemas {
 }
 
 impl Schemas {
-    /// None yet. With `drops_bounds` the bounds of numbers are left out, for when the compiler cannot take them.
+    /// No schemas yet. With `drops_bounds`, bounds of numbers are left out, for schemas whose bounds the compiler
+    /// cannot express.
     pub fn new(drops_bounds: bool) -> Self {
         Self {
             drops_bounds,
@@ -113,24 +114,24 @@ impl Schemas {
         }
     }
 
-    /// Takes one document and returns it in the compiler's form; its references lead to [`Self::finish`]'s definitions.
+    /// Converts a document to the compiler's form. Its references point to the definitions that [`Self::finish`] adds.
     ///
     /// # Errors
-    /// In words for whoever wrote the schema.
+    /// A message for the author of the schema.
     pub fn add(&mut self, root: &Value) -> Result<Value, String> {
         let mut document = Document::new(root);
         let schema = self.convert(&mut document, root, false)?;
-        // A list, not recursion: a chain of references may be long.
+        // A list instead of recursion, because a chain of references may be long.
         while let Some((target, is_open, index)) = document.pending.pop() {
             self.definitions[index] = self.convert(&mut document, target, is_open)?;
         }
         Ok(schema)
     }
 
-    /// As [`Self::add`], for the arguments of a tool, which are an object whether the schema says so or not.
+    /// As [`Self::add`], for the arguments of a tool, which are an object even if the schema does not say so.
     ///
     /// # Errors
-    /// As [`Self::add`], and when the schema is of something else.
+    /// As [`Self::add`], and when the schema does not allow an object.
     pub fn add_object(&mut self, root: &Value) -> Result<Value, String> {
         let mut schema = match self.add(root)? {
             Value::Bool(true) => json!({}),
@@ -162,7 +163,7 @@ impl Schemas {
         (schema, self.unenforced.into_iter().collect())
     }
 
-    /// Recursion here is as deep as the text is nested, which the JSON parser bounds at 128.
+    /// Converts a schema. The recursion is as deep as the nesting of the text, which the JSON parser limits to 128.
     fn convert<'a>(
         &mut self,
         document: &mut Document<'a>,
@@ -198,7 +199,7 @@ impl Schemas {
         Ok(Value::Object(converted))
     }
 
-    /// The value of a keyword as the compiler takes it; `None` if it is left out.
+    /// The value of a keyword in the compiler's form; `None` if the keyword is left out.
     fn keyword<'a>(
         &mut self,
         document: &mut Document<'a>,
@@ -236,7 +237,7 @@ impl Schemas {
         }))
     }
 
-    /// As [`Self::keyword`], for those that hold no schema.
+    /// As [`Self::keyword`], for keywords that do not hold a schema.
     fn plain(
         &mut self,
         keyword: &str,
@@ -266,14 +267,14 @@ impl Schemas {
         Ok(enforced)
     }
 
-    /// A reference to a definition, which is converted later if it is new.
+    /// A reference to a definition. A new definition is converted later.
     fn reference<'a>(
         &mut self,
         document: &mut Document<'a>,
         target: &'a Value,
         is_open: bool,
     ) -> Result<Value, String> {
-        // Where it lies tells one value of the document from all others.
+        // Its address identifies a value of the document.
         let key = (ptr::from_ref(target).addr(), is_open);
         let index = match document.targets.get(&key) {
             Some(&index) => index,
@@ -291,7 +292,7 @@ impl Schemas {
         Ok(Value::String(format!("#/$defs/{index}")))
     }
 
-    /// Remembers a keyword that constrains and is not enforced. What nobody knows is an annotation.
+    /// Records a keyword that constrains values but is not enforced. Unknown keywords are annotations.
     fn note(&mut self, keyword: &str, value: &Value, composition: &Composition) {
         let constrains = match keyword {
             "uniqueItems" => value == &Value::Bool(true),
@@ -306,11 +307,11 @@ impl Schemas {
     }
 }
 
-/// How a schema is put together of others that hold for the same value.
+/// How a schema is composed of others that apply to the same value.
 struct Composition {
     /// Whether it gets `additionalProperties: false`.
     closes: bool,
-    /// Whether the schemas that it is made of must leave room for each other's properties.
+    /// Whether its parts must allow the properties of the other parts.
     opens_parts: bool,
 }
 
@@ -322,7 +323,7 @@ impl Composition {
         let groups = usize::from(parts("anyOf").is_some())
             + usize::from(parts("oneOf").is_some())
             + usize::from(fields.contains_key("$ref"));
-        // Parts that only say which properties are required, say, add none of their own.
+        // Some parts add no properties of their own, for example those that only list required ones.
         let part_has_shape = fields.contains_key("$ref")
             || ["allOf", "anyOf", "oneOf"].iter().any(|name| {
                 parts(name).is_some_and(|parts| {
@@ -344,7 +345,7 @@ impl Composition {
     }
 }
 
-/// Lets an object have no properties but those it lists or requires.
+/// Forbids an object all properties except those that it lists or requires.
 fn close(fields: &mut Map<String, Value>) {
     let required = fields.get("required").and_then(Value::as_array).cloned();
     if let Some(Value::Object(properties)) = fields.get_mut("properties") {
@@ -357,8 +358,8 @@ fn close(fields: &mut Map<String, Value>) {
     fields.insert("additionalProperties".to_owned(), Value::Bool(false));
 }
 
-/// Whether the compiler can count the properties of an object: if it may leave none of them out, or at most or at least
-/// one of a closed list.
+/// Whether the compiler can enforce limits on the number of an object's properties: only if no property is optional, or
+/// if the limit is at most or at least one property of a closed list.
 fn counts_of_properties_are_enforced(fields: &Map<String, Value>) -> bool {
     let required: Vec<&Value> = match fields.get("required") {
         Some(Value::Array(names)) => names.iter().collect(),
@@ -377,7 +378,7 @@ fn counts_of_properties_are_enforced(fields: &Map<String, Value>) -> bool {
         && count("maxProperties").is_none_or(|most| most == one_more)
 }
 
-/// Whether the compiler, for which a number is an `f64`, can follow all numbers in there to the last digit.
+/// Whether all numbers in the value are exact as `f64`, which the compiler uses for numbers.
 fn is_exact(value: &Value) -> bool {
     match value {
         Value::Number(number) => {
@@ -393,10 +394,10 @@ fn is_exact(value: &Value) -> bool {
     }
 }
 
-/// A count that may be written as `3.0`, as the compiler takes it.
+/// A count, which may be written as `3.0`, in the compiler's form.
 fn whole(number: &Number) -> Value {
     match number.as_f64() {
-        // Beyond any text or list, and all whole numbers up to there are exact.
+        // This limit is beyond the length of any text or list.
         Some(float) if float.fract() == 0.0 && (0.0..=MAX_BOUND).contains(&float) => {
             Value::from(float as u64)
         }
@@ -404,7 +405,7 @@ fn whole(number: &Number) -> Value {
     }
 }
 
-/// A divisor as the compiler can follow what is left over; `None` if it cannot.
+/// A divisor for which the compiler can compute remainders exactly; `None` if there is none.
 fn divisor(number: &Number) -> Option<Value> {
     let divisor = number.as_f64()?.abs();
     let millionths = (divisor * 1e6).round();
@@ -412,8 +413,9 @@ fn divisor(number: &Number) -> Option<Value> {
     if !is_decimal || !(1.0..=MAX_DIVISOR * 1e6).contains(&millionths) {
         return None;
     }
-    // The compiler finds the digits by multiplying with ten, and what is nearest to 0.07 never becomes a whole number that
-    // way. One of its neighbours does, if any number near it does: further ones have not been found to.
+    // The compiler finds the digits by multiplying by ten until the result is whole. The float nearest to 0.07 never
+    // becomes whole that way, but one of its neighbours does. No case has been found in which only floats further away
+    // do.
     let (below, above) = (divisor.next_down(), divisor.next_up());
     let near = [divisor, below, above, below.next_down(), above.next_up()];
     let found = near.into_iter().find(|&near| {

@@ -1,4 +1,5 @@
-//! What grammars allow. Those that are too much are tried over HTTP, where the process exists that may die of them.
+//! Tests of the texts that grammars allow. Grammars that are too large are tested over HTTP, with the child process
+//! that tries them.
 
 use std::path::Path;
 
@@ -22,7 +23,7 @@ fn compile(grammar: &Grammar) -> Result<Compiled, String> {
     Compiler::new(&vocabulary).unwrap().compile(grammar)
 }
 
-/// Whether `text` may be written, token by token, and then end.
+/// Whether the grammar allows `text`, token by token, and then the end.
 fn matches(grammar: &Grammar, text: &str) -> bool {
     let tokenizer = tokenizer();
     let mut constraint = compile(grammar).unwrap().constraint;
@@ -265,7 +266,7 @@ fn objects_that_list_their_properties_have_no_others() {
             json!({"properties": {"a": {}}, "additionalProperties": true}),
             r#"{"x": 1}"#,
         ),
-        // What is put together of several must leave room for all of them.
+        // A schema composed of several must allow the properties of all of them.
         (
             json!({"type": "object", "allOf": [a, b], "required": ["a", "b"]}),
             r#"{"a": 1, "b": 2}"#,
@@ -341,7 +342,7 @@ fn what_cannot_be_enforced_is_named_and_not_refused() {
             json!({"type": "number", "multipleOf": 1e-9}),
             &["multipleOf"],
         ),
-        // The nearest 64-bit floats are others.
+        // The nearest 64-bit floats are different numbers.
         (
             json!({"type": "integer", "maximum": 9_007_199_254_740_993_i64}),
             &["maximum"],
@@ -455,7 +456,7 @@ fn a_grammar_whose_work_grows_with_the_answer_is_stopped() {
     });
     assert!(ended, "it went on for ever");
     assert!(slowest.as_secs() < 5, "{slowest:?}");
-    // A copy goes its own way.
+    // A copy has a state of its own.
     assert!(other.allowed().is_some());
 }
 

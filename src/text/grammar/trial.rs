@@ -1,10 +1,10 @@
-//! Compiling a grammar in a process that may die of it.
+//! Tries to compile a grammar in a child process with limits.
 //!
-//! The library that compiles grammars recurses as deep as their references go, takes as long as it takes, and ends the
+//! The library that compiles grammars recurses as deep as their references go, has no limit on time, and aborts the
 //! process when memory or stack run out. So the same work is first done by a child process of the same program, with
-//! limits on memory, stack and time, that is killed when the deadline passes or the client leaves. What came through
-//! there comes through here: the same code does the same work with more stack. Only the vocabulary differs, and what
-//! depends on it is bounded by fuel.
+//! limits on memory, stack and time. It is killed when the deadline passes or the client disconnects. A grammar that
+//! compiles there also compiles here, because the same code does the same work with more stack. Only the vocabulary
+//! differs, and the work that depends on it is bounded by fuel.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -20,22 +20,23 @@ use super::Grammar;
 use super::compile::{Compiler, Vocabulary};
 use crate::memory;
 
-/// The command of the program that does it.
+/// The hidden command of the program that runs in the child.
 pub const COMMAND: &str = "check-grammar";
-/// Stack of the thread that compiles: a chain of a thousand references takes about a tenth of it.
+/// The stack of the child's compiling thread. A chain of a thousand references takes about a tenth of it.
 const STACK: usize = 48 << 20;
-/// Heap: a schema of 1,500 properties, or a chain of 900 references, takes a third of it. Two at once fit the margin that
-/// start-up keeps for the process.
+/// The heap of the child. A schema of 1,500 properties, or a chain of 900 references, takes a third of it. Two children
+/// at once fit the margin that start-up keeps free.
 const HEAP: u64 = 64 << 20;
-/// What a process holds before it does anything, and what allocators reserve without using it.
+/// Address space for what a process maps at its start and what allocators reserve without using it.
 const ADDRESS_SPACE: u64 = 1 << 30;
-/// A neighbour's compute threads count three times as much: they have a stream to keep even.
+/// The niceness of compiling. It gives the engine's compute threads three times the weight, so that streams stay even.
 pub const NICE: i32 = 5;
 
-/// What a client's grammar is compiled with here: the child's stack and then some, so that what fitted there fits.
+/// The stack for compiling a client's grammar in this process: larger than the child's, so that a grammar that fitted
+/// there fits here.
 pub const MORE_STACK: usize = STACK + (16 << 20);
 
-/// A grammar and all that compiling it depends on.
+/// A grammar and everything on which its compilation depends.
 #[derive(Serialize, Deserialize)]
 struct Job {
     grammar: Grammar,
@@ -51,14 +52,14 @@ enum Verdict {
     Refused(String),
 }
 
-/// Why a grammar did not come through.
+/// Why the trial of a grammar failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// It makes no sense, or is too large; in words for whoever wrote it.
+    /// It is invalid or too large; with a message for its author.
     Refused(String),
-    /// It takes longer than it may.
+    /// It takes too long.
     TimedOut,
-    /// The process could not be started; in words for the log.
+    /// The child process could not be started; with a message for the log.
     Unavailable(String),
 }
 
@@ -72,7 +73,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// `program` is this program.
+    /// A trial with `program`, the path of this program.
     pub fn new(program: &Path, deadline: Duration, vocabulary: &Vocabulary) -> Self {
         let (size, eos) = vocabulary.size();
         Self {
@@ -84,7 +85,8 @@ impl Trial {
         }
     }
 
-    /// Compiles `grammar` elsewhere and returns the memory that the outcome takes. Ends the work when dropped.
+    /// Compiles `grammar` in a child process and returns the memory that the result takes. Dropping the future kills
+    /// the child.
     ///
     /// # Errors
     /// See [`Failure`].
@@ -98,7 +100,8 @@ impl Trial {
         };
         let unavailable = |problem: std::io::Error| Failure::Unavailable(problem.to_string());
         let job = serde_json::to_vec(&job).expect("texts and numbers are always JSON");
-        // Every file this program opens is closed in its children, the listening sockets included.
+        // All files of this program, including its listening sockets, are opened close-on-exec, so the child does not
+        // inherit them.
         let mut child = Command::new(&self.program)
             .arg(COMMAND)
             .env_clear()
@@ -110,7 +113,7 @@ impl Trial {
             .map_err(unavailable)?;
         let mut stdin = child.stdin.take().expect("it is piped");
         let work = async {
-            // A child that died early says why by its status.
+            // If the child has died early, its exit status gives the reason.
             let _ = stdin.write_all(&job).await;
             drop(stdin);
             child.wait_with_output().await
@@ -127,18 +130,18 @@ impl Trial {
     }
 }
 
-/// What it means that the child came to no verdict.
+/// The failure of a child that ended without a verdict.
 fn died(status: ExitStatus) -> Failure {
     use std::os::unix::process::ExitStatusExt;
     match status.signal() {
-        // The limit on CPU time ends it this way too, and so does a system that has run out of memory.
+        // The limit on CPU time also ends it with this signal, and so does a system that has run out of memory.
         Some(signal) if signal == Signal::KILL.as_raw() => Failure::TimedOut,
         Some(_) => Failure::Refused("it takes too much memory or is nested too deep".to_owned()),
         None => Failure::Unavailable(format!("the process for grammars ended with {status}")),
     }
 }
 
-/// The child's side: reads a job from standard input and writes the verdict to standard output.
+/// The child's part: reads a job from standard input and writes the verdict to standard output.
 ///
 /// # Errors
 /// When the job cannot be read or the verdict not be written.
@@ -167,7 +170,7 @@ fn verdict(job: &Job) -> Verdict {
     match compiler.compile(&job.grammar) {
         Ok(compiled) => {
             let bytes = held().saturating_sub(before);
-            // Taking it apart is part of the trial.
+            // Dropping it is part of the trial.
             drop(compiled);
             Verdict::Fits { bytes }
         }
@@ -175,11 +178,12 @@ fn verdict(job: &Job) -> Verdict {
     }
 }
 
-/// Limits this process, before it has read anything, to what a grammar may cost.
+/// Sets the limits of this process, before it reads the grammar.
 fn restrict() -> std::io::Result<()> {
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    // Being less important and first to go is a courtesy that some sandboxes do not allow.
+    // A lower priority, and being the first process to be killed when memory runs out, are optional: some sandboxes
+    // forbid setting them.
     let _ = rustix::process::setpriority_process(None, NICE);
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     limit(Resource::Core, 0)?;
@@ -187,7 +191,7 @@ fn restrict() -> std::io::Result<()> {
     limit(Resource::As, ADDRESS_SPACE)
 }
 
-/// Lowers a limit to `value`, if it is not lower already.
+/// Lowers a limit to `value`, unless it is lower already.
 fn limit(resource: Resource, value: u64) -> std::io::Result<()> {
     let most = rustix::process::getrlimit(resource).maximum;
     let value = Some(most.map_or(value, |most| most.min(value)));

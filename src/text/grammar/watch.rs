@@ -1,8 +1,8 @@
-//! An end to steps of a grammar that take too long.
+//! Cancels steps of a grammar that take too long.
 //!
-//! Fuel bounds the lexer's work on a token and the number of the parser's items, but not what an item costs: in an
-//! ambiguous grammar (`s: s s | "a"`) that grows with the square of the answer. The engine's thread cannot stop itself
-//! in there, so another one looks at it from time to time and cancels what takes too long.
+//! Fuel bounds the lexer's work for a token and the number of the parser's items, but not the cost of an item: in an
+//! ambiguous grammar (`s: s s | "a"`) it grows with the square of the answer's length. The engine's thread cannot
+//! interrupt itself inside the library, so another thread checks it regularly and cancels steps that take too long.
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,17 +12,18 @@ use std::time::{Duration, Instant};
 
 use llguidance::CancellationHandle;
 
-/// CPU time of one step of a grammar: several times what its fuel lasts for, and less than a step of any model that
-/// people wait for.
+/// The most CPU time for one step of a grammar: several times as long as the fuel lasts, and less than a step of any
+/// large model.
 const BUDGET: Duration = Duration::from_millis(25);
-/// Where the system does not tell CPU time: others may run in between.
+/// The most elapsed time, where the system does not report CPU time. It is longer because other threads may run in
+/// between.
 const WALL_BUDGET: Duration = Duration::from_millis(200);
-/// How often to look.
+/// The time between two checks.
 const INTERVAL: Duration = Duration::from_millis(10);
-/// Looks without any work in between, after which the thread sleeps until there is some.
+/// The number of checks without any step in between after which the thread sleeps until the next step.
 const IDLE_LOOKS: u32 = 100;
 
-/// Looks after the steps of grammars on one thread at a time, which is the engine's.
+/// Watches the steps of grammars on one thread at a time, which is the engine's.
 pub struct Watch {
     shared: Arc<Shared>,
     thread: Option<Thread>,
@@ -31,12 +32,12 @@ pub struct Watch {
 #[derive(Default)]
 struct Shared {
     work: Mutex<Option<Work>>,
-    /// How many steps there have been.
+    /// The number of steps so far.
     steps: AtomicU64,
     is_asleep: AtomicBool,
 }
 
-/// A step that runs.
+/// A running step.
 struct Work {
     number: u64,
     thread: Option<i32>,
@@ -44,11 +45,11 @@ struct Work {
     handle: CancellationHandle,
 }
 
-/// A step that is looked after until this is dropped.
+/// A step that is watched until this is dropped.
 pub struct Watched<'a>(&'a Shared);
 
 impl Watch {
-    /// Starts the thread. Without it steps are bounded by their fuel alone.
+    /// Starts the thread. If that fails, steps are bounded only by their fuel.
     pub fn start() -> Self {
         let shared = Arc::new(Shared::default());
         let watched = Arc::downgrade(&shared);
@@ -63,7 +64,7 @@ impl Watch {
         }
     }
 
-    /// Looks after the step that begins now on this thread and can be ended by `handle`.
+    /// Watches the step that begins now on this thread; `handle` cancels it.
     pub fn step(&self, handle: Option<CancellationHandle>) -> Option<Watched<'_>> {
         let work = Work {
             number: self.shared.steps.fetch_add(1, Ordering::SeqCst),
@@ -83,7 +84,7 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        // It finds nothing to look after, and ends.
+        // Wakes the thread, which then finds that this is gone and ends.
         if let Some(thread) = &self.thread {
             thread.unpark();
         }
@@ -103,7 +104,7 @@ impl Shared {
 }
 
 fn look_after(watched: &Weak<Shared>) {
-    // The step that ran at the last look, and the CPU time of its thread then.
+    // The step that ran at the last check, and the CPU time of its thread at that time.
     let mut seen: Option<(u64, Option<Duration>)> = None;
     let (mut steps, mut idle_looks) = (0, 0);
     while let Some(shared) = watched.upgrade() {
@@ -121,7 +122,7 @@ fn look_after(watched: &Weak<Shared>) {
             continue;
         }
         shared.is_asleep.store(true, Ordering::SeqCst);
-        // A step that began before this line finds nobody asleep.
+        // A step that began before `is_asleep` was set has not woken this thread, so look for one again.
         let is_idle = shared.steps.load(Ordering::SeqCst) == steps;
         drop(shared);
         if is_idle {
@@ -131,7 +132,8 @@ fn look_after(watched: &Weak<Shared>) {
     }
 }
 
-/// Cancels the step that runs, if it is the one that was `seen` and has had its time. Returns what is seen now.
+/// Cancels the running step, if it is the one that was `seen` at the last check and has used up its time. Returns the
+/// state for the next check.
 fn look(shared: &Shared, seen: Option<(u64, Option<Duration>)>) -> Option<(u64, Option<Duration>)> {
     let work = shared.lock();
     let work = work.as_ref()?;
@@ -151,7 +153,7 @@ fn look(shared: &Shared, seen: Option<(u64, Option<Duration>)>) -> Option<(u64, 
     }
 }
 
-/// The number that the system has for this thread, where CPU time is known by it.
+/// The id of this thread, on systems that report CPU time by it.
 #[cfg(target_os = "linux")]
 fn this_thread() -> Option<i32> {
     Some(rustix::thread::gettid().as_raw_nonzero().get())
@@ -162,7 +164,7 @@ const fn this_thread() -> Option<i32> {
     None
 }
 
-/// CPU time that a thread of this process has had. `None` where the system does not tell.
+/// The CPU time of a thread of this process. `None` if the system does not report it.
 fn cpu_time(thread: Option<i32>) -> Option<Duration> {
     let path = format!("/proc/self/task/{}/schedstat", thread?);
     let stat = fs::read_to_string(path).ok()?;

@@ -1,8 +1,8 @@
-//! The thread that compiles grammars here: a single one, which stays.
+//! The one permanent thread that compiles grammars in this process.
 //!
-//! The allocator gives threads that work side by side heaps of their own, and a heap stays about as large as what was
-//! once done in it. Compiling takes tens of megabytes for a moment. With a new thread for each grammar one heap after the
-//! other grows to the size of the largest grammar; with one thread there is one such heap, however many grammars come.
+//! The allocator gives concurrent threads separate heaps, and a heap hardly shrinks again. Compiling takes tens of
+//! megabytes for a moment. With a new thread for each grammar, one heap after the other would grow to the size of the
+//! largest grammar; with one thread there is only one such heap, however many grammars are compiled.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,21 +16,21 @@ use super::trial;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// Does one thing after the other on a thread that starts with the first and ends when this is dropped.
+/// Runs jobs one after the other on a thread that starts with the first job and ends when this is dropped.
 pub struct Worker {
     to_do: Mutex<Option<Sender<Work>>>,
 }
 
 impl Worker {
-    /// Without its thread yet.
+    /// A worker whose thread has not started yet.
     pub const fn new() -> Self {
         Self {
             to_do: Mutex::new(None),
         }
     }
 
-    /// Has `work` done after all that was given before; the caller bounds how much that is. What is returned brings the
-    /// result, or an error if the work panics.
+    /// Queues `work` behind the earlier jobs; the caller bounds their number. The returned receiver gets the result, or
+    /// an error if the work panics.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -40,7 +40,7 @@ impl Worker {
     ) -> io::Result<oneshot::Receiver<T>> {
         let (sender, receiver) = oneshot::channel();
         let work = move || {
-            // Whoever waited may have left.
+            // The receiver may have been dropped.
             let _ = sender.send(work());
         };
         let mut to_do = self.to_do.lock().unwrap_or_else(PoisonError::into_inner);
@@ -48,13 +48,13 @@ impl Worker {
             Some(to_do) => to_do,
             None => to_do.insert(start()?),
         };
-        // The thread takes work for as long as this sender lives.
+        // The thread accepts work as long as this sender exists.
         let _ = to_do.send(Box::new(work));
         Ok(receiver)
     }
 }
 
-/// Starts the thread, which has the stack for what came through a trial.
+/// Starts the thread, with a stack for every grammar that passed its trial.
 fn start() -> io::Result<Sender<Work>> {
     let (sender, receiver) = channel();
     let thread = thread::Builder::new().name("grammar".into());
@@ -64,11 +64,11 @@ fn start() -> io::Result<Sender<Work>> {
 }
 
 fn work_off(to_do: &Receiver<Work>) {
-    // Where that is not allowed it is no harm either.
+    // Best effort: if the system does not allow it, the thread keeps the normal priority.
     #[cfg(target_os = "linux")]
     let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), trial::NICE);
     for work in to_do {
-        // Whoever waits sees that no result comes; the log has the panic.
+        // The caller sees that no result comes, and the panic is logged.
         let _ = catch_unwind(AssertUnwindSafe(work));
     }
 }

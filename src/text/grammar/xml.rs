@@ -1,7 +1,8 @@
-//! A call in tags → a grammar: what follows `<tool_call>` and a line feed when a call is forced.
+//! The grammar of a tool call in tags: the text after `<tool_call>` and a line feed when a call is forced.
 //!
-//! Arguments come in the order of the schema, those that are required without fail. A value that is text may be any text
-//! up to the tag that ends it, or one of those that the schema lists; all others are JSON as the schema has it.
+//! Arguments come in the order of the schema; required ones must be present. A value of type string may be any text up
+//! to its closing tag, or one of the texts that the schema lists. All other values are JSON that is valid by the
+//! schema.
 
 use std::fmt::Write as _;
 
@@ -10,10 +11,10 @@ use serde_json::{Map, Value, json};
 use super::compile::with_options;
 use crate::text::values::{Kinds, properties};
 
-/// Bytes of the grammar that is made: schemas are repeated in it where several arguments refer to the same definitions.
+/// The most bytes of the generated grammar. It repeats schemas if several arguments refer to the same definitions.
 const MAX_LARK: usize = 1 << 20;
 
-/// Keywords for text that a value in a tag does not keep to.
+/// Keywords for strings that are not enforced for a value in a tag.
 const UNENFORCED: [&str; 6] = [
     "pattern",
     "minLength",
@@ -23,11 +24,11 @@ const UNENFORCED: [&str; 6] = [
     "const",
 ];
 
-/// The grammar of a call of one of `tools`, each a name and the schema of its arguments, converted; references lead to
-/// `definitions`. Keywords that it does not enforce are added to `unenforced`.
+/// The grammar of a call of one of `tools`, each given as its name and the converted schema of its arguments.
+/// References point to `definitions`. Keywords that are not enforced are added to `unenforced`.
 ///
 /// # Errors
-/// In words for whoever wrote the schemas.
+/// A message for the author of the schemas.
 pub fn lark(
     tools: &[(&str, Value)],
     definitions: Option<&Value>,
@@ -68,13 +69,13 @@ pub fn lark(
     Ok(format!("start: {}\n{rules}{REST}", calls.join(" | ")))
 }
 
-/// A text up to the tag behind it, and an argument of which nothing is known.
+/// Rules for a text up to its closing tag, and for an argument that the schema does not list.
 const REST: &str = r#"text[lazy]: /(?s:.*)\n<\/parameter>\n/
 other: "<parameter=" KEY ">\n" text
 KEY: /[^<>\n]{1,64}/
 "#;
 
-/// Adds the rule for an argument. Returns whether any text will do for its value.
+/// Adds the rule for an argument. Returns whether its value may be any text.
 fn write_argument(
     rules: &mut String,
     rule: &str,
@@ -99,7 +100,7 @@ fn write_argument(
     value == "text"
 }
 
-/// The texts of which a value has to be one.
+/// The texts that a value is limited to, if the schema lists them.
 fn texts(property: &Value) -> Option<Vec<&str>> {
     let only = property.get("const").map(std::slice::from_ref);
     let several = property.get("enum").and_then(Value::as_array);
@@ -109,7 +110,7 @@ fn texts(property: &Value) -> Option<Vec<&str>> {
     texts.filter(|texts| !texts.is_empty())
 }
 
-/// `property` as a document of its own.
+/// `property` as a self-contained schema.
 fn schema(property: &Value, root: &Value) -> Value {
     let mut fields = match property {
         Value::Object(fields) => fields.clone(),
@@ -121,7 +122,7 @@ fn schema(property: &Value, root: &Value) -> Value {
     with_options(Value::Object(fields), None)
 }
 
-/// Lark's strings are written as JSON's.
+/// Lark writes strings as JSON does.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
