@@ -1,21 +1,22 @@
-//! No file imports upwards: folders use only those below them, and inside a folder nothing goes round in a circle.
+//! Tests that no file imports upwards: folders use only folders below them, and the imports inside a folder have no
+//! cycles.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-/// The folders of `src/` from the top down, as `lib.rs` lists them: each uses only those behind it.
+/// The folders of `src/` from the top down, as `lib.rs` lists them. Each may use only the ones after it.
 const FOLDERS: [&str; 8] = [
     "cli", "http", "text", "engine", "study", "model", "sources", "int8",
 ];
 
-/// Folders in which `mod.rs` counts as well when circles are looked for: what their files share has a file of its own,
-/// and `mod.rs` only puts it together. In the others files may use what their `mod.rs` says.
+/// Folders in which `mod.rs` is included in the search for cycles, because code that their files share has a file of
+/// its own. In the other folders, files may use items of their `mod.rs`.
 const STRICT: [&str; 2] = ["model", "study"];
 
-/// What the number format may use of the rest: it could be a crate of its own.
+/// The only modules that `int8` may use, so that it could be a crate of its own.
 const BELOW_INT8: [&str; 2] = ["error", "config"];
 
-/// The text of every module of the crate, by its path such as `model::packed::read`; `lib` is the root.
+/// The source text of every module of the crate, by its path such as `model::packed::read`; `lib` is the root.
 type Sources = BTreeMap<String, String>;
 
 /// The modules that each module names.
@@ -53,7 +54,7 @@ fn code(text: &str) -> String {
     code[..tests.unwrap_or(code.len())].to_owned()
 }
 
-/// All paths that begin with `text`, a path and perhaps a list in braces.
+/// All paths at the beginning of `text`, which is a path that may end with a list in braces.
 fn paths(text: &str, prefix: &str, found: &mut Vec<String>) {
     let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
     let end = text.find(|c| !is_word(c)).unwrap_or(text.len());
@@ -78,8 +79,7 @@ fn paths(text: &str, prefix: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Which modules each module names, by `crate::`, `super::` or a file of its own folder, anywhere in its
-/// code.
+/// For each module, the modules that its code names, by `crate::`, by `super::` or as a file of its own folder.
 fn imports(sources: &Sources) -> Imports {
     let of_module = |(module, text): (&String, &String)| {
         let code = code(text);
@@ -88,7 +88,7 @@ fn imports(sources: &Sources) -> Imports {
             paths(&code[at + "crate::".len()..], "", &mut found);
         }
         for (at, _) in code.match_indices("super::") {
-            // Of a chain of them the first one counts.
+            // Only the first `super::` of a chain is looked at.
             if !code[..at].ends_with("super::") {
                 let (mut base, mut rest) = (module.as_str(), &code[at..]);
                 while let Some(shorter) = rest.strip_prefix("super::") {
@@ -113,7 +113,7 @@ fn imports(sources: &Sources) -> Imports {
             }
         }
         let modules = found.into_iter().filter_map(|mut path| {
-            // What is no module is an item of the one that it stands in.
+            // A path that is not a module names an item of the module before its last `::`.
             while !sources.contains_key(&path) {
                 path.truncate(path.rfind("::")?);
             }
@@ -128,8 +128,8 @@ fn folder_of(module: &str) -> &str {
     module.split("::").next().unwrap()
 }
 
-/// Every import from a folder into one above it, from the shared vocabulary into a folder, and from `int8` into anything
-/// but what it may use.
+/// All forbidden imports: from a folder to one above it, from a module outside the folders to a folder, and from `int8`
+/// to any module that it may not use.
 fn upwards(imports: &Imports) -> Vec<String> {
     let rank = |module: &str| {
         FOLDERS
@@ -152,8 +152,8 @@ fn upwards(imports: &Imports) -> Vec<String> {
     problems
 }
 
-/// One circle of imports among the modules of `folder`, if there is any; those that have files below them are left out
-/// unless they are to be `strict`.
+/// A cycle of imports among the modules of `folder`, if there is one. Unless `strict`, modules that have files below
+/// them are left out.
 fn circle(imports: &Imports, folder: &str, strict: bool) -> Option<String> {
     let has_files = |module: &str| {
         let mut below = imports
@@ -166,7 +166,7 @@ fn circle(imports: &Imports, folder: &str, strict: bool) -> Option<String> {
         .filter(|(module, _)| inside(module))
         .map(|(module, all)| (module, all.iter().filter(inside).collect()))
         .collect();
-    // Whoever imports nothing that is left is in no circle.
+    // A module that imports none of the remaining ones is not part of a cycle.
     while let Some(done) = left
         .iter()
         .find(|(_, all)| all.is_empty())
@@ -199,7 +199,7 @@ fn no_file_imports_upwards() {
         assert!(sources["lib"].contains(&format!("pub mod {folder};")));
     }
     let imports = imports(&sources);
-    // A check that finds nothing to check would pass.
+    // If no imports were found, the test would pass without checking anything.
     assert!(imports["model::granite"].contains("model::blueprint"));
     assert!(imports["study::pack"].contains("sources::hash"));
     let problems = upwards(&imports);

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What an honest client of a running server notices of eight that attack it. Needs Python alone.
+"""Measures how eight attacking clients affect an honest client of a running server. Needs only Python.
 
     bombs.py URL [--bombers 8 --seconds 20]
         the 99th percentile of an honest client's answers alone and under attack, their ratio, and what probes waited;
@@ -7,7 +7,7 @@
 
 The attackers send, in turn: schemas and grammars that refer to each other in long chains, regular expressions that take
 long to compile, heavy grammars that are allowed, bodies that never end, bodies full of numbers, and streams that nobody
-reads. Prints one line of JSON; fails if the honest client or a probe is refused.
+reads. Prints a line of JSON. Fails if a request of the honest client or a probe is refused.
 """
 
 import argparse
@@ -71,7 +71,7 @@ class Client:
         ).encode()
 
     async def ask(self, method, path, body=b""):
-        """The status of the response, after all of it was read."""
+        """Reads the whole response and returns its status."""
         reader, writer = await self.open()
         try:
             writer.write(self.head(method, path, len(body)) + body)
@@ -113,7 +113,7 @@ async def bomb(client, choice, bodies, numbers, counts, until):
 
 
 def attack(url, bombers, seconds, results):
-    """Attacks in its own process: while Python makes a large body, an event loop serves nobody else."""
+    """Attacks from its own process, because making a large body blocks Python's event loop."""
 
     async def all_of_them():
         counts, bodies = {"bombs": 0}, bombs()

@@ -51,7 +51,7 @@ class Tokenizer:
 
 
 class Recording(LocalCompletionsAPI):
-    """Records requests and responses; everything else is the harness's own."""
+    """The harness's own class, which also records requests and responses."""
 
     scored = {}
 

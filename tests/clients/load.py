@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What clients of a running server wait for. Needs Python alone.
+"""Measures the latencies that clients of a running server see. Needs only Python.
 
     load.py URL clients [--clients 16 --rounds 3 --prompt 128 --tokens 32]
         streaming clients in a closed loop, each with prompts of its own: tokens per second, first token, time per token

@@ -83,7 +83,7 @@ assert told.choices[0].finish_reason in ("stop", "length", "tool_calls")
 free = with_tools.chat.completions.create(**ASK, tools=tools, tool_choice="none")
 assert free.choices[0].message.tool_calls is None and free.choices[0].message.content
 
-# Refusals have types.
+# The package has an exception class for each refusal.
 for problem, body in [
     (openai.BadRequestError, {**ASK, "messages": []}),
     (openai.BadRequestError, {**ASK, "tools": tools}),  # the demo's own template has no place for tools

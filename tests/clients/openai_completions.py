@@ -46,7 +46,7 @@ body = {"response_format": {"type": "json_schema", "json_schema": {"name": "pers
 text = client.completions.create(model="demo", prompt="A person:", max_tokens=64, extra_body=body).choices[0].text
 assert text.startswith('{"name": "') and text.endswith('"}'), text
 
-# Each error has the package's class for it, and names the field.
+# Each error has the right class of the package, and names the field.
 for change, error, param in [
     ({"temperature": 9}, openai.BadRequestError, "temperature"),
     ({"max_tokens": 10**9}, openai.BadRequestError, "max_tokens"),

@@ -14,7 +14,7 @@ ASK = dict(
     extra_body={"thinking_token_budget": 20},
 )
 
-# The package passes on fields that it does not know; both names have the same text.
+# The package keeps fields that it does not know. Both names have the same text.
 answer = client.chat.completions.create(**ASK)
 message = answer.choices[0].message
 assert message.reasoning and message.reasoning == message.reasoning_content, message

@@ -58,7 +58,7 @@ def cost():
     ban = {"logit_bias": {str(id): -100 for id in quotes()}}
 
     def rate(n, **more):
-        """Tokens per second from the first token on: what is before it is no decoding."""
+        """Tokens per second from the first token on, because the time before it is not decoding."""
         body = {"prompt": "A text as JSON:", "n": n, "seed": 1, "max_tokens": 256, "ignore_eos": True, "stream": True}
         body |= {"stream_options": {"include_usage": True}} | more
         request = urllib.request.Request(URL, json.dumps(body).encode(), {"content-type": "application/json"})
@@ -77,7 +77,7 @@ def cost():
 
 
 def quotes():
-    """Ids of tokens that would end the string: those a short answer ends with."""
+    """Ids of tokens that would end the string, found as the last tokens of short answers."""
     schema = {"type": "object", "properties": {"text": {"type": "string", "maxLength": 0}}, "required": ["text"]}
     found = set()
     for seed in range(20):

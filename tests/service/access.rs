@@ -1,4 +1,4 @@
-//! Who may ask: keys, origins, prefixes and names.
+//! Access to the service: API keys, allowed origins, path prefixes and model names.
 
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
@@ -15,7 +15,7 @@ use crate::harness::{MODEL, Options, Service};
 use crate::process::{microgranite, tiny};
 use crate::refusals::error_of;
 
-/// Keys `first-key` and `second key`.
+/// The keys `first-key` and `second key`.
 fn keys() -> Option<ApiKeys> {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "\n  first-key\n\nsecond key \n").unwrap();
@@ -132,7 +132,7 @@ fn an_empty_or_missing_file_of_keys_keeps_the_server_from_starting() {
     assert_eq!(ApiKeys::read(&missing).err().unwrap().exit_code(), 66);
 }
 
-/// The header of a response, empty if there is none.
+/// The value of a response's header, or an empty text if there is none.
 fn header(response: &Response, name: &str) -> String {
     let value = response.headers().get(name);
     value.map_or("", |value| value.to_str().unwrap()).to_owned()
@@ -141,7 +141,7 @@ fn header(response: &Response, name: &str) -> String {
 const HERE: &str = "https://chat.example.org";
 const ELSEWHERE: &str = "https://elsewhere.example.org";
 
-/// What a browser asks before it sends JSON with a key.
+/// Sends the preflight that a browser sends before a request with JSON and a key.
 async fn preflight(service: &Service, origin: &str) -> Response {
     let url = service.url("/v1/chat/completions");
     let request = service.client.request(Method::OPTIONS, url);
@@ -176,7 +176,7 @@ async fn pages_of_the_origins_named_may_ask_with_keys_and_without() {
         let request = service
             .completion(&json!({"prompt": "x"}))
             .header("origin", HERE);
-        // Errors too: a page can only read what it is allowed to.
+        // Errors need the header too, or the page could not read them.
         let answer = request.try_clone().unwrap().send().await.unwrap();
         assert_eq!(answer.status(), if needs_key { 401 } else { 200 });
         assert_eq!(header(&answer, "access-control-allow-origin"), HERE);
@@ -339,7 +339,7 @@ async fn the_admin_port_answers_probes_and_operations_without_a_key() {
     for (paths, status) in [
         (&OPERATIONS[1..], 200),
         (&["/livez"], 200),
-        // There is no model.
+        // No model is loaded.
         (&["/health", "/ping"], 503),
         (&["/", "/v1/models", "/completions"], 404),
     ] {

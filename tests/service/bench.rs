@@ -6,7 +6,8 @@ use crate::process::{microgranite, tiny};
 
 #[test]
 fn figures_come_with_what_the_threads_were_given_of_the_machine() {
-    // Some six thousand steps: what the kernel counts in hundredths of a second has to be a few dozen of them.
+    // Some 6,000 steps. The kernel counts processor time in hundredths of a second, and the benchmark must last a few
+    // dozen of them.
     let flags = [
         "--prompt", "64", "--batch", "1", "--runs", "20", "--steps", "300",
     ];

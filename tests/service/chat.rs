@@ -1,4 +1,4 @@
-//! Conversations, and the routes about tokens and the model.
+//! Tests of chat completions, and of the routes for tokens and models.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::harness::{
 };
 use crate::refusals::error_of;
 
-/// Turns begin with `<|unused_1|>`, and tools are called as Granite 4 calls them.
+/// A chat template whose turns begin with `<|unused_1|>` and whose tool calls have Granite 4's form.
 pub const TEMPLATE: &str = "{%- if tools %}{{ '<|unused_2|>Use <tool_call>: ' + (tools | tojson) + '<|end_of_text|>\n' }}{% endif %}{% for m in messages %}{{ '<|unused_1|>' + m.role + '\n' + m.content }}{% for c in m.tool_calls or [] %}{{ '<tool_call>' + (c.function | tojson) + '</tool_call>' }}{% endfor %}{{ '<|end_of_text|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|unused_1|>assistant\n' }}{% endif %}";
 const TURN: u32 = 317;
 
@@ -24,7 +24,7 @@ pub fn serving(model: Fake) -> Service {
     Service::with(model, options)
 }
 
-/// Says `text` in its turn, and ends it.
+/// A model that writes `text` in its turn and then ends the turn.
 fn answering(text: &str) -> Fake {
     let mut answer = byte_tokens(text);
     answer.push(END_OF_TEXT);
@@ -35,7 +35,7 @@ fn answering(text: &str) -> Fake {
     Fake::new(move |before| {
         let turn = before.iter().rposition(|&token| token == TURN);
         let answer_begins = turn.expect("every prompt has turns") + header;
-        // Where the prompt is scored, it is asked about its middle too.
+        // When the prompt is scored, the model is also run for positions inside the prompt.
         let said = before.len().checked_sub(answer_begins);
         let next = said.and_then(|said| answer.get(said));
         Next::Token(next.copied().unwrap_or(END_OF_TEXT))
@@ -65,7 +65,7 @@ async fn stream(service: &Service, mut body: Value) -> Vec<Value> {
     read_events(response).await
 }
 
-/// What a client puts together from the events of one choice: text, calls, and the reason at the end.
+/// What a client joins from the events of one choice: the text, the calls, and the finish reason.
 fn assembled(events: &[Value], index: usize) -> (String, Vec<(String, String)>, Value) {
     let (mut text, mut calls, mut reason) = (String::new(), Vec::new(), Value::Null);
     for choice in events
@@ -82,7 +82,7 @@ fn assembled(events: &[Value], index: usize) -> (String, Vec<(String, String)>, 
             .into_iter()
             .flatten()
         {
-            // A call's first event has its id and name, the following ones pieces of its arguments.
+            // The first event of a call has its id and name, the following ones have pieces of its arguments.
             if call["id"].is_string() {
                 assert_eq!(call["index"], calls.len());
                 calls.push(name_and_arguments(call));
@@ -544,7 +544,7 @@ async fn the_description_has_every_route_and_its_answers() {
             assert_eq!(status(other).await, 405, "{path}: {other}");
         }
     }
-    // Every reference leads somewhere.
+    // Every reference has a target.
     let text = document.to_string();
     for reference in text.split("#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
@@ -559,7 +559,7 @@ async fn the_description_has_every_route_and_its_answers() {
     assert!(page.contains("openapi.json") && !page.contains("http"));
 }
 
-/// The text of the prompt that a conversation makes.
+/// The text of the prompt that the template makes from a conversation.
 async fn rendered(service: &Service, body: Value) -> String {
     let ids = post(service, "/tokenize", body).await;
     let text = post(service, "/detokenize", json!({"tokens": ids["tokens"]})).await;
@@ -723,7 +723,7 @@ async fn a_conversation_that_is_cut_down_or_counted_may_be_longer_than_any_conte
 
 #[tokio::test]
 async fn ids_that_the_model_does_not_have_are_refused_like_those_of_a_prompt() {
-    // A tokenizer with one token more than the model has rows.
+    // A tokenizer with one token more than the model has embeddings.
     let file = crate::harness::fixture("granite-3-tiny").join("tokenizer.json");
     let mut inner = tokenizers::Tokenizer::from_file(&file).unwrap();
     inner
@@ -757,7 +757,7 @@ async fn calls_of_granite_3_and_llama_3_are_read_whole_and_streamed() {
     let llama = "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}{{ '<|unused_1|>' + m.role + '\n' + m.content }}{% endfor %}{{ '<|unused_1|>assistant\n' }}";
     let list = "[{\"name\": \"add\", \"arguments\": {\"size\": 1}}]";
     let object = "{\"name\": \"add\", \"parameters\": {\"size\": 1}}";
-    // Granite 3's token, under the name of one that the fixture has.
+    // Granite 3's token, in place of a token of the fixture.
     let file = crate::harness::fixture("granite-3-tiny").join("tokenizer.json");
     let renamed = std::fs::read_to_string(&file).unwrap();
     let renamed = renamed.replace("<|unused_3|>", "<|tool_call|>");
@@ -796,7 +796,7 @@ async fn calls_of_granite_3_and_llama_3_are_read_whole_and_streamed() {
 
 #[tokio::test]
 async fn sixteen_chats_without_a_limit_stream_together_in_a_context_of_128k() {
-    // The pages hold one whole context: what each of them might come to is all there is.
+    // The KV cache holds one whole context, and each request alone could fill it.
     let model = Fake::babbling().with_context(131_072);
     let model = model.with_step_time(Duration::from_millis(1));
     let options = Options {
@@ -817,7 +817,7 @@ async fn sixteen_chats_without_a_limit_stream_together_in_a_context_of_128k() {
         })
         .await;
     assert_eq!(service.metrics.requests_waiting.get(), 0);
-    // When one leaves, somebody else's request goes with the fifteen others.
+    // After one client has disconnected, a new request runs together with the other fifteen.
     drop(streams.pop());
     service
         .complete(json!({"prompt": "x", "max_tokens": 1}))

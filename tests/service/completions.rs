@@ -1,4 +1,4 @@
-//! What a client may ask for, and what comes back.
+//! Tests of requests to `/v1/completions` and their responses.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! Connections that are refused or cut off, seen from the socket: what no HTTP client would send.
+//! Tests of connections that are refused or cut off, with raw sockets, which can send what no HTTP client would send.
 
 use std::time::{Duration, Instant};
 
@@ -156,7 +156,7 @@ async fn a_connection_too_many_is_told_so() {
         assert!(socket.read(&mut [0; 256]).await.unwrap() > 0);
         held.push(socket);
     }
-    // Whether or not it has sent something.
+    // A connection too many is refused whether or not its client has sent anything.
     raw(&service, b"").await;
     let answer = raw(&service, b"GET /livez HTTP/1.1\r\n\r\n").await;
     assert!(
@@ -250,7 +250,7 @@ async fn refusals_arrive_before_a_connection_with_unread_input_is_closed() {
     let long_header = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(1 << 20));
     let body = " ".repeat(12 << 20);
     let long_body = format!("{post}content-length: {}\r\n\r\n{body}", body.len());
-    // Refused without a look at the body.
+    // This request is refused before its body is read.
     let other_type = long_body.replace("application/json", "text/plain");
     let nowhere = long_body.replace("/v1/completions", "/nowhere");
     for (request, status) in [
@@ -270,7 +270,7 @@ async fn refusals_arrive_before_a_connection_with_unread_input_is_closed() {
 async fn a_client_that_closes_its_sending_side_gets_its_answer() {
     let model = Fake::babbling().with_step_time(Duration::from_millis(20));
     let service = Service::start(model);
-    // Takes longer than a client that has left is waited for.
+    // The answer takes longer than the grace for half-closed clients that receive nothing.
     let body = r#"{"prompt": "x", "max_tokens": 60, "stream": true}"#;
     let stream = format!(
         "POST /v1/completions HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",

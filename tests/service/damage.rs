@@ -1,4 +1,4 @@
-//! Weights that are not those that were written: found, said, and not served.
+//! Tests of damaged weights: the damage is found and logged, and the model is no longer served.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
@@ -17,7 +17,7 @@ use crate::process::{Running, microgranite, tiny};
 const LIMIT: Duration = Duration::from_secs(60);
 const TENSOR: &str = "model.embed_tokens.codes";
 
-/// The fixture, packed.
+/// Packs the fixture.
 fn packed() -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     let mut command = microgranite(&["quantize", &tiny(), "--rounding", "nearest", "--force"]);
@@ -26,7 +26,7 @@ fn packed() -> TempDir {
     folder
 }
 
-/// Flips a bit of every eighth byte of the embedding's codes, in place.
+/// Flips a bit in every eighth byte of the embedding's codes, in place.
 fn damage(folder: &Path) {
     let path = folder.join("packed").join(WEIGHTS);
     let mut bytes = Vec::new();
@@ -80,7 +80,7 @@ impl Service {
         self.client.post(url).json(&body).send()
     }
 
-    /// Waits until the metric says so.
+    /// Waits until the metric has this state.
     fn weights_are(&self, state: &str) {
         let line = format!("microgranite_weights_state{{state=\"{state}\"}} 1\n");
         let start = Instant::now();
@@ -90,7 +90,7 @@ impl Service {
         }
     }
 
-    /// Requests and readiness are refused, and the log says why.
+    /// Asserts that requests and readiness fail, and that the log gives the reason.
     fn ends_out_of_service(mut self) {
         self.weights_are("damaged");
         assert_eq!(self.get("/readyz").status(), 503);
@@ -115,7 +115,7 @@ fn damage_from_before_the_start_is_found_beside_the_serving() {
     let folder = packed();
     damage(folder.path());
     Service::start(folder.path(), "background").ends_out_of_service();
-    // Who trusts the disk gets what is on it.
+    // With verification off, the damaged weights are served.
     let trusting = Service::start(folder.path(), "off");
     assert_eq!(trusting.complete().unwrap().status(), 200);
 }
@@ -157,7 +157,7 @@ fn a_file_that_becomes_shorter_ends_in_a_message_or_a_refusal_and_never_in_a_sig
     let file = OpenOptions::new().write(true).open(path).unwrap();
     file.set_len(4096).unwrap();
     match service.complete() {
-        // The watch was quicker than the request.
+        // The damage was found before the request was admitted.
         Ok(refused) => assert_eq!(refused.status(), 503),
         Err(_cut_off) => {
             let status = service.process.0.wait().unwrap();

@@ -1,4 +1,5 @@
-//! The binary where file descriptors are few: as many connections as there may be, and a 503 for the next.
+//! Tests of the binary with few file descriptors: it serves as many connections as they allow, and answers the next one
+//! with 503.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -7,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::tiny;
 
-/// The binary under `ulimit -n` with these arguments, and where it answers.
+/// The binary under `ulimit -n` with these arguments, and its address.
 struct Limited(Child, String);
 
 impl Drop for Limited {
@@ -30,7 +31,7 @@ fn serve(ulimit: &str, max_connections: usize) -> Limited {
     Limited(process, address.to_owned())
 }
 
-/// The status line on a new connection, which has to come at once.
+/// The beginning of the status line of the response on a new connection. It must arrive at once.
 fn ask(server: &Limited) -> ([u8; 12], TcpStream) {
     let mut socket = TcpStream::connect(&server.1).unwrap();
     let limit = Some(Duration::from_secs(5));

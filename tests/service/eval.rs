@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::harness::fixture;
 use crate::process::{microgranite, running, tiny};
 
-/// Runs `eval` to its end: exit code, standard output, and the last line of standard error.
+/// Runs `eval` and returns its exit code, its standard output, and the last line of its standard error.
 fn eval(arguments: &[&str]) -> (i32, String, String) {
     let output = microgranite(&["eval"]).args(arguments).output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -43,7 +43,7 @@ fn json_has_the_promised_fields_and_every_matrix() {
     let (code, out, err) = eval(&arguments);
     assert_eq!(code, 0, "{err}");
     let report: Value = serde_json::from_str(&out).unwrap();
-    // Each text loses its first token, which nothing predicts.
+    // The first token of each text is not counted, because nothing predicts it.
     assert!(report["tokens"].as_u64().unwrap() > 20);
     for of in [&report, &report["q8_0"]] {
         for name in [
@@ -69,7 +69,8 @@ fn json_has_the_promised_fields_and_every_matrix() {
         errors.is_sorted_by(|a, b| a >= b),
         "worst first: {errors:?}"
     );
-    // Eight bits over a row of 256 normal values, rotated: 127 steps for about three standard deviations.
+    // The expected error of int8 for a rotated row of 256 normally distributed values: 127 codes for about three
+    // standard deviations.
     assert!(
         errors.iter().all(|error| (0.002..0.02).contains(error)),
         "{errors:?}"
@@ -115,14 +116,14 @@ fn the_table_shows_the_float_model_beside_int8_and_the_worst_matrices() {
     ] {
         assert!(out.contains(part), "{part:?} is not in\n{out}");
     }
-    // Divergences of a millionth are numbers too, and a terminal of 80 columns holds every table.
+    // Divergences of a millionth are shown with their digits, and every table fits a terminal of 80 columns.
     assert!(!out.contains("0.00000"), "{out}");
     let is_command = |line: &&str| line.starts_with("    ");
     let mut lines = out.lines().filter(|line| !is_command(line));
     assert_eq!(lines.find(|line| line.chars().count() > 80), None);
 }
 
-/// Packs the small Granite in the given way; returns the folder.
+/// Packs the small Granite with the given flags and returns the folder.
 fn packed(folder: &Path, name: &str, flags: &[&str]) -> String {
     let path = folder.join(name).display().to_string();
     let made = microgranite(&["quantize", &tiny(), "-o", &path])
@@ -153,7 +154,7 @@ fn packed_models_are_compared_with_one_float_model_in_one_table() {
     {
         assert_eq!(model["model"], name);
         assert_eq!(model["reference"], "granite-3-tiny");
-        // The same as it is alone.
+        // The result is the same as in a run of its own.
         let (_, alone, _) = eval(&[path, "--tokens", "60", "--against", &tiny(), "--json"]);
         let alone: Value = serde_json::from_str(&alone).unwrap();
         assert_eq!(model["kl_mean"], alone["kl_mean"]);
@@ -276,7 +277,7 @@ fn another_model_can_be_the_truth_if_it_speaks_the_same_tokens() {
     assert_eq!(code, 0, "{err}");
     let report: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(report["reference"], "granite-4-dense-tiny");
-    // Two models with nothing in common but their shape.
+    // The two models have only their shape in common.
     assert!(report["kl_mean"].as_f64().unwrap() > 1e-3, "{report}");
 }
 
@@ -336,7 +337,7 @@ fn the_result_for_a_packed_model_is_kept_with_it_and_shown() {
         let evaluations = shown["quantization"]["evaluations"].as_array().unwrap();
         assert_eq!(evaluations.len(), runs);
         let kept = evaluations.last().unwrap()["kl_mean"].as_f64().unwrap();
-        // A number may lose its last bit on its way through a file.
+        // A number may lose its last bit when it is written to a file and read back.
         assert!((kept / newest - 1.0).abs() < 1e-12, "{kept}");
         let shown = inspect(&[]);
         let (_, figure) = shown

@@ -1,4 +1,4 @@
-//! Models for tests: as exacting about pages and positions as a real one, and thousands of times cheaper.
+//! Fake models for tests. They depend on pages and positions as a real model does, but are thousands of times faster.
 
 use std::time::Duration;
 
@@ -15,21 +15,21 @@ pub struct Fake {
     logits: Vec<f32>,
 }
 
-/// What follows the tokens so far.
+/// A function from the tokens so far to what follows them.
 type Rule = dyn Fn(&[u32]) -> Next + Send;
 
-/// What comes after some tokens.
+/// The logits after some tokens.
 pub enum Next {
-    /// This token, by far.
+    /// This token is by far the most likely.
     Token(u32),
-    /// Every token about as likely, in an order that this number decides.
+    /// All tokens are about equally likely; this number decides their order.
     Any(u64),
-    /// Logits that are not numbers: a defect.
+    /// The logits are NaN, as from a defective model.
     NotANumber,
 }
 
 impl Fake {
-    /// The general model.
+    /// A model that follows the rule `next`.
     pub fn new(next: impl Fn(&[u32]) -> Next + Send + 'static) -> Self {
         Self {
             pages: vec![[0; PAGE_TOKENS]; 1024],
@@ -40,12 +40,12 @@ impl Fake {
         }
     }
 
-    /// Says `tokens` over and over: after a prompt of one token, from the first.
+    /// A model that repeats `tokens`, beginning with the first one after a prompt of one token.
     pub fn reciting(tokens: Vec<u32>) -> Self {
         Self::new(move |before| Next::Token(tokens[(before.len() - 1) % tokens.len()]))
     }
 
-    /// Says something else after every sequence; two sequences share an answer only if they are equal.
+    /// A model that continues every sequence differently: two answers are the same only if their prompts are.
     pub fn babbling() -> Self {
         Self::new(|before| {
             let hash = before
@@ -57,13 +57,13 @@ impl Fake {
         })
     }
 
-    /// Takes this long for every step, like a model that reads its weights.
+    /// Makes every step take this long, like a model that reads its weights.
     pub fn with_step_time(mut self, step_time: Duration) -> Self {
         self.step_time = step_time;
         self
     }
 
-    /// Takes sequences of this length; the pages hold one.
+    /// Sets the context length; the KV cache holds one such context.
     pub fn with_context(mut self, context: usize) -> Self {
         self.context = context;
         self.pages
@@ -114,7 +114,7 @@ impl Forward for Fake {
                         (0..VOCAB).map(|id| if id == token as usize { 100.0 } else { 0.0 }),
                     ),
                     Next::NotANumber => self.logits.extend([f32::NAN; VOCAB]),
-                    // The end of the text is never likely, so that answers have the length that was asked for.
+                    // The end of text is never likely, so answers have the requested length.
                     Next::Any(hash) => self.logits.extend((0..VOCAB as u64).map(|id| {
                         let mixed = (hash ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
                         if id == 0 {

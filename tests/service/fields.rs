@@ -1,4 +1,4 @@
-//! What each field of `POST /v1/completions` does, as a client sees it.
+//! Tests of the effect of each field of `POST /v1/completions`, as a client sees it.
 
 use microgranite::text::Tokenizer;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::harness::{
     END_OF_TEXT, Options, Service, byte_tokens, fixture, streamed_text, tokenizer,
 };
 
-/// A choice put together from a stream's events.
+/// A choice, joined from a stream's events.
 fn put_together(events: &[Value], index: u64) -> Value {
     let mut whole = json!({"index": index, "text": "", "logprobs": null});
     for event in events {
@@ -176,7 +176,7 @@ async fn the_end_of_text_is_scored_though_it_is_no_text() {
     });
     let answer = service.complete(body).await;
     let choice = &answer["choices"][0];
-    // Evaluations leave out the last entry, as the one that was generated.
+    // Evaluation tools drop the last entry, because it belongs to the generated token.
     assert_eq!(
         choice["logprobs"]["token_logprobs"]
             .as_array()
@@ -239,7 +239,7 @@ async fn best_of_gives_the_likeliest_and_counts_all() {
         assert_eq!(best["choices"][index]["logprobs"], Value::Null);
     }
     assert_eq!(best["usage"]["completion_tokens"], 40);
-    // With the prompt in front of them they are the same: no score is taken for one of the prompt's.
+    // With `echo` the choices are the same: no score of a generated token is taken for one of the prompt.
     let body = json!({"prompt": "a b c", "n": 1, "best_of": 5, "seed": 1, "max_tokens": 1});
     let plain = service.text(body.clone()).await;
     let mut echoed = body;
@@ -320,7 +320,7 @@ async fn biases_and_penalties_change_what_comes() {
     assert_eq!(service.text(allowed).await, "bbbb");
     let banned = body(json!({"bad_words": ["a"], "logit_bias": {(&*b): 1}}));
     assert_eq!(service.text(banned).await, "bbbb");
-    // One in a hundred is all that is left of the logit of a token that has come up.
+    // The penalty divides the logits of tokens that have occurred by 100.
     let repeated = body(json!({"repetition_penalty": 100, "logit_bias": {(&*b): 2}}));
     assert_eq!(service.text(repeated).await, "abaa");
 }
@@ -367,7 +367,7 @@ async fn structured_outputs_match_their_grammar_at_any_temperature() {
 #[tokio::test]
 async fn a_prompt_can_be_truncated_to_either_side() {
     let service = Service::start(Fake::babbling());
-    // As ids, and as text of which no context could hold the bytes.
+    // The prompt as ids, and as a text that has more bytes than any context.
     for long in [json!(vec![60; 5000]), json!("a b ".repeat(20_000))] {
         let body = json!({"prompt": long, "truncate_prompt_tokens": -1, "max_tokens": 2});
         assert_eq!(service.complete(body).await["usage"]["prompt_tokens"], 4094);
@@ -435,7 +435,7 @@ async fn usage_can_come_with_every_event() {
 async fn a_suffix_is_put_behind_the_gap() {
     let file = fixture("granite-3-tiny").join("tokenizer.json");
     let text = std::fs::read_to_string(&file).unwrap();
-    // As Granite 4 and Granite 3 spell them.
+    // The spellings of Granite 4 and Granite 3.
     for [prefix, suffix, middle] in [
         ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"],
         ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"],
@@ -574,7 +574,7 @@ async fn special_tokens_are_written_out_if_asked() {
         streamed_text(&service.events(shown.clone()).await, 0),
         expected
     );
-    // As a client looks for one certain token.
+    // Clients use this to look for a certain token.
     shown["allowed_token_ids"] = json!([318]);
     assert_eq!(service.text(shown).await, "<|unused_2|>".repeat(4));
 }
@@ -590,7 +590,7 @@ async fn the_prompts_tokens_are_scored_by_id_if_asked() {
     let scored = choice["prompt_logprobs"].as_array().unwrap();
     assert_eq!(scored.len(), ids.len());
     assert_eq!(scored[0], Value::Null);
-    // They are those of an echo, where alternatives go by their texts.
+    // The log-probabilities are those of an `echo`, where alternatives are named by their texts.
     let mut echoed =
         json!({"prompt": ids, "max_tokens": 2, "temperature": 0, "echo": true, "logprobs": 3});
     let echo = service.complete(echoed.clone()).await;
@@ -608,7 +608,7 @@ async fn the_prompts_tokens_are_scored_by_id_if_asked() {
         let before = places.values().filter(|other| likelier(other)).count();
         assert!(own["rank"].as_u64().unwrap() > before as u64);
     }
-    // Both at once, each with as many alternatives as it asked for.
+    // Both fields at once, each with its own number of alternatives.
     echoed["prompt_logprobs"] = json!(2);
     let both = service.complete(echoed).await;
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Values of flags and variables: what is out of range is refused in one line, before a port is bound.
+//! Tests of the values of flags and variables: a value out of range is refused with one line, before a port is bound.
 
 use std::net::TcpListener;
 use std::os::unix::ffi::OsStrExt;
@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use crate::process::{microgranite, tiny};
 
-/// Two to the power of 64, less one.
+/// 2⁶⁴ − 1.
 const HUGE: &str = "18446744073709551615";
 
-/// Runs the binary with a port of ours as its own: who binds it fails with 78 and names it, so nothing may get so far.
+/// Runs the binary with a port that is already taken. If it got as far as binding the port, it would fail with exit
+/// code 78 and name the port.
 fn refused(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String) {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -28,7 +29,7 @@ fn refused(arguments: &[&str], variables: &[(&str, &str)]) -> (i32, String) {
         stdout,
         stderr,
     } = command.output().unwrap();
-    // A second at most when nothing else runs.
+    // This takes at most a second on an idle machine.
     assert!(
         start.elapsed() < Duration::from_secs(30),
         "{arguments:?} took long"
@@ -200,7 +201,7 @@ fn variables_are_read_as_people_write_them_and_errors_name_them() {
         let named = format!("error: {name}: its value is not text in UTF-8\n");
         assert_eq!(text, named);
     }
-    // What is right gets as far as the next mistake.
+    // Valid values are accepted, so the error is then the missing model.
     for (name, value) in [
         ("MICROGRANITE_STRICT", "1"),
         ("MICROGRANITE_STRICT", "yes"),
@@ -243,7 +244,7 @@ fn help_is_in_parts() {
     ] {
         assert!(parts.contains(&part), "{part} is missing in {parts:?}");
     }
-    // What is left over is --help itself.
+    // Only --help itself is left in the last part.
     let (_, rest) = help.split_once("\nOptions:\n").unwrap();
     let rest = rest.split("\n\n").next().unwrap();
     assert_eq!(
@@ -253,7 +254,7 @@ fn help_is_in_parts() {
     );
 }
 
-/// A limit on address space, as some clusters set it, is seen only when the memory is asked for.
+/// A limit on address space, as some clusters set it, takes effect only when the memory is allocated.
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_that_the_system_refuses_is_a_line_with_sizes() {

@@ -1,4 +1,4 @@
-//! The fields that say what an answer must be: each is honoured or refused, never ignored.
+//! Tests of the fields that constrain an answer: each is enforced or refused, never ignored.
 
 use serde_json::{Value, json};
 
@@ -130,7 +130,7 @@ async fn of_two_constraints_the_second_is_refused() {
             "{error}"
         );
     }
-    // A format that constrains nothing is none.
+    // A format that constrains nothing is the same as no format.
     let mut body = prompt_with("response_format", json!({"type": "text"}));
     body["guided_choice"] = json!(["a"]);
     assert_eq!(service.text(body).await, "a");

@@ -1,4 +1,5 @@
-//! Grammars that are too much: each is refused or done within the deadline, and nobody else notices.
+//! Tests of grammars that take too much work: each is refused or compiled within the deadline, and other requests are
+//! not affected.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,9 +14,9 @@ use crate::fake::Fake;
 use crate::harness::{END_OF_TEXT, Options, PROGRAM, Service, VOCAB, tokenizer};
 use crate::process::{running, tiny};
 
-/// The product's own.
+/// The default deadline of the product.
 const DEADLINE: Duration = Duration::from_secs(2);
-/// What the wait may come to when other tests want the machine too.
+/// The longest wait that tests accept, because other tests share the machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn service() -> Service {
@@ -26,7 +27,7 @@ fn service() -> Service {
     Service::with(Fake::babbling(), options)
 }
 
-/// A schema of `links` definitions, each of which is what `link` makes of a reference to the next.
+/// A schema of `links` definitions; `link` makes each one from a reference to the next.
 fn chain(links: usize, link: impl Fn(Value) -> Value) -> Value {
     let mut definitions = Map::new();
     for index in 0..links {
@@ -91,7 +92,7 @@ fn nested(levels: usize) -> Value {
     )
 }
 
-/// Rules or terminals that each name the next.
+/// A chain of rules or terminals, each of which names the next.
 fn chained_lark(links: usize, name: &str) -> String {
     let mut lark = format!("start: {name}0\n");
     for index in 0..links {
@@ -100,7 +101,7 @@ fn chained_lark(links: usize, name: &str) -> String {
     lark + &format!("{name}{links}: \"c\"\n")
 }
 
-/// `structured_outputs` that have ended or frozen a server.
+/// Values of `structured_outputs` that have crashed or blocked servers.
 fn bombs() -> Vec<Value> {
     let mut bombs = Vec::new();
     for links in [300, 900, 1_500] {
@@ -185,12 +186,12 @@ async fn grammars_that_ended_or_froze_a_server_are_refused_or_done_in_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_takes_its_grammar_with_it() {
     let options = Options {
-        // Longer than the test: only leaving frees the places.
+        // Longer than the test, so that slots become free only because clients disconnect.
         grammar_deadline: Some(Duration::from_secs(60)),
         ..Options::default()
     };
     let service = Service::with(Fake::babbling(), options);
-    // Every one of them may be left out, which takes the compiler minutes.
+    // All 12,000 parts are optional, which takes the compiler minutes.
     let slow = |number: usize| {
         let lark = format!("start: {}", format!("\"a{number}\"? ").repeat(12_000));
         json!({"prompt": "x", "structured_outputs": {"grammar": lark}})
@@ -281,7 +282,7 @@ fn the_program_tries_grammars_with_itself() {
     assert_eq!(status(json!({"choice": ["a", "b"]})), 200);
 }
 
-/// Schemas of any shape, the references in which lead anywhere.
+/// Schemas of any shape, with references to any target.
 fn hostile_schema() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         any::<bool>().prop_map(Value::Bool),
@@ -424,7 +425,7 @@ fn whatever_a_grammar_is_it_ends_in_time_with_an_outcome_in_one_line() {
         prop_assert!(started.elapsed() < PATIENCE, "{:?}", started.elapsed());
         match outcome {
             Ok(mut made) => {
-                // The engine goes on from here: some of what may come comes, until nothing may.
+                // As the engine does, take allowed tokens until none is allowed.
                 let constraint = &mut made.constraints[0];
                 for step in 0..12_u32 {
                     let asked = Instant::now();

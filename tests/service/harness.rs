@@ -20,16 +20,16 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-/// Tokens of the fixtures' tokenizer: one for each byte, 60 merges, and four special ones.
+/// The size of the fixtures' vocabulary: a token for each byte, 60 merges, and four special tokens.
 pub const VOCAB: usize = 320;
-/// Its end of text.
+/// Its end-of-text token.
 pub const END_OF_TEXT: u32 = 0;
-/// The program.
+/// The path of the program.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_microgranite");
-/// The name the model is served under.
+/// The name of the served model.
 pub const MODEL: &str = "granite-test";
 
-/// What a test may want otherwise.
+/// Settings that a test may change.
 #[derive(Default)]
 pub struct Options {
     pub engine: engine::Settings,
@@ -40,13 +40,13 @@ pub struct Options {
     pub chat_template: Option<&'static str>,
     pub defaults: Defaults,
     pub tokenizer: Option<Tokenizer>,
-    /// How long compiling a grammar may take; long if absent, since tests share the machine.
+    /// How long compiling a grammar may take. A long time by default, because tests share the machine.
     pub grammar_deadline: Option<Duration>,
-    /// The program that tries grammars; the real one if absent.
+    /// The program that tries grammars; the real one by default.
     pub grammar_program: Option<&'static str>,
 }
 
-/// A running service. Dropping it ends it, answers included.
+/// A running service. Dropping it stops it and all its answers.
 pub struct Service {
     pub address: SocketAddr,
     pub metrics: Arc<Metrics>,
@@ -56,7 +56,7 @@ pub struct Service {
 }
 
 impl Service {
-    /// Serves `model` as the product does: one thread for the network, one for the engine.
+    /// Serves `model` as the product does, with one thread for the network and one for the engine.
     pub fn start(model: impl Forward + 'static) -> Self {
         Self::with(model, Options::default())
     }
@@ -65,7 +65,7 @@ impl Service {
         Self::of(Some(Box::new(model)), options)
     }
 
-    /// The service in its first moments, before there is a model.
+    /// A service that is still loading its model.
     pub fn loading() -> Self {
         Self::of(None, Options::default())
     }
@@ -150,7 +150,7 @@ impl Service {
         self.client.post(self.url("/v1/completions")).json(body)
     }
 
-    /// Asks for a completion and expects one.
+    /// Requests a completion, which must succeed.
     pub async fn complete(&self, body: Value) -> Value {
         let response = self.completion(&body).send().await.unwrap();
         let (status, text) = (response.status(), response.text().await.unwrap());
@@ -164,7 +164,7 @@ impl Service {
         answer["choices"][0]["text"].as_str().unwrap().to_owned()
     }
 
-    /// Asks for a stream and returns its events, which must end with `[DONE]`.
+    /// Requests a stream and returns its events, which must end with `[DONE]`.
     pub async fn events(&self, mut body: Value) -> Vec<Value> {
         body["stream"] = json!(true);
         let response = self.completion(&body).send().await.unwrap();
@@ -172,7 +172,7 @@ impl Service {
         read_events(response).await
     }
 
-    /// Begins to drain, as SIGTERM does; the receiver hears whether everything was finished.
+    /// Begins to drain, as SIGTERM does; the receiver gets whether everything was finished.
     pub fn drain(&mut self, limit: Duration) -> oneshot::Receiver<bool> {
         let (done, is_done) = oneshot::channel();
         let drain = self.drain.take().expect("drained once");
@@ -189,7 +189,7 @@ impl Service {
         }
     }
 
-    /// Waits until nothing runs; a second is the promise.
+    /// Waits until nothing runs, which must take at most a second.
     pub async fn idle_within_a_second(&self) {
         let idle = |metrics: &Metrics| metrics.requests_running.get() == 0;
         self.within(Duration::from_secs(1), "all places are free", idle)
@@ -224,7 +224,7 @@ pub async fn read_events(response: Response) -> Vec<Value> {
     events.into_iter().map(parse).collect()
 }
 
-/// Reads from a stream until it has sent an event, and leaves the rest unread.
+/// Reads a stream up to its first event and leaves the rest unread.
 pub async fn first_event(response: Response) -> impl StreamExt {
     let mut chunks = response.bytes_stream();
     let first = chunks.next().await.unwrap().unwrap();
@@ -232,7 +232,7 @@ pub async fn first_event(response: Response) -> impl StreamExt {
     chunks
 }
 
-/// The text of one choice, put together from a stream's events.
+/// The text of one choice, joined from a stream's events.
 pub fn streamed_text(events: &[Value], index: usize) -> String {
     events
         .iter()
@@ -242,7 +242,7 @@ pub fn streamed_text(events: &[Value], index: usize) -> String {
         .collect()
 }
 
-/// The token counts of an answer to prompts of which nothing was cached.
+/// The token counts of an answer to prompts that were not in the prefix cache.
 pub fn usage(prompt_tokens: u64, completion_tokens: u64) -> Value {
     json!({
         "prompt_tokens": prompt_tokens,
@@ -259,7 +259,8 @@ pub fn tokenizer() -> Tokenizer {
     Tokenizer::new(inner, &file).unwrap()
 }
 
-/// The tokens of `text` that a model recites, one per byte, so that characters are cut wherever they can be.
+/// The tokens of `text` for a model to recite, one per byte, so that characters are split over tokens at every possible
+/// position.
 pub fn byte_tokens(text: &str) -> Vec<u32> {
     let tokenizer = tokenizer();
     let token_of = |byte: u8| {

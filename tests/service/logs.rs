@@ -1,4 +1,4 @@
-//! Standard error and standard output that are broken, full, or read by nobody.
+//! Tests with standard error and standard output that are closed, full, or not read.
 
 use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,10 +10,10 @@ use serde_json::json;
 
 use crate::process::{microgranite, tiny};
 
-/// Far more than any of this takes, on a machine that does other things.
+/// Much longer than any of these tests takes, even on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// A server whose standard error is of this kind, and what keeps it so.
+/// Starts a server with this standard error, and returns it with its URL.
 fn serve(stderr: Stdio) -> (Child, String) {
     let model = tiny();
     let mut command = microgranite(&["serve", "--model", &model, "--listen", "127.0.0.1:0"]);
@@ -29,7 +29,8 @@ fn serve(stderr: Stdio) -> (Child, String) {
     (child, url)
 }
 
-/// Requests are answered in full, probes agree, and SIGTERM ends the process well. Returns the lines that were lost.
+/// Asserts that requests are answered completely, that probes succeed, and that SIGTERM ends the process with exit code
+/// 0. Returns the number of lost log lines.
 fn serves_and_ends(mut child: Child, url: &str) -> u64 {
     let client = Client::builder().timeout(LIMIT).build().unwrap();
     let body = json!({"prompt": [3, 4], "max_tokens": 2, "stream": true});
@@ -89,7 +90,7 @@ fn a_full_disk_loses_lines_and_nothing_else() {
 fn a_pipe_that_nobody_reads_holds_nobody_up() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     let stderr = writer.try_clone().unwrap();
-    // Full from the start; the write ends when the reader goes.
+    // Fills the pipe from the start; the write ends when the reader is dropped.
     let filling = std::thread::spawn(move || writer.write_all(&[b'\n'; 8 << 20]));
     let (child, url) = serve(stderr.into());
     serves_and_ends(child, &url);
@@ -113,7 +114,7 @@ fn exit_codes_are_right_whatever_becomes_of_the_message() {
         let status = command.stdout(full()).stderr(full()).status().unwrap();
         assert_eq!(status.code(), Some(code), "{arguments:?}");
     }
-    // A message that nobody reads does not keep the process.
+    // The process ends even if its message cannot be written.
     let (reader, mut writer) = std::io::pipe().unwrap();
     let stderr = writer.try_clone().unwrap();
     let filling = std::thread::spawn(move || writer.write_all(&[b'\n'; 8 << 20]));

@@ -1,4 +1,5 @@
-//! The service as its clients see it: real connections, the real engine, and a model that is cheap to run.
+//! Tests of the service as its clients see it: with real connections, the real engine, and a model that is cheap to
+//! run.
 
 mod access;
 mod bench;

@@ -1,4 +1,4 @@
-//! `/metrics`: every series that dashboards rely on, named as Prometheus asks.
+//! Tests of `/metrics`: every series that dashboards rely on exists, with a name by Prometheus' conventions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -62,7 +62,7 @@ const SERIES: &[&str] = &[
     "time_to_first_token_seconds_bucket{le}",
     "weights_state{state=unverified}",
 ];
-/// Labels whose values are part of the contract.
+/// Labels whose values are fixed, so that dashboards can rely on them.
 const CLOSED: [&str; 4] = ["state", "against", "kind", "outcome"];
 
 async fn scrape(service: &Service) -> String {
@@ -72,7 +72,7 @@ async fn scrape(service: &Service) -> String {
     response.text().await.unwrap()
 }
 
-/// `name{label}` of a sample line, with the values of closed labels and of dtypes where they stand alone.
+/// `name{label}` of a sample line, with the values of the labels in [`CLOSED`], and of `dtype` if it is the only label.
 fn series(line: &str) -> String {
     let (series, _value) = line.rsplit_once(' ').unwrap();
     let Some((name, labels)) = series.split_once('{') else {

@@ -1,4 +1,4 @@
-//! A thousand requests of every kind at once: each gets what it gets alone.
+//! Runs a thousand requests of every kind concurrently: each gets the answer that it gets alone.
 
 use futures_util::{StreamExt, stream};
 use microgranite::engine;
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::{Options, Service, fixture, streamed_text};
 
 const REQUESTS: usize = 1000;
-/// Clients at a time: three times what runs at once, so that there is always somebody to take a place that is free.
+/// Concurrent clients: three for each batch slot, so that a request is always waiting when a slot becomes free.
 const CLIENTS: usize = 48;
 
 fn tiny(threads: usize) -> Granite {
@@ -18,7 +18,7 @@ fn tiny(threads: usize) -> Granite {
     let checkpoint = sources::open(&folder, &sources).unwrap();
     let settings = model::Settings {
         threads,
-        // 56 pages: enough for those that run, not for all that has been said.
+        // 56 pages: enough for the running requests, but not for all cached text, so pages are evicted.
         kv_bytes: 1 << 20,
         context: None,
         weights: model::Placement::default(),
@@ -37,8 +37,9 @@ fn service(threads: usize, engine: engine::Settings) -> Service {
     Service::with(tiny(threads), options)
 }
 
-/// The `n`-th request: prompts as text and as ids, one or several, short or over some pages, many of which begin alike
-/// and some of which repeat themselves; greedy and sampled, with and without stop strings, whole and streamed.
+/// The `n`-th request. Prompts are text or ids, one or several, and short or some pages long; many have the same
+/// beginning, and some repeat themselves. Requests are greedy or sampled, with or without stop strings, and streamed or
+/// not.
 fn request(n: usize) -> Value {
     const TEXT: &str = "The cat sat on the mat and the dog sat on the log. ";
     let alike: Vec<usize> = (0..130).map(|i| 1 + i * 11 % 300).collect();
@@ -66,7 +67,7 @@ fn request(n: usize) -> Value {
     body
 }
 
-/// The texts of an answer and why each ended.
+/// The texts of a response's choices and their finish reasons.
 async fn answer(service: &Service, n: usize) -> Vec<(String, Value)> {
     let body = request(n);
     if n % 6 == 1 {
@@ -117,7 +118,7 @@ async fn each_of_a_thousand_requests_gets_the_bytes_it_gets_alone() {
     );
     let together = service(2, engine::Settings::default());
     let expected = answers(&alone, 0..REQUESTS).await;
-    // Another order: 617 and 1000 have no divisor in common.
+    // All requests in another order, because 617 and 1000 have no common divisor.
     let found = answers(&together, (0..REQUESTS).map(|n| n * 617 % REQUESTS)).await;
     let differing: Vec<_> = expected
         .iter()
@@ -135,7 +136,7 @@ async fn each_of_a_thousand_requests_gets_the_bytes_it_gets_alone() {
     let metrics = &together.metrics;
     assert!(metrics.prefix_cache_hits_total.get() > 10_000);
     assert!(metrics.prefix_cache_evictions_total.get() > 0);
-    // Most steps held several.
+    // Most steps had rows of several requests.
     let rows = &metrics.batch_rows;
     assert!(rows.get_sample_sum() > 4.0 * rows.get_sample_count() as f64);
     together.idle_within_a_second().await;

@@ -1,4 +1,4 @@
-//! Many clients, bad clients, and the end.
+//! Tests with many clients, with clients that misbehave, and of shutdown.
 
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use crate::harness::{
 
 const CLIENTS: usize = 32;
 
-/// The request of client `n`: no two are alike, in prompt, length, sampling or form.
+/// The request of client `n`. Requests differ in prompt, length, sampling and form.
 fn request(n: usize) -> Value {
     let prompt = format!(
         "client {n} says: {}",
@@ -38,7 +38,7 @@ fn request(n: usize) -> Value {
     body
 }
 
-/// Asks as client `n` and returns the text; every other client streams.
+/// Sends the request of client `n` and returns the text; every other client streams.
 async fn ask(service: &Service, n: usize) -> String {
     if n.is_multiple_of(2) {
         service.text(request(n)).await
@@ -47,7 +47,8 @@ async fn ask(service: &Service, n: usize) -> String {
     }
 }
 
-/// Each client gets the same bytes among 31 others as alone, and killing half of them changes nothing for the rest.
+/// Asserts that each client gets the same bytes among 31 others as alone, and that disconnecting half of them changes
+/// nothing for the rest.
 async fn clients_do_not_touch_each_other(model: impl Forward + 'static) {
     let service = Service::with(model, Options::default());
     let mut alone = Vec::new();
@@ -60,7 +61,7 @@ async fn clients_do_not_touch_each_other(model: impl Forward + 'static) {
     assert_eq!(together, alone);
     service.idle_within_a_second().await;
 
-    // Half of the clients stream a long answer, read its first event and leave.
+    // Half of the clients stream a long answer, read its first event and disconnect.
     let killed = (0..CLIENTS).step_by(2).map(|n| {
         let service = &service;
         async move {
@@ -105,7 +106,7 @@ async fn clients_of_the_int8_model_do_not_touch_each_other() {
     clients_do_not_touch_each_other(granite).await;
 }
 
-/// Room for two: one runs, one waits.
+/// An engine with room for one running and one waiting request.
 fn small() -> engine::Settings {
     engine::Settings {
         max_batch: 1,
@@ -155,7 +156,7 @@ async fn a_full_queue_is_429_with_a_time_to_retry_and_then_there_is_room_again()
         200,
         "busy is not unready"
     );
-    // Three can never fit, so trying again would not help.
+    // Three can never fit, so a retry would not help.
     let body = json!({"prompt": ["x", "y", "z"]});
     assert_eq!(
         service.completion(&body).send().await.unwrap().status(),
@@ -246,13 +247,13 @@ async fn a_client_that_never_reads_is_cut_off() {
         .await;
     service.idle_within_a_second().await;
 
-    // What had been taken for it is on its way, or here: little, though the answer was longer.
+    // Only the bytes that were already in buffers arrive: few, though the answer was longer.
     let mut rest = Vec::new();
     socket.read_to_end(&mut rest).await.unwrap();
     assert!((1..64 << 10).contains(&rest.len()), "{}", rest.len());
 }
 
-/// A service with little memory for requests: two bodies of the greatest length, and no more.
+/// A service with memory for only two bodies of the greatest length.
 fn short_of_memory() -> Options {
     Options {
         limits: Limits {
@@ -264,7 +265,7 @@ fn short_of_memory() -> Options {
     }
 }
 
-/// A request whose body is `length` bytes of text that asks for a token.
+/// A request for one token, with a body of `length` bytes.
 fn long_request(length: usize) -> String {
     let mut body = json!({"prompt": "x", "max_tokens": 1}).to_string();
     body += &" ".repeat(length - body.len());
@@ -287,7 +288,7 @@ async fn slow_bodies_give_way_to_others_and_short_requests_never_wait() {
         let request = request.header("content-type", "application/json");
         request.body(long_request(90 << 10)).send()
     };
-    // Until both have arrived.
+    // Waits until both have arrived.
     let start = Instant::now();
     let refused = loop {
         let answer = long().await.unwrap();
@@ -327,7 +328,7 @@ async fn the_memory_of_a_request_comes_back_however_it_ends() {
         request.header("content-type", "application/json")
     };
     for _ in 0..5 {
-        // In one piece, without a length, refused, broken off, and far from the engine.
+        // Requests that end in various ways: complete, without a length, refused, broken off, and without the engine.
         let body = long_request(90 << 10);
         let answer = post("/v1/completions")
             .body(body.clone())

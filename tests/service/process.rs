@@ -1,4 +1,4 @@
-//! The binary: what it prints, how it ends, and with which exit code.
+//! Tests of the binary: what it prints, how it ends, and with which exit code.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
@@ -28,10 +28,10 @@ pub fn tiny() -> String {
     fixture("granite-3-tiny").display().to_string()
 }
 
-/// Kills a process that a test leaves behind.
+/// Kills its process when it is dropped.
 pub struct Running(pub Child);
 
-/// Serves `model` and waits until it is ready: the process and where it answers.
+/// Serves `model` and waits until it is ready. Returns the process and its URL.
 pub fn running(model: &str) -> (Running, String) {
     let mut command = serve(&[
         "--model",
@@ -177,7 +177,7 @@ fn settings_that_cannot_work_end_with_one_line_and_a_documented_code() {
         ),
     ] {
         let mut command = serve(&here);
-        // A second --listen would be refused by the parser: take the first away.
+        // The parser would refuse a second --listen, so the first one is removed.
         if arguments.contains(&"--listen") {
             command = serve(&["--log", "error", "--model"]);
         }

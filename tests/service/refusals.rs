@@ -1,4 +1,4 @@
-//! Requests that are refused: their status, their code, and the field it names.
+//! Tests of requests that are refused: the status, the code, and the field in the error.
 
 use microgranite::http::limits::Limits;
 use serde_json::{Value, json};
@@ -324,7 +324,7 @@ async fn fields_that_contradict_each_other_are_refused() {
         ),
         ("max_completion_tokens", json!({"max_completion_tokens": 0})),
         ("best_of", json!({"n": 3, "best_of": 2})),
-        // 144 have room.
+        // There is room for 144 generations.
         ("n", json!({"prompt": vec!["x"; 10], "n": 15})),
         (
             "best_of",
@@ -531,7 +531,7 @@ async fn bodies_of_other_types_and_sizes_are_refused() {
         let (found_status, found, _) = error_of(request.send().await.unwrap()).await;
         assert_eq!((found_status, found.as_str()), (status, code));
     }
-    // Exactly a megabyte is fine.
+    // A body of exactly 1 MiB is accepted.
     let mut body = small.to_owned();
     body += &" ".repeat((1 << 20) - small.len());
     let request = post().body(body).header(json_type.0, json_type.1);

@@ -1,4 +1,4 @@
-//! Log-probabilities over HTTP are those of the model: what an evaluation through the server rests on.
+//! Tests that log-probabilities over HTTP are those of the model, on which evaluations through the server depend.
 
 use microgranite::model::{self, Forward, Granite, Span};
 use microgranite::sources::{self, Reference};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Service, fixture};
 
-/// A tiny Granite, as `serve` loads it.
+/// A tiny Granite, loaded as by `serve`.
 fn granite() -> Granite {
     let folder = Reference::Folder(fixture("granite-3-tiny"));
     let checkpoint = sources::open(&folder, &sources::Settings::from_variables(|_| None, false));
@@ -19,7 +19,7 @@ fn granite() -> Granite {
     model::load(&checkpoint.unwrap(), &settings, &mut |_, _| ()).unwrap()
 }
 
-/// Contexts and continuations, as an evaluation makes them.
+/// Contexts and continuations, as in an evaluation.
 fn pairs() -> Vec<(Vec<u32>, Vec<u32>)> {
     let ids = |seed: u32, len: u32| -> Vec<u32> {
         (0..len)
@@ -31,7 +31,7 @@ fn pairs() -> Vec<(Vec<u32>, Vec<u32>)> {
         .collect()
 }
 
-/// The log-likelihood of `continuation`, and whether it is the greedy one, by the model itself.
+/// The log-likelihood of `continuation`, and whether it is the greedy one, computed by the model itself.
 fn in_process(model: &mut Granite, context: &[u32], continuation: &[u32]) -> (f64, bool) {
     let tokens = [context, continuation].concat();
     let vocab = model.vocab_size();
@@ -53,12 +53,12 @@ fn in_process(model: &mut Granite, context: &[u32], continuation: &[u32]) -> (f6
     (sum, is_greedy)
 }
 
-/// The same from an answer, as lm-evaluation-harness works it out.
+/// The same, computed from a response as lm-evaluation-harness does.
 fn over_http(choice: &Value, context: usize) -> (f64, bool) {
     let list = |name: &str| choice["logprobs"][name].as_array().unwrap().clone();
     let scored = list("token_logprobs").into_iter().zip(list("top_logprobs"));
     let (mut sum, mut is_greedy) = (0.0, true);
-    // The last token is the one that had to be generated.
+    // The last token is the generated one, which the request cannot do without.
     for (logprob, top) in scored.take(list("tokens").len() - 1).skip(context) {
         let best = top
             .as_object()
@@ -76,7 +76,7 @@ async fn log_likelihoods_over_http_are_those_of_the_model_in_batches_of_any_size
     let mut model = granite();
     let service = Service::start(granite());
     let mut pairs = pairs();
-    // Some continuations that are the greedy ones, or nothing would show that they are told apart.
+    // Makes some continuations greedy; otherwise the test would not show that greedy ones are recognized.
     for (context, continuation) in &mut pairs[..8] {
         let body = json!({"prompt": context, "max_tokens": 3, "temperature": 0, "return_token_ids": true, "ignore_eos": true});
         let ids = service.complete(body).await["choices"][0]["token_ids"].clone();

@@ -1,4 +1,5 @@
-//! A step that does not end: who waits is told, who comes is refused, and all of it passes if the step ends after all.
+//! Tests of a step that does not end: waiting requests fail, new ones are refused, and the service recovers if the step
+//! ends after all.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -9,10 +10,10 @@ use serde_json::{Value, json};
 use crate::fake::{Fake, Next};
 use crate::harness::Service;
 
-/// Far more than the two seconds after which such small steps are called stalled.
+/// Much longer than the two seconds after which such small steps count as stalled.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Makes the model's thread hang while it is set.
+/// A switch that makes the engine's thread hang while it is on.
 #[derive(Clone, Default)]
 struct Frozen(Arc<AtomicBool>);
 
@@ -21,7 +22,7 @@ impl Frozen {
         self.0.store(frozen, Relaxed);
     }
 
-    /// A service whose steps end only while nothing is frozen.
+    /// A service whose steps do not end while the switch is on.
     fn service(&self) -> Service {
         let frozen = Arc::clone(&self.0);
         Service::start(Fake::new(move |before| {
@@ -34,7 +35,7 @@ impl Frozen {
 }
 
 impl Drop for Frozen {
-    /// The engine's thread ends with the test.
+    /// Turns the switch off, so that the engine's thread can end with the test.
     fn drop(&mut self) {
         self.set(false);
     }
@@ -85,7 +86,7 @@ async fn a_stream_that_has_begun_ends_with_an_error() {
     let frozen = Frozen::default();
     let hold = Arc::clone(&frozen.0);
     let service = Service::start(Fake::new(move |before| {
-        // A few tokens come, then nothing.
+        // The model generates a few tokens and then hangs.
         while hold.load(Relaxed) && before.len() > 10 {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -107,7 +108,7 @@ async fn a_stream_that_has_begun_ends_with_an_error() {
 #[tokio::test]
 async fn slow_steps_are_no_stalls_once_they_are_known() {
     let service = Service::start(Fake::babbling().with_step_time(Duration::from_millis(700)));
-    // The last of these steps has more rows than any before; all are below the bound.
+    // The prompts become longer, so later steps have more rows than any before; all take less than the limit.
     for prompt in [vec![3], vec![3; 40], vec![3; 100]] {
         service
             .complete(json!({"prompt": prompt, "max_tokens": 2}))

@@ -1,4 +1,4 @@
-//! Signals: which end the binary, which do not, and that it ends whatever hangs.
+//! Tests of signals: which of them end the binary, and that it ends even if one of its threads hangs.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -31,7 +31,7 @@ impl Running {
         assert!(sent.unwrap().success(), "{name}");
     }
 
-    /// The exit code, and the log.
+    /// Waits for the end of the process and returns its exit code and its log.
     fn ended(mut self) -> (Option<i32>, String) {
         let start = Instant::now();
         let code = loop {
@@ -88,7 +88,8 @@ fn positional_models_names_of_hosts_and_too_many_threads_are_taken() {
     assert!(log.contains("--threads 1000: there are"), "{log}");
 }
 
-/// A chat template that never comes stands for all that can hang: a disk that is gone, a thread that is stuck.
+/// A chat template that is never delivered stands for everything that can block, such as a disk that has failed or a
+/// stuck thread.
 #[test]
 fn a_process_that_hangs_ends_all_the_same_with_a_code_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
@@ -109,7 +110,7 @@ fn a_process_that_hangs_ends_all_the_same_with_a_code_of_its_own() {
     ]);
     let child = command.arg(&pipe).stderr(Stdio::piped()).spawn();
     let process = Running(child.unwrap());
-    // It takes signals once it has read its flags.
+    // The process handles signals only after it has read its flags.
     std::thread::sleep(Duration::from_secs(1));
     process.signal("TERM");
     let (code, log) = process.ended();

@@ -1,4 +1,4 @@
-//! Streams: their order, their end, and clients that leave.
+//! Tests of streams: their order, their end, and clients that disconnect.
 
 use std::time::Duration;
 
@@ -55,7 +55,8 @@ async fn without_include_usage_no_event_has_the_field() {
 
 #[tokio::test]
 async fn pieces_put_together_are_the_whole_wherever_the_answer_is_cut() {
-    // One byte per token: characters of two, three and four bytes are cut everywhere, and so are the stop strings.
+    // With one byte per token, characters of two, three and four bytes are split over tokens, and so are the stop
+    // strings.
     let text = "naïve 字😀 end\u{301} END";
     let service = Service::start(Fake::reciting(byte_tokens(text)));
     for max_tokens in 1..=text.len() + 3 {
@@ -166,7 +167,7 @@ async fn a_stream_that_waits_begins_with_a_comment_and_a_late_failure_is_an_even
         },
         ..Options::default()
     };
-    // Holds the one place for 20 seconds.
+    // Occupies the only batch slot for 20 seconds.
     let model = || Fake::babbling().with_step_time(Duration::from_millis(5));
     let long = json!({"prompt": "x", "max_tokens": 4000, "stream": true});
     let short = json!({"prompt": "y", "max_tokens": 2, "stream": true, "nonsense": 1});

@@ -1,4 +1,4 @@
-//! Models that think before they answer: Granite 4.2's shape, with a template and a tokenizer of its kind.
+//! Tests of models that think before they answer, with a checkpoint, a template and a tokenizer like Granite 4.2's.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use crate::process;
 use microgranite::text::Tokenizer;
 
 const TEMPLATE: &str = include_str!("../fixtures/granite-4.2-tiny/chat_template.jinja");
-/// Where a turn begins.
+/// The token that begins a turn.
 const TURN: u32 = 315;
 
 fn tokenizer() -> Tokenizer {
@@ -31,7 +31,7 @@ fn serving(model: Fake) -> Service {
     Service::with(model, options)
 }
 
-/// Writes `text` behind the header of its turn, and then whatever comes into its head.
+/// A model that writes `text` after the header of its turn, and arbitrary tokens after that.
 fn writing(text: &str) -> Fake {
     let mut said = ids(text);
     said.push(END_OF_TEXT);
@@ -78,7 +78,7 @@ async fn refusal(service: &Service, more: Value) -> Value {
     response.json::<Value>().await.unwrap()["error"].clone()
 }
 
-/// What a client puts together from a stream, in the shape of a whole answer's first choice.
+/// What a client joins from a stream, in the form of the first choice of a response in one body.
 async fn streamed(service: &Service, mut more: Value) -> (Value, Vec<Value>) {
     more["stream"] = json!(true);
     more["stream_options"] = json!({"include_usage": true});
@@ -120,7 +120,7 @@ async fn streamed(service: &Service, mut more: Value) -> (Value, Vec<Value>) {
     (choice, events)
 }
 
-/// Asserts what a client gets to read, whole and streamed.
+/// Asserts what a client receives, in one body and streamed.
 #[track_caller]
 fn assert_reads(choice: &Value, thought: Option<&str>, content: Option<&str>, reason: &str) {
     let message = &choice["message"];
@@ -183,7 +183,7 @@ async fn a_thought_comes_apart_from_the_answer_whole_and_streamed() {
     .await;
     let nested = json!({"reasoning": {"exclude": true}});
     check(&service, nested, None, Some("The answer."), "stop").await;
-    // The tag in other tokens than its own.
+    // The tag is spelled with other tokens than its own.
     let spelled: Vec<String> = "<think>I</think>Yes".chars().map(String::from).collect();
     let spelled: Vec<u32> = spelled.iter().flat_map(|text| ids(text)).collect();
     let header = ids("<|im_start|>assistant\n<think>\n");
@@ -213,7 +213,7 @@ async fn what_is_asked_of_the_answer_is_not_asked_of_the_thought() {
             streamed(&service, more.clone()).await.0["message"]["content"],
             content
         );
-        // Without thinking the answer is held from its first token.
+        // Without thinking, the answer is constrained from its first token.
         let mut off = more;
         off["reasoning_effort"] = json!("none");
         let answer = ask(&service, off).await;
@@ -221,7 +221,7 @@ async fn what_is_asked_of_the_answer_is_not_asked_of_the_thought() {
         assert!(message.get("reasoning").is_none(), "{message}");
         assert!(message["content"].as_str().unwrap().starts_with("{\"n\": "));
     }
-    // A model that would like to end within its thought has to go on to what it was asked for.
+    // A model that ends its text within the thought is forced to continue with the constrained answer.
     let service = serving(writing("a"));
     let more = json!({"structured_outputs": {"choice": ["yes"]}, "thinking_token_budget": 20});
     let answer = ask(&service, more).await;
@@ -261,7 +261,7 @@ async fn thinking_is_turned_off_by_each_of_its_switches() {
             0
         );
     }
-    // The template's own words win over the effort.
+    // The template's own variable takes precedence over the effort.
     let on = json!({"chat_template_kwargs": {"enable_thinking": true}, "reasoning_effort": "none"});
     let answer = ask(&service, on).await;
     assert_eq!(
@@ -424,7 +424,7 @@ async fn a_budget_ends_a_thought_and_leaves_the_answer_alone() {
     }
     let nested = json!({"reasoning": {"max_tokens": 6}, "max_tokens": 40});
     assert!(ask(&service, nested).await["choices"][0]["message"]["content"].is_string());
-    // A quarter of the tokens is kept for the answer.
+    // A quarter of the tokens is reserved for the answer.
     let shared = json!({"answer_share": 0.25, "max_tokens": 16});
     let answer = ask(&service, shared).await;
     let details = &answer["usage"]["completion_tokens_details"];
@@ -445,7 +445,7 @@ async fn a_model_without_thoughts_says_nothing_of_them() {
     );
 }
 
-/// The tiny checkpoint in the shape of Granite 4.2, served by the program.
+/// The program, serving the tiny checkpoint with Granite 4.2's architecture.
 fn checkpoint() -> (process::Running, String) {
     process::running(&fixture("granite-4.2-tiny").display().to_string())
 }
@@ -477,7 +477,7 @@ async fn a_checkpoint_like_granite_4_2_thinks_calls_and_answers() {
         body["seed"] = json!(5);
         body
     };
-    // The model's own temperature and top-p are those of a request that names them.
+    // The model's defaults for temperature and top-p give the same answer as a request that sets these values.
     let plain = ask_program(url, &asked(json!({"max_tokens": 40}))).await;
     let named = asked(json!({"max_tokens": 40, "top_p": 0.95}));
     let named = ask_program(url, &named).await;
@@ -542,7 +542,7 @@ async fn check_budgets(count: u64, alone: usize) {
     let url = url.trim_end_matches('/');
     let requests = crowd(count);
     let mut together = Vec::new();
-    // As many at once as run in one batch.
+    // As many concurrent requests as the batch has slots.
     for some in requests.chunks(16) {
         let answers = some.iter().map(|body| ask_program(url, body));
         together.extend(futures_util::future::join_all(answers).await);
@@ -555,7 +555,7 @@ async fn check_budgets(count: u64, alone: usize) {
         longest = longest.max(tokens);
     }
     assert!(longest >= 63, "no thought was long enough to be ended");
-    // The ids of calls are drawn anew each time.
+    // The ids of calls are random each time.
     let said = |answer: &Value| {
         let mut message = answer["choices"][0]["message"].clone();
         for call in message["tool_calls"].as_array_mut().into_iter().flatten() {

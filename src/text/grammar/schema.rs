@@ -359,7 +359,7 @@ fn close(fields: &mut Map<String, Value>) {
 }
 
 /// Whether the compiler can enforce limits on the number of an object's properties: only if no property is optional, or
-/// if the limit is at most or at least one property of a closed list.
+/// if the object is closed and the limits mean at most or at least one of its optional properties.
 fn counts_of_properties_are_enforced(fields: &Map<String, Value>) -> bool {
     let required: Vec<&Value> = match fields.get("required") {
         Some(Value::Array(names)) => names.iter().collect(),
