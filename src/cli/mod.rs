@@ -18,12 +18,14 @@ use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 pub use parse::{Ending, parse};
 use serde::Serialize;
 
 use crate::build;
 use crate::error::{Error, Result};
+use crate::int8::kernels;
 use crate::logging::{self, Filter, LogFormat};
 use crate::model::Placement;
 use crate::sources;
@@ -55,6 +57,18 @@ pub struct Cli {
         default_value = "info"
     )]
     log: Filter,
+
+    /// The instruction set to compute with. Of use for comparing them, and for finding out whether a fault lies in one.
+    /// [default: the fastest one of this CPU]
+    #[arg(
+        long,
+        global = true,
+        help_heading = "Hardware",
+        env = "MICROGRANITE_KERNEL",
+        value_name = "NAME",
+        value_parser = PossibleValuesParser::new(kernels::survey().into_iter().map(|(name, _)| name))
+    )]
+    kernel: Option<String>,
 
     #[command(subcommand)]
     command: Command,
@@ -89,6 +103,10 @@ pub fn run(cli: Cli) -> Result<()> {
         return checked.map_err(|problem| Error::Internal(problem.to_string()));
     }
     logging::init(cli.log_format, &cli.log);
+    if let Some(name) = &cli.kernel {
+        kernels::choose(name)
+            .map_err(|problem| Error::Config(format!("--kernel {name}: {problem}")))?;
+    }
     let variable = |name: &str| std::env::var(name).ok();
     let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
     match cli.command {

@@ -32,3 +32,23 @@ fn figures_come_with_what_the_threads_were_given_of_the_machine() {
         assert!(given.contains(" % of the time, others used "), "{table}");
     }
 }
+
+#[test]
+fn the_instruction_set_can_be_chosen_by_a_flag_or_a_variable() {
+    let flags = [
+        "--prompt", "8", "--batch", "1", "--runs", "1", "--steps", "1", "--json",
+    ];
+    let kernel_of = |command: &mut std::process::Command| {
+        let output = command.args(flags).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["machine"]["isa"].as_str().unwrap().to_owned()
+    };
+    let bench = || microgranite(&["bench", "--model", &tiny()]);
+    assert_eq!(kernel_of(bench().args(["--kernel", "scalar"])), "scalar");
+    assert_eq!(
+        kernel_of(bench().env("MICROGRANITE_KERNEL", "scalar")),
+        "scalar"
+    );
+}

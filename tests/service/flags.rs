@@ -85,6 +85,7 @@ fn numbers_out_of_range_are_bad_usage() {
         ("--served-model-name", &[""]),
         ("--prefix-cache", &["maybe"]),
         ("--verify", &["sometimes"]),
+        ("--kernel", &["abacus", "", "AVX2"]),
     ];
     for (flag, values) in cases {
         for value in *values {

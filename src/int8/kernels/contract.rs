@@ -320,3 +320,22 @@ fn the_survey_names_every_kernel_and_agrees_with_what_is_available() {
     let listed: Vec<_> = available().iter().map(Kernel::name).collect();
     assert_eq!(usable, listed);
 }
+
+#[test]
+fn a_kernel_is_found_by_its_name_unless_the_cpu_cannot_run_it() {
+    for (name, reason) in super::survey() {
+        match (super::named(name), reason) {
+            (Ok(kernel), None) => assert_eq!(kernel.name(), name),
+            (Err(said), Some(reason)) => assert_eq!(said, reason),
+            (found, reason) => panic!(
+                "{name}: {:?}, {reason:?}",
+                found.map(|kernel| kernel.name())
+            ),
+        }
+    }
+    let unknown = super::named("abacus").map(|kernel| kernel.name());
+    assert_eq!(
+        unknown,
+        Err("abacus is not a kernel of this build".to_owned())
+    );
+}

@@ -34,6 +34,7 @@ pub mod pool;
 pub(crate) use vector::{LN_2_HIGH, LN_2_LOW, ROUND, tree_sum};
 
 use std::ptr;
+use std::sync::OnceLock;
 
 use super::rotation::Rotation;
 use super::{GROUP, PANEL};
@@ -131,9 +132,51 @@ pub fn available() -> Vec<Kernel> {
     usable.map(|candidate| candidate.kernel).collect()
 }
 
-/// The fastest kernel of this CPU.
+/// The kernel of this process, once it is known.
+static CHOSEN: OnceLock<Kernel> = OnceLock::new();
+
+/// The kernel to compute with: the one that was chosen with [`choose`], or the fastest one of this CPU.
+///
+/// Debug builds, such as tests, take the name from the variable `MICROGRANITE_KERNEL` as well, so that the whole suite can
+/// run on each instruction set that the CPU has.
+///
+/// # Panics
+/// In debug builds, if the variable does not name a kernel of this CPU.
 pub fn best() -> Kernel {
-    available()[0]
+    *CHOSEN.get_or_init(|| {
+        let name = if cfg!(debug_assertions) {
+            std::env::var("MICROGRANITE_KERNEL").ok()
+        } else {
+            None
+        };
+        match name.filter(|name| !name.is_empty()) {
+            Some(name) => named(&name).unwrap_or_else(|problem| panic!("{problem}")),
+            None => available()[0],
+        }
+    })
+}
+
+/// Makes [`best`] return the kernel `name` from now on. Call it before anything else computes.
+///
+/// # Errors
+/// In words, if this CPU cannot run the kernel, or if another one is in use already.
+pub fn choose(name: &str) -> Result<(), String> {
+    let kernel = named(name)?;
+    let chosen = CHOSEN.get_or_init(|| kernel);
+    match chosen.name == name {
+        true => Ok(()),
+        false => Err(format!("{} is in use already", chosen.name)),
+    }
+}
+
+/// The kernel `name`, or the reason why there is none.
+fn named(name: &str) -> Result<Kernel, String> {
+    let usable = available().into_iter().find(|kernel| kernel.name == name);
+    usable.ok_or_else(|| {
+        let lacks = survey().into_iter().find(|(known, _)| *known == name);
+        let reason = lacks.and_then(|(_, reason)| reason);
+        reason.unwrap_or_else(|| format!("{name} is not a kernel of this build"))
+    })
 }
 
 /// Every kernel of this build, with the reason why this CPU cannot run it, if it cannot.
