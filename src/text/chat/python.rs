@@ -13,13 +13,22 @@ use minijinja::{Error, ErrorKind, State};
 /// Values inside values: more than any schema nests, and few enough for the stack.
 const MAX_DEPTH: usize = 200;
 
+/// Bytes of JSON that one unit of fuel pays for. The engine charges one unit for 64 bytes of any text; escaping a text takes
+/// several times as long as copying it, and a chain of `tojson` doubles its length each time.
+const JSON_BYTES_PER_FUEL: usize = 8;
+
 /// The filter `tojson` as transformers defines it: `json.dumps` with its options, and not escaped for HTML.
 pub fn tojson(state: &State<'_, '_>, value: &Value, options: Kwargs) -> Result<String, Error> {
     let fuel = state.fuel_levels().map_or(u64::MAX, |(_, left)| left);
-    write_json(value, options, usize::try_from(fuel).unwrap_or(usize::MAX))
+    let json = write_json(value, options, usize::try_from(fuel).unwrap_or(usize::MAX))?;
+    match json.len() / JSON_BYTES_PER_FUEL {
+        0 => {}
+        used => state.consume_fuel(used as u64)?,
+    }
+    Ok(json)
 }
 
-/// The JSON of `value`, of at most 64 bytes for each unit of `fuel`, which is what the engine will ask for it.
+/// The JSON of `value`, of no more bytes than `fuel` pays for.
 fn write_json(value: &Value, options: Kwargs, fuel: usize) -> Result<String, Error> {
     let indent = match options.get::<Option<Value>>("indent")? {
         None => None,
@@ -38,7 +47,7 @@ fn write_json(value: &Value, options: Kwargs, fuel: usize) -> Result<String, Err
     };
     let mut json = Json {
         text: String::new(),
-        limit: fuel.saturating_mul(64),
+        limit: fuel.saturating_mul(JSON_BYTES_PER_FUEL),
         indent,
         item,
         key,

@@ -280,6 +280,7 @@ fn no_template_can_take_much_time_or_memory() {
         "{{ ('x' * 10**5).replace('x', 'y' * 10**5) }}",
         "{{ (['x' * 10**6] * 10**4) | tojson }}",
         "{{ messages | tojson(indent='x' * 10**7) }}",
+        "{% set ns = namespace(s='\"') %}{% for a in range(64) %}{% set ns.s = ns.s | tojson %}{% endfor %}",
         "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(64) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
         "{% set ns = namespace(s='x') %}{% for a in range(64) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
         "{% set ns = namespace(l=[1]) %}{% for a in range(64) %}{% set ns.l = (ns.l + ns.l) | list %}{% endfor %}",
