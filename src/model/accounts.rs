@@ -125,3 +125,39 @@ impl Blueprint {
         self.matrices().into_iter().zip(weights.matrices())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::int8::kernels::pool::Pool;
+    use crate::model::blueprint::blueprint;
+    use crate::model::config::ModelConfig;
+    use crate::model::{random, shapes};
+
+    #[test]
+    fn a_loaded_model_takes_what_its_blueprint_foretells() {
+        for tied in [true, false] {
+            let config = ModelConfig {
+                num_layers: 2,
+                hidden_size: 300,
+                num_heads: 3,
+                num_kv_heads: 1,
+                head_dim: 36,
+                // Neither whole panels nor whole groups.
+                intermediate_size: 150,
+                vocab_size: 70,
+                tie_word_embeddings: tied,
+                ..shapes::named("granite-3.3-2b").expect("a published shape")
+            };
+            let blueprint = blueprint(&config);
+            let weights = random::load(&blueprint, &mut Pool::new(1).unwrap()).unwrap();
+            let memory = blueprint.memory(&weights);
+            assert_eq!(memory.total(), blueprint.packed_bytes());
+            // The last norm is all ones, over the constant that divides the logits.
+            assert_eq!(weights.final_norm, [1.0 / config.logits_scaling; 300]);
+            let norms = memory.parts.last().expect("norms");
+            let embedding = 304 * 128 + 4 * 128;
+            let read = memory.total() - norms.bytes - if tied { 0 } else { embedding };
+            assert_eq!(blueprint.bytes_per_step(&weights), read);
+        }
+    }
+}

@@ -180,3 +180,29 @@ const fn norm(name: String, config: &ModelConfig) -> NormPart {
         divisor: 1.0,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::shapes;
+
+    #[test]
+    fn a_gguf_file_can_hold_every_tensor_of_a_dense_granite() {
+        let config = ModelConfig {
+            tie_word_embeddings: false,
+            ..shapes::named("granite-3.3-2b").expect("a published shape")
+        };
+        let blueprint = blueprint(&config);
+        let matrices = blueprint.matrices().into_iter();
+        let mut tensors: Vec<&str> = matrices
+            .flat_map(|part| part.columns.tensors().map(|(tensor, _)| tensor))
+            .collect();
+        tensors.extend(blueprint.norms().iter().map(|part| part.name.as_str()));
+        assert_eq!(tensors.len(), 3 + 9 * config.num_layers);
+        let names = |layer| names::OF_GGUF.map(|name| name.in_layer(layer));
+        let known: Vec<String> = (0..config.num_layers).flat_map(names).collect();
+        for tensor in tensors {
+            assert!(known.iter().any(|name| name == tensor), "{tensor}");
+        }
+    }
+}

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `forward` | the interface to the engine: [`Forward`], [`Span`] |
 //! | [`granite`] | the forward pass: embedding, layers, head |
-//! | `attention`, `feed_forward`, `norm` | the parts of a layer |
+//! | `attention`, `queries`, `feed_forward`, `norm` | the parts of a layer |
 //! | `step`, `rotary`, `kv_cache` | the data that all rows of a step share, and the keys and values of sequences |
 //! | [`quantizer`], [`packed`], `random` | weights from a float checkpoint, from a packed folder, and random weights |
 //! | `tensors`, `fold`, `accounts` | tensor checks, folded constants, bytes and operations, derived from the blueprint |
@@ -27,6 +27,7 @@ mod kv_cache;
 mod norm;
 pub mod packed;
 pub mod quantizer;
+mod queries;
 mod random;
 mod rotary;
 pub mod shapes;
