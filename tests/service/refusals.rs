@@ -18,6 +18,59 @@ pub async fn error_of(response: reqwest::Response) -> (u16, String, Value) {
     (status, code.to_owned(), error["param"].clone())
 }
 
+/// Values that are refused: the field, the code of the error, and the values as a JSON list.
+const REFUSED: &str = r#"
+    prompt | missing_required_parameter | [null]
+    prompt | invalid_value | ["", [], [""], [[]], ["a", ""], [[1], []], 3, true, {}, [1, "a"], ["a", 1], [[["a"]]]]
+    prompt | invalid_value | [[-1], [1.5], [320], [[1], [4294967295]], [1099511627776]]
+    max_tokens | context_length_exceeded | [4096, 18446744073709551615]
+    max_tokens | invalid_value | [0, -1, 1.5, "3", 1e300, [1]]
+    max_completion_tokens | invalid_value | [-5, "x"]
+    min_tokens | invalid_value | [17, -1, "1"]
+    temperature | invalid_value | [-0.1, 2.1, "hot", 1e308, []]
+    top_p | invalid_value | [0, -1, 1.01, "x"]
+    top_k | invalid_value | [-2, 1.5, "x", 1e30]
+    min_p | invalid_value | [-0.1, 1.1, true]
+    seed | invalid_value | [1.5, "x", 18446744073709551615, -1.8446744073709552e19]
+    n | invalid_value | [0, 17, -1, "2", 1.5]
+    best_of | invalid_value | [0, 17, []]
+    presence_penalty | invalid_value | [2.1, -2.1, "x"]
+    frequency_penalty | invalid_value | [1e300, []]
+    repetition_penalty | invalid_value | [0, -1, 1e-30, 101]
+    logit_bias | invalid_value | [{"50": 100.5}, {"a": 1}, {"-1": 1}, {"320": 1}, {"5": "x"}, {"+5": 1}, {"5": 1, "05": 1}, [5]]
+    allowed_token_ids | invalid_value | [[], [320], [-1], "5"]
+    bad_words | invalid_value | [[""], [1]]
+    stop | invalid_value | ["", ["a", ""], 1, [1]]
+    stop_token_ids | invalid_value | [[320], [1.5], 5]
+    include_stop_str_in_output | invalid_value | [1]
+    ignore_eos | invalid_value | ["yes"]
+    model | invalid_value | [3, ["a"]]
+    model | model_not_found | ["gpt-4", "", "../../etc/passwd"]
+    stream | invalid_value | [1, "true"]
+    stream_options | invalid_value | [{}, {"include_usage": true}, true]
+    echo | invalid_value | [1, "true"]
+    suffix | unsupported_parameter | ["end"]
+    suffix | invalid_value | [1]
+    logprobs | invalid_value | [21, -1, true, 1.5]
+    prompt_logprobs | invalid_value | [-1, 21, true]
+    logprob_token_ids | invalid_value | [5, [320]]
+    skip_special_tokens | invalid_value | [1]
+    spaces_between_special_tokens | invalid_value | ["no"]
+    return_token_ids | invalid_value | [1]
+    return_tokens_as_token_ids | invalid_value | [1]
+    truncate_prompt_tokens | invalid_value | [0, -2, "1"]
+    truncation_side | invalid_value | ["middle", true]
+    cache_salt | invalid_value | ["", 7]
+    priority | invalid_value | ["high", 1.5]
+    length_penalty | invalid_value | ["x"]
+    use_beam_search | unsupported_parameter | [true]
+    response_format | invalid_value | ["json", {}, {"type": "xml"}, {"type": "json_schema"}]
+    response_format | invalid_value | [{"type": "json_schema", "json_schema": {"name": "x"}}]
+    response_format | invalid_value | [{"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}]
+    structured_outputs | invalid_value | [[], {}, {"regex": "("}, {"regex": 3}, {"regex": "a", "choice": ["b"]}]
+    structured_outputs | invalid_value | [{"choice": []}, {"choice": [""]}, {"grammar": "start: nothing"}, {"json": "{"}]
+"#;
+
 #[tokio::test]
 async fn bad_fields_are_refused_by_name() {
     let service = Service::start(Fake::babbling());
@@ -26,284 +79,61 @@ async fn bad_fields_are_refused_by_name() {
         body[field] = value;
         body
     };
-    let too_many: Vec<&str> = vec!["x"; 17];
-    let table = [
-        ("prompt", "missing_required_parameter", vec![json!(null)]),
+    let biases = (0..1025).map(|id| (id.to_string(), json!(1)));
+    let long = [
+        ("prompt", "invalid_value", json!(vec!["x"; 17])),
+        ("prompt", "context_length_exceeded", json!(vec![5; 4096])),
         (
             "prompt",
-            "invalid_value",
-            vec![
-                json!(""),
-                json!([]),
-                json!([""]),
-                json!([[]]),
-                json!(["a", ""]),
-                json!([[1], []]),
-                json!(3),
-                json!(true),
-                json!({}),
-                json!([1, "a"]),
-                json!(["a", 1]),
-                json!([[["a"]]]),
-                json!([-1]),
-                json!([1.5]),
-                json!([320]),
-                json!([[1], [4294967295u32]]),
-                json!([1u64 << 40]),
-                json!(too_many),
-            ],
+            "context_length_exceeded",
+            json!("a ".repeat(4096)),
         ),
         (
             "prompt",
             "context_length_exceeded",
-            vec![
-                json!(vec![5; 4096]),
-                json!("a ".repeat(4096)),
-                json!("x".repeat(500_000)),
-            ],
+            json!("x".repeat(500_000)),
         ),
-        (
-            "max_tokens",
-            "context_length_exceeded",
-            vec![json!(4096), json!(u64::MAX)],
-        ),
-        (
-            "max_tokens",
-            "invalid_value",
-            vec![
-                json!(0),
-                json!(-1),
-                json!(1.5),
-                json!("3"),
-                json!(1e300),
-                json!([1]),
-            ],
-        ),
-        (
-            "max_completion_tokens",
-            "invalid_value",
-            vec![json!(-5), json!("x")],
-        ),
-        (
-            "temperature",
-            "invalid_value",
-            vec![
-                json!(-0.1),
-                json!(2.1),
-                json!("hot"),
-                json!(1e308),
-                json!([]),
-            ],
-        ),
-        (
-            "top_p",
-            "invalid_value",
-            vec![json!(0), json!(-1), json!(1.01), json!("x")],
-        ),
-        (
-            "top_k",
-            "invalid_value",
-            vec![json!(-2), json!(1.5), json!("x"), json!(1e30)],
-        ),
-        (
-            "min_p",
-            "invalid_value",
-            vec![json!(-0.1), json!(1.1), json!(true)],
-        ),
-        (
-            "seed",
-            "invalid_value",
-            vec![
-                json!(1.5),
-                json!("x"),
-                json!(u64::MAX),
-                json!(i64::MIN as f64 * 2.0),
-            ],
-        ),
+        ("stop", "invalid_value", json!(vec!["a"; 17])),
         (
             "stop",
             "invalid_value",
-            vec![
-                json!(""),
-                json!(["a", ""]),
-                json!(vec!["a"; 17]),
-                json!(["a".repeat(5000), "b".repeat(5000)]),
-                json!(1),
-                json!([1]),
-            ],
+            json!(["a".repeat(5000), "b".repeat(5000)]),
         ),
-        ("stream", "invalid_value", vec![json!(1), json!("true")]),
-        (
-            "stream_options",
-            "invalid_value",
-            vec![json!({}), json!({"include_usage": true}), json!(true)],
-        ),
-        ("model", "invalid_value", vec![json!(3), json!(["a"])]),
-        (
-            "model",
-            "model_not_found",
-            vec![json!("gpt-4"), json!(""), json!("../../etc/passwd")],
-        ),
-        (
-            "n",
-            "invalid_value",
-            vec![json!(0), json!(17), json!(-1), json!("2"), json!(1.5)],
-        ),
-        (
-            "best_of",
-            "invalid_value",
-            vec![json!(0), json!(17), json!([])],
-        ),
-        ("echo", "invalid_value", vec![json!(1), json!("true")]),
-        (
-            "logprobs",
-            "invalid_value",
-            vec![json!(21), json!(-1), json!(true), json!(1.5)],
-        ),
-        ("suffix", "unsupported_parameter", vec![json!("end")]),
-        ("suffix", "invalid_value", vec![json!(1)]),
-        (
-            "presence_penalty",
-            "invalid_value",
-            vec![json!(2.1), json!(-2.1), json!("x")],
-        ),
-        (
-            "frequency_penalty",
-            "invalid_value",
-            vec![json!(1e300), json!([])],
-        ),
-        (
-            "repetition_penalty",
-            "invalid_value",
-            vec![json!(0), json!(-1), json!(1e-30), json!(101)],
-        ),
+        ("stop_token_ids", "invalid_value", json!(vec![1; 65])),
+        ("logprob_token_ids", "invalid_value", json!(vec![1; 129])),
         (
             "logit_bias",
             "invalid_value",
-            vec![
-                json!({"50": 100.5}),
-                json!({"a": 1}),
-                json!({"-1": 1}),
-                json!({"320": 1}),
-                json!({"5": "x"}),
-                json!({"+5": 1}),
-                json!({"5": 1, "05": 1}),
-                json!([5]),
-                json!(
-                    (0..1025)
-                        .map(|id| (id.to_string(), 1))
-                        .collect::<std::collections::BTreeMap<_, _>>()
-                ),
-            ],
-        ),
-        (
-            "allowed_token_ids",
-            "invalid_value",
-            vec![json!([]), json!([320]), json!([-1]), json!("5")],
-        ),
-        ("bad_words", "invalid_value", vec![json!([""]), json!([1])]),
-        (
-            "stop_token_ids",
-            "invalid_value",
-            vec![json!([320]), json!([1.5]), json!(5), json!(vec![1; 65])],
-        ),
-        (
-            "min_tokens",
-            "invalid_value",
-            vec![json!(17), json!(-1), json!("1")],
-        ),
-        ("ignore_eos", "invalid_value", vec![json!("yes")]),
-        ("skip_special_tokens", "invalid_value", vec![json!(1)]),
-        (
-            "spaces_between_special_tokens",
-            "invalid_value",
-            vec![json!("no")],
-        ),
-        ("length_penalty", "invalid_value", vec![json!("x")]),
-        (
-            "prompt_logprobs",
-            "invalid_value",
-            vec![json!(-1), json!(21), json!(true)],
-        ),
-        (
-            "logprob_token_ids",
-            "invalid_value",
-            vec![json!(5), json!([320]), json!(vec![1; 129])],
-        ),
-        (
-            "include_stop_str_in_output",
-            "invalid_value",
-            vec![json!(1)],
-        ),
-        (
-            "truncate_prompt_tokens",
-            "invalid_value",
-            vec![json!(0), json!(-2), json!("1")],
-        ),
-        (
-            "truncation_side",
-            "invalid_value",
-            vec![json!("middle"), json!(true)],
-        ),
-        ("cache_salt", "invalid_value", vec![json!(""), json!(7)]),
-        ("return_token_ids", "invalid_value", vec![json!(1)]),
-        (
-            "return_tokens_as_token_ids",
-            "invalid_value",
-            vec![json!(1)],
-        ),
-        ("priority", "invalid_value", vec![json!("high"), json!(1.5)]),
-        (
-            "use_beam_search",
-            "unsupported_parameter",
-            vec![json!(true)],
-        ),
-        (
-            "response_format",
-            "invalid_value",
-            vec![
-                json!("json"),
-                json!({}),
-                json!({"type": "xml"}),
-                json!({"type": "json_schema"}),
-                json!({"type": "json_schema", "json_schema": {"name": "x"}}),
-                json!({"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}),
-            ],
+            Value::Object(biases.collect()),
         ),
         (
             "structured_outputs",
             "invalid_value",
-            vec![
-                json!([]),
-                json!({}),
-                json!({"regex": "("}),
-                json!({"regex": 3}),
-                json!({"regex": "a", "choice": ["b"]}),
-                json!({"choice": []}),
-                json!({"choice": [""]}),
-                json!({"grammar": "start: nothing"}),
-                json!({"json": "{"}),
-                json!({"regex": "x".repeat(200_000)}),
-            ],
+            json!({"regex": "x".repeat(200_000)}),
         ),
     ];
+    let mut table = Vec::from(long);
+    for row in REFUSED.trim().lines() {
+        let [field, code, values] = row.splitn(3, '|').map(str::trim).collect::<Vec<_>>()[..]
+        else {
+            panic!("{row}");
+        };
+        let values: Vec<Value> = serde_json::from_str(values).expect(row);
+        table.extend(values.into_iter().map(|value| (field, code, value)));
+    }
     let mut refused = 0;
-    for (param, code, values) in table {
-        for value in values {
-            let response = service
-                .completion(&with(param, value.clone()))
-                .send()
-                .await
-                .unwrap();
-            let status = if code == "model_not_found" { 404 } else { 400 };
-            assert_eq!(
-                error_of(response).await,
-                (status, code.to_owned(), json!(param)),
-                "{param}: {}",
-                &value.to_string()[..value.to_string().len().min(80)]
-            );
-            refused += 1;
-        }
+    for (param, code, value) in table {
+        let body = with(param, value.clone());
+        let response = service.completion(&body).send().await.unwrap();
+        let status = if code == "model_not_found" { 404 } else { 400 };
+        let value = value.to_string();
+        assert_eq!(
+            error_of(response).await,
+            (status, code.to_owned(), json!(param)),
+            "{param}: {}",
+            &value[..value.len().min(80)]
+        );
+        refused += 1;
     }
     let outcome = service.count("invalid");
     assert_eq!(outcome, refused, "each is counted once");
