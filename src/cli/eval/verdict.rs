@@ -36,7 +36,7 @@ pub fn of(kl_mean: f64) -> String {
 /// How to try the model on a task, which a divergence cannot replace.
 pub fn task(reference: &str) -> String {
     format!(
-        "To measure the effect on your task, use lm-evaluation-harness (pip: lm_eval[api]):\n\
+        "To measure it on your task, use lm-evaluation-harness (pip: lm_eval[api]):\n\
          \x20   microgranite serve --model {reference} --served-model-name int8\n\
          \x20   lm_eval --model local-completions --tasks arc_easy --model_args \\\n\
          \x20       model=int8,base_url=http://127.0.0.1:8080/v1/completions,tokenizer_backend=remote\n"
