@@ -155,7 +155,7 @@ mod tests {
             // The last norm is all ones, over the constant that divides the logits.
             assert_eq!(weights.final_norm, [1.0 / config.logits_scaling; 300]);
             let norms = memory.parts.last().expect("norms");
-            let embedding = 304 * 128 + 4 * 128;
+            let embedding = 300 * 128 + 4 * 128;
             let read = memory.total() - norms.bytes - if tied { 0 } else { embedding };
             assert_eq!(blueprint.bytes_per_step(&weights), read);
         }
