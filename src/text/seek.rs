@@ -1,33 +1,34 @@
-//! Markers in a text as it arrives, such as the tag that ends a thought.
+//! Searches for markers in a text while it arrives, such as the tag that ends a thought.
 
 use std::mem;
 
-/// Looks for the first of some markers, wherever the pieces are cut. White space before a marker belongs to it.
+/// Searches for the first of several markers, wherever the text is cut into pieces. White space before a marker belongs
+/// to it.
 ///
-/// What comes out depends on the characters alone. Each is looked at a few times at most, however long a run of white
+/// The result depends only on the characters. Each character is examined only a few times, however long a run of white
 /// space is.
 #[derive(Debug, Clone, Default)]
 pub struct Seek {
     markers: &'static [&'static str],
     /// White space that a marker may follow.
     space: String,
-    /// The start of a marker so far; shorter than the longest of them.
+    /// Text that may be the start of a marker; it is shorter than the longest marker.
     held: String,
 }
 
-/// A marker in a text.
+/// A marker that was found in a text.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Found {
-    /// White space that stood before it.
+    /// The white space before the marker.
     pub space: String,
-    /// Which one.
+    /// The marker.
     pub marker: &'static str,
-    /// The text behind it.
+    /// The text after the marker.
     pub rest: String,
 }
 
 impl Seek {
-    /// Looks for `markers`, none of which begins or ends with white space.
+    /// Creates a search for `markers`. No marker may begin or end with white space.
     pub const fn new(markers: &'static [&'static str]) -> Self {
         Self {
             markers,
@@ -36,13 +37,13 @@ impl Seek {
         }
     }
 
-    /// Takes the next piece of text. Returns the text that is certain to stand before any marker, and the marker if one
-    /// is complete; it is the caller's to begin anew behind it.
+    /// Takes the next piece of text. Returns the text that certainly precedes any marker, and the marker if a complete
+    /// one was found. The caller passes the rest after the marker to a later call.
     pub fn push(&mut self, text: &str) -> (String, Option<Found>) {
         let mut text = mem::take(&mut self.held) + text;
         let places = self.markers.iter();
         let places = places.filter_map(|&marker| Some((text.find(marker)?, marker)));
-        // Of two at one place the longer.
+        // If two markers begin at the same position, the longer one counts.
         let first = places.min_by_key(|&(at, marker)| (at, usize::MAX - marker.len()));
         if let Some((at, marker)) = first {
             let rest = text.split_off(at + marker.len());
@@ -64,12 +65,12 @@ impl Seek {
         (self.without_end(&text), None)
     }
 
-    /// The end of the text: what was held back is text after all.
+    /// Takes the end of the text. Returns the held-back text, which is not a marker.
     pub fn finish(&mut self) -> String {
         mem::take(&mut self.space) + &mem::take(&mut self.held)
     }
 
-    /// What is certain of `text`: all but the white space at its end, which is kept.
+    /// Returns `text` without the white space at its end, which is held back.
     fn without_end(&mut self, text: &str) -> String {
         let (certain, space) = text.split_at(text.trim_end().len());
         let before = match certain {
@@ -81,7 +82,7 @@ impl Seek {
     }
 }
 
-/// How many bytes at the end of `text` are a start of `marker`, all of it excepted.
+/// The number of bytes at the end of `text` that are a proper prefix of `marker`.
 pub fn start_at_end(text: &str, marker: &str) -> usize {
     let starts = marker.char_indices().skip(1).map(|(at, _)| at);
     let starts = starts.filter(|&length| text.ends_with(&marker[..length]));

@@ -1,7 +1,8 @@
-//! Thoughts in answers: what a model writes for itself before it answers, told from the answer as the text arrives.
+//! Separates thoughts from answers: the text in which a model reasons before it answers is split off while the text
+//! arrives.
 //!
-//! How the families of models mark their thoughts is one table, [`Form`]. Where a text begins, in a thought or not, is
-//! what the prompt says that it ends with.
+//! The table of [`Form`]s lists how each family of models marks its thoughts. The end of the prompt determines whether
+//! a text begins within a thought.
 
 mod first;
 
@@ -11,38 +12,39 @@ pub use first::{Bounds, ThoughtFirst, ThoughtTokens};
 
 use super::seek::{Found, Seek, start_at_end};
 
-/// White space before what opens a thought, in bytes; a model that writes more of it does not begin one.
+/// The most white space before the opening tag of a thought, in bytes. After more white space, the tag is ordinary
+/// text.
 const MAX_SPACE: usize = 256;
 
 /// How a family of models marks its thoughts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Form {
-    /// What a template has in it that teaches the form; the first form of which this is so is taken.
+    /// Texts that a template for this form contains. If several forms match a template, the first one is used.
     signs: &'static [&'static str],
-    /// The variable of the template that turns thoughts on and off.
+    /// The template variable that turns thinking on and off.
     pub switch: &'static str,
-    /// Whether the model thinks when nothing is said about it, if only its template lets it.
+    /// Whether the model thinks by default, if the request does not set the switch.
     pub is_default: bool,
-    /// What begins a thought.
+    /// The texts that may open a thought.
     opens: &'static [&'static str],
-    /// What ends it.
+    /// The texts that may close a thought.
     closes: &'static [&'static str],
-    /// What stands between a thought and its answer and belongs to neither.
+    /// What separates the thought from the answer. It belongs to neither.
     margin: Margin,
 }
 
-/// What stands around an answer and is no part of it.
+/// What surrounds an answer without being part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Margin {
     /// Nothing.
     None,
-    /// Line feeds before it.
+    /// Line feeds before the answer.
     Lines,
-    /// White space and these tags around it, each of which may be missing.
+    /// White space and these two tags around the answer, each of which may be missing.
     Tags(&'static str, &'static str),
 }
 
-/// The forms, the most special first.
+/// The forms. More specific ones come first.
 static FORMS: [Form; 3] = [
     // Granite 3.2.
     Form {
@@ -74,23 +76,23 @@ static FORMS: [Form; 3] = [
 ];
 
 impl Form {
-    /// The one that the chat template `source` teaches, if any.
+    /// Returns the form that the chat template `source` uses, if any.
     pub fn of(source: &str) -> Option<&'static Self> {
         let is_taught = |form: &&Self| form.signs.iter().all(|sign| source.contains(sign));
         FORMS.iter().find(is_taught)
     }
 
-    /// What begins a thought, in the model's own words.
+    /// The text with which the model itself opens a thought.
     pub const fn open(&self) -> &'static str {
         self.opens[0]
     }
 
-    /// What ends it.
+    /// The text with which the model itself closes a thought.
     pub const fn close(&self) -> &'static str {
         self.closes[0]
     }
 
-    /// Where an answer is that follows `prompt`, the end of which the template wrote.
+    /// Returns a splitter for the answer to `prompt`. The end of the prompt must come from the template.
     pub fn after(&'static self, prompt: &str) -> Splitter {
         let end = prompt.trim_end();
         let ends_with = |marks: &[&str]| marks.iter().any(|mark| end.ends_with(mark));
@@ -106,7 +108,7 @@ impl Form {
         )
     }
 
-    /// The thought that `text`, an answer of the past, begins with, and the answer behind it.
+    /// Splits `text`, an earlier answer, into the thought with which it begins and the answer after that.
     pub fn split_off<'a>(&self, text: &'a str) -> Option<Past<'a>> {
         let start = text.trim_start();
         let mut opens = self.opens.iter();
@@ -125,47 +127,47 @@ impl Form {
     }
 }
 
-/// A thought and an answer in a text of the past.
+/// An earlier text of the assistant, split into its thought and its answer.
 pub struct Past<'a> {
-    /// Without line feeds around it.
+    /// The thought, without line feeds around it.
     pub thought: &'a str,
-    /// Without line feeds before it.
+    /// The answer, without line feeds before it.
     pub answer: &'a str,
-    /// All of the text: what opens the thought, the thought, what closes it, the answer.
+    /// The complete text in four parts: opening tag, thought, closing tag, answer.
     pub whole: [&'a str; 4],
 }
 
-/// Tells the thought and the answer in one text apart, as it arrives.
+/// Splits a text into its thought and its answer while it arrives.
 ///
-/// What comes out depends on the characters alone, not on how they were cut into pieces, and all that comes out, put
-/// together, is the text. Each character is looked at a few times at most.
+/// The result depends only on the characters, not on how the text was cut into pieces. The returned parts, joined, are
+/// the complete text. Each character is examined only a few times.
 #[derive(Debug, Clone)]
 pub struct Splitter {
     form: &'static Form,
     state: State,
-    /// Not decided yet.
+    /// Text that is not assigned to a part yet.
     held: String,
-    /// In a thought: looks for its end.
+    /// Searches for the end of the thought; used within a thought.
     close: Seek,
 }
 
 /// A part of a text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Part {
-    /// What the model thinks.
+    /// Text of the thought.
     Thought(String),
-    /// What marks thought and answer, and white space that belongs to neither.
+    /// Tags around thought and answer, and white space that belongs to neither.
     Mark(String),
-    /// What it says.
+    /// Text of the answer.
     Answer(String),
 }
 
-/// What a text is in the middle of.
+/// What the end of the text so far belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// A thought may begin here, or the answer.
+    /// Unknown: the text may begin with a thought or with the answer.
     Undecided,
-    /// A thought.
+    /// The thought.
     Thought,
     /// The answer.
     Answer,
@@ -173,21 +175,21 @@ pub enum Phase {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// Nothing but white space has come.
+    /// At the start: only white space has arrived.
     Start,
-    /// The same, where the prompt has begun a thought: models may begin it again.
+    /// At the start, after a prompt that has opened a thought. Some models open it again.
     Opened,
-    /// At the beginning of a thought, before its first character.
+    /// After the opening tag of a thought, before its first character.
     Lead,
     /// In a thought.
     Thought,
-    /// Behind a thought, before what may open the answer.
+    /// After a thought, before a tag that may open the answer.
     Margin,
-    /// Behind what opens the answer.
+    /// After the tag that opens the answer.
     Inner,
-    /// In an answer after which a tag may close it.
+    /// In an answer that may end with a closing tag.
     Tagged,
-    /// In an answer in which all is text.
+    /// In an answer without a closing tag: everything that follows belongs to it.
     Answer,
 }
 
@@ -201,12 +203,12 @@ impl Splitter {
         }
     }
 
-    /// One for a text in the middle of an answer, in which no thought begins any more.
+    /// Creates a splitter for a text that is within an answer, so that no thought can begin any more.
     pub const fn in_answer(form: &'static Form) -> Self {
         Self::new(form, State::Answer)
     }
 
-    /// What the text is in the middle of.
+    /// What the end of the text so far belongs to.
     pub const fn phase(&self) -> Phase {
         match self.state {
             State::Start => Phase::Undecided,
@@ -233,7 +235,7 @@ impl Splitter {
         parts
     }
 
-    /// The end of the text.
+    /// Takes the end of the text.
     pub fn finish(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
         let held = mem::take(&mut self.held);
@@ -265,7 +267,7 @@ impl Splitter {
         parts
     }
 
-    /// Where a thought may be opened. Returns whether that is decided.
+    /// At a place where a thought may be opened. Returns whether it is known if a thought begins.
     fn begin(&mut self, parts: &mut Vec<Part>) -> bool {
         let rest = self.held.trim_start();
         let mut opens = self.form.opens.iter();
@@ -285,7 +287,7 @@ impl Splitter {
         true
     }
 
-    /// Passes what `trim` takes off the beginning, which may go on. Returns whether something else is there.
+    /// Skips the prefix that `trim` removes, which the next piece may continue. Returns whether other text follows.
     fn skip(&mut self, parts: &mut Vec<Part>, next: State, trim: impl Fn(&str) -> &str) -> bool {
         let space = self.held.len() - trim(&self.held).len();
         self.take(space, Part::Mark, parts);
@@ -315,7 +317,7 @@ impl Splitter {
         true
     }
 
-    /// Behind a thought. Returns whether it is decided where the answer begins.
+    /// After a thought. Returns whether the start of the answer is known.
     fn margin(&mut self, parts: &mut Vec<Part>) -> bool {
         match self.form.margin {
             Margin::None => {
@@ -337,7 +339,7 @@ impl Splitter {
         }
     }
 
-    /// In an answer that a tag may close: the tag is no part of it if nothing but white space follows.
+    /// In an answer that may end with a closing tag. The tag is not part of the answer if only white space follows it.
     fn tagged(&mut self, parts: &mut Vec<Part>) -> bool {
         let Margin::Tags(_, close) = self.form.margin else {
             self.state = State::Answer;
@@ -367,7 +369,7 @@ impl Splitter {
         false
     }
 
-    /// Takes so much of what is held for a part.
+    /// Moves the first `length` bytes of the held text into a part.
     fn take(&mut self, length: usize, part: fn(String) -> Part, parts: &mut Vec<Part>) {
         let rest = self.held.split_off(length);
         let text = mem::replace(&mut self.held, rest);
@@ -375,7 +377,7 @@ impl Splitter {
     }
 }
 
-/// Adds a part, if there is anything in it.
+/// Adds a part unless its text is empty.
 fn add(parts: &mut Vec<Part>, part: fn(String) -> Part, text: String) {
     if !text.is_empty() {
         parts.push(part(text));

@@ -1,20 +1,21 @@
-//! Arguments of calls that a model wrote as text → JSON, as the tool's schema has them.
+//! Converts arguments that a model wrote as plain text to JSON, according to the tool's schema.
 
 use std::collections::BTreeMap;
 
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-/// Schemas looked at for one argument, those behind references included: more than any argument has alternatives.
+/// The most schemas that are examined for one argument, including those behind references. No real argument has so many
+/// alternatives.
 const MAX_SCHEMAS: usize = 200;
-/// Integers that floats hold exactly end here.
+/// Up to this magnitude, 64-bit floats represent every integer exactly.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
-/// What the arguments of the tools of a request may be.
+/// The types of the arguments of each tool in a request.
 #[derive(Debug, Default)]
 pub struct Tools(BTreeMap<String, BTreeMap<String, Kinds>>);
 
-/// The types that an argument may have. None at all means that the schema says nothing.
+/// The types that an argument may have. If none is set, the schema does not restrict the type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Kinds {
     null: bool,
@@ -24,12 +25,12 @@ pub struct Kinds {
     object: bool,
     array: bool,
     string: bool,
-    /// A reference that leads nowhere: whatever it means.
+    /// The schema has a reference without a target, so any type is possible.
     unknown: bool,
 }
 
 impl Tools {
-    /// Those with these names and schemas of their arguments.
+    /// Collects the tools from their names and the schemas of their arguments.
     pub fn new<'a>(tools: impl IntoIterator<Item = (&'a str, Option<&'a Value>)>) -> Self {
         let kinds = |schema: Option<&Value>| {
             let properties = schema.and_then(|schema| properties(schema, schema, 0));
@@ -48,18 +49,18 @@ impl Tools {
         )
     }
 
-    /// Whether there is a tool of this name.
+    /// Whether a tool with this name exists.
     pub fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)
     }
 
-    /// Whether `key` may be an argument of `tool`, as far as one can tell: those of a tool that names none may be any.
+    /// Whether `key` can be an argument of `tool`. If the tool declares no arguments, any key can be.
     pub fn may_have(&self, tool: &str, key: &str) -> bool {
         let properties = self.0.get(tool);
         properties.is_none_or(|properties| properties.is_empty() || properties.contains_key(key))
     }
 
-    /// What the argument `key` of `tool` may be.
+    /// The types that the argument `key` of `tool` may have.
     pub fn kinds(&self, tool: &str, key: &str) -> Kinds {
         let properties = self.0.get(tool);
         let kinds = properties.and_then(|properties| properties.get(key));
@@ -67,7 +68,8 @@ impl Tools {
     }
 }
 
-/// The properties of a schema, which may stand behind references within the document `root`; `depth` of them so far.
+/// Returns the properties of a schema. They may be behind references within the document `root`; `depth` references
+/// have been followed so far.
 pub fn properties<'a>(
     schema: &'a Value,
     root: &'a Value,
@@ -80,14 +82,14 @@ pub fn properties<'a>(
     properties(target, root, depth + 1)
 }
 
-/// What the reference of a schema points to within the document.
+/// Returns the schema within `root` to which the reference of `schema` points.
 fn target<'a>(schema: &Value, root: &'a Value) -> Option<&'a Value> {
     let reference = schema.get("$ref")?.as_str()?;
     root.pointer(reference.strip_prefix('#')?)
 }
 
 impl Kinds {
-    /// Those that `schema` allows, a part of the document `root`.
+    /// Returns the types that `schema`, a part of the document `root`, allows.
     pub fn of(schema: &Value, root: &Value) -> Self {
         let mut kinds = Self::default();
         let mut waiting = vec![schema];
@@ -109,7 +111,7 @@ impl Kinds {
         kinds
     }
 
-    /// Adds what one schema says of itself.
+    /// Adds the types that one schema itself allows, without its references and alternatives.
     fn add(&mut self, schema: &Value) {
         match schema.get("type") {
             Some(Value::String(name)) => self.add_type(name),
@@ -119,7 +121,7 @@ impl Kinds {
             }
             _ => {}
         }
-        // Some schemas leave out what goes without saying.
+        // Some schemas leave out the type if other keywords imply it.
         self.object |= schema.get("properties").is_some();
         self.array |= schema.get("items").is_some();
         let values = schema.get("enum").and_then(Value::as_array);
@@ -136,7 +138,7 @@ impl Kinds {
         }
     }
 
-    /// By JSON Schema's names, and others that clients use.
+    /// Adds a type by its name in JSON Schema, or by another name that clients use for it.
     fn add_type(&mut self, name: &str) {
         match name {
             "null" => self.null = true,
@@ -150,7 +152,7 @@ impl Kinds {
         }
     }
 
-    /// Whether a value is text, whatever it looks like: also where nothing is known of it.
+    /// Whether the value is always a string, whatever it looks like. This includes values of unknown type.
     pub const fn is_text(self) -> bool {
         let Self {
             null,
@@ -165,19 +167,19 @@ impl Kinds {
         !(null || integer || number || boolean || object || array || unknown)
     }
 
-    /// Whether a value may be text.
+    /// Whether the value may be a string.
     pub const fn may_be_text(self) -> bool {
         self.string || self.is_text()
     }
 
-    /// `text` as JSON: of the first type that it can be, in the order that vLLM has.
+    /// Converts `text` to JSON, as the first matching type in the order that vLLM uses.
     pub fn json(self, text: &str) -> String {
         if self.is_text() {
             return quoted(text);
         }
         let word = text.trim();
         let is = |name: &str| word.eq_ignore_ascii_case(name);
-        // History shows the model values as Python writes them.
+        // Earlier messages in the prompt show values in Python's notation, so the model may write `None`.
         if self.null && (is("null") || is("none") && !self.string) {
             return "null".into();
         }
@@ -209,7 +211,7 @@ impl Kinds {
     }
 }
 
-/// A whole number, however it is written.
+/// Parses a whole number in any notation, such as `3.0`.
 fn integer(text: &str) -> Option<String> {
     if let Ok(integer) = text.parse::<i128>() {
         return Some(integer.to_string());
@@ -223,7 +225,7 @@ fn number(text: &str) -> Option<String> {
     Some(number.to_string())
 }
 
-/// A number in digits: the language's own parser also takes words for some.
+/// Parses a number that consists of digits. Rust's own parser also accepts words such as `inf`.
 fn finite(text: &str) -> Option<f64> {
     let is_number = |c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.' | 'e' | 'E');
     let is_number = text.chars().all(is_number);

@@ -1,8 +1,8 @@
-//! Keeps text that a client wrote from becoming a control token.
+//! Ensures that text from a client never becomes a control token.
 //!
-//! A chat template puts control tokens (`<|end_of_role|>`) and the client's text into one string. Before that, every
-//! text of the client is marked wherever it could read as a control token, alone or together with what stands beside
-//! it. The marks keep it from being found when the string is cut into tokens, and then they are taken out.
+//! A chat template joins control tokens (`<|end_of_role|>`) and text from the client into one string. Before that,
+//! marks are inserted into the client's text wherever it could be taken for a control token, alone or joined with the
+//! text beside it. The marks prevent such matches when the string is split into tokens, and are then removed.
 
 use std::borrow::Cow;
 
@@ -11,36 +11,39 @@ use minijinja::value::{Value, ValueKind};
 
 use super::super::tokenizer::{EncodeError, Tokenizer};
 
-/// Starts a mark. Unicode guarantees that it is no character, so hardly any text has it; one that does is escaped.
+/// Begins a mark. Unicode guarantees that this code point is not a character, so hardly any text contains it; if one
+/// does, it is escaped.
 const MARK: char = '\u{FDD0}';
-/// After [`MARK`]: nothing stands here, only that no token runs across.
+/// After [`MARK`]: no token may span this position.
 const BREAK: char = '\u{FDD1}';
-/// After [`MARK`]: the text itself has a [`MARK`] here.
+/// After [`MARK`]: the original text has a [`MARK`] here.
 const ESCAPED: char = '\u{FDD2}';
-/// Where a conversation is cut off that the model is to continue. No text of a client holds it: its [`MARK`] would be
-/// escaped.
+/// The position where a conversation is cut off so that the model continues it. Text from a client cannot contain it,
+/// because its [`MARK`] would be escaped.
 pub(super) const CUT: &str = "\u{FDD0}\u{FDD3}";
 
-/// The tokens that a tokenizer finds in text before anything else, and those among them that a client must not write.
+/// The added tokens, for which a tokenizer searches before anything else, and those among them that a client must not
+/// write.
 pub struct ControlTokens {
-    /// Every added token, the longest first where several start: how a rendered conversation is cut.
+    /// Finds every added token, the longest one first if several begin at the same position. It splits a rendered
+    /// conversation.
     added: AhoCorasick,
     added_ids: Vec<u32>,
-    /// What only the template may write, wherever it occurs, overlaps included.
+    /// Finds, overlaps included, every token that only the template may write.
     control: AhoCorasick,
     control_texts: Vec<String>,
 }
 
 impl ControlTokens {
-    /// The added tokens of `tokenizer`.
+    /// Collects the added tokens of `tokenizer`.
     pub fn of(tokenizer: &Tokenizer) -> Self {
         let added = tokenizer.added_tokens();
-        // Models mark the tags of tools and thoughts as ordinary, so that they show in answers; a tag is control all
-        // the same when it stands in a prompt. Some tokenizers also add runs of spaces: those are anyone's to write.
+        // Models declare the tags of tools and thoughts as ordinary tokens, so that they appear in answers; in a prompt
+        // they still act as control tokens. Some tokenizers also add runs of spaces, which clients may write.
         let control_texts: Vec<String> = added
             .iter()
             .filter(|token| token.special || is_tag(&token.text))
-            // No mark fits into a single character.
+            // A break cannot be inserted into a single character.
             .filter(|token| token.text.chars().nth(1).is_some())
             .map(|token| token.text.clone())
             .collect();
@@ -61,15 +64,15 @@ impl ControlTokens {
         }
     }
 
-    /// `text`, marked so that no control token is found in it or across its ends.
+    /// Returns `text` with marks, so that no control token is found within it or across its ends.
     pub fn guard<'a>(&self, text: &'a str) -> Cow<'a, str> {
-        // After the first character of every token that stands in the text; of overlapping ones, each.
+        // A break after the first character of every control token in the text, overlapping ones included.
         let mut breaks: Vec<usize> = self
             .control
             .find_overlapping_iter(text)
             .map(|found| found.start() + first_length(&text[found.start()..]))
             .collect();
-        // Templates trim, so the ends are those of what is left.
+        // Templates may trim the text, so the breaks are inside of the white space at its ends.
         let start = text.len() - text.trim_start().len();
         let end = text.trim_end().len().max(start);
         let core = &text[start..end];
@@ -92,7 +95,7 @@ impl ControlTokens {
         Cow::Owned(guarded)
     }
 
-    /// Every text in `value`, keys of objects included, marked.
+    /// Returns `value` with marks in every text, including the keys of objects.
     pub fn guard_value(&self, value: &Value) -> Value {
         match value.kind() {
             ValueKind::String => Value::from(&*self.guard(value.as_str().unwrap_or_default())),
@@ -108,7 +111,7 @@ impl ControlTokens {
         }
     }
 
-    /// The ids of a rendered conversation: control tokens where the template wrote them, and text in between.
+    /// Tokenizes a rendered conversation: control tokens where the template wrote them, ordinary text elsewhere.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -130,7 +133,7 @@ impl ControlTokens {
         Ok(ids)
     }
 
-    /// Whether `text` begins like the end of a control token, which the template may have begun.
+    /// Whether `text` begins with the end of a control token, of which the template may write the start.
     fn may_end_a_token(&self, text: &str) -> bool {
         let ends = |token: &String| {
             let mut starts = token.char_indices().skip(1);
@@ -139,7 +142,7 @@ impl ControlTokens {
         !text.is_empty() && self.control_texts.iter().any(ends)
     }
 
-    /// Whether `text` ends like the start of a control token, which the template may go on with.
+    /// Whether `text` ends with the start of a control token, which the template may complete.
     fn may_start_a_token(&self, text: &str) -> bool {
         let starts = |token: &String| {
             let mut ends = token.char_indices().skip(1);
@@ -149,7 +152,7 @@ impl ControlTokens {
     }
 }
 
-/// `rendered` as it was meant, without marks.
+/// Removes the marks from `rendered`.
 pub fn unmark(rendered: &str) -> Cow<'_, str> {
     if !rendered.contains(MARK) {
         return Cow::Borrowed(rendered);
@@ -169,7 +172,7 @@ pub fn unmark(rendered: &str) -> Cow<'_, str> {
                 characters.next();
                 text.push(MARK);
             }
-            // A template that cut between the two.
+            // The template cut the text between the two characters of a mark.
             _ => text.push(MARK),
         }
     }

@@ -1,4 +1,4 @@
-//! The engine that runs templates, set up to do as Jinja does under transformers, and within bounds.
+//! Sets up the engine that runs templates, so that it behaves like Jinja in transformers and stays within bounds.
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, ValueOrKwargs, from_args};
@@ -9,31 +9,32 @@ use super::methods::{self, lines, pay};
 use super::python;
 use super::source;
 
-/// Instructions of the template engine for one conversation, and 64 bytes of what they make count as one. Granite's
-/// templates take about 60 for a message, so this is enough for the ten thousand messages that fit a body, and no more
-/// than 64 MiB; past it a template is looping.
+/// The most instructions of the template engine for one conversation, where 64 bytes of produced text count as one.
+/// Granite's templates take about 60 per message. This is enough for the ten thousand messages that a body can hold,
+/// and limits the text to 64 MiB. A template that needs more is in an endless loop.
 const FUEL: u64 = 1_000_000;
-/// Macros that call themselves. Templates of models do not recurse at all.
+/// The deepest recursion of macros. Templates of models do not use recursion at all.
 const MAX_RECURSION: usize = 50;
 
-/// The engine's own filter `format`, under a name that no template can write.
+/// The engine's own filter `format`, under a name that a template cannot write.
 const ENGINES_FORMAT: &str = "engine's format";
 
-/// Bytes of a template: the engine counts lines and columns in sixteen bits. Those of models have at most half of it.
+/// The most bytes of a template, because the engine counts lines and columns in sixteen bits. Templates of models have
+/// at most half of that.
 const MAX_TEMPLATE_BYTES: usize = u16::MAX as usize;
 
-/// Stack for compiling a template. The engine's compiler calls itself for every operator in a row, of which the longest
-/// template has thirty thousand, at some kilobytes each. What is not used takes no memory.
+/// The stack for compiling a template. The engine's compiler recurses for every operator in a row, with some kilobytes
+/// each, and the longest template can have thirty thousand of them. Unused stack takes no memory.
 const COMPILER_STACK_BYTES: usize = 256 << 20;
 
-/// An environment whose template `chat` is `template`.
+/// Returns an environment in which `template` is compiled under the name `chat`.
 ///
 /// # Errors
-/// What is wrong with the template, in one line.
+/// The problem with the template, in one line.
 pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     check_length(template)?;
     let mut environment = Environment::new();
-    // As transformers sets up Jinja.
+    // The same settings as in transformers.
     let syntax = SyntaxConfig::builder()
         .trim_blocks(true)
         .lstrip_blocks(true)
@@ -52,7 +53,7 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     environment.add_filter("indent", indent);
     environment.add_filter("join", join);
     environment.add_filter("string", string);
-    // It would write whatever is asked for before it is paid, and no template of a model has it.
+    // This filter writes its whole output before it is paid for, and no template of a model uses it.
     environment.remove_filter("pprint");
     environment.add_filter(ENGINES_FORMAT, minijinja::filters::format);
     environment.add_filter("format", format);
@@ -65,7 +66,7 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     compile(environment, prepared)
 }
 
-/// Adds the template on a thread with enough stack, and gives the environment back.
+/// Compiles the template on a thread with enough stack.
 fn compile(
     mut environment: Environment<'static>,
     template: String,
@@ -90,13 +91,13 @@ fn check_length(template: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// How templates refuse a conversation, such as one whose roles do not alternate.
+/// Templates call this to refuse a conversation, for example if its roles do not alternate.
 fn raise_exception(message: &str) -> Result<Value, Error> {
     let message = guard::unmark(message).into_owned();
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
-/// The filter `indent` as Jinja has it: a line feed at the end of the text stays there.
+/// Jinja's filter `indent`: unlike the engine's, it keeps a line feed at the end of the text.
 fn indent(state: &State<'_, '_>, text: &str, args: Rest<ValueOrKwargs>) -> Result<String, Error> {
     type Options = (Option<Value>, Option<bool>, Option<bool>, Kwargs);
     let args = args.into_values();
@@ -141,7 +142,7 @@ fn indent(state: &State<'_, '_>, text: &str, args: Rest<ValueOrKwargs>) -> Resul
     Ok(indented)
 }
 
-/// The filter `join`, paid for while it grows: a list may hold one long text many times.
+/// The filter `join`. The text is paid for while it grows, because a list may contain one long text many times.
 fn join(
     state: &mut State<'_, '_>,
     items: Value,
@@ -169,7 +170,7 @@ fn join(
     methods::join(state, &between, &items)
 }
 
-/// The filter `string`, paid for in the same way.
+/// The filter `string`, paid for while the text grows.
 fn string(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::String => Ok(value),
@@ -177,7 +178,7 @@ fn string(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
     }
 }
 
-/// Python's `text % values`: one value, or a tuple of them.
+/// Python's `text % values`, where `values` is one value or a tuple.
 fn percent(state: &mut State<'_, '_>, text: Value, values: Value) -> Result<Value, Error> {
     let mut args = vec![text];
     match values.downcast_object_ref::<Tuple>() {
@@ -198,7 +199,7 @@ fn format(
     paid_format(state, &args)
 }
 
-/// The engine's `format` of a text and what goes into it, paid for before it is made.
+/// The engine's `format`. The result is paid for before it is created.
 fn paid_format(state: &mut State<'_, '_>, args: &[Value]) -> Result<Value, Error> {
     if let [text, values @ ..] = args {
         methods::pay_for_fields(state, text.as_str().unwrap_or_default(), '%', values)?;
@@ -206,12 +207,12 @@ fn paid_format(state: &mut State<'_, '_>, args: &[Value]) -> Result<Value, Error
     state.apply_filter(ENGINES_FORMAT, args)
 }
 
-/// The test `iterable`: all that the engine iterates over, except for nothing.
+/// The test `iterable`: everything over which the engine iterates, except `none`.
 fn is_iterable(value: &Value) -> bool {
     !value.is_none() && value.try_iter().is_ok()
 }
 
-/// The test `sequence`: what has a length and items, as texts and mappings do in Python.
+/// The test `sequence`: values with a length and items, which in Python include strings and mappings.
 fn is_sequence(value: &Value) -> bool {
     matches!(
         value.kind(),

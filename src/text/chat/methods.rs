@@ -1,7 +1,7 @@
-//! The methods of Python's texts, lists and dictionaries that templates call and the engine does not have, or has
-//! otherwise.
+//! Methods of Python's strings, lists and dictionaries that templates call, and that the engine lacks or implements
+//! differently.
 //!
-//! What a method makes is paid for with the template's fuel before it is made, so that none can make too much.
+//! The result of a method is paid for with the template's fuel before it is created, so that its size is bounded.
 
 use std::fmt::{self, Write as _};
 
@@ -27,7 +27,7 @@ const CHANGING: [&str; 12] = [
     "add",
 ];
 
-/// Called for every method that a value does not have of itself.
+/// The engine calls this for every method that a value does not have itself.
 pub fn call(
     state: &mut State<'_, '_>,
     value: &Value,
@@ -39,7 +39,7 @@ pub fn call(
         ValueKind::Seq | ValueKind::Iterable => list_method(state, value, method, args)?,
         ValueKind::Map if method == "copy" => {
             let () = from_args(args)?;
-            // Values do not change, so a copy is the same.
+            // Values are immutable, so the value serves as its own copy.
             Some(value.clone())
         }
         _ => None,
@@ -167,10 +167,10 @@ fn text_method(
     }))
 }
 
-/// All `items` as one text, `between` between them.
+/// Joins all `items` into one text, separated by `between`.
 ///
 /// # Errors
-/// When the items cannot be walked, or there is not fuel for the text.
+/// When the items cannot be iterated, or there is not enough fuel for the text.
 pub fn join(state: &State<'_, '_>, between: &str, items: &Value) -> Result<String, Error> {
     let mut joined = Paid {
         state,
@@ -186,14 +186,15 @@ pub fn join(state: &State<'_, '_>, between: &str, items: &Value) -> Result<Strin
     Ok(joined.text)
 }
 
-/// Lists in lists that are written as text.
+/// The deepest nesting of lists that are written as text.
 pub const MAX_NESTING: usize = 50;
 
-/// Takes the fuel for all items of `value`, and of its items. To be called before they are written: a list that repeats
-/// another is as long as it says, and whoever writes it goes on to its end also when there is nothing left to pay with.
+/// Consumes the fuel for all items of `value` and, recursively, for their items. It must be called before they are
+/// written: a list that repeats another one has as many items as it claims, and the code that writes it does not stop
+/// when the fuel is used up.
 ///
 /// # Errors
-/// When there is not so much, or lists stand in each other more than `depth` times.
+/// When there is not enough fuel, or lists are nested more than `depth` deep.
 pub fn walk(state: &State<'_, '_>, value: &Value, depth: usize) -> Result<(), Error> {
     if value.as_object().is_none() {
         return Ok(());
@@ -212,7 +213,7 @@ pub fn walk(state: &State<'_, '_>, value: &Value, depth: usize) -> Result<(), Er
     Ok(())
 }
 
-/// Python's `split` and `rsplit`: at a separator or, without one, at any white space; so many times at most.
+/// Python's `split` and `rsplit`: at a separator or, without one, at any white space; at most `maxsplit` times.
 fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     let (separator, most, named): (Option<Value>, Option<i64>, Kwargs) = from_args(args)?;
     let separator = match separator {
@@ -224,7 +225,7 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
         None => named.get("maxsplit")?,
     };
     named.assert_all_used()?;
-    // Negative is no limit.
+    // A negative number means no limit.
     let pieces = most.and_then(|most| usize::try_from(most).ok());
     let pieces = pieces.map_or(usize::MAX, |most| most.saturating_add(1));
     let separator = separator.filter(|separator| !separator.is_none());
@@ -242,7 +243,8 @@ fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-/// The words of `text`, the last of which in the given direction is all that is left; from the right they are backwards.
+/// Splits `text` into at most `most` words, of which the last has all the remaining text. From the right, the words are
+/// in reverse order.
 fn words(text: &str, from_right: bool, most: usize) -> Vec<&str> {
     let trim = |text: &str| -> usize {
         match from_right {
@@ -306,7 +308,8 @@ fn pad(state: &State<'_, '_>, text: &str, method: &str, args: &[Value]) -> Resul
     let before = match method {
         "ljust" => 0,
         "rjust" => missing,
-        // As Python rounds: to the left where the width is odd.
+        // Python's rounding for `center`: if the padding is odd, the extra character is on the left if the width is odd
+        // too.
         _ => missing / 2 + (missing & width.unsigned_abs() as usize & 1),
     };
     let repeat = |count: usize| fill.to_string().repeat(count);
@@ -317,7 +320,7 @@ fn pad(state: &State<'_, '_>, text: &str, method: &str, args: &[Value]) -> Resul
     )))
 }
 
-/// How many characters `text` lacks to be so wide; they are paid for.
+/// The number of characters that `text` lacks to have this `width`. They are paid for.
 fn missing(state: &State<'_, '_>, text: &str, width: i64, fill: char) -> Result<usize, Error> {
     let width = usize::try_from(width).unwrap_or(0);
     let missing = width.saturating_sub(text.chars().count());
@@ -325,7 +328,7 @@ fn missing(state: &State<'_, '_>, text: &str, width: i64, fill: char) -> Result<
     Ok(missing)
 }
 
-/// Where a text is found, in characters, between two places that may count from the end.
+/// Finds a text between two positions, which may count from the end. All positions count characters.
 fn find(text: &str, from_right: bool, args: &[Value]) -> Result<Option<usize>, Error> {
     let (wanted, start, end): (&str, Option<i64>, Option<i64>) = from_args(args)?;
     let count = text.chars().count();
@@ -350,7 +353,7 @@ fn find(text: &str, from_right: bool, args: &[Value]) -> Result<Option<usize>, E
     Ok(found.map(|at| start + within[..at].chars().count()))
 }
 
-/// Lines as Python has them: each without and with what ends it, which is not always a line feed.
+/// Splits a text into lines as Python does: each without and with its end, which is not always a line feed.
 pub fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
     let ends = |c: char| {
         matches!(
@@ -376,7 +379,7 @@ pub fn lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
     })
 }
 
-/// Words begin after whatever is no letter, the apostrophe included.
+/// Capitalises words as Python does: a word begins after any character that is not a letter, including an apostrophe.
 fn title(text: &str) -> String {
     let mut is_inside = false;
     let mut titled = String::with_capacity(text.len());
@@ -390,10 +393,10 @@ fn title(text: &str) -> String {
     titled
 }
 
-/// Takes the fuel for a format whose fields begin with `mark` and are filled with any of `values`.
+/// Consumes the fuel for a format whose fields begin with `mark`, each of which may be filled with any of `values`.
 ///
 /// # Errors
-/// When there is not so much.
+/// When there is not enough fuel.
 pub fn pay_for_fields(
     state: &State<'_, '_>,
     format: &str,
@@ -405,7 +408,7 @@ pub fn pay_for_fields(
         longest = longest.max(match value.as_str() {
             Some(text) => text.len(),
             None if value.as_object().is_none() => 0,
-            // Paid for as it is written; a list may repeat another without end.
+            // Joining pays for the text while it is written, because a list may repeat another one endlessly.
             None => join(state, "", &Value::from(vec![value.clone()]))?.len(),
         });
     }
@@ -418,10 +421,10 @@ pub fn pay_for_fields(
     )
 }
 
-/// Bytes of a number as text, without what a precision adds: the largest float has 309 digits.
+/// The most bytes of a number as text, without the digits that a precision adds: the largest float has 309 digits.
 const LONGEST_NUMBER: usize = 320;
 
-/// An upper bound of the widths and precisions in a format: all its numbers together.
+/// An upper bound on the widths and precisions in a format: the sum of all its numbers.
 fn widths(format: &str) -> usize {
     let numbers = format.split(|c: char| !c.is_ascii_digit());
     let numbers = numbers.filter(|digits| !digits.is_empty());
@@ -430,10 +433,10 @@ fn widths(format: &str) -> usize {
     })
 }
 
-/// Takes the fuel for so many bytes, at the engine's price.
+/// Consumes the fuel for `bytes` bytes of text, at the price of the engine.
 ///
 /// # Errors
-/// When there is not so much.
+/// When there is not enough fuel.
 pub fn pay(state: &State<'_, '_>, bytes: usize) -> Result<(), Error> {
     match bytes / BYTES_PER_FUEL {
         0 => Ok(()),
@@ -441,10 +444,10 @@ pub fn pay(state: &State<'_, '_>, bytes: usize) -> Result<(), Error> {
     }
 }
 
-/// Bytes that one unit of fuel pays for, in the engine.
+/// The bytes of text that the engine produces for one unit of fuel.
 const BYTES_PER_FUEL: usize = 64;
 
-/// A text whose bytes are paid for as they are written.
+/// A text that is paid for while it is written.
 struct Paid<'a, 't, 'e> {
     state: &'a State<'t, 'e>,
     text: String,

@@ -1,9 +1,10 @@
-//! Conversations → the text that a model was trained on, and answers → text and tool calls.
+//! Converts conversations to the text that a model was trained on, and finds tool calls in the text of answers.
 //!
 //! - [`ChatTemplate`]: the model's own Jinja template, run within bounds.
-//! - [`guard`]: what clients write stays text, whatever it looks like.
-//! - [`calls`]: tool calls in answers; their thoughts are [`super::thoughts`].
-//! - `jinja`, with `source`, `methods` and `python`: runs templates as transformers does, and what they expect of Python.
+//! - [`guard`]: ensures that text from clients never becomes a control token.
+//! - [`calls`]: finds tool calls in answers. Thoughts are separated by [`super::thoughts`].
+//! - `jinja`, with `source`, `methods` and `python`: runs templates as transformers does, with the features of Python
+//!   that they use.
 
 pub mod calls;
 pub mod guard;
@@ -25,74 +26,75 @@ use super::tokenizer::EncodeError;
 use calls::CallSyntax;
 use guard::ControlTokens;
 
-/// Roles that a conversation has beside OpenAI's: as many as it may have documents, which some clients number.
+/// The most roles in a conversation beside OpenAI's: as many as documents, because some clients number the roles of
+/// documents.
 const MAX_OTHER_ROLES: usize = 128;
-/// A text that no template has of its own.
+/// A text that occurs in no template.
 const PROBE: &str = "qZ7probe";
-/// What templates call a thought.
+/// The field in which most templates expect the thought of a message.
 const REASONING: &str = "reasoning_content";
-/// Characters of a template's own complaint that a client gets to read.
+/// The most characters of a template's error message that are sent to the client.
 const MAX_COMPLAINT: usize = 300;
 
-/// A model's chat template, compiled, and the tokens it writes.
+/// A model's compiled chat template, with the control tokens of its tokenizer.
 pub struct ChatTemplate {
     environment: Environment<'static>,
     source: String,
     control: ControlTokens,
     calls: Option<CallSyntax>,
     thoughts: Option<&'static Form>,
-    /// What templates call `bos_token` and `eos_token`.
+    /// The texts that templates use as `bos_token` and `eos_token`.
     bos: String,
     eos: String,
 }
 
-/// Who speaks.
+/// The role of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Role {
     /// Instructions.
     System,
-    /// OpenAI's newer name for instructions: the system, for templates that do not know it.
+    /// OpenAI's newer name for instructions. For templates that do not know it, it becomes `system`.
     Developer,
     /// The person or program that asks.
     User,
     /// The model.
     Assistant,
-    /// A tool's result.
+    /// The result of a tool call.
     Tool,
-    /// One that only the template knows, such as Granite's `document`.
+    /// A role that only the template knows, such as Granite's `document`.
     Other(String),
 }
 
 /// One turn of a conversation, as the client wrote it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
-    /// Who speaks.
+    /// The role of the author.
     pub role: Role,
-    /// What is said; parts of text are lines of it.
+    /// The text; the parts of a list are joined with line feeds.
     pub content: String,
-    /// What the assistant thought before, if it is not in the text.
+    /// The assistant's thought, if the client sent it apart from the text.
     pub reasoning: Option<String>,
-    /// Who exactly speaks, or which tool.
+    /// The name of the author or of the tool.
     pub name: Option<String>,
-    /// The calls that the assistant made.
+    /// The assistant's tool calls.
     pub calls: Vec<ToolCall>,
-    /// The call that a tool answers.
+    /// The id of the call to which this tool result belongs.
     pub call_id: Option<String>,
 }
 
 /// A call of a tool by the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolCall {
-    /// Tells calls of one answer apart.
+    /// Identifies the call within its answer.
     pub id: String,
-    /// The tool.
+    /// The name of the tool.
     pub name: String,
-    /// A JSON object, as text. Empty is an empty object.
+    /// A JSON object, as text. An empty text stands for an empty object.
     pub arguments: String,
 }
 
 impl Message {
-    /// A message that is nothing but text.
+    /// Creates a message that has only text.
     pub fn new(role: Role, content: &str) -> Self {
         Self {
             role,
@@ -106,7 +108,7 @@ impl Message {
 }
 
 impl ToolCall {
-    /// The arguments, of which there may be none.
+    /// The arguments as JSON: `{}` if the text is empty.
     fn arguments(&self) -> &str {
         match self.arguments.trim() {
             "" => "{}",
@@ -115,16 +117,16 @@ impl ToolCall {
     }
 }
 
-/// All that a template is given. The values are as the client sent them.
+/// The input of a template, with the values that the client sent.
 #[derive(Debug, Clone, Default)]
 pub struct Conversation {
-    /// Oldest first.
+    /// The messages, oldest first.
     pub messages: Vec<Message>,
-    /// Definitions of tools, in OpenAI's shape.
+    /// The tool definitions, in OpenAI's format.
     pub tools: Option<Value>,
-    /// Documents to ground answers in.
+    /// Documents on which answers are to be based.
     pub documents: Option<Value>,
-    /// Further variables of the template, such as `thinking`; none of [`RESERVED`].
+    /// More variables for the template, such as `thinking`; none of [`RESERVED`].
     pub variables: Vec<(String, Value)>,
     /// How the rendered text ends.
     pub ending: Ending,
@@ -136,26 +138,26 @@ pub enum Ending {
     /// With the header of the assistant's turn.
     #[default]
     Answer,
-    /// With the start of a tool call, which the model has to complete.
+    /// With the start of a tool call, which the model completes.
     Call,
-    /// After the last message, as if it had ended.
+    /// After the last message, which is complete.
     Closed,
-    /// In the middle of the last message, which the model goes on with.
+    /// Within the last message, which the model continues.
     Continued,
 }
 
-/// What a conversation becomes for the model.
+/// The prompt that a conversation becomes.
 #[derive(Debug)]
 pub struct Prompt {
     /// The ids of the rendered text.
     pub ids: Vec<u32>,
-    /// Where the answer is with its thoughts, if the model may have any.
+    /// The splitter for the answer, if the model may think.
     pub thoughts: Option<Splitter>,
-    /// Whether the text ends with the start of a call.
+    /// Whether the prompt ends with the start of a tool call.
     pub opens_call: bool,
 }
 
-/// Variables that are not the client's to set.
+/// Variables that the server sets and a client must not.
 pub const RESERVED: [&str; 8] = [
     "messages",
     "tools",
@@ -167,22 +169,22 @@ pub const RESERVED: [&str; 8] = [
     "strftime_now",
 ];
 
-/// Why a conversation has no ids.
+/// The reasons why a conversation cannot be tokenized.
 #[derive(Debug, thiserror::Error)]
 pub enum ChatError {
-    /// The template does not take such a conversation; the text says why.
+    /// The template refuses the conversation; the text gives the reason.
     #[error("{0}")]
     Template(String),
-    /// The rendered text has no ids.
+    /// The rendered text cannot be tokenized.
     #[error(transparent)]
     Encode(#[from] EncodeError),
 }
 
 impl ChatTemplate {
-    /// Compiles `source`; `bos` and `eos` are the tokens that begin and end a text, where the model has them.
+    /// Compiles `source`. `bos` and `eos` are the tokens that begin and end a text, if the model has them.
     ///
     /// # Errors
-    /// What is wrong with the template, in one line.
+    /// The problem with the template, in one line.
     pub fn new(
         source: &str,
         tokenizer: &Tokenizer,
@@ -209,7 +211,8 @@ impl ChatTemplate {
         Ok(template)
     }
 
-    /// Whether the template prints tools: a small conversation tells. One that cannot be rendered is taken at its word.
+    /// Whether the template prints tools, which is found out by rendering a small conversation. If none can be
+    /// rendered, the template's source decides.
     fn takes_tools(&self) -> bool {
         let function = format!(
             "{{\"name\": \"{PROBE}\", \"description\": \"-\", \"parameters\": {{\"type\": \"object\", \"properties\": {{}}}}}}"
@@ -234,22 +237,22 @@ impl ChatTemplate {
         !has_rendered && self.mentions("tools")
     }
 
-    /// The template's text.
+    /// The source text of the template.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// How the model writes tool calls; `None` when its template has no tools.
+    /// The format in which the model writes tool calls; `None` if its template does not print tools.
     pub const fn calls(&self) -> Option<&CallSyntax> {
         self.calls.as_ref()
     }
 
-    /// How the model marks its thoughts; `None` when its template knows none.
+    /// The form in which the model marks its thoughts; `None` if its template has none.
     pub const fn thoughts(&self) -> Option<&'static Form> {
         self.thoughts
     }
 
-    /// The ids of what begins a call, where the model has to write that itself.
+    /// The ids of the text that begins a tool call, for prompts that do not end with it.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -258,15 +261,15 @@ impl ChatTemplate {
         self.control.encode(tokenizer, opener, usize::MAX)
     }
 
-    /// Whether the template does something with the variable `name`.
+    /// Whether the source of the template contains `name`.
     pub fn mentions(&self, name: &str) -> bool {
         self.source.contains(name)
     }
 
-    /// The ids of `conversation`, at most `max_tokens` of which are wanted, and what they end with. `now` is what templates
-    /// take for today.
+    /// Renders and tokenizes `conversation`. At most `max_tokens` ids are wanted, and a longer text is refused early.
+    /// Templates use `now` as today's date.
     ///
-    /// Control tokens come from the template alone: what the client wrote is text, whatever it looks like.
+    /// Only the template can write control tokens; text from the client is always tokenized as ordinary text.
     ///
     /// # Errors
     /// [`ChatError::Template`] when the template refuses the conversation, or exceeds a bound.
@@ -303,19 +306,20 @@ impl ChatTemplate {
         })
     }
 
-    /// What tells the thought and the answer apart that follow `rendered`, if there may be a thought.
+    /// Returns a splitter for the answer to `rendered`, if the answer may have a thought.
     fn splitter(&self, conversation: &Conversation, rendered: &str) -> Option<Splitter> {
         let form = self.thoughts?;
         let is_on = form.is_default || {
             let mut variables = conversation.variables.iter();
             variables.any(|(name, value)| name == form.switch && value.is_true())
         };
-        // A client's own text may end with anything.
+        // If the last message is continued, the prompt ends with text of the client, which may look like a tag.
         let is_own = conversation.ending != Ending::Continued;
         (is_on && is_own).then(|| form.after(rendered))
     }
 
-    /// Refuses roles that the template does not print: the model would not see the message. A small conversation tells.
+    /// Refuses roles that the template does not print, because the model would not see their messages. Each role is
+    /// tested with a small conversation.
     fn check_roles(&self, conversation: &Conversation, now: Timestamp) -> Result<(), ChatError> {
         let roles = conversation.messages.iter().map(|message| &message.role);
         let others: BTreeSet<&str> = roles
@@ -342,7 +346,7 @@ impl ChatTemplate {
         Ok(())
     }
 
-    /// The text that the ids stand for, as Jinja in Python would render it.
+    /// Renders the conversation to the text that the ids stand for, as Jinja in Python would.
     ///
     /// # Errors
     /// As [`ChatTemplate::encode`].
@@ -398,7 +402,7 @@ impl ChatTemplate {
         String::from_utf8(output.bytes).map_err(|problem| ChatError::Template(problem.to_string()))
     }
 
-    /// A message in the words of the template, what the client wrote marked.
+    /// Converts a message to the variables of the template, with guard marks in the client's text.
     fn message(&self, message: &Message, is_continued: bool) -> Value {
         let role = match &message.role {
             Role::Developer if self.mentions("developer") => "developer",
@@ -423,7 +427,7 @@ impl ChatTemplate {
         }
         if !message.calls.is_empty() {
             match &self.calls {
-                // Templates that know no calls get them as the model writes them.
+                // If the template has no variable for calls, they are written into the content in the model's format.
                 Some(syntax) if !self.mentions("tool_calls") => {
                     content += &syntax.write(&message.calls, guard);
                 }
@@ -443,8 +447,8 @@ impl ChatTemplate {
         Value::from_pairs(fields)
     }
 
-    /// What the assistant thought and said, marked. Many clients send a thought back as it came, in front of the text;
-    /// the tags are then the model's own.
+    /// The assistant's thought and text, with guard marks. Many clients send the thought back at the beginning of the
+    /// text; the tags around it then count as the model's own.
     fn thought_and_answer(&self, message: &Message) -> (Option<String>, String) {
         let guard = |text: &str| self.control.guard(text).into_owned();
         let names = [REASONING, "message.reasoning", "['reasoning']"];
@@ -467,7 +471,7 @@ impl ChatTemplate {
 
     fn calls_value(&self, calls: &[ToolCall]) -> Value {
         let call = |call: &ToolCall| {
-            // Templates format arguments themselves, so they get the object where it is one.
+            // Templates format the arguments themselves, so valid JSON is passed as a value.
             let arguments: Value = serde_json::from_str(call.arguments())
                 .unwrap_or_else(|_no_json| Value::from(call.arguments()));
             let function = Value::from_pairs([
@@ -485,7 +489,7 @@ impl ChatTemplate {
     }
 }
 
-/// The template's complaint, or the engine's about the template, short enough for an answer.
+/// The error message of the template, or of the engine that runs it, shortened so that it fits a response.
 fn refused(problem: minijinja::Error) -> ChatError {
     let text = match (problem.kind(), problem.detail()) {
         (ErrorKind::OutOfFuel, _) => "it takes too many steps".to_owned(),
@@ -496,7 +500,7 @@ fn refused(problem: minijinja::Error) -> ChatError {
     ChatError::Template(text.map(|c| if c.is_control() { ' ' } else { c }).collect())
 }
 
-/// What a template has written, up to a limit.
+/// The output of a template, up to a limit of its length.
 struct Bounded {
     bytes: Vec<u8>,
     limit: usize,

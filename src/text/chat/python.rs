@@ -1,5 +1,5 @@
-//! What chat templates expect of Python: `tojson` as `json.dumps` writes it, floats as `str` does, and dates as
-//! `strftime` does.
+//! Features of Python that chat templates use: `tojson` with the output of `json.dumps`, floats in the notation of
+//! `str`, and dates as written by `strftime`.
 
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
@@ -10,14 +10,14 @@ use jiff::tz::TimeZone;
 use minijinja::value::{Kwargs, Object, ObjectRepr, Tuple, Value, ValueKind};
 use minijinja::{Error, ErrorKind, State};
 
-/// Values inside values: more than any schema nests, and few enough for the stack.
+/// The deepest nesting of values in JSON: deeper than any schema, and few enough levels for the stack.
 const MAX_DEPTH: usize = 200;
 
-/// Bytes of JSON that one unit of fuel pays for. The engine charges one unit for 64 bytes of any text; escaping a text takes
-/// several times as long as copying it, and a chain of `tojson` doubles its length each time.
+/// The bytes of JSON that one unit of fuel pays for. The engine charges one unit for 64 bytes of any text, but escaping
+/// a text takes several times as long as copying it, and each `tojson` in a chain doubles the length.
 const JSON_BYTES_PER_FUEL: usize = 8;
 
-/// The filter `tojson` as transformers defines it: `json.dumps` with its options, and not escaped for HTML.
+/// The filter `tojson` as transformers defines it: `json.dumps` with its options, without escapes for HTML.
 pub fn tojson(state: &State<'_, '_>, value: &Value, options: Kwargs) -> Result<String, Error> {
     let fuel = state.fuel_levels().map_or(u64::MAX, |(_, left)| left);
     let json = write_json(value, options, usize::try_from(fuel).unwrap_or(usize::MAX))?;
@@ -28,7 +28,7 @@ pub fn tojson(state: &State<'_, '_>, value: &Value, options: Kwargs) -> Result<S
     Ok(json)
 }
 
-/// The JSON of `value`, of no more bytes than `fuel` pays for.
+/// Writes `value` as JSON, with at most as many bytes as `fuel` pays for.
 fn write_json(value: &Value, options: Kwargs, fuel: usize) -> Result<String, Error> {
     let indent = match options.get::<Option<Value>>("indent")? {
         None => None,
@@ -41,7 +41,7 @@ fn write_json(value: &Value, options: Kwargs, fuel: usize) -> Result<String, Err
     let between: Option<Vec<String>> = options.get("separators")?;
     let (item, key) = match between.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),
-        // As Python has it: no space at the end of a line.
+        // As in Python, a line does not end with a space.
         _ if indent.is_some() => (",".into(), ": ".into()),
         _ => (", ".into(), ": ".into()),
     };
@@ -61,7 +61,7 @@ fn write_json(value: &Value, options: Kwargs, fuel: usize) -> Result<String, Err
     Ok(json.text)
 }
 
-/// The function `strftime_now` at a given moment; in UTC, which is what containers run in.
+/// The function `strftime_now` at the moment `now`, in UTC, which is the time zone in most containers.
 pub fn strftime(now: Timestamp, format: &str) -> Result<String, Error> {
     let now = now.to_zoned_datetime(TimeZone::UTC);
     strtime::format(format, &now)
@@ -70,15 +70,15 @@ pub fn strftime(now: Timestamp, format: &str) -> Result<String, Error> {
 
 struct Json {
     text: String,
-    /// Bytes that the text may have.
+    /// The most bytes of the text.
     limit: usize,
-    /// What a level is indented by; without it everything is on one line.
+    /// The indentation of each level; without it, everything is on one line.
     indent: Option<String>,
-    /// Between items.
+    /// The separator between items.
     item: String,
-    /// Between a key and its value.
+    /// The separator between a key and its value.
     key: String,
-    /// Write characters beyond ASCII as escapes.
+    /// Whether characters beyond ASCII are written as escapes.
     ascii: bool,
     sort_keys: bool,
 }
@@ -153,7 +153,8 @@ impl Json {
         Ok(())
     }
 
-    /// Whether so many bytes more may be written; a text of the client is never much longer than itself.
+    /// Checks that `more` bytes can still be written. The JSON of a text is not checked in advance, because it is never
+    /// much longer than the text.
     fn check_room(&self, more: usize) -> Result<(), Error> {
         if self.text.len().saturating_add(more) > self.limit {
             return Err(Error::from(ErrorKind::OutOfFuel));
@@ -198,8 +199,8 @@ impl Json {
     }
 }
 
-/// `value` with its floats, those of its items too, as Python's `str` writes them: the engine spells them out without an
-/// exponent. To be called where a value becomes text, after [`super::methods::walk`] has bounded it.
+/// Replaces the floats in `value`, including those of its items, by text as Python's `str` writes it, because the
+/// engine writes them without an exponent. It must be called after [`super::methods::walk`] has bounded the value.
 pub fn with_floats(value: &Value) -> Value {
     match float(value) {
         Some(float) => Value::from(float_text(float)),
@@ -208,7 +209,7 @@ pub fn with_floats(value: &Value) -> Value {
     }
 }
 
-/// The float that `value` is, if the engine writes it in its own way.
+/// Returns `value` as a float, if the engine would write it differently from Python.
 fn float(value: &Value) -> Option<f64> {
     if value.kind() != ValueKind::Number || value.is_integer() {
         return None;
@@ -232,7 +233,7 @@ fn has_floats(value: &Value) -> bool {
     })
 }
 
-/// A list or dictionary whose floats are written as in Python.
+/// Replaces the floats in a list or dictionary.
 fn with_float_items(value: &Value) -> Value {
     let item = |item: Value| match float(&item) {
         Some(float) => Value::from_object(Written(float_text(float))),
@@ -255,7 +256,7 @@ fn with_float_items(value: &Value) -> Value {
     }
 }
 
-/// A number that is written already: among the items of a list a text would get quotes.
+/// The text of a number. A plain string would be printed with quotes among the items of a list.
 #[derive(Debug)]
 struct Written(String);
 
@@ -269,7 +270,7 @@ impl Object for Written {
     }
 }
 
-/// A float as `str` has it: as in JSON, but for those that JSON does not have.
+/// Writes a float as Python's `str` does; JSON differs only in infinities and NaN.
 fn float_text(value: f64) -> String {
     if value.is_nan() {
         return "nan".into();
@@ -280,7 +281,8 @@ fn float_text(value: f64) -> String {
     }
 }
 
-/// A float as Python prints it: the shortest digits that read back the same, with an exponent below 1e-4 and from 1e16.
+/// Writes a float as Python's `repr` does: the shortest digits that parse to the same value, with an exponent below
+/// 1e-4 and from 1e16.
 fn float_repr(value: f64) -> String {
     if !value.is_finite() {
         return match value {

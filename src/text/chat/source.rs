@@ -1,17 +1,18 @@
-//! A template's source, put into the words of the engine that runs it.
+//! Rewrites the source of a template for the engine that runs it.
 //!
-//! Two things that published templates have are unknown to the engine. The tags `generation` and `endgeneration` mark
-//! what a model is trained on, and change nothing in a rendered text; they become a block that changes nothing. And
-//! Python's `'…' % values` becomes the filter [`FORMAT`].
+//! Published templates use two features that the engine does not have. The tags `generation` and `endgeneration` mark
+//! the text on which a model is trained, and do not change the rendered text; they become a `with` block, which has no
+//! effect. Python's `'…' % values` becomes the filter [`FORMAT`].
 
-/// The filter that stands for Python's `%` after a text.
+/// The filter that replaces Python's `%` after a text.
 pub const FORMAT: &str = "python_format";
-/// Operands of `%` inside operands of `%`; past it the source is left as it is, and the engine says what it thinks.
+/// The deepest nesting of `%` within operands of `%`. Deeper ones are left unchanged, and the engine reports an error.
 const MAX_DEPTH: usize = 20;
-/// Operands of `%` in a template, past which the same holds: each is looked for up to the end of its block.
+/// The most operands of `%` in a template; further ones are left unchanged too. Each is searched for up to the end of
+/// its block.
 const MAX_OPERANDS: usize = 500;
 
-/// `source` without what the engine does not know.
+/// Returns `source` without features that the engine does not have.
 pub fn prepare(source: &str) -> String {
     let mut prepared = String::with_capacity(source.len());
     let (mut rest, mut operands_left) = (source, MAX_OPERANDS);
@@ -29,7 +30,7 @@ pub fn prepare(source: &str) -> String {
             Some("generation") => prepared += &tag.replacen("generation", "with", 1),
             Some("endgeneration") => prepared += &tag.replacen("endgeneration", "endwith", 1),
             Some("raw") => {
-                // What follows is text, whatever it looks like.
+                // Everything up to `endraw` is text.
                 let end = raw_length(rest);
                 prepared += tag;
                 prepared += &rest[..end];
@@ -44,7 +45,7 @@ pub fn prepare(source: &str) -> String {
     prepared + rest
 }
 
-/// The length of the block or expression that `tag` begins with: all of it if it does not end.
+/// The length of the block or expression at the beginning of `tag`: all of `tag` if it is not closed.
 fn tag_length(tag: &str) -> usize {
     let bytes = tag.as_bytes();
     let close: &[u8] = if bytes[1] == b'%' { b"%}" } else { b"}}" };
@@ -76,7 +77,7 @@ fn block_name(tag: &str) -> Option<&str> {
     Some(&inside[..end])
 }
 
-/// How far it is to the block that ends a raw one.
+/// The length of the text before the block that ends a raw block.
 fn raw_length(text: &str) -> usize {
     let mut from = 0;
     while let Some(at) = text[from..].find("{%") {
@@ -88,7 +89,7 @@ fn raw_length(text: &str) -> usize {
     text.len()
 }
 
-/// The length of the quoted text that `source` begins with: all of it if it does not end.
+/// The length of the quoted text at the beginning of `source`: all of `source` if it is not closed.
 fn text_length(source: &str) -> usize {
     let quote = source.as_bytes()[0];
     let mut is_escaped = false;
@@ -103,10 +104,11 @@ fn text_length(source: &str) -> usize {
     source.len()
 }
 
-/// `source`, an expression, with products that the engine's compiler does not work out, though it has their factors. It would
-/// do so without fuel, anew for each of the operators around them, and a text times a number may have 100 MB.
+/// Rewrites the products in the expression `source` so that the engine's compiler does not evaluate them, even if their
+/// factors are constants. The compiler uses no fuel, it would repeat the evaluation for each enclosing operator, and a
+/// text multiplied by a number may have 100 MB.
 fn unfolded(source: &str) -> String {
-    // What goes through a filter is no constant to the compiler.
+    // The compiler does not treat the result of a filter as a constant.
     const ONE: &str = "* 1|int *";
     let bytes = source.as_bytes();
     let mut written = String::with_capacity(source.len());
@@ -115,7 +117,7 @@ fn unfolded(source: &str) -> String {
         match bytes[at] {
             b'\'' | b'"' => at += text_length(&source[at..]),
             b'*' => {
-                // A power, or the arguments of a call, which follow no factor.
+                // Two stars are a power; a star that does not follow a factor unpacks arguments of a call.
                 let stars = source[at..].len() - source[at..].trim_start_matches('*').len();
                 let before = source[..at].trim_end();
                 let is_product =
@@ -133,11 +135,11 @@ fn unfolded(source: &str) -> String {
     written + &source[copied..]
 }
 
-/// `source`, an expression, with `'…' % operand` as `'…'|python_format(operand)`.
+/// Rewrites `'…' % operand` in the expression `source` as `'…'|python_format(operand)`.
 fn formats_as_filters(source: &str, depth: usize, operands_left: &mut usize) -> String {
     let bytes = source.as_bytes();
     let mut written = String::with_capacity(source.len());
-    // Copied up to here, and looked at up to there.
+    // The source is copied up to `copied` and examined up to `at`.
     let (mut copied, mut at) = (0, 0);
     while at < bytes.len() {
         if !matches!(bytes[at], b'\'' | b'"') {
@@ -145,7 +147,7 @@ fn formats_as_filters(source: &str, depth: usize, operands_left: &mut usize) -> 
             continue;
         }
         at += text_length(&source[at..]);
-        // Each `%` after it takes what is before for its text.
+        // Several `%` are applied from left to right.
         while let Some(operand) = after_percent(source, at) {
             if depth == MAX_DEPTH || *operands_left == 0 {
                 break;
@@ -165,14 +167,14 @@ fn formats_as_filters(source: &str, depth: usize, operands_left: &mut usize) -> 
     written + &source[copied..]
 }
 
-/// Where the operand begins, if a `%` that ends no block follows at `at`.
+/// The position of the operand, if there is a `%` at `at` that does not end a block.
 fn after_percent(source: &str, at: usize) -> Option<usize> {
     let after = source[at..].trim_start().strip_prefix('%')?;
     let operand = after.trim_start();
     (!after.starts_with('}')).then(|| source.len() - operand.len())
 }
 
-/// The length of the operand that `source` begins with, filters and calls included; 0 if there is none.
+/// The length of the operand at the beginning of `source`, including filters and calls; 0 if there is none.
 fn operand_length(source: &str) -> usize {
     let skip_space = |at: usize| source.len() - source[at..].trim_start().len();
     let mut end = skip_space(0);
@@ -192,7 +194,7 @@ fn operand_length(source: &str) -> usize {
             Some(separator @ (b'.' | b'|')) => {
                 let name = skip_space(next + 1);
                 let length = word_length(&source[name..]);
-                // Two bars, or a bar before something that is no filter.
+                // Either `||`, or a bar that is not followed by the name of a filter.
                 if length == 0 || *separator == b'|' && rest.starts_with("||") {
                     return end;
                 }
@@ -200,7 +202,7 @@ fn operand_length(source: &str) -> usize {
             }
             _ => 0,
         };
-        // Nothing follows, or a bracket that is not closed.
+        // The operand ends here, or a bracket is not closed.
         if length == 0 {
             return end;
         }
@@ -220,7 +222,7 @@ fn primary_length(source: &str) -> usize {
     }
 }
 
-/// The length of what `source` begins with in brackets of any kind: 0 if they are not closed.
+/// The length of the bracketed text at the beginning of `source`, for brackets of any kind; 0 if they are not closed.
 fn group_length(source: &str) -> usize {
     let bytes = source.as_bytes();
     let (mut depth, mut at) = (0_usize, 0);

@@ -1,4 +1,5 @@
-//! A thought that ends in time, and then what the answer must be: a constraint on the tokens of a generation.
+//! A constraint on the tokens of a generation: first a thought of limited length, then an answer that may be
+//! constrained.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -13,23 +14,23 @@ use crate::text::{Decoder, Tokenizer};
 /// The tokens with which a model marks its thoughts.
 pub struct ThoughtTokens {
     tokenizer: Arc<Tokenizer>,
-    /// What begins a thought, where that is one token.
+    /// The token that opens a thought, if the model has a single token for it.
     open: Option<u32>,
-    /// What ends it: one token, or those of its text where the model has none for it.
+    /// The tokens that close a thought: a single token if the model has one, otherwise those of the text.
     close: Vec<u32>,
-    /// A line feed.
+    /// The tokens of a line feed.
     line: Vec<u32>,
-    /// What stands between a thought and its answer.
+    /// The tokens between a thought and its answer.
     margin: Vec<u32>,
-    /// Ids of tags, which are text in an answer also where the tokenizer calls them special.
+    /// Ids of the tags. They count as text of an answer even if the tokenizer marks them as special.
     tags: Vec<u32>,
 }
 
 impl ThoughtTokens {
-    /// Those of `form`, found by their texts.
+    /// Finds the tokens of `form` by their texts.
     ///
     /// # Errors
-    /// When the tokenizer has no ids for them.
+    /// When the tokenizer has no ids for these texts.
     pub fn new(form: &Form, tokenizer: Arc<Tokenizer>) -> Result<Self, EncodeError> {
         let added = tokenizer.added_tokens();
         let token = |text: &str| added.iter().find(|token| token.text == text);
@@ -53,13 +54,13 @@ impl ThoughtTokens {
         })
     }
 
-    /// Tokens that have to show in an answer for its thought to be found.
+    /// Tokens that must be written to the text of an answer so that its thought can be recognised.
     pub fn tags(&self) -> &[u32] {
         &self.tags
     }
 
-    /// Whether the answer to a prompt behind which `splitter` stands may have a thought before what is held to a
-    /// grammar: it does if the prompt has begun one, or if one token can.
+    /// Whether a thought may precede a constrained answer; `splitter` has the state at the end of the prompt. A thought
+    /// is possible if the prompt has opened one, or if a single token can open one.
     pub const fn may_think(&self, splitter: &Splitter) -> bool {
         match splitter.phase() {
             Phase::Thought => true,
@@ -69,37 +70,37 @@ impl ThoughtTokens {
     }
 }
 
-/// How long a thought may be and what follows it.
+/// The limit on a thought, and what follows it.
 #[derive(Debug, Clone, Default)]
 pub struct Bounds {
-    /// Tokens of the thought, what ends it excepted.
+    /// The most tokens of the thought, not counting those that close it.
     pub budget: Option<usize>,
-    /// What is written behind it: the beginning of a call that is forced.
+    /// Tokens that are inserted after the thought: the start of a forced call.
     pub opener: Vec<u32>,
 }
 
-/// A thought within bounds, then an answer that an inner constraint may hold.
+/// A thought of limited length, followed by an answer that an inner constraint may restrict.
 ///
-/// The thought is the model's own: any token may come, until the budget is used up and its end is written for it.
+/// Within the thought any token may be chosen, until the budget is used up; then the closing tag is forced.
 pub struct ThoughtFirst {
     tokens: Arc<ThoughtTokens>,
     decoder: Decoder,
     splitter: Splitter,
     phase: Phase,
-    /// Tokens of the thought so far.
+    /// Number of tokens of the thought so far.
     count: usize,
-    /// Whether the thought is at the beginning of a line.
+    /// Whether the text of the thought so far ends at the beginning of a line.
     at_line: bool,
     bounds: Bounds,
-    /// Tokens that come next, whatever the model would like.
+    /// The next tokens, which replace the model's choice.
     forced: VecDeque<u32>,
     inner: Option<Box<dyn Constraint>>,
-    /// What `allowed` last said.
+    /// The mask that `allowed` returned last.
     mask: Vec<u32>,
 }
 
 impl ThoughtFirst {
-    /// For an answer behind a prompt, where `splitter` stands.
+    /// Creates the constraint for an answer; `splitter` has the state at the end of the prompt.
     pub fn new(
         tokens: Arc<ThoughtTokens>,
         splitter: Splitter,
@@ -122,13 +123,14 @@ impl ThoughtFirst {
         this
     }
 
-    /// Ends the thought if there is room for nothing else in its budget: what ends it stands on a line of its own.
+    /// Forces the end of the thought when the budget has no room for more than that. The closing tag is on a line of
+    /// its own.
     fn check_budget(&mut self) {
         let Some(budget) = self.bounds.budget else {
             return;
         };
         let is_thought = self.phase == Phase::Thought && self.forced.is_empty();
-        // The last token of the end is no part of the thought.
+        // The last token of the closing tag does not count as part of the thought.
         let end = self.tokens.line.len() + self.tokens.close.len().saturating_sub(1);
         if is_thought && self.count + end >= budget {
             if !self.at_line {
@@ -138,7 +140,7 @@ impl ThoughtFirst {
         }
     }
 
-    /// Takes a token that comes before the answer.
+    /// Processes a token before the answer.
     fn think(&mut self, token: u32) {
         let text = match self.tokens.tags.contains(&token) {
             true => self.decoder.push_literally(token),
@@ -154,7 +156,7 @@ impl ThoughtFirst {
             self.at_line = has_begun || text.ends_with('\n');
         }
         if before == Phase::Thought && self.phase == Phase::Answer {
-            // The rest of what would have ended the thought.
+            // The thought has ended, so the forced tokens of its closing tag that remain are dropped.
             self.forced.clear();
             if self.inner.is_some() {
                 self.forced.extend(&self.tokens.margin);
@@ -189,7 +191,7 @@ impl Constraint for ThoughtFirst {
         let Some(open) = open else {
             return Some(allowed);
         };
-        // A thought may begin here, or the answer.
+        // Either a thought or the answer may begin here.
         self.mask.clear();
         self.mask.extend_from_slice(allowed);
         let word = open as usize / 32;

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The thought and the answer in `pieces`, which follow `prompt` in the form that `template` teaches.
+/// Splits `pieces`, which follow `prompt`, into thought and answer, in the form that `template` uses.
 fn split<'a>(
     template: &str,
     prompt: &str,
@@ -150,7 +150,7 @@ fn much_white_space_takes_little_time() {
             for _ in 0..500_000 {
                 splitter.push(" ");
             }
-            // A fraction of a second; the square of it would be minutes.
+            // Linear time is a fraction of a second; quadratic time would be minutes.
             assert!(start.elapsed().as_secs() < 20, "{before}");
         }
     }

@@ -16,7 +16,7 @@ fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::new(inner, &file).unwrap())
 }
 
-/// Ids 40 to 71, three times; then it is met.
+/// An inner constraint that allows the ids 40 to 71 and is satisfied after three tokens.
 #[derive(Debug, Clone)]
 struct Thrice(usize);
 
@@ -47,7 +47,7 @@ fn constraint(template: &str, prompt: &str, budget: Option<usize>, inner: bool) 
     ThoughtFirst::new(tokens, form.after(prompt), bounds, inner)
 }
 
-/// Runs `constraint` with a model that would like to write `wanted`, and returns what it wrote.
+/// Runs `constraint` with a model that prefers the tokens `wanted`, and returns the generated tokens.
 fn run(constraint: &mut dyn Constraint, wanted: &[u32]) -> Vec<u32> {
     let mut written = Vec::new();
     for &token in wanted {
@@ -76,7 +76,7 @@ fn run(constraint: &mut dyn Constraint, wanted: &[u32]) -> Vec<u32> {
 fn what_must_be_begins_behind_the_thought() {
     let mut all = constraint(TEMPLATE, "<think>\n", None, true);
     assert_eq!(all.turn(), Turn::Free { may_end: false });
-    // A line feed is token 11: byte 10 and the end of text before all bytes.
+    // Token 11 is a line feed: byte 10, after the end-of-text token, which has id 0.
     let written = run(&mut all, &[5, 6, 11, CLOSE, 99, 50, 99, 60, 99]);
     assert_eq!(written, [5, 6, 11, CLOSE, 11, 50, 41, 60]);
 }
@@ -138,7 +138,7 @@ fn a_form_without_tokens_of_its_own_is_ended_by_its_words() {
 }
 
 proptest! {
-    /// Whatever a model writes: as many tokens as the reader of the answer counts, and no more than the budget.
+    /// Whatever the model writes, a client counts no more tokens in the thought than the budget allows.
     #[test]
     fn no_thought_is_longer_than_its_budget(
         wanted in prop::collection::vec(prop_oneof![0_u32..320, Just(OPEN), Just(CLOSE), Just(11)], 0..80),
