@@ -1,7 +1,8 @@
-//! Tool calls in the text of an answer: how the model writes them, and how they are found as the text arrives.
+//! Tool calls in the text of an answer: the formats in which models write them, and the parsers that find them as text
+//! arrives.
 //!
-//! - [`CallSyntax`]: what a chat template teaches.
-//! - `json` and `xml`: find calls in JSON and in tags, and pass their arguments on as they come.
+//! - [`CallSyntax`]: the format that a chat template teaches the model.
+//! - `json` and `xml`: parse calls in JSON and in tags, and pass on their arguments as they arrive.
 
 mod json;
 mod xml;
@@ -18,26 +19,26 @@ use crate::text::values::Tools;
 use json::JsonCalls;
 use xml::XmlCalls;
 
-/// Calls in one answer; more of them is a model that repeats itself.
+/// The most calls in one answer. A model that writes more of them is repeating itself.
 const MAX_CALLS: usize = 128;
 
-/// How a model writes tool calls.
+/// The format in which a model writes tool calls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CallSyntax {
-    /// Granite 4.0 and 4.1, and many others: `<tool_call>{"name": …, "arguments": …}</tool_call>`, once for each call.
+    /// Granite 4.0 and 4.1, and many others: `<tool_call>{"name": …, "arguments": …}</tool_call>` for each call.
     Tags,
-    /// Granite 4.2, Qwen 3 Coder and Nemotron: `<tool_call><function=NAME><parameter=KEY>VALUE</parameter>…`, once for
-    /// each call.
+    /// Granite 4.2, Qwen 3 Coder and Nemotron: `<tool_call><function=NAME><parameter=KEY>VALUE</parameter>…` for each
+    /// call.
     Xml,
-    /// Granite 3: one token, then a JSON list of all calls. Granite 3.1 writes `<tool_call>` for the token, and now and
-    /// then nothing.
+    /// Granite 3: one token, then a JSON list of all calls. Granite 3.1 writes `<tool_call>` instead of the token, and
+    /// sometimes neither.
     List {
-        /// The token, which is special and would not show in the answer otherwise.
+        /// The token, which is special, so it must be shown explicitly in the text of the answer.
         token: u32,
     },
-    /// Llama 3, and whatever teaches no sign of its own: `{"name": …, "parameters": …}`, alone or behind a token.
+    /// Llama 3, and templates without a known tag: `{"name": …, "parameters": …}`, alone or after a token.
     Json {
-        /// The token, where the model has it.
+        /// The token, if the model has it.
         token: Option<u32>,
     },
 }
@@ -47,20 +48,20 @@ const CLOSE: &str = "</tool_call>";
 const LIST: &str = "<|tool_call|>";
 const PYTHON: &str = "<|python_tag|>";
 
-/// What the text of an answer turns out to be.
+/// A part of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Text for the reader.
+    /// Text outside of calls.
     Text(String),
-    /// A call of this tool begins; its id is for the caller to choose.
+    /// The start of a call of this tool. The caller chooses the id of the call.
     Begin(String),
-    /// A piece of the arguments of the call that began last: a JSON object, as the model wrote it.
+    /// A piece of the arguments of the last call: a JSON object, as the model wrote it.
     Arguments(String),
 }
 
-/// Finds the calls in one answer. Text that may be the start of a call is held back until it is known.
+/// Finds the calls in one answer. Text that may be the start of a call is held back until that is known.
 ///
-/// What comes depends on the characters alone, not on how they were cut into pieces.
+/// The result depends only on the characters, not on how the text was cut into pieces.
 pub struct CallParser(Parser);
 
 enum Parser {
@@ -69,7 +70,7 @@ enum Parser {
 }
 
 impl CallParser {
-    /// A parser at the start of an answer, or behind the opener if the prompt ended with it.
+    /// Creates a parser for the start of an answer, or for text after the opener if the prompt ended with it.
     pub fn new(syntax: CallSyntax, tools: &Arc<Tools>, is_inside: bool) -> Self {
         Self(match syntax {
             CallSyntax::Xml => Parser::Xml(XmlCalls::new(Arc::clone(tools), is_inside)),
@@ -85,7 +86,7 @@ impl CallParser {
         }
     }
 
-    /// The end of the answer, which may have come before the model meant it to.
+    /// Takes the end of the answer. `is_cut` says whether something other than the model's own end of text ended it.
     pub fn finish(&mut self, is_cut: bool) -> Vec<Part> {
         match &mut self.0 {
             Parser::Json(parser) => parser.finish(),
@@ -103,7 +104,7 @@ impl CallParser {
 }
 
 impl CallSyntax {
-    /// What the chat template `source`, which takes tools, teaches.
+    /// Returns the format that the chat template `source` teaches. The template must print tools.
     pub(super) fn of(source: &str, tokenizer: &Tokenizer) -> Self {
         let added = tokenizer.added_tokens();
         let token = |text: &str| added.iter().find(|token| token.text == text);
@@ -121,7 +122,7 @@ impl CallSyntax {
         }
     }
 
-    /// What stands before the first call.
+    /// The text that precedes the first call.
     pub(super) const fn opener(&self) -> &'static str {
         match self {
             Self::Tags | Self::Xml => "<tool_call>\n",
@@ -130,7 +131,7 @@ impl CallSyntax {
         }
     }
 
-    /// All that may stand before a call.
+    /// All texts that may precede a call.
     const fn openers(&self) -> &'static [&'static str] {
         match self {
             Self::Tags => &[OPEN],
@@ -140,12 +141,12 @@ impl CallSyntax {
         }
     }
 
-    /// Whether an answer may begin with a call that nothing stands before.
+    /// Whether an answer may begin with a call without an opener.
     const fn has_bare_calls(&self) -> bool {
         matches!(self, Self::List { .. } | Self::Json { .. })
     }
 
-    /// The special token that has to show for calls to be found.
+    /// The special token that must be shown in the text so that calls can be found.
     pub const fn shown_token(&self) -> Option<u32> {
         match self {
             Self::Tags | Self::Xml => None,
@@ -154,7 +155,7 @@ impl CallSyntax {
         }
     }
 
-    /// `calls` as the model writes them, for templates that cannot; `guard` marks what a client wrote.
+    /// Writes `calls` in the model's format, for templates that cannot. `guard` marks the client's text.
     pub(super) fn write(&self, calls: &[ToolCall], guard: impl Fn(&str) -> String) -> String {
         let written = calls.iter().map(|call| match self {
             Self::Xml => guard(&xml::write(call)),
@@ -180,7 +181,7 @@ impl CallSyntax {
         }
     }
 
-    /// What the arguments of a call are called.
+    /// The key of the arguments in the JSON of a call.
     const fn arguments_key(&self) -> &'static str {
         match self {
             Self::Tags | Self::Xml | Self::List { .. } => "arguments",
@@ -188,8 +189,8 @@ impl CallSyntax {
         }
     }
 
-    /// What follows the opener when a call is forced. `tools` are the names that may be called and the schemas of their
-    /// arguments.
+    /// The grammar of the text that follows the opener in a forced call. `tools` has the names of the tools that may be
+    /// called, and the schemas of their arguments.
     pub fn forced(&self, tools: Vec<(String, Option<String>)>) -> Grammar {
         let form = match self {
             Self::Tags | Self::Json { .. } => CallForm::Object,

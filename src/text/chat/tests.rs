@@ -66,7 +66,7 @@ fn control_tokens_come_from_the_template_alone() {
             [317, 0, 317, 0, 317, 0, 317, 0, 317],
             "{hostile:?}"
         );
-        // And nothing is lost: the tokens are the rendered text.
+        // The tokens contain the complete rendered text.
         let bytes: Vec<u8> = ids
             .iter()
             .flat_map(|&id| tokenizer.bytes(id))
@@ -138,7 +138,7 @@ fn a_last_message_can_be_left_open_or_closed() {
     assert!(whole.starts_with(&closed));
     talk.ending = Ending::Continued;
     let open = ids(&template, &talk);
-    // The end of text and the line break are gone, the space at the end is not.
+    // The end-of-text token and the line feed are removed, but the space at the end of the message is kept.
     assert_eq!(open, closed[..closed.len() - 2]);
 }
 
@@ -213,7 +213,7 @@ fn calls_are_written_as_the_template_teaches_them() {
 #[test]
 fn templates_do_what_jinja_does_with_them() {
     let recorded = include_str!("../../../tests/sources/jinja_goldens.json");
-    // Read once as values, which keep the order of keys, and once as plain JSON.
+    // Parsed twice: as template values, which keep the order of keys, and as plain JSON.
     let ordered: Value = serde_json::from_str(recorded).unwrap();
     let recorded: serde_json::Value = serde_json::from_str(recorded).unwrap();
     let now: Timestamp = recorded["now"].as_str().unwrap().parse().unwrap();
@@ -293,7 +293,7 @@ fn no_template_can_take_much_time_or_memory() {
         let start = std::time::Instant::now();
         let encoded = template(source).encode(&tokenizer(), &talk, Timestamp::UNIX_EPOCH, 100_000);
         let refused = encoded.expect_err(source).to_string();
-        // Most take a few milliseconds; a machine may be busy.
+        // Most take a few milliseconds; the limit allows for a busy machine.
         assert!(start.elapsed().as_secs() < 10, "{source}: {refused}");
     }
 }
@@ -301,7 +301,7 @@ fn no_template_can_take_much_time_or_memory() {
 #[test]
 fn constants_do_not_multiply_while_a_template_is_compiled() {
     let talk = conversation([message(Role::User, "hello")]);
-    // The engine's compiler would make 3¹⁶ letters for each of the products, which takes minutes.
+    // The engine's compiler would create a text of 3¹⁶ letters for each of the products, which takes minutes.
     let source = format!("{{{{ 'x'{} }}}}", " * 3".repeat(5_000));
     let start = std::time::Instant::now();
     let encoded = template(&source).encode(&tokenizer(), &talk, Timestamp::UNIX_EPOCH, 100_000);
@@ -322,7 +322,7 @@ fn thousands_of_operators_in_a_row_do_not_overflow_the_stack() {
     let talk = conversation([message(Role::User, "hello")]);
     for operator in ["~", "+", "and", "or", "==", "|string|", "if a else"] {
         let row = format!(" a {operator}").repeat(60_000 / (operator.len() + 3));
-        // Whether they mean anything or not.
+        // Some of these expressions are invalid, which does not matter here.
         let source = format!("{{% set a = '' %}}{{{{{row} a }}}}");
         if let Ok(template) = ChatTemplate::new(&source, &tokenizer(), None, None) {
             let _may_take_too_many_steps = template.render(&talk, Timestamp::UNIX_EPOCH);
@@ -339,7 +339,7 @@ fn whether_a_template_takes_tools_is_seen_in_what_it_prints() {
     );
     let only_beside_a_system = "{% for m in messages %}{% if m.role == 'system' and tools %}{{ tools }}{% endif %}{% endfor %}";
     assert!(template(only_beside_a_system).calls().is_some());
-    // A word in a comment or in a text for the model is no place for tools.
+    // The word `tools` in a comment or in the text for the model does not mean that the template prints tools.
     for source in [
         CHATML,
         "{# tools #}hello",

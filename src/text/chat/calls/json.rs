@@ -1,4 +1,4 @@
-//! Calls that models write as JSON: `{"name": …, "arguments": …}`, one by one or in lists.
+//! Parses calls that models write as JSON: `{"name": …, "arguments": …}`, one by one or in lists.
 
 use std::mem;
 
@@ -8,56 +8,58 @@ use serde_json::value::RawValue;
 use super::{CLOSE, CallSyntax, MAX_CALLS, Part};
 use crate::text::seek::{Found, Seek};
 
-/// Bytes before the arguments of a call, within which they are passed on as they come. Names have at most 64 characters.
+/// The most bytes before the arguments of a call. If they begin later, the call is passed on only when it is complete.
+/// Names have at most 64 characters.
 const MAX_HEAD: usize = 1024;
-/// White space before a call, in bytes; what comes after more of it is text.
+/// The most white space before a call, in bytes. Whatever follows more white space is text.
 const MAX_SPACE: usize = 256;
 
-/// Finds the calls in one answer. Text that may be the start of a call is held back until it is known.
+/// Finds the calls in one answer. Text that may be the start of a call is held back until that is known.
 ///
-/// What comes depends on the characters alone, not on how they were cut into pieces. Each is looked at a few times at
-/// most, however long a call is.
+/// The result depends only on the characters, not on how the text was cut into pieces. Each character is examined only
+/// a few times, however long a call is.
 pub struct JsonCalls {
     syntax: CallSyntax,
     state: State,
     seek: Seek,
-    /// Not decided yet.
+    /// Text that is not parsed yet.
     held: String,
-    /// What stood before the JSON in `held`, in case it is no call: white space, the opener, the start of a list.
+    /// Text before the JSON in `held`, kept in case the JSON is not a call: white space, the opener, the start of a
+    /// list.
     opened: String,
     calls: usize,
 }
 
-/// Where in an answer a parser is.
+/// The position of the parser within an answer.
 enum State {
-    /// Nothing but white space has come: a call may begin without an opener.
+    /// At the start, after white space at most: a call may begin without an opener.
     Start,
-    /// In text, where an opener may come.
+    /// In text, where an opener may follow.
     Text,
-    /// Where the JSON of a call has to be, and how far its end has been looked for.
+    /// Where the JSON of a call must begin. The search for its end continues from the last position.
     Call(Place, JsonEnd),
     /// In the arguments of a call, which are passed on.
     Arguments(JsonEnd, Place),
-    /// Behind them, up to the end of the call.
+    /// After the arguments of a call, before its end.
     Tail(JsonEnd, Place),
-    /// Behind a call in a list.
+    /// After a call in a list.
     Listed(Place),
-    /// Behind a call or a list: its closer may come, and without an opener the next call.
+    /// After a call or a list. A closing tag may follow, or another call without an opener.
     After,
 }
 
-/// Where a call stands.
+/// The place of a call.
 #[derive(Clone, Copy)]
 struct Place {
-    /// Whether an opener came before it.
+    /// Whether the call has an opener.
     is_opened: bool,
     in_list: bool,
 }
 
-/// Finds the end of a JSON object or list as it arrives.
+/// Searches for the end of a JSON object or list while it arrives.
 #[derive(Default)]
 struct JsonEnd {
-    /// Bytes that have been looked at.
+    /// Number of bytes that have been examined.
     seen: usize,
     depth: usize,
     in_text: bool,
@@ -65,7 +67,8 @@ struct JsonEnd {
 }
 
 impl JsonEnd {
-    /// The length of the JSON that `text` begins with, once it is complete. `text` has grown since the last time.
+    /// Returns the length of the JSON at the beginning of `text` once it is complete. `text` must begin with the text
+    /// of the previous call.
     fn find(&mut self, text: &str) -> Option<usize> {
         for &byte in &text.as_bytes()[self.seen..] {
             self.seen += 1;
@@ -88,7 +91,7 @@ impl JsonEnd {
     }
 }
 
-/// A call as models write it.
+/// A call in the JSON that models write.
 #[derive(Deserialize)]
 struct Written<'a> {
     name: String,
@@ -96,18 +99,18 @@ struct Written<'a> {
     arguments: Option<&'a RawValue>,
 }
 
-/// What the beginning of a call is.
+/// The possible beginnings of a JSON object.
 enum Head {
-    /// That cannot be told yet.
+    /// Unknown until more text arrives.
     Open,
-    /// A call of this name, whose arguments begin at this byte.
+    /// A call: the name of the tool, and the byte at which the arguments begin.
     Call(String, usize),
-    /// Something else, or a call in another order.
+    /// Not a call, or a call with its fields in another order.
     Other,
 }
 
 impl JsonCalls {
-    /// A parser at the start of an answer, or behind the opener if the prompt ended with it.
+    /// Creates a parser for the start of an answer, or for text after the opener if the prompt ended with it.
     pub fn new(syntax: CallSyntax, is_inside: bool) -> Self {
         let opened = Place {
             is_opened: true,
@@ -141,7 +144,7 @@ impl JsonCalls {
         parts
     }
 
-    /// The end of the answer. A call whose arguments were not complete stays so.
+    /// Takes the end of the answer. Incomplete arguments of a call are not completed.
     pub fn finish(&mut self) -> Vec<Part> {
         let mut parts = Vec::new();
         let held = mem::take(&mut self.held);
@@ -154,12 +157,12 @@ impl JsonCalls {
         parts
     }
 
-    /// How many calls have been found.
+    /// Number of calls that have been found.
     pub const fn calls(&self) -> usize {
         self.calls
     }
 
-    /// Where a call may begin without an opener. Returns whether it is decided what is here.
+    /// Where a call may begin without an opener. Returns whether it is known what follows.
     fn begin(&mut self) -> bool {
         let is_after = matches!(self.state, State::After);
         let rest = self.held.trim_start();
@@ -191,7 +194,7 @@ impl JsonCalls {
         true
     }
 
-    /// In text: passes on what is certain to be text, up to an opener. Returns whether there is one.
+    /// In text: passes on the text that certainly precedes an opener. Returns whether an opener was found.
     fn search(&mut self, parts: &mut Vec<Part>) -> bool {
         let held = mem::take(&mut self.held);
         let (text, found) = self.seek.push(&held);
@@ -214,7 +217,7 @@ impl JsonCalls {
         true
     }
 
-    /// Where a call has to be. Returns whether it is decided what is here.
+    /// Where a call must begin. Returns whether it is known what follows.
     fn call(&mut self, parts: &mut Vec<Part>) -> bool {
         let State::Call(place, _) = &mut self.state else {
             return false;
@@ -242,7 +245,7 @@ impl JsonCalls {
         self.whole(parts)
     }
 
-    /// Where a call may be that cannot be passed on before it is complete.
+    /// Handles JSON that can be passed on as a call only when it is complete.
     fn whole(&mut self, parts: &mut Vec<Part>) -> bool {
         let State::Call(place, json_end) = &mut self.state else {
             return false;
@@ -300,7 +303,7 @@ impl JsonCalls {
         end.is_some()
     }
 
-    /// Behind the arguments of a call: passes over what else it has. Returns whether it has ended.
+    /// After the arguments of a call: skips its other fields. Returns whether the call has ended.
     fn tail(&mut self) -> bool {
         let State::Tail(json_end, place) = &mut self.state else {
             return false;
@@ -314,7 +317,7 @@ impl JsonCalls {
         end.is_some()
     }
 
-    /// Behind a call in a list: another follows, or the end of the list. Returns whether it is decided which.
+    /// After a call in a list: another call or the end of the list follows. Returns whether it is known which.
     fn listed(&mut self) -> bool {
         let State::Listed(place) = self.state else {
             return false;
@@ -339,7 +342,7 @@ impl JsonCalls {
     }
 
     fn text(&mut self, text: &str, parts: &mut Vec<Part>) {
-        // White space between calls is layout.
+        // White space between calls is not part of the text.
         if !(text.is_empty() || self.calls > 0 && text.trim().is_empty()) {
             parts.push(Part::Text(text.to_owned()));
         }
@@ -347,7 +350,7 @@ impl JsonCalls {
 }
 
 impl Place {
-    /// Where a parser is when the call has ended.
+    /// The state of the parser after the end of the call.
     const fn after(self) -> State {
         match self.in_list {
             true => State::Listed(self),
@@ -356,7 +359,7 @@ impl Place {
     }
 }
 
-/// What `text` begins with, if it is a call in the usual order: the name, then the arguments, an object.
+/// Examines whether `text` begins with a call in the usual order: the name, then the arguments, which are an object.
 fn head(text: &str) -> Head {
     let open = match text.len() < MAX_HEAD {
         true => Head::Open,
@@ -367,7 +370,7 @@ fn head(text: &str) -> Head {
     let text = &text[..end];
     let mut rest = text;
     let mut name = "";
-    // What has to come next, one after the other.
+    // The expected pieces of text, in this order; the empty one stands for the name.
     for expected in ["{", "\"name\"", ":", "", ",", "\"arguments\"", ":", "{"] {
         rest = rest.trim_start();
         let expected = match expected {
@@ -394,7 +397,8 @@ fn head(text: &str) -> Head {
     }
 }
 
-/// The length of the JSON text that `json` begins with: 0 if it begins with something else, `None` if it does not end.
+/// The length of the JSON string at the beginning of `json`: 0 if `json` begins with something else, `None` if the
+/// string is incomplete.
 fn text_length(json: &str) -> Option<usize> {
     let mut is_escaped = false;
     for (at, byte) in json.bytes().enumerate() {
@@ -410,7 +414,7 @@ fn text_length(json: &str) -> Option<usize> {
     None
 }
 
-/// Whether JSON that begins like `text` can be a call; `None` while that is open.
+/// Whether JSON that begins with `text` can be a call; `None` if that is not known yet.
 fn may_be_call(text: &str) -> Option<bool> {
     let first = text.chars().next()?;
     let Some(fields) = text.strip_prefix('{') else {
@@ -424,7 +428,7 @@ impl Written<'_> {
     fn add(self, parts: &mut Vec<Part>) {
         let arguments = match self.arguments.map(RawValue::get) {
             None | Some("null") => "{}".to_owned(),
-            // Some answers hold the object as a text.
+            // Some models write the object as a JSON string.
             Some(json) => serde_json::from_str(json).unwrap_or_else(|_no_text| json.to_owned()),
         };
         parts.push(Part::Begin(self.name));

@@ -35,7 +35,7 @@ fn put_together(parts: Vec<Part>) -> (String, Vec<(String, String)>) {
     (text, calls)
 }
 
-/// A tool `f` with arguments of all kinds.
+/// A tool `f` with arguments of all types.
 fn tools() -> Arc<Tools> {
     let schema = json!({
         "properties": {
@@ -225,7 +225,7 @@ fn calls_in_tags_have_the_values_that_their_schemas_say() {
             "<parameter=city>\nuse </parameter> and </tool_call> and <parameter=x> here\n</parameter>\n",
             "{\"city\": \"use </parameter> and </tool_call> and <parameter=x> here\"}",
         ),
-        // Ends that are missing, and a key that comes twice.
+        // Missing closing tags, and a repeated key.
         (
             "<parameter=city>\nRome\n<parameter=days>\n3\n<parameter=days>\n4\n</parameter>\n",
             "{\"city\": \"Rome\", \"days\": \"3\\n<parameter=days>\\n4\"}",
@@ -257,7 +257,7 @@ fn an_unfinished_call_in_tags_is_completed_unless_it_was_cut_off() {
         let expected = (text.to_owned(), vec![]);
         assert_eq!(parse(&CallSyntax::Xml, [text]), expected, "{text}");
     }
-    // What is no call although it says so is passed over.
+    // A malformed call within `<tool_call>` is skipped.
     let answer =
         "a <tool_call>\n<function=f\n</tool_call> <tool_call><function=f></function></tool_call>";
     let expected = ("a".to_owned(), vec![call("f", "{}")]);
@@ -293,7 +293,7 @@ fn long_answers_take_little_time_however_they_are_cut() {
                     parser.push(std::str::from_utf8(piece).unwrap());
                 }
                 parser.finish(false);
-                // Milliseconds; the square of it would be minutes.
+                // Linear time is milliseconds; quadratic time would be minutes.
                 assert!(begin.elapsed().as_secs() < 20, "{syntax:?} {start:?}");
             }
         }

@@ -1,4 +1,4 @@
-//! Calls that models write in tags: Granite 4.2, Qwen 3 Coder and Nemotron.
+//! Parses calls that models write in tags: Granite 4.2, Qwen 3 Coder and Nemotron.
 //!
 //! ```text
 //! <tool_call>
@@ -10,8 +10,9 @@
 //! </tool_call>
 //! ```
 //!
-//! It is no XML: nothing is escaped, and a value may hold any text, these tags too. So a tag ends a value only where the
-//! call goes on behind it. The line feed behind `<parameter=KEY>` and the one before `</parameter>` are no part of it.
+//! This is not XML: nothing is escaped, and a value may contain any text, including these tags. Therefore a tag ends a
+//! value only if another part of the call follows it. The line feeds after `<parameter=KEY>` and before `</parameter>`
+//! are not part of the value.
 
 use std::mem;
 use std::sync::Arc;
@@ -27,42 +28,42 @@ const FUNCTION: &str = "<function=";
 const END_FUNCTION: &str = "</function>";
 const PARAMETER: &str = "<parameter=";
 const END_PARAMETER: &str = "</parameter>";
-/// What begins a call in text.
+/// The tags that may begin a call within text.
 pub const OPENERS: [&str; 2] = [OPEN, FUNCTION];
 
-/// Bytes of the name of a tool or an argument; tools have names of at most 64 characters.
+/// The most bytes in the name of a tool or an argument. Tools have names of at most 64 characters.
 const MAX_NAME: usize = 256;
-/// White space between tags, in bytes.
+/// The most white space between tags, in bytes.
 const MAX_SPACE: usize = 256;
-/// Arguments of one call.
+/// The most arguments of one call.
 const MAX_ARGUMENTS: usize = 1024;
 
-/// Finds the calls in one answer. Text that may be the start of a call is held back until it is known.
+/// Finds the calls in one answer. Text that may be the start of a call is held back until that is known.
 ///
-/// What comes depends on the characters alone, not on how they were cut into pieces.
+/// The result depends only on the characters, not on how the text was cut into pieces.
 pub struct XmlCalls {
     tools: Arc<Tools>,
     state: State,
     seek: Seek,
-    /// Not decided yet.
+    /// Text that is not parsed yet.
     held: String,
-    /// What stood before `held`, in case it is no call.
+    /// Text before `held`, kept in case it is not a call.
     opened: String,
     calls: usize,
     call: Call,
 }
 
-/// The call that is being read.
+/// The call that is being parsed.
 #[derive(Default)]
 struct Call {
     name: String,
-    /// The arguments that have come.
+    /// The keys of the arguments so far.
     keys: Vec<String>,
-    /// Of the value that is being read.
+    /// The types that the current value may have.
     kinds: Kinds,
-    /// Whether its key has come before, so that it is left out.
+    /// Whether the key of the current value occurred before, so that the value is left out.
     is_repeated: bool,
-    /// What has come of it, if it is no text.
+    /// The current value so far, unless it is a string, which is passed on at once.
     value: String,
 }
 
@@ -70,11 +71,11 @@ struct Call {
 enum State {
     /// In text.
     Text,
-    /// Behind the tag that opens a call.
+    /// After the tag that opens a call.
     Opened,
-    /// In the name of the tool; whether the tag of a call came before.
+    /// In the name of the tool. The flag says whether `<tool_call>` precedes it.
     Name(bool),
-    /// In a call that has no name, up to its end.
+    /// In a call without a valid name, before its end.
     Malformed,
     /// Between arguments.
     Between,
@@ -82,24 +83,24 @@ enum State {
     Key,
     /// Before the first character of a value.
     Lead,
-    /// In a value, of which so many bytes in `held` belong to it for certain.
+    /// In a value. This number of bytes in `held` certainly belongs to it.
     Value(usize),
-    /// Behind a call.
+    /// After a call.
     After,
 }
 
-/// What a tag within a value is.
+/// The meaning of a tag within a value.
 enum Tag {
-    /// A part of the value.
+    /// The tag is a part of the value.
     Text,
-    /// That cannot be told yet.
+    /// Unknown until more text arrives.
     Open,
-    /// The end of the value; how many bytes of the tag are done with.
+    /// The tag ends the value. This number of its bytes is consumed.
     End(usize),
 }
 
 impl XmlCalls {
-    /// A parser at the start of an answer, or behind the opener if the prompt ended with it.
+    /// Creates a parser for the start of an answer, or for text after the opener if the prompt ended with it.
     pub fn new(tools: Arc<Tools>, is_inside: bool) -> Self {
         Self {
             tools,
@@ -133,8 +134,8 @@ impl XmlCalls {
         parts
     }
 
-    /// The end of the answer. A call that it is in the middle of is completed, unless the answer was cut off: nobody
-    /// should run a call of which a part is missing.
+    /// Takes the end of the answer. If it is within a call, the call is completed, unless the answer was cut off: a
+    /// client should not run a call that lacks a part.
     pub fn finish(&mut self, is_cut: bool) -> Vec<Part> {
         let mut parts = Vec::new();
         let held = mem::take(&mut self.held);
@@ -145,7 +146,7 @@ impl XmlCalls {
             }
             State::After => self.text(&held, &mut parts),
             State::Value(_) | State::Lead => {
-                // The tag that ends a value counts also where the answer ends behind it.
+                // A closing tag at the very end of the answer ends the value too.
                 let end = held.rfind(END_PARAMETER).filter(|end| {
                     let rest = held[end + END_PARAMETER.len()..].trim_start();
                     END_FUNCTION.starts_with(rest) || PARAMETER.starts_with(rest)
@@ -162,12 +163,12 @@ impl XmlCalls {
         parts
     }
 
-    /// How many calls have been found.
+    /// Number of calls that have been found.
     pub const fn calls(&self) -> usize {
         self.calls
     }
 
-    /// In text: passes on what is certain to be text, up to a tag that begins a call. Returns whether there is one.
+    /// In text: passes on the text that certainly precedes the tag of a call. Returns whether a tag was found.
     fn search(&mut self, parts: &mut Vec<Part>) -> bool {
         let held = mem::take(&mut self.held);
         let (text, found) = self.seek.push(&held);
@@ -189,7 +190,7 @@ impl XmlCalls {
         true
     }
 
-    /// Behind `<tool_call>`. Returns whether it is decided what is here.
+    /// After `<tool_call>`. Returns whether it is known what follows.
     fn opened(&mut self, parts: &mut Vec<Part>) -> bool {
         let rest = self.held.trim_start();
         let is_short = self.held.len() < MAX_SPACE;
@@ -205,7 +206,7 @@ impl XmlCalls {
         true
     }
 
-    /// Makes text of what looked like a call.
+    /// Treats what looked like a call as text.
     fn give_up(&mut self, parts: &mut Vec<Part>) {
         let opened = mem::take(&mut self.opened);
         self.text(&opened, parts);
@@ -220,7 +221,7 @@ impl XmlCalls {
             None if self.held.len() < MAX_NAME => return false,
             _ => String::new(),
         };
-        // Without the tag of a call, text may well mention a function.
+        // Without `<tool_call>`, ordinary text may mention `<function=…>`, so the tool must exist.
         let is_call =
             !name.is_empty() && name.len() < MAX_NAME && (in_tag || self.tools.has(&name));
         if is_call && self.calls < MAX_CALLS {
@@ -242,13 +243,13 @@ impl XmlCalls {
         true
     }
 
-    /// In a call that cannot be read: passes over it, as vLLM does. Returns whether it has ended.
+    /// In a call that cannot be parsed: skips it, as vLLM does. Returns whether it has ended.
     fn malformed(&mut self) -> bool {
         let ends = [(CLOSE, CLOSE.len()), (OPEN, 0)];
         let ends = ends.into_iter();
         let found = ends.filter_map(|(end, behind)| Some((self.held.find(end)?, behind)));
         let Some((at, behind)) = found.min() else {
-            // Kept as it is, in case that no end comes.
+            // The skipped text is kept, in case the call has no end.
             let keep = start_at_end(&self.held, CLOSE).max(start_at_end(&self.held, OPEN));
             let passed = self.held.len() - keep;
             self.opened.extend(self.held.drain(..passed));
@@ -260,7 +261,7 @@ impl XmlCalls {
         true
     }
 
-    /// Between arguments: passes over all but tags. Returns whether one is there.
+    /// Between arguments: skips everything except tags. Returns whether a tag was found.
     fn between(&mut self, parts: &mut Vec<Part>) -> bool {
         let tags = [PARAMETER, END_FUNCTION, CLOSE, OPEN];
         let found = tags
@@ -277,7 +278,7 @@ impl XmlCalls {
             self.state = State::Key;
             return true;
         }
-        // A call may also end with what ends or begins another one.
+        // `</tool_call>` or the `<tool_call>` of another call may end a call too.
         let behind = if tag == END_FUNCTION { tag.len() } else { 0 };
         self.held.drain(..at + behind);
         parts.push(Part::Arguments("}".to_owned()));
@@ -302,7 +303,7 @@ impl XmlCalls {
         }
         self.held.drain(..=end);
         let call = &mut self.call;
-        // What was passed on cannot be taken back, so the first value of a key is the one that counts.
+        // Text that was passed on cannot be withdrawn, so the first value of a repeated key is used.
         call.is_repeated = call.keys.contains(&key) || call.keys.len() == MAX_ARGUMENTS;
         call.kinds = self.tools.kinds(&call.name, &key);
         call.value.clear();
@@ -317,7 +318,7 @@ impl XmlCalls {
         true
     }
 
-    /// Before a value: the line feed there is no part of it.
+    /// Before a value: skips the line feed that is not part of it.
     fn lead(&mut self) -> bool {
         if self.held.is_empty() {
             return false;
@@ -329,7 +330,7 @@ impl XmlCalls {
         true
     }
 
-    /// In a value: passes it on as far as it is certain. Returns whether it has ended.
+    /// In a value: passes on the text that certainly belongs to it. Returns whether the value has ended.
     fn value(&mut self, mut certain: usize, parts: &mut Vec<Part>) -> bool {
         while let Some(at) = self.held[certain..].find('<') {
             certain += at;
@@ -353,8 +354,8 @@ impl XmlCalls {
         false
     }
 
-    /// Passes on the first so many bytes of what is held, which are no tag; the line feed at their end may be the one
-    /// that is no part of the value.
+    /// Passes on the first `certain` bytes of the held text, which do not contain a tag. A line feed at their end is
+    /// held back, because it may precede the closing tag and then is not part of the value.
     fn pass(&mut self, certain: usize, parts: &mut Vec<Part>) {
         let is_line = self.held[..certain].ends_with('\n');
         let passed = certain - usize::from(is_line);
@@ -364,7 +365,7 @@ impl XmlCalls {
         self.state = State::Value(certain - passed);
     }
 
-    /// Adds to the value of an argument; `is_end` if that was all of it.
+    /// Adds text to the value of an argument; `is_end` says whether it is the last text.
     fn more(&mut self, text: &str, is_end: bool, parts: &mut Vec<Part>) {
         let text = match is_end {
             true => text.strip_suffix('\n').unwrap_or(text),
@@ -390,7 +391,7 @@ impl XmlCalls {
         }
     }
 
-    /// What the `<` at `at`, which stands in a value, begins.
+    /// Determines the meaning of the `<` at `at`, which is within a value.
     fn tag(&self, at: usize) -> Tag {
         let tag = &self.held[at..];
         if let Some(after) = tag.strip_prefix(END_PARAMETER) {
@@ -400,7 +401,7 @@ impl XmlCalls {
                 false => Tag::Text,
             });
         }
-        // Models leave out an end now and then, but not in the middle of a line.
+        // Models sometimes leave out a closing tag, but only at the beginning of a line.
         let at_line = self.held[..at].ends_with('\n');
         if at_line && let Some(after) = tag.strip_prefix(PARAMETER) {
             return match after.find(['>', '\n', '<']) {
@@ -430,7 +431,7 @@ impl XmlCalls {
         is_new && self.tools.may_have(&self.call.name, key)
     }
 
-    /// Behind a call: its closer may come. Returns whether it is decided what is here.
+    /// After a call: its closing tag may follow. Returns whether it is known what follows.
     fn after(&mut self) -> bool {
         let rest = self.held.trim_start();
         let is_short = self.held.len() < MAX_SPACE;
@@ -444,14 +445,14 @@ impl XmlCalls {
     }
 
     fn text(&mut self, text: &str, parts: &mut Vec<Part>) {
-        // White space between calls is layout.
+        // White space between calls is not part of the text.
         if !(text.is_empty() || self.calls > 0 && text.trim().is_empty()) {
             parts.push(Part::Text(text.to_owned()));
         }
     }
 }
 
-/// `call` as models write it, between the tags of a call.
+/// Writes `call` as models do, without the `<tool_call>` tags.
 pub fn write(call: &ToolCall) -> String {
     let mut written = format!("{FUNCTION}{}>\n", call.name);
     let arguments = serde_json::from_str::<Map<String, Value>>(call.arguments());
@@ -465,8 +466,8 @@ pub fn write(call: &ToolCall) -> String {
     written + END_FUNCTION
 }
 
-/// Whether white space and then one of `tags` follow at the beginning of `text`; `None` while that is open. After much
-/// white space they do not.
+/// Whether `text` begins with white space followed by one of `tags`; `None` if that is not known yet. Too much white
+/// space counts as no.
 fn follows(text: &str, tags: &[&str]) -> Option<bool> {
     let rest = text.trim_start();
     if text.len() - rest.len() > MAX_SPACE {
