@@ -267,7 +267,7 @@ impl Splitter {
         parts
     }
 
-    /// At a place where a thought may be opened. Returns whether it is known if a thought begins.
+    /// At a place where a thought may be opened. Returns whether it is known what follows.
     fn begin(&mut self, parts: &mut Vec<Part>) -> bool {
         let rest = self.held.trim_start();
         let mut opens = self.form.opens.iter();

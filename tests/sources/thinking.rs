@@ -1,5 +1,5 @@
-//! Granite 4.2: recorded conversations and answers, from the assets. The template among them is a reconstruction: it
-//! renders as IBM's does, as far as that has been recorded, and is not IBM's text.
+//! Tests with recorded conversations and answers of Granite 4.2 from the assets. The assets' template is a
+//! reconstruction: it renders as IBM's template does, as far as that has been recorded, but is not IBM's text.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -101,7 +101,7 @@ fn granite_4_2_conversations_render_as_recorded() {
     assert_eq!(count, 14);
 }
 
-/// `text` in two pieces, cut at every place, and whole, and one character at a time.
+/// `text` in two pieces for each possible cut, in one piece, and character by character.
 fn cuts(text: &str) -> Vec<Vec<String>> {
     let places = text.char_indices().map(|(at, _)| at);
     let mut cuts: Vec<Vec<String>> = places
@@ -114,8 +114,8 @@ fn cuts(text: &str) -> Vec<Vec<String>> {
 
 type Calls = Vec<(String, Value)>;
 
-/// The thought, the text of the answer and the calls in `pieces` behind a prompt that ends with `prompt`; without
-/// `tools` calls are not looked for.
+/// Parses `pieces`, which follow a prompt that ends with `prompt`. Returns the thought, the text of the answer, and the
+/// calls; without `tools` calls are not searched for.
 fn read(prompt: &str, pieces: &[String], tools: Option<&Arc<Tools>>) -> (String, String, Calls) {
     let form = Form::of("<think> <function=").unwrap();
     let mut splitter = form.after(prompt);
@@ -164,7 +164,7 @@ fn expected_calls(golden: &Value) -> Calls {
     calls.map(call).collect()
 }
 
-/// The tools of a recorded answer: those that it names, or those of the calls that are expected, without schemas.
+/// The tools of a recorded answer: the tools that it names, or else those of its expected calls, without types.
 fn tools(golden: &Value) -> Arc<Tools> {
     let named = golden["tools"].as_object().into_iter().flatten();
     let named = named
@@ -173,7 +173,7 @@ fn tools(golden: &Value) -> Arc<Tools> {
     if tools.is_empty() {
         let calls = expected_calls(golden).into_iter();
         tools.extend(calls.map(|(name, arguments)| {
-            // Their values in the schema's words.
+            // The schema allows exactly the expected values.
             let properties = arguments.as_object().unwrap().iter();
             let properties =
                 properties.map(|(key, value)| (key.clone(), serde_json::json!({"enum": [value]})));
@@ -197,8 +197,8 @@ fn granite_4_2_answers_are_read_as_recorded_wherever_they_are_cut() {
     for golden in recorded["split"].as_array().unwrap() {
         let id = golden["id"].as_str().unwrap();
         let prompt = golden["prompt_ends"].as_str().unwrap();
-        // Where the others disagree: white space at the end of a thought is dropped, as vLLM does, and what stands
-        // before a second opener is a part of it, as streams have it.
+        // The recorded parsers disagree here. As in vLLM, white space at the end of a thought is dropped; as in
+        // streams, text before a second opening tag is part of the thought.
         let thought = match id {
             "text_before_start" => "preamble<think>reasoning",
             _ => golden["reasoning"].as_str().unwrap().trim_end(),
@@ -226,7 +226,7 @@ fn granite_4_2_answers_are_read_as_recorded_wherever_they_are_cut() {
         all.push(chunks);
         for pieces in all {
             let (thought, answer, calls) = read(prompt, &pieces, tools);
-            // One of them has its deltas instead.
+            // One of the recordings has deltas instead.
             let named = |name: &str| {
                 let deltas = golden["deltas"].as_array().into_iter().flatten();
                 let mut texts = deltas.filter_map(|delta| delta[name].as_str());

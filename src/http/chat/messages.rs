@@ -1,4 +1,4 @@
-//! The conversation in a request: messages, tools and documents, checked, as the template wants them.
+//! Parses and checks the conversation in a request: messages, tools and documents, in the form that templates need.
 
 use std::collections::BTreeMap;
 
@@ -10,28 +10,28 @@ use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
 use crate::text::chat::{Conversation, Message, RESERVED, Role, ToolCall};
 
-/// Tools in one request. OpenAI's limit.
+/// The most tools in one request. OpenAI's limit.
 pub const MAX_TOOLS: usize = 128;
-/// Documents in one request: more than any context holds.
+/// The most documents in one request: more than any context can hold.
 pub const MAX_DOCUMENTS: usize = 128;
-/// Characters of a role that OpenAI's API does not have: `document 1` is a long one.
+/// The most characters of a role that OpenAI's API does not have. `document 1` is a long one.
 pub const MAX_ROLE: usize = 64;
-/// Characters of a tool's name. OpenAI's limit.
+/// The most characters of a tool's name. OpenAI's limit.
 pub const MAX_TOOL_NAME: usize = 64;
 
 /// A tool that the model may call.
 #[derive(Debug, Clone)]
 pub struct Tool {
-    /// Letters, digits, `_`, `-` and `.`, as many as [`MAX_TOOL_NAME`].
+    /// Letters, digits, `_`, `-` and `.`, at most [`MAX_TOOL_NAME`] of them.
     pub name: String,
     /// JSON schema of the arguments.
     pub parameters: Option<serde_json::Value>,
 }
 
-/// What chat completions and `/tokenize` have in common: takes the conversation out of a request's fields.
+/// Takes the conversation from the fields of a request, for chat completions and `/tokenize`.
 ///
 /// # Errors
-/// The first field that is absent or not as it should be.
+/// The first field that is absent or invalid.
 pub fn take(fields: &mut Fields<'_>) -> Result<(Conversation, Vec<Tool>), ApiError> {
     let messages = messages(fields)?;
     let (tools, definitions) = tools(fields)?;
@@ -67,7 +67,7 @@ fn messages(fields: &mut Fields<'_>) -> Result<Vec<Message>, ApiError> {
     Ok(checked)
 }
 
-/// A field of a message and what it should have been.
+/// A field of a message, and the value that was expected.
 type Problem = (&'static str, &'static str);
 
 fn message(fields: &BTreeMap<String, &RawValue>) -> Result<Message, Problem> {
@@ -78,11 +78,11 @@ fn message(fields: &BTreeMap<String, &RawValue>) -> Result<Message, Problem> {
     };
     let content = match field::<&RawValue>(fields, "content", CONTENT)? {
         Some(content) => content_text(content.get())?,
-        // An assistant that only calls tools says nothing, and a tool may have nothing to say.
+        // An assistant's message may have only tool calls, and the result of a tool may be empty.
         None if matches!(role, Role::Assistant | Role::Tool) => String::new(),
         None => return Err(("content", CONTENT)),
     };
-    // Both names are in use; servers differ in what they send.
+    // Servers differ in which of these two names they send, so clients send back either.
     let reasoning = match role {
         Role::Assistant => {
             let first: Option<String> = field(fields, "reasoning_content", "a text")?;
@@ -106,7 +106,8 @@ const ROLES: &str = "system, developer, user, assistant, tool, or another of at 
 const CONTENT: &str =
     "a text or a list of {\"type\": \"text\", \"text\": …}; this model reads nothing else";
 
-/// The templates decide about roles that OpenAI's API does not have, such as Granite's `document` and `control`.
+/// Parses a role. Templates decide about roles that OpenAI's API does not have, such as Granite's `document` and
+/// `control`.
 fn role(name: Option<String>) -> Result<Role, Problem> {
     let name = name.ok_or(("role", ROLES))?;
     Ok(match name.as_str() {
@@ -116,7 +117,7 @@ fn role(name: Option<String>) -> Result<Role, Problem> {
         "assistant" => Role::Assistant,
         "tool" => Role::Tool,
         other => {
-            // Nothing that a special token could be made of.
+            // These characters cannot form a special token.
             let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b" _-.".contains(&byte);
             if !(1..=MAX_ROLE).contains(&other.len()) || !other.bytes().all(is_plain) {
                 return Err(("role", ROLES));
@@ -131,7 +132,7 @@ fn content_text(json: &str) -> Result<String, Problem> {
     #[serde(untagged)]
     enum Part {
         Bare(String),
-        /// Not an enum by its type: that would take a number for one, too.
+        /// Not an enum tagged by `type`: serde would also accept a number as the tag.
         Typed {
             r#type: String,
             text: Option<String>,
@@ -145,7 +146,7 @@ fn content_text(json: &str) -> Result<String, Problem> {
     let parts: Vec<Part> = serde_json::from_str(json).map_err(|_problem| problem)?;
     let texts = parts.into_iter().map(|part| match part {
         Part::Bare(text) => Ok(text),
-        // The names that OpenAI's APIs have for text.
+        // The types that OpenAI's APIs have for text.
         Part::Typed {
             r#type,
             text,
@@ -157,7 +158,7 @@ fn content_text(json: &str) -> Result<String, Problem> {
         },
     });
     let texts = texts.collect::<Result<Vec<String>, Problem>>()?;
-    // As Granite 4's template joins them.
+    // The separator that Granite 4's template uses.
     Ok(texts.join("\n"))
 }
 
@@ -188,7 +189,8 @@ fn calls(fields: &BTreeMap<String, &RawValue>) -> Result<Vec<ToolCall>, Problem>
         if call.r#type.is_some_and(|kind| kind != "function") {
             return Err(REFUSED);
         }
-        // Some clients send what they got: an object, a text of one, or nothing.
+        // Clients send arguments back in the form in which they received them: an object, its JSON as a string, or
+        // nothing.
         let arguments = match call.function.arguments.map(RawValue::get) {
             None => String::new(),
             Some(object) if object.starts_with('{') => object.to_owned(),
@@ -214,7 +216,7 @@ fn field<'a, T: Deserialize<'a>>(
     }
 }
 
-/// The tools' names and schemas, and their definitions as they were sent, which is what templates print.
+/// Returns the tools' names and schemas, and their definitions as the client sent them, which templates print.
 fn tools(fields: &mut Fields<'_>) -> Result<(Vec<Tool>, Option<Value>), ApiError> {
     #[derive(Deserialize)]
     struct Definition {
@@ -224,7 +226,7 @@ fn tools(fields: &mut Fields<'_>) -> Result<(Vec<Tool>, Option<Value>), ApiError
     #[derive(Deserialize)]
     struct Function {
         name: String,
-        /// Only its type is checked: it is for the template.
+        /// Only the type is checked; the template uses the value.
         #[serde(default, rename = "description")]
         _description: Option<String>,
         #[serde(default)]
@@ -289,7 +291,7 @@ fn documents(fields: &mut Fields<'_>) -> Result<Option<Value>, ApiError> {
     }
 }
 
-/// `chat_template_kwargs`: variables that only the template understands.
+/// Takes `chat_template_kwargs`, variables that only the template understands.
 fn variables(fields: &mut Fields<'_>) -> Result<Vec<(String, Value)>, ApiError> {
     let expected = format!(
         "an object without {}",

@@ -1,8 +1,8 @@
-//! `POST /v1/chat/completions`: a conversation in, the assistant's next turn out.
+//! `POST /v1/chat/completions`: returns the assistant's next message in a conversation.
 //!
-//! [`messages`] reads the conversation, [`request`] the rest of the request, and [`prompt`] has the model's own template
-//! make ids of it; [`thinking`] says whether and how long the model thinks first. `turn` finds text and tool calls in the
-//! answers, and [`response`] writes them in the shapes of `shapes`.
+//! [`messages`] parses the conversation and [`request`] the other fields. [`prompt`] converts the conversation to ids
+//! with the model's own template, and [`thinking`] determines whether and how long the model thinks first. `turn`
+//! separates text and tool calls in the answers, and [`response`] writes them with the types in `shapes`.
 
 pub mod messages;
 pub mod prompt;
@@ -37,7 +37,7 @@ use request::ChatRequest;
 use response::{ChatWriter, Start};
 use thinking::ThinkingDefaults;
 
-/// Checks the request, renders its conversation, and answers with what the model says next.
+/// Checks the request, renders its conversation, and responds with the assistant's next message.
 pub async fn complete(
     State(app): State<App>,
     Extension(record): Extension<Arc<Record>>,
@@ -65,7 +65,7 @@ pub async fn complete(
     generate::respond(&app, model, record, &request.common, work, writer).await
 }
 
-/// How calls are written, if the model may make any.
+/// Returns the format of tool calls, if the answer may have any.
 fn call_syntax(
     template: &ChatTemplate,
     request: &ChatRequest,
@@ -82,8 +82,8 @@ fn call_syntax(
     }
 }
 
-/// The generations for the conversation, whose prompt the model has room for, and what their answers begin with. Without
-/// `max_tokens` each has at most what `most` allows.
+/// Tokenizes the conversation, checks that it fits the context, and prepares the generations and the start of their
+/// answers. Without `max_tokens`, the limits in `most` apply to each answer.
 async fn prepare(
     model: &ServedModel,
     record: &Arc<Record>,
@@ -101,7 +101,8 @@ async fn prepare(
         let common = &request.common;
         let room = Room {
             context: limits.context_length,
-            // One that is cut down may be longer, as long as a body: templates may not make more of it than was sent.
+            // A prompt that is truncated later may exceed the context, but not the size of a body: templates must not
+            // produce more text than a client may send.
             bytes: common.output.truncation.map_or(0, |_| most.body_bytes),
         };
         let Prompt {
@@ -138,8 +139,8 @@ async fn prepare(
     .await
 }
 
-/// How long the thought of an answer of at most `max_tokens` may be, and what follows it: the beginning of a call, where
-/// one is forced and the prompt has not begun it.
+/// Returns the most tokens of the thought in an answer of at most `max_tokens`, and the tokens that follow the thought:
+/// the start of a call, if a call is forced and the prompt does not end with its start.
 fn bounds(
     request: &ChatRequest,
     template: &ChatTemplate,
@@ -161,8 +162,9 @@ fn bounds(
     })
 }
 
-/// Cuts down the prompt if that was asked for, and refuses what the model has no room for or does not know. Returns how
-/// many tokens an answer may have: as many as were asked for, or as the context has room for and a request may have.
+/// Truncates the prompt if the request asks for it, and refuses prompts that do not fit the context or have unknown
+/// ids. Returns the most tokens of an answer: the requested number, or else the rest of the context, but at most
+/// `most`.
 fn fit(
     request: &ChatRequest,
     ids: &mut Vec<u32>,

@@ -1,4 +1,4 @@
-//! A conversation → the ids of the prompt that the model's own template makes of it.
+//! Converts a conversation to the ids of the prompt, with the model's own template.
 
 use jiff::Timestamp;
 
@@ -8,20 +8,21 @@ use crate::http::generate::prompt::encode_error;
 use crate::text::Tokenizer;
 use crate::text::chat::{ChatError, ChatTemplate, Conversation, Prompt};
 
-/// How long the text of a conversation may be.
+/// Limits on the length of the text of a conversation.
 #[derive(Debug, Clone, Copy)]
 pub struct Room {
-    /// Tokens of the context, which it has to fit in the end.
+    /// The number of tokens in the context, which the prompt must fit in the end.
     pub context: usize,
-    /// Bytes that are read even if so many cannot fit: of a prompt that is then cut down, or whose tokens are counted.
+    /// Text of up to this number of bytes is accepted even if it exceeds the context, because the prompt is then
+    /// truncated, or only its tokens are counted.
     pub bytes: usize,
 }
 
-/// The prompt of a conversation, of at least one id. A long conversation takes a while, so call it where
-/// blocking is fine.
+/// Tokenizes a conversation; the prompt has at least one id. A long conversation takes time, so this must be called
+/// where blocking is allowed.
 ///
 /// # Errors
-/// When the template does not take the conversation, or its text has no room.
+/// When the template refuses the conversation, or its text is too long.
 pub fn encode(
     template: &ChatTemplate,
     tokenizer: &Tokenizer,

@@ -1,4 +1,4 @@
-//! The JSON of `POST /v1/chat/completions` beside the conversation, checked.
+//! Parses and checks the fields of `POST /v1/chat/completions` other than the conversation.
 
 use std::sync::Arc;
 
@@ -16,26 +16,26 @@ use crate::text::chat::calls::CallSyntax;
 use crate::text::chat::{Conversation, Ending, Role};
 use crate::text::values::Tools;
 
-/// A chat request whose every field is in range. What depends on the model is checked later.
+/// A chat request whose fields are all in range. Checks that depend on the model follow later.
 #[derive(Debug)]
 pub struct ChatRequest {
-    /// What was said; without tools if none may be called.
+    /// The conversation. It has no tools if none may be called.
     pub conversation: Conversation,
     /// The tools that may be called.
     pub tools: Vec<Tool>,
-    /// Whether one of them has to be.
+    /// Whether the answer must be a tool call.
     pub must_call: bool,
-    /// Whether several may be called at once.
+    /// Whether an answer may have several calls.
     pub parallel_calls: bool,
-    /// Whether and how long to think before.
+    /// Whether and how long the model thinks before it answers.
     pub thinking: ThinkingRequest,
-    /// What answers begin with: the last message, where it is the assistant's and was asked to be repeated.
+    /// The text with which answers begin: the assistant's last message, if the request asks for it to be repeated.
     pub echo: String,
-    /// What every route that generates reads. Without `max_tokens` an answer may fill the context.
+    /// The fields of all generating routes. Without `max_tokens` an answer may fill the context.
     pub common: GenerationRequest,
 }
 
-/// Fields of OpenAI's API that would change the answer in a way that this server cannot.
+/// Fields of OpenAI's API that would change the answer in a way that this server does not support.
 pub const UNSUPPORTED: [(&str, &str); 4] = [
     (
         "chat_template",
@@ -86,7 +86,8 @@ impl ChatRequest {
         let echo = echo(f, &conversation)?;
         conversation.ending = take_ending(f)?;
         if must_call {
-            // OpenAI's field says what a text must be, and the answer will be none; all others say what the answer must be.
+            // `response_format` constrains text, and a forced call has none. All other fields constrain the answer
+            // itself.
             if let Some((param, _)) = common.grammar
                 && param != "response_format"
             {
@@ -114,7 +115,7 @@ impl ChatRequest {
         })
     }
 
-    /// What the arguments of the tools may be.
+    /// The types of the arguments of the tools.
     pub fn argument_kinds(&self) -> Arc<Tools> {
         let tools = self.tools.iter();
         Arc::new(Tools::new(
@@ -122,7 +123,7 @@ impl ChatRequest {
         ))
     }
 
-    /// Lets the answer be nothing but a call, as `syntax` has it, where one is forced.
+    /// If a call is forced, constrains the answer to a call in the format `syntax`.
     pub fn force_call(&mut self, syntax: &CallSyntax) {
         if self.must_call {
             let tools = self.tools.iter();
@@ -133,10 +134,10 @@ impl ChatRequest {
     }
 }
 
-/// How the prompt ends, by the two switches that vLLM has for it.
+/// Determines how the prompt ends, from vLLM's two switches for this.
 ///
 /// # Errors
-/// When they contradict each other.
+/// When the switches contradict each other.
 pub fn take_ending(fields: &mut Fields<'_>) -> Result<Ending, ApiError> {
     let add_generation_prompt = fields.take("add_generation_prompt", "true or false")?;
     let continue_final = fields.flag("continue_final_message")?;
@@ -151,7 +152,7 @@ pub fn take_ending(fields: &mut Fields<'_>) -> Result<Ending, ApiError> {
     }
 }
 
-/// vLLM's `echo`: answers begin with the last message if they go on in its role.
+/// vLLM's `echo`: answers begin with the text of the last message, if it is the assistant's.
 fn echo(fields: &mut Fields<'_>, conversation: &Conversation) -> Result<String, ApiError> {
     let is_asked = fields.flag("echo")?;
     let last = conversation.messages.last();
@@ -159,7 +160,7 @@ fn echo(fields: &mut Fields<'_>, conversation: &Conversation) -> Result<String, 
     Ok(own.map_or(String::new(), |message| message.content.clone()))
 }
 
-/// Those of `tools` that may be called, and whether one must be.
+/// Returns the `tools` that may be called, and whether the answer must be a call.
 fn tool_choice(
     fields: &mut Fields<'_>,
     mut tools: Vec<Tool>,

@@ -1,4 +1,4 @@
-//! Answers → messages of the assistant, whole or in events.
+//! Writes answers as messages of the assistant, in one body or as events.
 
 use std::mem;
 use std::sync::Arc;
@@ -21,10 +21,10 @@ use crate::http::generate::response::{Counts, Head, UsageField, Writer};
 use crate::http::generate::streaming::event;
 use crate::text::chat::calls::CallSyntax;
 
-/// OpenAI's name for a part of a stream.
+/// The `object` of the chunks of a stream in OpenAI's API.
 const CHUNK: &str = "chat.completion.chunk";
 
-/// Writes the answers to a request.
+/// Writes the response to a request.
 pub struct ChatWriter {
     head: Head,
     counts: Counts,
@@ -35,29 +35,29 @@ pub struct ChatWriter {
     answers: Vec<Streamed>,
 }
 
-/// What the answers to a rendered conversation begin with.
+/// The state at the end of a rendered conversation, where the answers begin.
 #[derive(Debug, Clone, Copy)]
 pub struct Start {
-    /// Tokens of the prompt.
+    /// Number of tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Whether the prompt has begun a call.
+    /// Whether the prompt ends with the start of a call.
     pub in_call: bool,
     /// Whether the model may think.
     pub thinks: bool,
 }
 
-/// One answer of a stream.
+/// An answer that is being streamed.
 struct Streamed {
     turn: Turn,
     has_begun: bool,
-    /// Log-probabilities and ids of tokens whose text has not been sent.
+    /// Log-probabilities of tokens whose text has not been sent yet; `token_ids` has the ids of such tokens.
     logprobs: Vec<TokenLogprob>,
     token_ids: Vec<u32>,
 }
 
 impl ChatWriter {
-    /// For a request whose rendered conversation ends as `start` says; `calls` is how calls are written, if there may be
-    /// any.
+    /// Creates a writer for a request whose rendered conversation ends as `start` says. If the answers may have calls,
+    /// `calls` is their format.
     pub fn new(
         model: &ServedModel,
         request: Arc<ChatRequest>,
@@ -92,7 +92,7 @@ impl ChatWriter {
         event(&Completion { body, prompt })
     }
 
-    /// The events that begin an answer: the role, and what it repeats of the conversation.
+    /// The events that begin an answer: the role, and the repeated message if the request has `echo`.
     fn beginning(&self, piece: &Piece) -> Vec<u8> {
         let content = |role, text: &str| Delta {
             role,
@@ -100,7 +100,7 @@ impl ChatWriter {
             ..Delta::default()
         };
         let role = ChunkChoice::of(piece.index, content(Some("assistant"), ""));
-        // All answers have the same prompt, so it is told once.
+        // All answers have the same prompt, so only the first answer contains it.
         let about_prompt = match piece.index {
             0 => self.about_prompt(piece),
             _ => AboutPrompt::default(),
@@ -114,7 +114,7 @@ impl ChatWriter {
         events
     }
 
-    /// A whole answer, of which `turn` has seen nothing.
+    /// Converts a complete answer. `turn` must be new.
     fn choice(&self, mut turn: Turn, answer: Piece) -> Choice {
         let token_ids = self.token_ids(&answer);
         let finish = answer.finish.unwrap_or(Finish::Stop(None));
@@ -140,7 +140,7 @@ impl ChatWriter {
         }
     }
 
-    /// What was thought, if that was asked for.
+    /// The thought, if the response is to contain it.
     fn thought(&self, text: &str) -> Thought {
         match self.request.thinking.is_included {
             true => Thought::of(text),
@@ -148,7 +148,7 @@ impl ChatWriter {
         }
     }
 
-    /// What the first piece of an answer knows of the prompt, as far as it was asked for.
+    /// The information about the prompt in the first piece of an answer, as far as the request asks for it.
     fn about_prompt(&self, piece: &Piece) -> AboutPrompt {
         let output = &self.request.common.output;
         AboutPrompt {
@@ -200,7 +200,7 @@ impl Writer for ChatWriter {
         self.counts.add_cached(piece);
         let mut events = Vec::new();
         if !mem::replace(&mut self.answers[index].has_begun, true) {
-            // Before the piece's tokens are counted: none of them is in these events.
+            // These events have no tokens of the piece, so they come before its tokens are counted.
             events = self.beginning(piece);
         }
         self.counts.add_generated(piece);

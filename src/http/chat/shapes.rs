@@ -1,4 +1,4 @@
-//! The JSON of answers: messages, their parts in events, tool calls and log-probabilities.
+//! The JSON of responses: messages, their deltas in streams, tool calls and log-probabilities.
 
 use serde::Serialize;
 
@@ -6,7 +6,7 @@ use crate::http::generate::answer::StopReason;
 use crate::http::generate::logprobs::PromptLogprobs;
 use crate::http::generate::response::Body;
 
-/// A whole answer, or one event of a stream.
+/// A response in one body, or one chunk of a stream.
 #[derive(Serialize)]
 pub struct Completion<'a, C> {
     #[serde(flatten)]
@@ -15,7 +15,7 @@ pub struct Completion<'a, C> {
     pub prompt: AboutPrompt,
 }
 
-/// What was asked for about the prompt, which all answers have in common.
+/// The requested information about the prompt, which is the same for all answers.
 #[derive(Default, Serialize)]
 pub struct AboutPrompt {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -38,7 +38,7 @@ pub struct Choice {
 #[derive(Serialize)]
 pub struct Message {
     pub role: &'static str,
-    /// `null` when there are only calls.
+    /// `null` if the text is empty and the message has tool calls or the model may think.
     pub content: Option<String>,
     #[serde(flatten)]
     pub thought: Thought,
@@ -47,13 +47,13 @@ pub struct Message {
     pub tool_calls: Vec<ToolCall>,
 }
 
-/// What was thought, under both names that clients read.
+/// The thought, under both names that clients read.
 #[derive(Default, Serialize)]
 pub struct Thought {
-    /// DeepSeek's, SGLang's and llama.cpp's name.
+    /// The name in the APIs of DeepSeek, SGLang and llama.cpp.
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<String>,
-    /// vLLM's, Ollama's and OpenRouter's.
+    /// The name in the APIs of vLLM, Ollama and OpenRouter.
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning: Option<String>,
 }
@@ -84,10 +84,11 @@ pub struct Delta {
 
 #[derive(Serialize)]
 pub struct ToolCall {
-    /// Its place among the calls of the answer; only in streams, which put calls together by it.
+    /// The position of the call within the answer. Only streams have it, and clients use it to join the pieces of a
+    /// call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub index: Option<usize>,
-    /// In the first part of a call, as all that is not its arguments.
+    /// Only in the first piece of a call, as is every field except the arguments.
     #[serde(skip_serializing_if = "Option::is_none")]
     id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,7 +103,7 @@ pub struct Function {
     pub arguments: String,
 }
 
-/// Log-probabilities in the shape of OpenAI's chat: one entry for each token.
+/// Log-probabilities in the format of OpenAI's chat API, with one entry per token.
 #[derive(Serialize)]
 pub struct Logprobs {
     pub content: Vec<TokenLogprob>,
@@ -124,7 +125,7 @@ pub struct Likely {
 }
 
 impl Thought {
-    /// Nothing if there is no text.
+    /// Creates the fields from `text`; they are absent if it is empty.
     pub fn of(text: &str) -> Self {
         let text = (!text.is_empty()).then(|| text.to_owned());
         Self {
@@ -133,14 +134,14 @@ impl Thought {
         }
     }
 
-    /// Whether there is none.
+    /// Whether there is no thought.
     pub const fn is_empty(&self) -> bool {
         self.reasoning.is_none()
     }
 }
 
 impl ToolCall {
-    /// The call at `index` of an answer, without its arguments.
+    /// The first piece of the call at `index` of an answer, without arguments.
     pub fn begin(index: usize, name: String) -> Self {
         Self {
             index: Some(index),
@@ -168,7 +169,7 @@ impl ToolCall {
 }
 
 impl ChunkChoice {
-    /// A part of the answer `index` that is not its end.
+    /// A chunk of the answer `index` that does not end it.
     pub const fn of(index: usize, delta: Delta) -> Self {
         Self {
             index,
@@ -182,7 +183,7 @@ impl ChunkChoice {
 }
 
 impl Logprobs {
-    /// Of an answer's tokens.
+    /// Creates the object from the log-probabilities of an answer's tokens.
     pub const fn of(content: Vec<TokenLogprob>) -> Self {
         Self {
             content,

@@ -1,4 +1,5 @@
-//! How a model is to think before it answers: the fields of several servers for it, and the server's own defaults.
+//! Whether and how long a model thinks before it answers: the fields that several servers have for this, and this
+//! server's defaults.
 
 use minijinja::Value;
 use serde_json::value::RawValue;
@@ -8,12 +9,12 @@ use crate::http::fields::{Fields, invalid};
 use crate::http::values::Range;
 use crate::text::chat::{ChatTemplate, Conversation};
 
-/// The share of `max_tokens` that can be kept for the answer; with none left a thought could not begin.
+/// The share of `max_tokens` that can be reserved for the answer. It is less than 1, so that there is room for a
+/// thought.
 pub const ANSWER_SHARE: Range = Range::above(0.0, 0.9, 0.25);
-/// Words for `reasoning_effort`.
+/// The values of `reasoning_effort`.
 pub const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
-/// The field for the most tokens of a thought, by vLLM's name, and other servers' names for it: Qwen's, llama.cpp's two
-/// and NVIDIA's.
+/// The names of the field for the most tokens of a thought: vLLM's, Qwen's, llama.cpp's two, and NVIDIA's.
 pub const BUDGETS: [&str; 5] = [
     "thinking_token_budget",
     "thinking_budget",
@@ -21,44 +22,44 @@ pub const BUDGETS: [&str; 5] = [
     "reasoning_budget_tokens",
     "reasoning_budget",
 ];
-/// The variable of templates that effort becomes.
+/// The template variable that the effort is passed to.
 const EFFORT: &str = "reasoning_effort";
 
-/// What a request says about thinking.
+/// The fields of a request that are about thinking.
 #[derive(Debug)]
 pub struct ThinkingRequest {
     effort: Option<&'static str>,
-    /// Whether to think at all.
+    /// Whether the model thinks at all.
     is_on: Option<bool>,
     /// The most tokens of a thought. 0 turns thinking off.
     budget: Option<usize>,
-    /// The share of `max_tokens` that is kept for the answer.
+    /// The share of `max_tokens` that is reserved for the answer.
     answer_share: Option<f64>,
-    /// Whether answers tell what was thought.
+    /// Whether the response contains the thought.
     pub is_included: bool,
-    /// Whether the thought is told apart from the answer; otherwise both are in the text, with their tags.
+    /// Whether the thought is apart from the answer. Otherwise both are in the text, with the tags of the thought.
     pub is_separate: bool,
 }
 
-/// What the server does where a request says nothing.
+/// The server's defaults for requests that say nothing about thinking.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct ThinkingDefaults {
-    /// Whether models think; without it their templates decide.
+    /// Whether models think; if it is not set, their templates decide.
     pub mode: Option<Mode>,
     /// The most tokens of a thought.
     pub budget: Option<usize>,
-    /// The share of `max_tokens` that is kept for the answer.
+    /// The share of `max_tokens` that is reserved for the answer.
     pub answer_share: Option<f64>,
 }
 
 /// Whether a model thinks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// It does.
+    /// The model thinks.
     On,
-    /// It does not.
+    /// The model does not think.
     Off,
-    /// It does, but not for long, if its template knows a way to say so.
+    /// The model thinks, but only briefly if its template has a low effort.
     Low,
 }
 
@@ -111,7 +112,7 @@ impl ThinkingRequest {
         if given.flag("exclude").map_err(refused)? {
             self.is_included = false;
         }
-        // Newer APIs of OpenAI have this beside it; a summary is not made here.
+        // OpenAI's newer APIs have this field beside the effort. This server writes no summaries.
         if given
             .take::<&RawValue>("summary", "")
             .map_err(refused)?
@@ -123,7 +124,7 @@ impl ThinkingRequest {
         Ok(())
     }
 
-    /// Says it to the template, in the variables that it has for it; those that the client set itself win.
+    /// Sets the template's variables for thinking. Variables that the client set itself take precedence.
     pub fn apply(
         &self,
         template: &ChatTemplate,
@@ -153,7 +154,7 @@ impl ThinkingRequest {
         {
             variables.push((name.to_owned(), Value::from(is_on)));
         }
-        // Templates know no less than low.
+        // `low` is the lowest effort that templates know.
         let effort = effort.map(|effort| if effort == "minimal" { "low" } else { effort });
         if let Some(effort) = effort.filter(|effort| *effort != "none")
             && template.mentions(EFFORT)
@@ -163,11 +164,11 @@ impl ThinkingRequest {
         }
     }
 
-    /// The most tokens of the thought of an answer of at most `max_tokens`.
+    /// The most tokens of the thought in an answer of at most `max_tokens`.
     pub fn budget(&self, max_tokens: usize, defaults: ThinkingDefaults) -> Option<usize> {
         let budget = self.budget.or(defaults.budget);
         let share = self.answer_share.or(defaults.answer_share);
-        // At least one token, however small the share.
+        // Rounded up, so that at least one token remains for the answer.
         let kept = share.map(|share| (max_tokens as f64 * share).ceil() as usize);
         let rest = kept.map(|kept| max_tokens.saturating_sub(kept));
         match (budget, rest) {
@@ -179,7 +180,7 @@ impl ThinkingRequest {
 
 const YES_OR_NO: &str = "true or false";
 
-/// Takes a word for how much to think from `name`; refusals name `param`.
+/// Takes an effort from the field `name`. If it is refused, the error names `param`.
 fn effort(
     f: &mut Fields<'_>,
     name: &'static str,

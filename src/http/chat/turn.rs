@@ -1,4 +1,4 @@
-//! The text of an answer → what the assistant says and which tools it calls.
+//! Splits the text of an answer into the assistant's text and its tool calls.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::http::generate::answer::Finish;
 use crate::text::chat::calls::{CallParser, CallSyntax, Part};
 use crate::text::values::Tools;
 
-/// One answer in the making: its text so far undecided, and how many calls have been found.
+/// An answer while it is generated: the parser with text that is not parsed yet, and the number of calls so far.
 pub struct Turn {
     parser: Option<CallParser>,
     parallel_calls: bool,
@@ -16,8 +16,8 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// An answer to `request`, in which calls are written as `calls` says, if there may be any, with arguments for
-    /// `tools`. `in_call` says whether the prompt has begun one.
+    /// Creates the state for an answer to `request`. If the answer may have calls, `calls` is their format; `tools` has
+    /// the types of their arguments. `in_call` says whether the prompt ends with the start of a call.
     pub fn new(
         request: &ChatRequest,
         calls: Option<&CallSyntax>,
@@ -32,7 +32,8 @@ impl Turn {
         }
     }
 
-    /// The text and the parts of calls that a piece decides; `finish` is how the answer ended, if this is its last.
+    /// Returns the text and the parts of calls that are known after `text`. In the last piece, `finish` says how the
+    /// answer ended.
     pub fn push(&mut self, text: &str, finish: Option<&Finish>) -> (String, Vec<ToolCall>) {
         let Some(parser) = &mut self.parser else {
             return (text.to_owned(), Vec::new());
@@ -62,12 +63,12 @@ impl Turn {
         (text, calls)
     }
 
-    /// Whether the client wants the last call that has begun.
+    /// Whether the response contains the call that began last.
     const fn is_wanted(&self) -> bool {
         self.calls == 1 || self.parallel_calls
     }
 
-    /// OpenAI's word for how the answer ended.
+    /// The `finish_reason` of OpenAI's API.
     pub const fn reason(&self, finish: &Finish) -> &'static str {
         match finish {
             Finish::Stop(_) if self.calls > 0 => "tool_calls",
