@@ -19,7 +19,7 @@ const MAX_SPACE: usize = 256;
 /// How a family of models marks its thoughts.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Form {
-    /// Texts that a template for this form contains. If several forms match a template, the first one is used.
+    /// A template that contains all of these texts has this form. If several forms match, the first one is used.
     signs: &'static [&'static str],
     /// The template variable that turns thinking on and off.
     pub switch: &'static str,
