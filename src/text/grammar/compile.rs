@@ -16,6 +16,7 @@ use llguidance::toktrie::{
 use llguidance::{Matcher, ParserFactory, TokenParser};
 use serde_json::{Value, json};
 
+use super::options::{OPTIONS, with_options};
 use super::schema::Schemas;
 use super::watch::Watch;
 use super::{CallForm, Calls, Grammar, MAX_BYTES, lark, regex, xml};
@@ -36,8 +37,6 @@ const INITIAL_LEXER_FUEL: u64 = 500_000;
 /// interrupted when the fuel runs out, so only this limit bounds its time.
 const MAX_BRANCHES: usize = 1_000;
 
-/// The keyword in a schema that holds the library's own options.
-const OPTIONS: &str = "x-guidance";
 /// The error for a grammar without any text, such as a schema that only refers to itself.
 const NOTHING_MATCHES: &str = "nothing matches it";
 
@@ -285,20 +284,6 @@ fn of_schema(schema: Value) -> TopLevelGrammar {
     TopLevelGrammar::from_grammar(GrammarWithLexer::from_json_schema(with_options(
         schema, None,
     )))
-}
-
-/// The schema with the library's options. The default is one space after commas and colons and no other white space:
-/// Python writes JSON like this, so models have seen it often, and answers do not waste tokens on white space.
-pub fn with_options(mut schema: Value, options: Option<Value>) -> Value {
-    let options = options.unwrap_or_else(|| {
-        json!({
-            "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": ", "lenient": true,
-        })
-    });
-    if let Some(fields) = schema.as_object_mut() {
-        fields.insert(OPTIONS.to_owned(), options);
-    }
-    schema
 }
 
 /// Adds the keywords that the library itself does not enforce.

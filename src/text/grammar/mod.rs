@@ -9,6 +9,7 @@ mod cache;
 mod compile;
 mod grammars;
 mod lark;
+mod options;
 mod references;
 mod regex;
 mod schema;

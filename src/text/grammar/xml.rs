@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::compile::with_options;
+use super::options::with_options;
 use crate::text::values::{Kinds, properties};
 
 /// The most bytes of the generated grammar. It repeats schemas if several arguments refer to the same definitions.
