@@ -12,16 +12,16 @@ use crate::error::{Error, Result};
 pub struct GenerationDefaults {
     /// From 0 to 2.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub temperature: Option<f32>,
+    pub temperature: Option<f64>,
     /// Above 0 and at most 1.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub top_p: Option<f32>,
+    pub top_p: Option<f64>,
     /// 0 keeps all tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub top_k: Option<usize>,
     /// From 0.01 to 100.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub repetition_penalty: Option<f32>,
+    pub repetition_penalty: Option<f64>,
     /// At least 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
@@ -61,7 +61,12 @@ impl GenerationDefaults {
             let mut keys = GGUF_KEYS.iter();
             keys.find(|(ours, _)| *ours == name).map(|(_, key)| *key)
         };
-        let find = |name: &'static str| key(name).map_or(Ok(None), &number);
+        // The file has f32, of which the shortest digits are the number that was meant.
+        let meant = |value: f64| (value as f32).to_string().parse().unwrap_or(value);
+        let find = |name: &'static str| match key(name) {
+            Some(key) => Ok(number(key)?.map(meant)),
+            None => Ok(None),
+        };
         Self::of_numbers(file, find, |name| key(name).unwrap_or(name))
     }
 
@@ -96,10 +101,10 @@ impl GenerationDefaults {
             (0.01..=100.0).contains(&p)
         })?;
         Ok(Self {
-            temperature: temperature.map(|t| t as f32),
-            top_p: top_p.map(|p| p as f32),
+            temperature,
+            top_p,
             top_k: top_k.map(|k| k.max(0.0) as usize),
-            repetition_penalty: penalty.map(|penalty| penalty as f32),
+            repetition_penalty: penalty,
             max_new_tokens: most.map(|most| most as usize),
         })
     }

@@ -169,12 +169,13 @@ async fn the_model_is_listed_with_its_context() {
     let card = json!({
         "id": MODEL, "object": "model", "created": 1_700_000_000, "owned_by": "microgranite",
         "root": "tests", "parent": null, "max_model_len": 4096,
-        "capabilities": {"completions": true, "chat_completions": false, "tools": false, "embeddings": false},
+        "capabilities": {"completions": true, "chat_completions": false, "tools": false, "reasoning": false, "embeddings": false},
         "quantization": {
             "scheme": {"mapping": "symmetric", "granularity": "channel", "range": "absmax", "rotation": "full"},
             "kernel": "", "parameters": 0, "weight_bytes": 0, "weight_bytes_f32": 0,
             "kv_cache_bytes": 0, "accuracy": null,
         },
+        "default_generation": {},
     });
     let list: Value = service.get("/v1/models").await.json().await.unwrap();
     assert_eq!(list, json!({"object": "list", "data": [card]}));

@@ -6,6 +6,8 @@ use crate::chat::send;
 use crate::fake::{Fake, Next};
 use crate::harness::{END_OF_TEXT, Options, Service, fixture, read_events};
 use crate::process;
+use microgranite::http::app::Defaults;
+use microgranite::http::chat::thinking::{Mode, ThinkingDefaults};
 use microgranite::text::Tokenizer;
 
 const TEMPLATE: &str = include_str!("../fixtures/granite-4.2-tiny/chat_template.jinja");
@@ -289,21 +291,21 @@ async fn thinking_is_turned_off_by_each_of_its_switches() {
     }
 }
 
+/// The text of the prompt that a conversation becomes.
+async fn tokenized(service: &Service, messages: Value, more: Value) -> String {
+    let mut body = json!({"messages": messages, "return_token_strs": true});
+    let fields = more.as_object().unwrap().clone();
+    body.as_object_mut().unwrap().extend(fields);
+    let response = send(service, "/tokenize", &body).await;
+    let answer: Value = response.json().await.unwrap();
+    let tokens = answer["token_strs"].as_array().expect("tokens").iter();
+    tokens.map(|token| token.as_str().unwrap()).collect()
+}
+
 #[tokio::test]
 async fn effort_and_past_thoughts_reach_the_template() {
     let service = serving(writing("a"));
-    let tokenize = async |messages: Value, more: Value| {
-        let mut body = json!({"messages": messages, "return_token_strs": true});
-        body.as_object_mut()
-            .unwrap()
-            .extend(more.as_object().unwrap().clone());
-        let response = send(&service, "/tokenize", &body).await;
-        let answer: Value = response.json().await.unwrap();
-        let tokens = answer["token_strs"].as_array().expect("tokens").iter();
-        tokens
-            .map(|token| token.as_str().unwrap())
-            .collect::<String>()
-    };
+    let tokenize = async |messages: Value, more: Value| tokenized(&service, messages, more).await;
     let user = json!({"role": "user", "content": "u"});
     let low = tokenize(json!([user]), json!({"reasoning_effort": "low"})).await;
     assert!(
@@ -375,6 +377,12 @@ async fn calls_in_tags_come_out_of_the_answer_and_not_out_of_the_thought() {
     assert_eq!(calls[1]["function"], expected);
     let (choice, _) = streamed(&service, more).await;
     assert_eq!(choice["calls"], json!([expected, expected]));
+    // Also where the thought stands in the text.
+    let more = json!({"tools": tools(), "separate_reasoning": false});
+    let text = format!("{thought}\n</think>\nWell.");
+    let answer = check(&service, more, None, Some(&text), "tool_calls").await;
+    let message = &answer["choices"][0]["message"];
+    assert_eq!(message["tool_calls"].as_array().unwrap().len(), 2);
 }
 
 #[tokio::test]
@@ -437,12 +445,100 @@ async fn a_budget_ends_a_thought_and_leaves_the_answer_alone() {
 async fn a_model_without_thoughts_says_nothing_of_them() {
     let service = crate::chat::serving(Fake::babbling());
     let more = json!({"reasoning_effort": "low", "thinking_token_budget": 3, "max_tokens": 8});
+    let response = send(&service, "/v1/chat/completions", &body(more.clone())).await;
+    let ignored = response.headers()["x-ignored-params"].to_str().unwrap();
+    assert_eq!(ignored, "reasoning_effort, thinking_token_budget");
     let answer = ask(&service, more).await;
     let text = answer.to_string();
     assert!(
         !text.contains("reasoning") && !text.contains("details\":{\"reasoning"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn the_servers_defaults_hold_where_a_request_says_nothing() {
+    let with = |mode: Option<Mode>, budget: Option<usize>, answer_share: Option<f64>| {
+        let options = Options {
+            chat_template: Some(TEMPLATE),
+            tokenizer: Some(tokenizer()),
+            defaults: Defaults {
+                thinking: ThinkingDefaults {
+                    mode,
+                    budget,
+                    answer_share,
+                },
+                ..Defaults::default()
+            },
+            ..Options::default()
+        };
+        Service::with(writing("a b c d e f g h i j k l m n o p"), options)
+    };
+    let reasoning = |answer: &Value| {
+        let details = &answer["usage"]["completion_tokens_details"];
+        details["reasoning_tokens"].as_u64().unwrap()
+    };
+    let service = with(Some(Mode::Off), None, None);
+    assert_eq!(reasoning(&ask(&service, json!({})).await), 0);
+    for on in [
+        json!({"reasoning_effort": "high"}),
+        json!({"chat_template_kwargs": {"enable_thinking": true}}),
+        json!({"reasoning": {"enabled": true}}),
+    ] {
+        assert!(reasoning(&ask(&service, on).await) > 0);
+    }
+    let service = with(Some(Mode::Low), Some(6), None);
+    let low = tokenized(
+        &service,
+        json!([{"role": "user", "content": "u"}]),
+        json!({}),
+    )
+    .await;
+    assert!(low.contains("{reasoning effort: low}"), "{low}");
+    assert!((5..=6).contains(&reasoning(&ask(&service, json!({})).await)));
+    let more = json!({"thinking_token_budget": 9});
+    assert!((8..=9).contains(&reasoning(&ask(&service, more).await)));
+    let service = with(None, None, Some(0.5));
+    let half = ask(&service, json!({"max_tokens": 10})).await;
+    assert!((4..=5).contains(&reasoning(&half)), "{half}");
+}
+
+#[tokio::test]
+async fn a_continued_answer_has_no_thought() {
+    let service = serving(Fake::babbling());
+    let messages = json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": "It is <think>"}]);
+    let more = json!({"messages": messages, "continue_final_message": true, "max_tokens": 5});
+    let answer = ask(&service, more).await;
+    let message = &answer["choices"][0]["message"];
+    assert!(message.get("reasoning").is_none(), "{message}");
+    assert!(message["content"].is_string(), "{message}");
+}
+
+#[tokio::test]
+async fn granite_3_3_thinks_when_it_is_told_to() {
+    const TEMPLATE: &str = "{% if thinking %}{{ 'Write between <think></think> and <response></response>.' }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}{% endfor %}{{ '<|im_start|>assistant\n' }}";
+    let said = "<think>Well.\n</think>\n<response> Yes. </response>";
+    let mut script = ids(said);
+    script.push(END_OF_TEXT);
+    let header = ids("<|im_start|>assistant\n").len();
+    let model = Fake::new(move |before| {
+        let turn = before.iter().rposition(|&token| token == TURN).unwrap();
+        let written = (before.len() - turn).saturating_sub(header);
+        Next::Token(script.get(written).copied().unwrap_or(END_OF_TEXT))
+    });
+    let options = Options {
+        chat_template: Some(TEMPLATE),
+        tokenizer: Some(tokenizer()),
+        ..Options::default()
+    };
+    let service = Service::with(model, options);
+    check(&service, json!({}), None, Some(said), "stop").await;
+    for on in [
+        json!({"chat_template_kwargs": {"thinking": true}}),
+        json!({"reasoning_effort": "medium"}),
+    ] {
+        check(&service, on, Some("Well."), Some("Yes. "), "stop").await;
+    }
 }
 
 /// The program, serving the tiny checkpoint with Granite 4.2's architecture.

@@ -6,11 +6,12 @@ use candle_core::quantized::GgmlDType;
 use candle_core::{Device, Tensor};
 use serde_json::json;
 
+use microgranite::sources::generation::GenerationDefaults;
 use microgranite::sources::{self, Checkpoint, Reference};
 
 use crate::gguf_granite::{HEAD_DIM, KV_HEADS, LAYERS, granite, granite_3_tiny, names, tensor};
 use crate::gguf_writer::{ARRAY, U32, array};
-use crate::offline;
+use crate::{assert_refused, offline};
 
 pub fn open(path: &Path) -> microgranite::error::Result<Checkpoint> {
     sources::open(&Reference::Gguf(path.into()), &offline())
@@ -253,4 +254,34 @@ fn absent_scales_of_a_granite_are_neutral_except_the_required_one() {
     assert_eq!(config["embedding_multiplier"], 1.0);
     let attention = config["attention_multiplier"].as_f64().unwrap();
     assert!((attention - 32f64.sqrt().recip()).abs() < 1e-12);
+}
+
+#[test]
+fn how_tokens_are_chosen_is_read_and_kept_when_the_file_is_packed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    let mut gguf = granite(GgmlDType::Q8_0);
+    gguf.set_f32("general.sampling.temp", 0.6);
+    gguf.set_f32("general.sampling.top_p", 0.95);
+    gguf.set_u32("general.sampling.top_k", 20);
+    gguf.write(&path);
+    let expected = GenerationDefaults {
+        temperature: Some(0.6),
+        top_p: Some(0.95),
+        top_k: Some(20),
+        ..GenerationDefaults::default()
+    };
+    assert_eq!(open(&path).unwrap().generation, expected);
+
+    let packed = folder.path().join("packed");
+    let mut quantize = std::process::Command::new(env!("CARGO_BIN_EXE_microgranite"));
+    quantize.args(["quantize", "--rounding", "nearest", "--log", "error"]);
+    let made = quantize.arg(&path).arg("-o").arg(&packed).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let opened = sources::open(&Reference::Folder(packed), &offline()).unwrap();
+    assert_eq!(opened.generation, expected);
+    assert_eq!(opened.eos_token_ids, [0]);
+
+    gguf.set_f32("general.sampling.top_p", 1.5).write(&path);
+    assert_refused(open(&path), 65, &["general.sampling.top_p", "1.5"]);
 }

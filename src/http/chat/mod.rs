@@ -53,6 +53,8 @@ pub async fn complete(
         request.force_call(syntax);
     }
     let mut conversation = std::mem::take(&mut request.conversation);
+    let ignored = request.thinking.ignored(template);
+    request.common.ignored.extend(ignored);
     let defaults = model.defaults.thinking;
     request
         .thinking
@@ -131,8 +133,8 @@ async fn prepare(
                 max_tokens,
                 defaults.thinking,
             )?;
-            let leaves = !request.thinking.is_separate;
-            work.think(form, &tokenizer, splitter, bounds, leaves)?;
+            let keeps_marks = request.thinking.is_inline();
+            work.think(form, &tokenizer, splitter, bounds, keeps_marks)?;
         }
         Ok((work, start))
     })

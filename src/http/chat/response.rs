@@ -119,7 +119,7 @@ impl ChatWriter {
         let token_ids = self.token_ids(&answer);
         let finish = answer.finish.unwrap_or(Finish::Stop(None));
         let (text, mut tool_calls) = turn.push(&answer.text, Some(&finish));
-        let text = self.request.echo.clone() + &text;
+        let text = self.request.echo.clone() + self.inline(&answer.thought) + &text;
         for call in &mut tool_calls {
             call.index = None;
         }
@@ -142,9 +142,18 @@ impl ChatWriter {
 
     /// The thought, if the response is to contain it.
     fn thought(&self, text: &str) -> Thought {
-        match self.request.thinking.is_included {
+        let thinking = &self.request.thinking;
+        match thinking.is_included && thinking.is_separate {
             true => Thought::of(text),
             false => Thought::default(),
+        }
+    }
+
+    /// The thought, if it is to stand in front of the text of the answer.
+    fn inline<'a>(&self, thought: &'a str) -> &'a str {
+        match self.request.thinking.is_inline() {
+            true => thought,
+            false => "",
         }
     }
 
@@ -207,10 +216,12 @@ impl Writer for ChatWriter {
         let scored = self.logprobs(&piece.tokens);
         let ids = self.token_ids(piece);
         let thought = self.thought(&piece.thought);
+        let inline = self.inline(&piece.thought).to_owned();
         let answer = &mut self.answers[index];
         answer.logprobs.extend(scored.into_iter().flatten());
         answer.token_ids.extend(ids.into_iter().flatten());
         let (text, tool_calls) = answer.turn.push(&piece.text, piece.finish.as_ref());
+        let text = inline + &text;
         let delta = Delta {
             content: (!text.is_empty()).then_some(text),
             thought,

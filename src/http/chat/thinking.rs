@@ -39,7 +39,18 @@ pub struct ThinkingRequest {
     pub is_included: bool,
     /// Whether the thought is apart from the answer. Otherwise both are in the text, with the tags of the thought.
     pub is_separate: bool,
+    /// The names of the fields that the request has.
+    given: Vec<&'static str>,
 }
+
+/// The fields about thinking, except [`BUDGETS`].
+const FIELDS: [&str; 5] = [
+    EFFORT,
+    "include_reasoning",
+    "separate_reasoning",
+    "reasoning",
+    "answer_share",
+];
 
 /// The server's defaults for requests that say nothing about thinking.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -69,7 +80,10 @@ impl ThinkingRequest {
     /// # Errors
     /// The first field that is of the wrong type or out of range.
     pub fn take(f: &mut Fields<'_>) -> Result<Self, ApiError> {
+        let names = FIELDS.into_iter().chain(BUDGETS);
+        let given = names.filter(|name| !f.is_unset(name)).collect();
         let mut request = Self {
+            given,
             effort: effort(f, EFFORT, EFFORT)?,
             is_on: None,
             budget: None,
@@ -122,6 +136,20 @@ impl ThinkingRequest {
         }
         f.ignore_rest(PARAM, given);
         Ok(())
+    }
+
+    /// Whether the thought stands in the text, in front of the answer, as the model wrote it.
+    pub const fn is_inline(&self) -> bool {
+        self.is_included && !self.is_separate
+    }
+
+    /// The fields of the request that have no effect on a model with this template.
+    pub fn ignored(&self, template: &ChatTemplate) -> impl Iterator<Item = String> {
+        let thinks = template.thoughts().is_some();
+        let reads_effort = template.mentions(EFFORT);
+        let given = self.given.iter();
+        let ignored = given.filter(move |name| !(thinks || reads_effort && **name == EFFORT));
+        ignored.map(ToString::to_string)
     }
 
     /// Sets the template's variables for thinking. Variables that the client set itself take precedence.

@@ -41,8 +41,8 @@ pub struct Rules {
     pub shown_tokens: Vec<u32>,
     /// Separates thoughts from answers, if there may be thoughts. Stop strings are searched for only in answers.
     pub thoughts: Option<Splitter>,
-    /// Whether thoughts stay in the text, with their tags, as the model wrote them.
-    pub leaves_thoughts: bool,
+    /// Whether thoughts keep their tags, because they stand in front of the answer as the model wrote them.
+    pub keeps_marks: bool,
 }
 
 /// An answer that is being generated.
@@ -51,6 +51,8 @@ pub struct Answer {
     decoder: Decoder,
     stops: StopStrings,
     thoughts: Option<Splitter>,
+    /// Whether the answer has begun behind its thought.
+    has_begun: bool,
     rules: Arc<Rules>,
     /// The prompt, until the first piece has taken it.
     prompt: Option<Arc<[u32]>>,
@@ -156,6 +158,7 @@ impl Answer {
             decoder: Decoder::new(tokenizer),
             stops: rules.stops.clone(),
             thoughts: rules.thoughts.clone(),
+            has_begun: false,
             rules,
             prompt: Some(prompt),
             prompt_scores: VecDeque::new(),
@@ -285,10 +288,12 @@ impl Answer {
     fn tell_apart(&mut self, parts: Vec<Part>, piece: &mut Piece) {
         for part in parts {
             match part {
-                Part::Answer(text) if piece.finish.is_none() => self.watch(&text, piece),
-                Part::Thought(text) | Part::Mark(text) if self.rules.leaves_thoughts => {
-                    piece.text += &text;
+                Part::Answer(text) if piece.finish.is_none() => {
+                    self.has_begun = true;
+                    self.watch(&text, piece);
                 }
+                Part::Mark(text) if self.rules.keeps_marks && self.has_begun => piece.text += &text,
+                Part::Mark(text) if self.rules.keeps_marks => piece.thought += &text,
                 Part::Thought(text) => piece.thought += &text,
                 Part::Mark(_) | Part::Answer(_) => {}
             }

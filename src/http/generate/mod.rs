@@ -135,7 +135,7 @@ impl Work {
     }
 
     /// Separates thoughts from answers and limits them to `bounds`. `splitter` has the state at the end of the prompt.
-    /// With `leaves`, thoughts stay in the text.
+    /// With `keeps_marks`, thoughts keep their tags.
     ///
     /// # Errors
     /// When the tokenizer has no ids for the tags of thoughts.
@@ -145,13 +145,13 @@ impl Work {
         tokenizer: &Arc<Tokenizer>,
         splitter: Splitter,
         bounds: Bounds,
-        leaves: bool,
+        keeps_marks: bool,
     ) -> Result<(), ApiError> {
         let tokens = ThoughtTokens::new(form, Arc::clone(tokenizer));
         let tokens = tokens.map_err(|_no_ids| ApiError::Internal)?;
         self.rules.shown_tokens.extend(tokens.tags());
         self.rules.thoughts = Some(splitter.clone());
-        self.rules.leaves_thoughts = leaves;
+        self.rules.keeps_marks = keeps_marks;
         self.thought = Some(Thought {
             tokens: Arc::new(tokens),
             splitter,

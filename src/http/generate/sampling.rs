@@ -48,19 +48,15 @@ impl Unset {
                 *field = default;
             }
         }
-        put(
-            &mut sampling.temperature,
-            self.temperature,
-            defaults.temperature,
-        );
-        put(&mut sampling.top_p, self.top_p, defaults.top_p);
+        let float = |value: Option<f64>| value.map(|value| value as f32);
+        let temperature = float(defaults.temperature);
+        put(&mut sampling.temperature, self.temperature, temperature);
+        let top_p = float(defaults.top_p).map(|share| share.max(f32::MIN_POSITIVE));
+        put(&mut sampling.top_p, self.top_p, top_p);
         put(&mut sampling.top_k, self.top_k, defaults.top_k);
         let penalty = &mut sampling.repetition_penalty;
-        put(
-            penalty,
-            self.repetition_penalty,
-            defaults.repetition_penalty,
-        );
+        let default = float(defaults.repetition_penalty);
+        put(penalty, self.repetition_penalty, default);
     }
 }
 
