@@ -32,6 +32,8 @@ struct Shared {
     memory: RequestMemory,
     limits: Limits,
     model: OnceLock<ServedModel>,
+    /// Requests that were accepted and are on their way to the engine.
+    accepted: watch::Sender<usize>,
     phase: watch::Sender<Phase>,
     faults: watch::Sender<Faults>,
 }
@@ -117,6 +119,15 @@ impl ServedModel {
     }
 }
 
+/// A request that was accepted, on its way to the engine.
+pub struct Accepted(App);
+
+impl Drop for Accepted {
+    fn drop(&mut self) {
+        self.0.0.accepted.send_modify(|requests| *requests -= 1);
+    }
+}
+
 /// Faults that keep a loaded model from being served.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Faults {
@@ -156,6 +167,7 @@ impl App {
             memory: RequestMemory::new(limits.memory_bytes),
             limits,
             model: OnceLock::new(),
+            accepted: watch::Sender::new(0),
             phase: watch::Sender::new(Phase::Open),
             faults: watch::Sender::new(Faults::default()),
         }))
@@ -220,6 +232,24 @@ impl App {
             Some(error) => Err(error),
             None => self.0.model.get().ok_or(ApiError::Loading),
         }
+    }
+
+    /// The model, for a request that is going to generate, and a guard that the request holds until it has been handed to the
+    /// engine. A shutdown waits for these requests, because they were accepted before it began.
+    ///
+    /// # Errors
+    /// As [`Self::model`].
+    pub fn accept(&self) -> Result<(&ServedModel, Accepted), ApiError> {
+        let model = self.model()?;
+        self.0.accepted.send_modify(|requests| *requests += 1);
+        Ok((model, Accepted(self.clone())))
+    }
+
+    /// Resolves when no request is on its way to the engine.
+    pub async fn handed_over(&self) {
+        let mut accepted = self.0.accepted.subscribe();
+        // The sender cannot be gone: `self` holds it.
+        let _ = accepted.wait_for(|requests| *requests == 0).await;
     }
 
     /// The model once it is loaded, whether or not requests are accepted.

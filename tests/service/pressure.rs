@@ -15,7 +15,7 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use crate::fake::Fake;
 use crate::harness::{
-    Options, Service, byte_tokens, first_event, fixture, read_events, streamed_text,
+    Options, PROGRAM, Service, byte_tokens, first_event, fixture, read_events, streamed_text,
 };
 
 const CLIENTS: usize = 32;
@@ -201,6 +201,46 @@ async fn draining_refuses_newcomers_and_finishes_what_runs() {
     assert!(drained.await.unwrap(), "everything was finished");
     let refused = service.client.get(service.url("/livez")).send().await;
     assert!(refused.is_err(), "the port is closed");
+}
+
+#[tokio::test]
+async fn a_request_whose_grammar_still_compiles_is_finished_by_a_drain() {
+    // The program that tries the grammar says that it has begun, and goes on when the test lets it.
+    let folder = tempfile::tempdir().unwrap();
+    let (begun, go) = (folder.path().join("begun"), folder.path().join("go"));
+    let program = folder.path().join("program");
+    let (begun_path, go_path) = (begun.display(), go.display());
+    let script = format!(
+        "#!/bin/sh\n: > {begun_path}\nwhile [ ! -e {go_path} ]; do /bin/sleep 0.02; done\nexec {PROGRAM} \"$@\"\n"
+    );
+    std::fs::write(&program, script).unwrap();
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, executable).unwrap();
+    let program: &'static str = Box::leak(program.display().to_string().into_boxed_str());
+    let mut service = Service::with(
+        Fake::babbling(),
+        Options {
+            grammar_program: Some(program),
+            ..Options::default()
+        },
+    );
+    let body = json!({"prompt": "x", "max_tokens": 20, "structured_outputs": {"choice": ["yes"]}});
+    let request = service.completion(&body).send();
+    let test = async {
+        while !begun.exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let drained = service.drain(Duration::from_secs(60));
+        while service.get("/readyz").await.status() != 503 {}
+        std::fs::write(&go, "").unwrap();
+        drained.await.unwrap()
+    };
+    let (response, is_finished) = tokio::join!(request, test);
+    let response = response.unwrap();
+    assert_eq!(response.status(), 200);
+    let answer: Value = response.json().await.unwrap();
+    assert_eq!(answer["choices"][0]["text"], "yes");
+    assert!(is_finished);
 }
 
 #[tokio::test]

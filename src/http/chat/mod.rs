@@ -43,7 +43,7 @@ pub async fn complete(
     Extension(record): Extension<Arc<Record>>,
     JsonBytes(body, turn): JsonBytes,
 ) -> Result<Response, ApiError> {
-    let model = app.model()?;
+    let (model, _accepted) = app.accept()?;
     let mut request = ChatRequest::parse(&body, app.limits())?;
     drop(body);
     generate::admit(model, &request.common, "n", request.common.n)?;

@@ -28,7 +28,7 @@ pub async fn complete(
     Extension(record): Extension<Arc<Record>>,
     JsonBytes(body, turn): JsonBytes,
 ) -> Result<Response, ApiError> {
-    let model = app.model()?;
+    let (model, _accepted) = app.accept()?;
     let request = CompletionRequest::parse(&body, app.limits())?;
     drop(body);
     let count = request.prompts.len().saturating_mul(request.best_of);

@@ -132,6 +132,7 @@ impl Server {
         self.app.enter(Phase::Draining);
         let engine = self.app.engine();
         let finished = async {
+            self.app.handed_over().await;
             if let Some(engine) = &engine {
                 engine.drain();
                 engine.stopped().await;
@@ -144,6 +145,9 @@ impl Server {
         };
         if !is_finished {
             self.app.enter(Phase::Cut);
+            if let Some(engine) = &engine {
+                engine.drain();
+            }
         }
         let _gone_already = self.stop.send(());
         if let Err(error) = self.connections.await {
