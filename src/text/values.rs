@@ -8,6 +8,11 @@ use serde_json::{Map, Value};
 /// The most schemas that are examined for one argument, including those behind references. No real argument has so many
 /// alternatives.
 const MAX_SCHEMAS: usize = 200;
+/// The most schemas and values that are examined for all arguments of a request together: schemas of a request can refer
+/// to the same long list from every argument.
+const MAX_WORK: usize = 50_000;
+/// The longest reference that is followed, in bytes. Following one takes time in proportion to its length.
+const MAX_REFERENCE: usize = 1024;
 /// Up to this magnitude, 64-bit floats represent every integer exactly.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
@@ -32,12 +37,13 @@ pub struct Kinds {
 impl Tools {
     /// Collects the tools from their names and the schemas of their arguments.
     pub fn new<'a>(tools: impl IntoIterator<Item = (&'a str, Option<&'a Value>)>) -> Self {
-        let kinds = |schema: Option<&Value>| {
+        let mut left = MAX_WORK;
+        let mut kinds = |schema: Option<&Value>| {
             let properties = schema.and_then(|schema| properties(schema, schema, 0));
             let properties = properties.into_iter().flatten();
             let kinds = properties.map(|(key, property)| {
                 let root = schema.unwrap_or(property);
-                (key.clone(), Kinds::of(property, root))
+                (key.clone(), Kinds::within(property, root, &mut left))
             });
             kinds.collect()
         };
@@ -85,17 +91,32 @@ pub fn properties<'a>(
 /// Returns the schema within `root` to which the reference of `schema` points.
 fn target<'a>(schema: &Value, root: &'a Value) -> Option<&'a Value> {
     let reference = schema.get("$ref")?.as_str()?;
+    if reference.len() > MAX_REFERENCE {
+        return None;
+    }
     root.pointer(reference.strip_prefix('#')?)
 }
 
 impl Kinds {
     /// Returns the types that `schema`, a part of the document `root`, allows.
     pub fn of(schema: &Value, root: &Value) -> Self {
+        let mut left = MAX_WORK;
+        Self::within(schema, root, &mut left)
+    }
+
+    /// As [`Self::of`]. Takes the schemas and values that are examined off `left`; when nothing is left, any type is
+    /// possible.
+    fn within(schema: &Value, root: &Value, left: &mut usize) -> Self {
         let mut kinds = Self::default();
         let mut waiting = vec![schema];
         for _ in 0..MAX_SCHEMAS {
             let Some(schema) = waiting.pop() else { break };
-            kinds.add(schema);
+            if *left == 0 {
+                kinds.unknown = true;
+                break;
+            }
+            *left -= 1;
+            kinds.add(schema, left);
             if schema.get("$ref").is_some() {
                 match target(schema, root) {
                     Some(target) => waiting.push(target),
@@ -105,18 +126,19 @@ impl Kinds {
             for several in ["anyOf", "oneOf", "allOf"] {
                 let several = schema.get(several).and_then(Value::as_array);
                 let several = several.into_iter().flatten();
-                waiting.extend(several.take(MAX_SCHEMAS));
+                let several = several.take(MAX_SCHEMAS.min(*left));
+                waiting.extend(several.inspect(|_| *left -= 1));
             }
         }
         kinds
     }
 
     /// Adds the types that one schema itself allows, without its references and alternatives.
-    fn add(&mut self, schema: &Value) {
+    fn add(&mut self, schema: &Value, left: &mut usize) {
         match schema.get("type") {
             Some(Value::String(name)) => self.add_type(name),
             Some(Value::Array(names)) => {
-                let names = names.iter().filter_map(Value::as_str);
+                let names = names.iter().take(MAX_SCHEMAS).filter_map(Value::as_str);
                 names.for_each(|name| self.add_type(name));
             }
             _ => {}
@@ -125,7 +147,9 @@ impl Kinds {
         self.object |= schema.get("properties").is_some();
         self.array |= schema.get("items").is_some();
         let values = schema.get("enum").and_then(Value::as_array);
-        for value in values.into_iter().flatten().chain(schema.get("const")) {
+        let values = values.map_or(&[][..], |values| &values[..values.len().min(*left)]);
+        *left -= values.len();
+        for value in values.iter().chain(schema.get("const")) {
             match value {
                 Value::Null => self.null = true,
                 Value::Bool(_) => self.boolean = true,
@@ -235,4 +259,53 @@ fn finite(text: &str) -> Option<f64> {
 
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn references_and_alternatives_are_followed() {
+        let tool = json!({
+            "$ref": "#/$defs/Arguments",
+            "$defs": {
+                "Arguments": {"properties": {"a": {"$ref": "#/$defs/A"}, "b": {"$ref": "#/nowhere"}, "c": {"items": {}}}},
+                "A": {"anyOf": [{"$ref": "#/$defs/A"}, {"type": "integer"}, {"type": "null"}]},
+            },
+        });
+        let tools = Tools::new([("f", Some(&tool)), ("g", None)]);
+        assert_eq!(tools.kinds("f", "a").json("None"), "null");
+        assert_eq!(tools.kinds("f", "a").json(" 7 "), "7");
+        assert_eq!(tools.kinds("f", "b").json("[1"), "\"[1\"");
+        assert_eq!(tools.kinds("f", "b").json("[1]"), "[1]");
+        assert_eq!(tools.kinds("f", "c").json("[1]"), "[1]");
+        assert_eq!(tools.kinds("f", "z").json("7"), "\"7\"");
+        assert!(tools.has("g") && tools.may_have("g", "any") && !tools.may_have("f", "z"));
+    }
+
+    #[test]
+    fn no_schema_takes_long() {
+        let many = 20_000;
+        let values: Vec<usize> = (0..many).collect();
+        let alternatives: Vec<Value> = (0..many).map(|_| json!({"$ref": "#/$defs/A"})).collect();
+        let long = format!("#/{}", "a/".repeat(100_000));
+        for shared in [
+            json!({"enum": values}),
+            json!({"anyOf": alternatives.clone(), "oneOf": alternatives}),
+            json!({"$ref": "#/$defs/A"}),
+            json!({"$ref": long}),
+            json!({"type": vec!["string"; many]}),
+        ] {
+            let properties = (0..many).map(|at| (at.to_string(), json!({"$ref": "#/$defs/A"})));
+            let properties: Map<String, Value> = properties.collect();
+            let tool = json!({"properties": properties, "$defs": {"A": shared}});
+            let start = std::time::Instant::now();
+            Tools::new([("f", Some(&tool))]);
+            // Some ten milliseconds. Without limits it would be minutes.
+            assert!(start.elapsed().as_secs() < 10);
+        }
+    }
 }

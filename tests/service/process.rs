@@ -33,14 +33,14 @@ pub struct Running(pub Child);
 
 /// Serves `model` and waits until it is ready. Returns the process and its URL.
 pub fn running(model: &str) -> (Running, String) {
-    let mut command = serve(&[
-        "--model",
-        model,
-        "--listen",
-        "127.0.0.1:0",
-        "--log",
-        "error",
-    ]);
+    running_with(model, &[])
+}
+
+/// The same, with further flags.
+pub fn running_with(model: &str, flags: &[&str]) -> (Running, String) {
+    let mut command = serve(&["--model", model]);
+    command.args(["--listen", "127.0.0.1:0", "--log", "error"]);
+    command.args(flags);
     let mut process = Running(command.stdout(Stdio::piped()).spawn().unwrap());
     let lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
     let ready = lines.map(Result::unwrap).next().unwrap();

@@ -609,6 +609,24 @@ async fn a_checkpoint_like_granite_4_2_thinks_calls_and_answers() {
     );
 }
 
+#[tokio::test]
+async fn flags_set_the_defaults() {
+    let model = fixture("granite-4.2-tiny").display().to_string();
+    let flags = ["--generation-config", "none", "--thinking", "off"];
+    let (_process, url) = process::running_with(&model, &flags);
+    let url = url.trim_end_matches('/');
+    let models = reqwest::get(format!("{url}/v1/models")).await.unwrap();
+    let models: Value = models.json().await.unwrap();
+    assert_eq!(models["data"][0]["default_generation"], json!({}));
+    let answer = ask_program(url, &body(json!({"max_tokens": 5}))).await;
+    let details = &answer["usage"]["completion_tokens_details"];
+    assert_eq!(details["reasoning_tokens"], 0, "{answer}");
+    let more = json!({"max_tokens": 5, "reasoning_effort": "high"});
+    let answer = ask_program(url, &body(more)).await;
+    let details = &answer["usage"]["completion_tokens_details"];
+    assert!(details["reasoning_tokens"].as_u64() > Some(0), "{answer}");
+}
+
 /// Sampled requests of several kinds, each under a budget of 64 tokens.
 fn crowd(count: u64) -> Vec<Value> {
     let each = |seed: u64| {
