@@ -9,7 +9,8 @@ client = openai.OpenAI(base_url=os.environ["MICROGRANITE_THINKING_URL"] + "/v1",
 ASK = dict(
     model="granite-4.2-tiny",
     messages=[{"role": "user", "content": "What is gravity?"}],
-    max_completion_tokens=60,
+    # A token is little more than a byte here, and a call in tags has many.
+    max_completion_tokens=200,
     seed=7,
     extra_body={"thinking_token_budget": 20},
 )
