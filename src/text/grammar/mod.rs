@@ -7,6 +7,7 @@
 
 mod cache;
 mod compile;
+mod forms;
 mod grammars;
 mod lark;
 mod options;

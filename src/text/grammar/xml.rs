@@ -2,24 +2,30 @@
 //!
 //! Arguments come in the order of the schema; required ones must be present. A value of type string may be any text up
 //! to its closing tag, or one of the texts that the schema lists. All other values are JSON that is valid by the
-//! schema.
+//! schema. `forms` finds out which of these a value may be.
 
 use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
+use super::forms::{Forms, MAX_WORK};
 use super::options::with_options;
-use crate::text::values::{Kinds, properties};
+use crate::text::values::properties;
 
 /// The most bytes of the generated grammar. It repeats schemas if several arguments refer to the same definitions.
 const MAX_LARK: usize = 1 << 20;
-
-/// Keywords for strings that are not enforced for a value in a tag.
-const UNENFORCED: [&str; 6] = [
-    "pattern",
-    "minLength",
-    "maxLength",
-    "format",
+/// The tags that may end a value.
+const TAGS: [&str; 3] = ["</parameter>", "<parameter=", "</function>"];
+/// The most references from the schema of a tool to the one that lists its properties.
+const MAX_REFERENCES: usize = 100;
+/// Keywords that are not enforced for the arguments as a whole.
+const UNENFORCED: [&str; 8] = [
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "patternProperties",
+    "minProperties",
+    "maxProperties",
     "enum",
     "const",
 ];
@@ -34,31 +40,38 @@ pub fn lark(
     definitions: Option<&Value>,
     unenforced: &mut Vec<&'static str>,
 ) -> Result<String, String> {
-    let mut rules = String::new();
     let root = json!({"$defs": definitions});
+    let mut schemas = tools.iter().map(|(_, schema)| schema).chain([&root]);
+    if let Some(text) = schemas.find_map(tagged) {
+        return Err(format!("{text:?} cannot be part of a call in tags"));
+    }
+    let mut rules = String::new();
+    let mut left = MAX_WORK;
     for (at, (name, schema)) in tools.iter().enumerate() {
         let mut arguments = String::new();
-        let known = properties(schema, &root, 0);
-        let required = schema.get("required").and_then(Value::as_array);
-        let is_required = |key: &str| {
-            let mut required = required.into_iter().flatten();
-            required.any(|name| name == key)
-        };
-        for (which, (key, property)) in known.into_iter().flatten().enumerate() {
+        let object = Object::of(schema, &root, unenforced);
+        for (which, (key, property)) in object.properties.into_iter().flatten().enumerate() {
             if key.contains(['>', '<', '\n']) {
                 return Err(format!("an argument cannot be called {key:?} in tags"));
             }
             let rule = format!("a{at}_{which}");
-            let is_free = write_argument(&mut rules, &rule, key, property, &root);
-            let broken = UNENFORCED.into_iter();
-            unenforced.extend(broken.filter(|name| is_free && property.get(name).is_some()));
-            let optional = if is_required(key) { "" } else { "?" };
+            let is_required = object.required.contains(&&**key);
+            let forms = Forms::of(property, &root, &mut left)?;
+            if forms.allows_nothing() {
+                if is_required {
+                    return Err(format!("the required argument {key:?} allows no value"));
+                }
+                continue;
+            }
+            write_argument(&mut rules, &rule, key, &forms, &root);
+            unenforced.extend(forms.unenforced);
+            let optional = if is_required { "" } else { "?" };
             let _ = write!(arguments, " {rule}{optional}");
             if rules.len() > MAX_LARK {
                 return Err("its schemas are too long together".to_owned());
             }
         }
-        if known.is_none() {
+        if object.has_others {
             arguments += " other*";
         }
         let start = quoted(&format!("<function={name}>\n"));
@@ -75,39 +88,91 @@ other: "<parameter=" KEY ">\n" text
 KEY: /[^<>\n]{1,64}/
 "#;
 
-/// Adds the rule for an argument. Returns whether its value may be any text.
-fn write_argument(
-    rules: &mut String,
-    rule: &str,
-    key: &str,
-    property: &Value,
-    root: &Value,
-) -> bool {
-    let start = quoted(&format!("<parameter={key}>\n"));
-    let end = quoted("\n</parameter>\n");
-    let value = match texts(property) {
-        Some(texts) => {
-            let texts: Vec<String> = texts.iter().map(|text| quoted(text)).collect();
-            format!("({}) {end}", texts.join(" | "))
-        }
-        None if Kinds::of(property, root).may_be_text() => "text".to_owned(),
-        None => {
-            let _ = writeln!(rules, "{rule}_v: %json {}", schema(property, root));
-            format!("{rule}_v {end}")
-        }
-    };
-    let _ = writeln!(rules, "{rule}: {start} {value}");
-    value == "text"
+/// What the schema of a tool says about its arguments.
+struct Object<'a> {
+    properties: Option<&'a Map<String, Value>>,
+    required: Vec<&'a str>,
+    /// Whether there may be arguments that are not listed.
+    has_others: bool,
 }
 
-/// The texts that a value is limited to, if the schema lists them.
-fn texts(property: &Value) -> Option<Vec<&str>> {
-    let only = property.get("const").map(std::slice::from_ref);
-    let several = property.get("enum").and_then(Value::as_array);
-    let values = only.or(several.map(Vec::as_slice))?;
-    let texts = values.iter().map(Value::as_str);
-    let texts: Option<Vec<&str>> = texts.collect();
-    texts.filter(|texts| !texts.is_empty())
+impl<'a> Object<'a> {
+    /// Follows references up to the schema that lists the properties. Keywords that are not enforced are added to
+    /// `unenforced`.
+    fn of(schema: &'a Value, root: &'a Value, unenforced: &mut Vec<&'static str>) -> Self {
+        let mut object = Self {
+            properties: properties(schema, root, 0),
+            required: Vec::new(),
+            has_others: true,
+        };
+        let mut next = Some(schema);
+        for _ in 0..MAX_REFERENCES {
+            let Some(schema) = next.take() else { break };
+            unenforced.extend(UNENFORCED.iter().filter(|name| schema.get(name).is_some()));
+            let required = schema.get("required").and_then(Value::as_array);
+            let required = required.into_iter().flatten().filter_map(Value::as_str);
+            object.required.extend(required);
+            match schema.get("additionalProperties") {
+                None | Some(Value::Bool(true)) => {}
+                Some(Value::Bool(false)) => object.has_others = false,
+                Some(_) if object.properties.is_some() => {}
+                Some(_) => unenforced.push("additionalProperties"),
+            }
+            let reference = schema.get("$ref").and_then(Value::as_str);
+            if reference.is_some() && schema.get("properties").is_some() {
+                unenforced.push("$ref");
+            } else if let Some(reference) = reference {
+                next = root.pointer(reference.trim_start_matches('#'));
+            }
+        }
+        if next.is_some() {
+            unenforced.push("$ref");
+        }
+        object.has_others &= object.properties.is_none();
+        let is_listed = |name: &&str| {
+            let properties = object.properties;
+            properties.is_some_and(|properties| properties.contains_key(*name))
+        };
+        if !object.required.iter().all(is_listed) {
+            unenforced.push("required");
+        }
+        object
+    }
+}
+
+/// Adds the rule for an argument.
+fn write_argument(rules: &mut String, rule: &str, key: &str, forms: &Forms, root: &Value) {
+    let start = quoted(&format!("<parameter={key}>\n"));
+    if forms.is_free {
+        let _ = writeln!(rules, "{rule}: {start} text");
+        return;
+    }
+    let mut values: Vec<String> = forms.texts.iter().map(|text| quoted(text)).collect();
+    let json = match &*forms.others {
+        [] => None,
+        [one] => Some(schema(one, root)),
+        several => Some(schema(&json!({"anyOf": several}), root)),
+    };
+    if let Some(json) = json {
+        let _ = writeln!(rules, "{rule}_v: %json {json}");
+        values.push(format!("{rule}_v"));
+    }
+    let end = quoted("\n</parameter>\n");
+    let _ = writeln!(rules, "{rule}: {start} ({}) {end}", values.join(" | "));
+}
+
+/// A text in `schema` that contains a tag, with which a value could end early.
+fn tagged(schema: &Value) -> Option<&str> {
+    let has_tag = |text: &str| TAGS.iter().any(|tag| text.contains(tag));
+    match schema {
+        Value::String(text) => Some(&**text).filter(|text| has_tag(text)),
+        Value::Array(values) => values.iter().find_map(tagged),
+        Value::Object(fields) => fields.iter().find_map(|(key, value)| {
+            let key = Some(&**key).filter(|key| has_tag(key));
+            key.or_else(|| tagged(value))
+        }),
+        _ => None,
+    }
 }
 
 /// `property` as a self-contained schema.
