@@ -1,16 +1,16 @@
-//! How tokens are chosen and how models think where a request says nothing, as flags of `serve`.
+//! Defaults for sampling and thinking that apply when a request does not set them, as flags of `serve`.
 
 use crate::config;
 use crate::http::app::Defaults;
 use crate::http::chat::thinking::{ANSWER_SHARE, Mode, ThinkingDefaults};
 use crate::sources::generation::GenerationDefaults;
 
-/// What holds where a request says nothing.
+/// Defaults for fields that a request leaves out.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Defaults of requests")]
 pub struct GenerationArgs {
-    /// Where temperature, top_p, top_k, repetition_penalty and the length of an answer come from, if a request does not
-    /// say: model takes those that the model's files name, none the API's own.
+    /// Which defaults apply to temperature, top_p, top_k, repetition_penalty and the length of an answer when a request leaves
+    /// them out: model takes those of generation_config.json or of the GGUF file, none takes the API's own.
     #[arg(
         long,
         env = "MICROGRANITE_GENERATION_CONFIG",
@@ -20,8 +20,8 @@ pub struct GenerationArgs {
     )]
     generation_config: From,
 
-    /// Whether models that can think before they answer do so, if a request does not say: on, off, or low for thoughts that
-    /// are short. [default: as the model's template has it]
+    /// Whether a model that can think before it answers does so when a request does not say: on, off, or low for short
+    /// thoughts. [default: what the model's template does]
     #[arg(
         long,
         env = "MICROGRANITE_THINKING",
@@ -30,25 +30,25 @@ pub struct GenerationArgs {
     )]
     thinking: Option<Thinking>,
 
-    /// The most tokens of a thought, if a request does not say; then the thought is ended and the model answers. Less
-    /// answers sooner, and worse where much has to be thought about. [default: no limit]
+    /// The largest number of tokens in a thought when a request does not say. When it is reached, the thought is closed and the
+    /// model answers. A smaller budget gives the answer sooner, and a worse one to hard questions. [default: no limit]
     #[arg(long, env = "MICROGRANITE_THINKING_BUDGET", value_name = "N", value_parser = config::tokens)]
     thinking_budget: Option<usize>,
 
-    /// The share of an answer's tokens that is kept for what follows the thought, if a request does not say: above 0 and at
-    /// most 0.9. A thought that would leave less is ended. [default: none]
+    /// The share of max_tokens to keep for the answer after the thought when a request does not say: above 0 and at most 0.9.
+    /// The thought is closed before it takes more than the rest. [default: none]
     #[arg(long, env = "MICROGRANITE_ANSWER_SHARE", value_name = "SHARE", value_parser = share)]
     answer_share: Option<f64>,
 }
 
-/// Where the defaults of sampling come from.
+/// The source of the defaults for sampling.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum From {
     Model,
     None,
 }
 
-/// Whether models think.
+/// Whether models that can think do so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Thinking {
     On,
@@ -57,7 +57,7 @@ enum Thinking {
 }
 
 impl GenerationArgs {
-    /// The defaults, for a model whose files say this.
+    /// The defaults for a model whose files give `of_model`.
     pub fn defaults(&self, of_model: &GenerationDefaults) -> Defaults {
         Defaults {
             sampling: match self.generation_config {

@@ -268,7 +268,7 @@ fn sampling(limits: &Limits) -> Value {
     logit_bias["type"] = "number".into();
     json!({
         "model": model(),
-        "temperature": number(TEMPERATURE, "1 if absent; 0 always chooses the likeliest token."),
+        "temperature": number(TEMPERATURE, "The model's own default if absent, or else 1; 0 always chooses the likeliest token."),
         "top_p": number(TOP_P, "Keep the likeliest tokens up to this share of the probability."),
         "top_k": optional("integer", json!({"minimum": -1, "format": "int64", "description":
             "Keep this many of the likeliest tokens; 0 and -1 keep all."})),
