@@ -22,6 +22,9 @@ const ENGINES_FORMAT: &str = "engine's format";
 /// The most bytes of a template, because the engine counts lines and columns in sixteen bits. Templates of models have
 /// at most half of that.
 const MAX_TEMPLATE_BYTES: usize = u16::MAX as usize;
+/// The most slices in a template; published ones have a few. The engine evaluates slices lazily, so that each one in a chain
+/// of them slows down every later step: ten thousand took a minute.
+const MAX_SLICES: usize = 200;
 
 /// The stack for compiling a template. The engine's compiler recurses for every operator in a row, with some kilobytes
 /// each, and the longest template can have thirty thousand of them. Unused stack takes no memory.
@@ -88,7 +91,22 @@ fn check_length(template: &str) -> Result<(), String> {
     if template.len() > MAX_TEMPLATE_BYTES {
         return Err(format!("it is longer than {MAX_TEMPLATE_BYTES} bytes"));
     }
+    if slices(template) > MAX_SLICES {
+        return Err(format!("it has more than {MAX_SLICES} slices"));
+    }
     Ok(())
+}
+
+/// An upper bound on the slices in a template, such as `[1:]`: pairs of brackets with a colon and nothing nested in them.
+fn slices(template: &str) -> usize {
+    let after_brackets = template.split('[').skip(1);
+    let is_slice = |rest: &&str| {
+        let inside = rest.split(['{', '}', '\'', '"']).next().unwrap_or_default();
+        inside
+            .split_once(']')
+            .is_some_and(|(inside, _)| inside.contains(':'))
+    };
+    after_brackets.filter(is_slice).count()
 }
 
 /// Templates call this to refuse a conversation, for example if its roles do not alternate.

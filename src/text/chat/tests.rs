@@ -247,6 +247,21 @@ fn templates_do_what_jinja_does_with_them() {
 }
 
 #[test]
+fn a_template_of_endless_slices_is_refused() {
+    let sliced = |count: usize| {
+        let source = format!(
+            "{{% set l = messages{} %}}{{{{ l | length }}}}",
+            "[1:] ".repeat(count)
+        );
+        ChatTemplate::new(&source, &tokenizer(), None, Some(0)).map(|_| ())
+    };
+    assert_eq!(sliced(200), Ok(()));
+    assert_eq!(sliced(201), Err("it has more than 200 slices".to_owned()));
+    let other = "{{ {'a': [1, 2], 'b': ['x:y']}['a'][0] }}".repeat(201);
+    assert!(ChatTemplate::new(&other, &tokenizer(), None, Some(0)).is_ok());
+}
+
+#[test]
 fn no_template_can_take_much_time_or_memory() {
     let talk = conversation([message(Role::User, "hello")]);
     for source in [
