@@ -68,10 +68,14 @@ impl Turn {
         self.calls == 1 || self.parallel_calls
     }
 
-    /// The `finish_reason` of OpenAI's API.
-    pub const fn reason(&self, finish: &Finish) -> &'static str {
+    /// The `finish_reason` of OpenAI's API for the finish that was passed to [`Self::push`]. A client runs calls when it
+    /// reads `tool_calls`, so the last call must be complete.
+    pub fn reason(&self, finish: &Finish) -> &'static str {
+        let is_unfinished = self.parser.as_ref().is_some_and(CallParser::is_unfinished);
         match finish {
-            Finish::Stop(_) if self.calls > 0 => "tool_calls",
+            Finish::Stop(_) if self.calls > 0 && !(is_unfinished && self.is_wanted()) => {
+                "tool_calls"
+            }
             finish => finish.reason(),
         }
     }

@@ -62,7 +62,11 @@ pub enum Part {
 /// Finds the calls in one answer. Text that may be the start of a call is held back until that is known.
 ///
 /// The result depends only on the characters, not on how the text was cut into pieces.
-pub struct CallParser(Parser);
+pub struct CallParser {
+    parser: Parser,
+    /// Whether the answer ended within the last call.
+    is_unfinished: bool,
+}
 
 enum Parser {
     Json(JsonCalls),
@@ -72,15 +76,19 @@ enum Parser {
 impl CallParser {
     /// Creates a parser for the start of an answer, or for text after the opener if the prompt ended with it.
     pub fn new(syntax: CallSyntax, tools: &Arc<Tools>, is_inside: bool) -> Self {
-        Self(match syntax {
+        let parser = match syntax {
             CallSyntax::Xml => Parser::Xml(XmlCalls::new(Arc::clone(tools), is_inside)),
             syntax => Parser::Json(JsonCalls::new(syntax, is_inside)),
-        })
+        };
+        Self {
+            parser,
+            is_unfinished: false,
+        }
     }
 
     /// Takes the next piece of text.
     pub fn push(&mut self, text: &str) -> Vec<Part> {
-        match &mut self.0 {
+        match &mut self.parser {
             Parser::Json(parser) => parser.push(text),
             Parser::Xml(parser) => parser.push(text),
         }
@@ -88,15 +96,26 @@ impl CallParser {
 
     /// Takes the end of the answer. `is_cut` says whether something other than the model's own end of text ended it.
     pub fn finish(&mut self, is_cut: bool) -> Vec<Part> {
-        match &mut self.0 {
-            Parser::Json(parser) => parser.finish(),
-            Parser::Xml(parser) => parser.finish(is_cut),
+        match &mut self.parser {
+            Parser::Json(parser) => {
+                self.is_unfinished = parser.in_arguments();
+                parser.finish()
+            }
+            Parser::Xml(parser) => {
+                self.is_unfinished = is_cut && parser.in_call();
+                parser.finish(is_cut)
+            }
         }
+    }
+
+    /// Whether the answer ended within the last call, so that its arguments lack their end.
+    pub const fn is_unfinished(&self) -> bool {
+        self.is_unfinished
     }
 
     /// Whether a call has been found.
     pub const fn has_calls(&self) -> bool {
-        match &self.0 {
+        match &self.parser {
             Parser::Json(parser) => parser.calls() > 0,
             Parser::Xml(parser) => parser.calls() > 0,
         }

@@ -162,6 +162,11 @@ impl JsonCalls {
         self.calls
     }
 
+    /// Whether the arguments of the last call have begun but not ended.
+    pub const fn in_arguments(&self) -> bool {
+        matches!(self.state, State::Arguments(..))
+    }
+
     /// Where a call may begin without an opener. Returns whether it is known what follows.
     fn begin(&mut self) -> bool {
         let is_after = matches!(self.state, State::After);

@@ -265,6 +265,122 @@ fn an_unfinished_call_in_tags_is_completed_unless_it_was_cut_off() {
 }
 
 #[test]
+fn a_call_that_is_cut_off_is_unfinished() {
+    let in_tags =
+        "<tool_call>\n<function=f>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>";
+    let json = "<tool_call>{\"name\": \"f\", \"arguments\": {\"days\": 3}}</tool_call>";
+    for (syntax, answer, begin, end) in [
+        (CallSyntax::Xml, in_tags, "<function=f>", "</function>"),
+        (CallSyntax::Tags, json, "\"arguments\": {", "3}"),
+    ] {
+        let begin = answer.find(begin).unwrap() + begin.len();
+        let end = answer.find(end).unwrap() + end.len();
+        for at in 0..=answer.len() {
+            let mut parser = CallParser::new(syntax.clone(), &tools(), false);
+            let mut parts = parser.push(&answer[..at]);
+            parts.extend(parser.finish(true));
+            assert_eq!(
+                parser.is_unfinished(),
+                (begin..end).contains(&at),
+                "{}",
+                &answer[..at]
+            );
+            let arguments = put_together(parts).1;
+            let is_json = |(_, json): &(String, String)| {
+                serde_json::from_str::<serde_json::Value>(json).is_ok()
+            };
+            assert_eq!(
+                parser.is_unfinished(),
+                !arguments.iter().all(is_json),
+                "{arguments:?}"
+            );
+        }
+    }
+    // The parser completes calls in tags that the model itself ends early.
+    let mut parser = CallParser::new(CallSyntax::Xml, &tools(), false);
+    parser.push("<tool_call>\n<function=f>\n<parameter=days>\n3");
+    parser.finish(false);
+    assert!(!parser.is_unfinished());
+}
+
+/// Parses `answer`, in tags, in one piece and character by character.
+#[track_caller]
+fn assert_parses(answer: &str, text: &str, calls: &[(String, String)]) {
+    let expected = (text.to_owned(), calls.to_vec());
+    assert_eq!(parse(&CallSyntax::Xml, [answer]), expected, "{answer}");
+    let pieces = answer
+        .char_indices()
+        .map(|(at, character)| &answer[at..at + character.len_utf8()]);
+    assert_eq!(parse(&CallSyntax::Xml, pieces), expected, "{answer}");
+}
+
+#[test]
+fn text_that_only_mentions_a_call_in_tags_is_whole() {
+    let long = format!("<tool_call><function={}f></function>", " ".repeat(300));
+    let far = format!("<tool_call>{}<function=g></function>", " ".repeat(300));
+    for answer in [
+        // Without `<tool_call>`, a call must go on after its first tag.
+        "Write <function=f> in the tag.",
+        "Write <function=f>",
+        "Write <function=f>\n<param",
+        "Write <function=f>\n</tool_call>\n",
+        "Write <function=g>\n</function>",
+        "Write <function=<function=f>x</function>",
+        // Names that no tool can have.
+        "pre <tool_call>\n<function=f\n>\n</function></tool_call> post",
+        "pre <tool_call>\n<function=>\n</function></tool_call> post",
+        "pre <tool_call>\n<function= >\n</function></tool_call> post",
+        "pre <tool_call>\n<function=f\n<parameter=a>\n1\n</parameter>\n</function></tool_call> post",
+        "pre <tool_call>\n<function=f\n</tool_call> post",
+        "pre <tool_call>\n<function=f\n</tool_call>",
+        &long,
+        &far,
+    ] {
+        assert_parses(answer, answer, &[]);
+    }
+    let f = [call("f", "{}")];
+    assert_parses("Now <function=f>\n</function> go", "Now go", &f);
+    assert_parses(
+        "Use <function=f> so:\n<function=f></function>",
+        "Use <function=f> so:",
+        &f,
+    );
+    assert_parses(
+        "<function=f>\n<parameter=days>\n3\n</parameter>\n</function>",
+        "",
+        &[call("f", "{\"days\": 3}")],
+    );
+}
+
+#[test]
+fn a_missing_end_of_a_function_does_not_swallow_the_next_call() {
+    let f = "<tool_call>\n<function=f>\n<parameter=days>\n1\n</parameter>";
+    let g = "<tool_call>\n<function=g>\n</function>\n</tool_call>";
+    let days = call("f", "{\"days\": 1}");
+    let both = [days.clone(), call("g", "{}")];
+    for between in ["</tool_call>\n", "", "</function>\n"] {
+        assert_parses(&format!("{f}\n{between}{g}"), "", &both);
+    }
+    for end in [
+        "",
+        "\n",
+        "\n</tool_call>",
+        "\n</tool_call>\n",
+        "\n</func",
+        "\n</tool",
+    ] {
+        assert_parses(&format!("{f}{end}"), "", &[days.clone()]);
+    }
+    assert_parses(&format!("{f}\n</tool_call> Done."), " Done.", &[days]);
+    // The same without the end of the value.
+    let open = "<tool_call>\n<function=f>\n<parameter=city>\nRome\n</function>";
+    let rome = [call("f", "{\"city\": \"Rome\"}")];
+    for end in ["", "\n", "\n</tool_call>"] {
+        assert_parses(&format!("{open}{end}"), "", &rome);
+    }
+}
+
+#[test]
 fn long_answers_take_little_time_however_they_are_cut() {
     let nested = "[".repeat(200_000);
     let spaces = " ".repeat(200_000);

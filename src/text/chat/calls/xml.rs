@@ -75,8 +75,6 @@ enum State {
     Opened,
     /// In the name of the tool. The flag says whether `<tool_call>` precedes it.
     Name(bool),
-    /// In a call without a valid name, before its end.
-    Malformed,
     /// Between arguments.
     Between,
     /// In the key of an argument.
@@ -124,7 +122,6 @@ impl XmlCalls {
             State::Text => self.search(&mut parts),
             State::Opened => self.opened(&mut parts),
             State::Name(in_tag) => self.name(in_tag, &mut parts),
-            State::Malformed => self.malformed(),
             State::Between => self.between(&mut parts),
             State::Key => self.key(&mut parts),
             State::Lead => self.lead(),
@@ -140,19 +137,22 @@ impl XmlCalls {
         let mut parts = Vec::new();
         let held = mem::take(&mut self.held);
         match mem::replace(&mut self.state, State::Text) {
-            State::Text | State::Opened | State::Name(_) | State::Malformed => {
+            State::Text | State::Opened | State::Name(_) => {
                 let text = mem::take(&mut self.opened) + &self.seek.finish() + &held;
                 self.text(&text, &mut parts);
             }
             State::After => self.text(&held, &mut parts),
-            State::Value(_) | State::Lead => {
-                // A closing tag at the very end of the answer ends the value too.
-                let end = held.rfind(END_PARAMETER).filter(|end| {
-                    let rest = held[end + END_PARAMETER.len()..].trim_start();
-                    END_FUNCTION.starts_with(rest) || PARAMETER.starts_with(rest)
-                });
-                let value = &held[..end.unwrap_or(held.len())];
-                self.more(value, end.is_some() || !is_cut, &mut parts);
+            state @ (State::Value(_) | State::Lead) => {
+                // At the end of the answer, a closing tag ends the value although nothing follows it.
+                let certain = match state {
+                    State::Value(certain) => certain,
+                    _ => 0,
+                };
+                let (value, tag) = held.split_at(certain);
+                let is_end = tag.starts_with(END_PARAMETER)
+                    || value.ends_with('\n') && tag.starts_with(END_FUNCTION);
+                let value = if is_end { value } else { &held };
+                self.more(value, is_end || !is_cut, &mut parts);
                 if !is_cut {
                     parts.push(Part::Arguments("}".to_owned()));
                 }
@@ -166,6 +166,14 @@ impl XmlCalls {
     /// Number of calls that have been found.
     pub const fn calls(&self) -> usize {
         self.calls
+    }
+
+    /// Whether the last call has begun but not ended.
+    pub const fn in_call(&self) -> bool {
+        match self.state {
+            State::Text | State::Opened | State::Name(_) | State::After => false,
+            State::Between | State::Key | State::Lead | State::Value(_) => true,
+        }
     }
 
     /// In text: passes on the text that certainly precedes the tag of a call. Returns whether a tag was found.
@@ -192,16 +200,15 @@ impl XmlCalls {
 
     /// After `<tool_call>`. Returns whether it is known what follows.
     fn opened(&mut self, parts: &mut Vec<Part>) -> bool {
-        let rest = self.held.trim_start();
-        let is_short = self.held.len() < MAX_SPACE;
-        if rest.starts_with(FUNCTION) {
-            let name = self.held.len() - rest.len() + FUNCTION.len();
-            self.opened.extend(self.held.drain(..name));
-            self.state = State::Name(true);
-        } else if is_short && FUNCTION.starts_with(rest) {
-            return false;
-        } else {
-            self.give_up(parts);
+        match follows(&self.held, &[FUNCTION]) {
+            None => return false,
+            Some(true) => {
+                let space = self.held.len() - self.held.trim_start().len();
+                let tag = self.held.drain(..space + FUNCTION.len());
+                self.opened.extend(tag);
+                self.state = State::Name(true);
+            }
+            Some(false) => self.give_up(parts),
         }
         true
     }
@@ -213,52 +220,58 @@ impl XmlCalls {
         self.state = State::Text;
     }
 
-    /// In the name of a tool. Returns whether it is complete.
+    /// In the name of a tool. Returns whether it is known to belong to a call.
     fn name(&mut self, in_tag: bool, parts: &mut Vec<Part>) -> bool {
         let end = self.held.find(['>', '\n', '<']);
-        let name = match end {
-            Some(end) if self.held[end..].starts_with('>') => self.held[..end].trim().to_owned(),
-            None if self.held.len() < MAX_NAME => return false,
-            _ => String::new(),
+        if end.is_none() && self.held.len() < MAX_NAME {
+            return false;
+        }
+        let end = end.filter(|&end| end < MAX_NAME && self.calls < MAX_CALLS);
+        let (name, rest) = self.held.split_at(end.unwrap_or(0));
+        let name = name.trim();
+        let is_call = match rest.strip_prefix('>') {
+            _ if name.is_empty() => Some(false),
+            Some(_) if in_tag => Some(true),
+            // Ordinary text may mention `<function=…>`, so the tool must exist, and the call must go on.
+            Some(after) if self.tools.has(name) => follows(after, &[PARAMETER, END_FUNCTION]),
+            None if in_tag => match is_retried(rest) {
+                Some(true) => {
+                    self.skip_to_retry();
+                    return true;
+                }
+                not_yet => not_yet,
+            },
+            _ => Some(false),
         };
-        // Without `<tool_call>`, ordinary text may mention `<function=…>`, so the tool must exist.
-        let is_call =
-            !name.is_empty() && name.len() < MAX_NAME && (in_tag || self.tools.has(&name));
-        if is_call && self.calls < MAX_CALLS {
-            self.held.drain(..=end.unwrap_or(0));
-            self.opened.clear();
-            self.calls += 1;
-            parts.push(Part::Begin(name.clone()));
-            parts.push(Part::Arguments("{".to_owned()));
-            self.call = Call {
-                name,
-                ..Call::default()
-            };
-            self.state = State::Between;
-        } else if in_tag && self.calls < MAX_CALLS {
-            self.state = State::Malformed;
-        } else {
-            self.give_up(parts);
+        match is_call {
+            None => return false,
+            Some(true) => self.begin(end.unwrap_or(0), parts),
+            Some(false) => self.give_up(parts),
         }
         true
     }
 
-    /// In a call that cannot be parsed: skips it, as vLLM does. Returns whether it has ended.
-    fn malformed(&mut self) -> bool {
-        let ends = [(CLOSE, CLOSE.len()), (OPEN, 0)];
-        let ends = ends.into_iter();
-        let found = ends.filter_map(|(end, behind)| Some((self.held.find(end)?, behind)));
-        let Some((at, behind)) = found.min() else {
-            // The skipped text is kept, in case the call has no end.
-            let keep = start_at_end(&self.held, CLOSE).max(start_at_end(&self.held, OPEN));
-            let passed = self.held.len() - keep;
-            self.opened.extend(self.held.drain(..passed));
-            return false;
+    /// Begins a call. The name of its tool ends at `end`.
+    fn begin(&mut self, end: usize, parts: &mut Vec<Part>) {
+        let name = self.held[..end].trim().to_owned();
+        self.held.drain(..=end);
+        self.opened.clear();
+        self.calls += 1;
+        parts.push(Part::Begin(name.clone()));
+        parts.push(Part::Arguments("{".to_owned()));
+        self.call = Call {
+            name,
+            ..Call::default()
         };
-        self.held.drain(..at + behind);
+        self.state = State::Between;
+    }
+
+    /// Skips a call that the model gave up within the first tag, as vLLM does.
+    fn skip_to_retry(&mut self) {
+        let next = self.held.find(OPEN).unwrap_or(0);
+        self.held.drain(..next);
         self.opened.clear();
         self.state = State::Text;
-        true
     }
 
     /// Between arguments: skips everything except tags. Returns whether a tag was found.
@@ -296,7 +309,7 @@ impl XmlCalls {
             return true;
         };
         let key = self.held[..end].trim().to_owned();
-        let is_key = self.held[end..].starts_with('>') && !key.is_empty() && key.len() < MAX_NAME;
+        let is_key = self.held[end..].starts_with('>') && !key.is_empty() && end < MAX_NAME;
         if !is_key {
             self.state = State::Between;
             return true;
@@ -395,7 +408,8 @@ impl XmlCalls {
     fn tag(&self, at: usize) -> Tag {
         let tag = &self.held[at..];
         if let Some(after) = tag.strip_prefix(END_PARAMETER) {
-            let is_end = follows(after, &[PARAMETER, END_FUNCTION]);
+            // `</function>` may be missing.
+            let is_end = follows(after, &[PARAMETER, END_FUNCTION, CLOSE, OPEN]);
             return is_end.map_or(Tag::Open, |is_end| match is_end {
                 true => Tag::End(END_PARAMETER.len()),
                 false => Tag::Text,
@@ -406,8 +420,11 @@ impl XmlCalls {
         if at_line && let Some(after) = tag.strip_prefix(PARAMETER) {
             return match after.find(['>', '\n', '<']) {
                 None if after.len() < MAX_NAME => Tag::Open,
-                Some(end) if after[end..].starts_with('>') && self.may_be_key(&after[..end]) => {
-                    Tag::End(0)
+                Some(end) if end < MAX_NAME && after[end..].starts_with('>') => {
+                    match self.may_be_key(&after[..end]) {
+                        true => Tag::End(0),
+                        false => Tag::Text,
+                    }
                 }
                 _ => Tag::Text,
             };
@@ -433,12 +450,10 @@ impl XmlCalls {
 
     /// After a call: its closing tag may follow. Returns whether it is known what follows.
     fn after(&mut self) -> bool {
-        let rest = self.held.trim_start();
-        let is_short = self.held.len() < MAX_SPACE;
-        if let Some(rest) = rest.strip_prefix(CLOSE) {
-            self.held = rest.to_owned();
-        } else if is_short && CLOSE.starts_with(rest) {
-            return false;
+        match follows(&self.held, &[CLOSE]) {
+            None => return false,
+            Some(true) => self.held = self.held.trim_start()[CLOSE.len()..].to_owned(),
+            Some(false) => {}
         }
         self.state = State::Text;
         true
@@ -464,6 +479,15 @@ pub fn write(call: &ToolCall) -> String {
         written += &format!("{PARAMETER}{key}>\n{value}\n{END_PARAMETER}\n");
     }
     written + END_FUNCTION
+}
+
+/// Whether the call whose unfinished first tag precedes `text` ends at once and another one follows; `None` if that is
+/// not known yet.
+fn is_retried(text: &str) -> Option<bool> {
+    match follows(text, &[CLOSE]) {
+        Some(true) => follows(&text.trim_start()[CLOSE.len()..], &[OPEN]),
+        other => other,
+    }
 }
 
 /// Whether `text` begins with white space followed by one of `tags`; `None` if that is not known yet. Too much white
