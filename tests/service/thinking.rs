@@ -386,6 +386,35 @@ async fn calls_in_tags_come_out_of_the_answer_and_not_out_of_the_thought() {
 }
 
 #[tokio::test]
+async fn a_stop_string_within_a_call_does_not_ask_to_run_it() {
+    let call = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call>";
+    let service = serving(writing(&format!("So.\n</think>\nWell.\n{call}")));
+    for (stop, arguments, reason) in [
+        ("=weather", None, "stop"),
+        ("city", Some("{"), "stop"),
+        ("ome", Some("{\"city\": \"R"), "stop"),
+        ("</parameter>", Some("{\"city\": \"Rome"), "stop"),
+        ("</function>", Some("{\"city\": \"Rome"), "stop"),
+        ("</tool_call>", Some("{\"city\": \"Rome\"}"), "tool_calls"),
+    ] {
+        let more = json!({"tools": tools(), "stop": [stop]});
+        let answer = ask(&service, more.clone()).await;
+        let choice = &answer["choices"][0];
+        let written = choice["message"]["tool_calls"][0]["function"]["arguments"].as_str();
+        assert_eq!(choice["finish_reason"], reason, "{stop}: {answer}");
+        let starts = |text: &str| arguments.is_some_and(|start| text.starts_with(start));
+        assert!(written.is_none_or(starts), "{stop}: {answer}");
+        assert_eq!(written.is_some(), arguments.is_some(), "{stop}: {answer}");
+        let (streamed, _) = streamed(&service, more).await;
+        assert_eq!(streamed["finish_reason"], reason, "{stop}");
+        assert_eq!(streamed["calls"][0]["arguments"].as_str(), written);
+    }
+    let forced = json!({"tools": tools(), "tool_choice": "required", "stop": ["\n"], "reasoning_effort": "none"});
+    let answer = ask(&service, forced).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop", "{answer}");
+}
+
+#[tokio::test]
 async fn a_forced_call_comes_behind_the_thought() {
     let service = serving(writing("Weather.\n</think>\n"));
     let named = json!({"type": "function", "function": {"name": "weather"}});
