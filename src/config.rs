@@ -156,7 +156,7 @@ pub fn factor(text: &str) -> Result<f64, String> {
     factor.ok_or_else(|| "write a number from 1 to 1000, such as 3 or 1.5".to_owned())
 }
 
-/// The number of compute threads: as many as `asked` for, but at most [`available_threads`].
+/// The number of compute threads: as many as `asked` for, but at most `available_threads`.
 pub fn threads(asked: Option<usize>) -> usize {
     let available = available_threads();
     if let Some(asked) = asked.filter(|&asked| asked > available) {

@@ -5,11 +5,11 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | [`request`] | all that crosses the thread: a [`Generation`] in, [`TokenEvent`]s out; token ids only |
+//! | `request` | all that crosses the thread: a [`Generation`] in, [`TokenEvent`]s out; token ids only |
 //! | `queue` | the waiting generations, the refusals of new ones, the engine's health |
 //! | `worker` | the loop |
 //! | [`scheduler`] | pure: which rows the next step has |
-//! | [`pages`], [`prefix_cache`] | which sequence holds which KV page, and which pages hold the beginning of which text |
+//! | [`pages`], `prefix_cache` | which sequence holds which KV page, and which pages hold the beginning of which text |
 //! | `sequence` | one generation's tokens, events and times |
 //! | `step_times` | measured step times by number of rows |
 //! | `speculation` | drafts of the next tokens, and whether they pay |

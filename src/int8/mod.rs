@@ -23,12 +23,12 @@
 //! |---|---|
 //! | [`matrix`] | [`matrix::Matrix`]: packed weights; owns every layout invariant |
 //! | [`activations`] | [`activations::Activations`]: quantized rows |
-//! | [`floats`] | buffers aligned to cache lines |
+//! | `floats` | buffers aligned to cache lines |
 //! | [`compute`] | the instruction set, the threads and their buffers: what every phase needs |
-//! | [`matmul`] | multiplication of activations by a matrix, panel by panel |
-//! | [`memory`] | the memory that holds weights |
-//! | [`scheme`], [`quantize`] | the choices in the mapping, and the conversion of floats to codes |
-//! | [`compensate`] | rounding with compensation of its own errors |
+//! | `matmul` | multiplication of activations by a matrix, panel by panel |
+//! | `memory` | the memory that holds weights |
+//! | [`scheme`], `quantize` | the choices in the mapping, and the conversion of floats to codes |
+//! | `compensate` | rounding with compensation of its own errors |
 //! | [`rotation`] | which rotation spreads outliers over a group |
 //! | [`kernels`] | the instruction sets, the vector functions and the compute threads |
 

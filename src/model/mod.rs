@@ -3,14 +3,14 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `forward` | the interface to the engine: [`Forward`], [`Span`] |
-//! | [`granite`] | the forward pass: embedding, layers, head |
+//! | `granite` | the forward pass: embedding, layers, head |
 //! | `attention`, `queries`, `feed_forward`, `norm` | the parts of a layer |
 //! | `step`, `rotary`, `kv_cache` | the data that all rows of a step share, and the keys and values of sequences |
 //! | [`quantizer`], [`packed`], `random` | weights from a float checkpoint, from a packed folder, and random weights |
 //! | `tensors`, `fold`, `accounts` | tensor checks, folded constants, bytes and operations, derived from the blueprint |
 //! | [`blueprint`] | the one list of a model's parts |
-//! | [`weights`], [`columns`] | the structure of a model, and which rows of a tensor make which columns |
-//! | [`config`], [`shapes`] | a model's shape and constants |
+//! | [`weights`], `columns` | the structure of a model, and which rows of a tensor make which columns |
+//! | `config`, [`shapes`] | a model's shape and constants |
 //!
 //! Each file uses only those below it.
 

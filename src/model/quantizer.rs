@@ -34,7 +34,7 @@ pub fn load(
     blueprint.make(&mut Folded(&mut quantizer))
 }
 
-/// Makes the parts of a model from a checkpoint that has passed [`check_shapes`].
+/// Makes the parts of a model from a checkpoint that has passed `check_shapes`.
 pub struct Quantizer<'a> {
     tensors: &'a dyn Tensors,
     scheme: &'a Scheme,

@@ -49,7 +49,7 @@ impl Reference {
     /// Reads all weights, four bytes per value.
     ///
     /// # Errors
-    /// [`Error::BadModel`] if a tensor is missing, its shape does not match `config`, or a value is not finite.
+    /// [`crate::error::Error::BadModel`] if a tensor is missing, its shape does not match `config`, or a value is not finite.
     pub fn load(
         config: &ModelConfig,
         tensors: &dyn Tensors,
@@ -86,7 +86,7 @@ impl Reference {
     /// The logits after each token of a sequence that starts at position 0: `[ids.len()][vocab]`, row by row.
     ///
     /// # Errors
-    /// [`Error::Internal`] if an id is not below the vocabulary size.
+    /// [`crate::error::Error::Internal`] if an id is not below the vocabulary size.
     pub fn logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
         if ids.is_empty() {
             return Ok(Vec::new());
@@ -98,7 +98,7 @@ impl Reference {
     /// likely ones, the lowest id.
     ///
     /// # Errors
-    /// [`Error::Internal`] if an id is not below the vocabulary size.
+    /// [`crate::error::Error::Internal`] if an id is not below the vocabulary size.
     pub fn greedy(&self, ids: &[u32], count: usize) -> Result<Vec<u32>> {
         let mut sequence = ids.to_vec();
         for _ in 0..count {

@@ -23,9 +23,9 @@ pub const LAYOUT: &str = "u8-panels-k4x64x4";
 /// files of the same format by later programs can be read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quantization {
-    /// [`FORMAT`].
+    /// `FORMAT`.
     pub format: u32,
-    /// [`LAYOUT`].
+    /// `LAYOUT`.
     pub layout: String,
     /// The program that wrote the files.
     pub created_by: String,

@@ -69,7 +69,10 @@ impl<'a> Forms<'a> {
             return Ok(forms);
         }
         forms.add(schema, root, left, 0)?;
-        let is_itself = |text: &&str| kinds.json(text) == Value::from(*text).to_string();
+        let is_itself = |text: &&str| {
+            let quoted = Value::from(*text).to_string();
+            kinds.json(text) == quoted
+        };
         if forms.is_free {
             // A text that looks like JSON becomes JSON, which need not be valid by these schemas.
             let is_null = |other: &&Value| {

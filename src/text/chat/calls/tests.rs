@@ -369,7 +369,7 @@ fn a_missing_end_of_a_function_does_not_swallow_the_next_call() {
         "\n</func",
         "\n</tool",
     ] {
-        assert_parses(&format!("{f}{end}"), "", &[days.clone()]);
+        assert_parses(&format!("{f}{end}"), "", std::slice::from_ref(&days));
     }
     assert_parses(&format!("{f}\n</tool_call> Done."), " Done.", &[days]);
     // The same without the end of the value.
