@@ -22,6 +22,8 @@ pub const BUDGETS: [&str; 5] = [
     "reasoning_budget_tokens",
     "reasoning_budget",
 ];
+/// The largest budget: an `int64`, as the description of the API says. No context has as many tokens.
+pub const MOST_BUDGET: usize = i64::MAX as usize;
 /// The template variable that the effort is passed to.
 const EFFORT: &str = "reasoning_effort";
 
@@ -92,7 +94,7 @@ impl ThinkingRequest {
             is_separate: f.take("separate_reasoning", YES_OR_NO)?.unwrap_or(true),
         };
         for name in BUDGETS {
-            let Some(budget) = f.count(name, 0..=usize::MAX)? else {
+            let Some(budget) = f.count(name, 0..=MOST_BUDGET)? else {
                 continue;
             };
             if request.budget.is_some_and(|other| other != budget) {
@@ -121,7 +123,9 @@ impl ThinkingRequest {
         let effort = effort(&mut given, "effort", PARAM)?;
         self.effort = self.effort.or(effort);
         self.is_on = given.take("enabled", YES_OR_NO).map_err(refused)?;
-        let budget = given.count("max_tokens", 0..=usize::MAX).map_err(refused)?;
+        let budget = given
+            .count("max_tokens", 0..=MOST_BUDGET)
+            .map_err(refused)?;
         self.budget = self.budget.or(budget);
         if given.flag("exclude").map_err(refused)? {
             self.is_included = false;

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::http::chat::messages::{MAX_DOCUMENTS, MAX_ROLE, MAX_TOOL_NAME, MAX_TOOLS};
 use crate::http::chat::request::UNSUPPORTED;
-use crate::http::chat::thinking::{ANSWER_SHARE, BUDGETS, EFFORTS};
+use crate::http::chat::thinking::{ANSWER_SHARE, BUDGETS, EFFORTS, MOST_BUDGET};
 use crate::http::completions::request::DEFAULT_MAX_TOKENS;
 use crate::http::generate::output::{MAX_LOGPROBS, MAX_SCORED_IDS};
 use crate::http::generate::request::STOP_IDS_PER_STOP;
@@ -144,7 +144,7 @@ fn thinking() -> Value {
     let budget = |description: &str| {
         optional(
             "integer",
-            json!({"minimum": 0, "format": "int64", "description": description}),
+            json!({"minimum": 0, "maximum": MOST_BUDGET, "description": description}),
         )
     };
     let mut properties = json!({
