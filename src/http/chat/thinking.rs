@@ -22,8 +22,9 @@ pub const BUDGETS: [&str; 5] = [
     "reasoning_budget_tokens",
     "reasoning_budget",
 ];
-/// The largest budget: an `int64`, as the description of the API says. No context has as many tokens.
-pub const MOST_BUDGET: usize = i64::MAX as usize;
+/// The largest budget: the largest integer that readers of the API's description whose numbers are all floats
+/// (browsers) take exactly. No context has as many tokens.
+pub const MOST_BUDGET: usize = 1 << 53;
 /// The template variable that the effort is passed to.
 const EFFORT: &str = "reasoning_effort";
 
