@@ -12,7 +12,7 @@ pub(super) const FUNCTIONS: Functions = Functions {
     quantize_rotated,
     add_squares,
     softmax_tile,
-    weighted_values,
+    weighted_codes,
     weighted_floats,
     ..vector::AVX512
 };
@@ -194,7 +194,7 @@ fn exp(x: __m512) -> __m512 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-fn weighted_values(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) {
+fn weighted_codes(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) {
     weighted(weights, rescale, values, valid, out);
 }
 

@@ -1,6 +1,8 @@
 //! One property suite that compares every kernel this CPU can run with the scalar one. Bits are compared, not
 //! closeness.
 
+mod recurrence;
+
 use proptest::prelude::*;
 
 use super::super::{GROUP, PANEL};

@@ -2,14 +2,18 @@
 //! reasons: functions that need a CPU feature (a [`Kernel`] exists only if its features were detected) and pointers
 //! whose ranges the safe methods of [`Kernel`] have checked.
 //!
-//! A new instruction set needs a file with its tile and a line in `ALL`, its vector functions in `vector.rs` and its
-//! peak rates in `peak.rs`. The dispatcher, the tests and the benchmark read `ALL`.
+//! A new instruction set needs a file with its tile and a line in `ALL`, its vector functions in `vector.rs` and
+//! `recurrence.rs`, and its peak rates in `peak.rs`. The dispatcher, the tests and the benchmark read `ALL`.
 #![expect(
     unsafe_code,
     reason = "kernels are the one place for it; every block says who guarantees what"
 )]
 
+#[macro_use]
+mod instruction_sets;
+
 mod peak;
+mod recurrence;
 mod scalar;
 mod vector;
 
@@ -31,6 +35,7 @@ mod crew;
 mod parts;
 pub mod pool;
 
+pub use recurrence::Scan;
 pub(crate) use vector::{LN_2_HIGH, LN_2_LOW, ROUND, tree_sum};
 
 use std::ptr;
@@ -95,6 +100,7 @@ pub struct Kernel {
     name: &'static str,
     tile: unsafe fn(&Tile),
     vector: vector::Functions,
+    recurrence: recurrence::Functions,
     limits: peak::Limits,
 }
 
@@ -388,7 +394,7 @@ impl Kernel {
         unsafe {
             match values {
                 Values::Codes(values) => {
-                    (self.vector.weighted_values)(weights, rescale, values, valid, out)
+                    (self.vector.weighted_codes)(weights, rescale, values, valid, out)
                 }
                 Values::Floats(values) => {
                     (self.vector.weighted_floats)(weights, rescale, values, valid, out)

@@ -1,7 +1,7 @@
 //! The definition of what every kernel computes, written to be obviously correct.
 
 use super::super::{PANEL, ZERO_POINT};
-use super::{Candidate, Kernel, Tile, peak, vector};
+use super::{Candidate, Kernel, Tile, peak, recurrence, vector};
 
 /// Runs everywhere; the other kernels are tested against it.
 pub(super) const CANDIDATE: Candidate = Candidate {
@@ -9,6 +9,7 @@ pub(super) const CANDIDATE: Candidate = Candidate {
         name: "scalar",
         tile,
         vector: vector::PORTABLE,
+        recurrence: recurrence::PORTABLE,
         limits: peak::SCALAR,
     },
     features: Vec::new,

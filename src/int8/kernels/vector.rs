@@ -5,85 +5,23 @@
 
 use super::super::{CODE_MAX, GROUP, PANEL};
 
-/// Arguments: weights, rescaling factors, values, the number of valid tokens, and the sums to update.
-type WeightedValues<V> = unsafe fn(&[f32], &[f32], &[V], usize, &mut [f32]);
-
-/// The functions below, compiled for one instruction set. They may be called only on a CPU that has it.
-#[derive(Clone, Copy)]
-pub(super) struct Functions {
-    pub rotate_block: unsafe fn(&mut [f32]),
-    pub quantize_rotated: unsafe fn(&mut [f32; GROUP], &mut [i8; GROUP]) -> (f32, i32),
-    pub rotate_strided: unsafe fn(&mut [f32]),
-    pub apply_rotary: unsafe fn(&mut [f32], &[f32]),
-    pub quantize: unsafe fn(&[f32], &mut [i8]) -> (f32, i32),
-    pub add_squares: unsafe fn(&[f32], &mut [[f32; 16]]),
-    pub normalize: unsafe fn(&[f32], f32, &[f32], &mut [f32]),
-    pub scale: unsafe fn(&mut [f32], f32),
-    pub scale_columns: unsafe fn(&mut [f32], &[f32; PANEL]),
-    pub add_scaled_columns: unsafe fn(&mut [f32], &[f32], &[f32; PANEL]),
-    pub swiglu: unsafe fn(&[f32; PANEL], &[f32; PANEL], &mut [f32; PANEL / 2]),
-    pub softmax_tile: unsafe fn(&mut [f32; PANEL], usize, &mut f32, &mut f32) -> f32,
-    pub weighted_values: WeightedValues<i8>,
-    pub weighted_floats: WeightedValues<f32>,
-    pub widen: unsafe fn(&[i8], &mut [f32]),
+for_each_instruction_set! {
+    rotate_block(values: &mut [f32]);
+    quantize_rotated(values: &mut [f32; GROUP], codes: &mut [i8; GROUP]) -> (f32, i32);
+    rotate_strided(values: &mut [f32]);
+    apply_rotary(head: &mut [f32], table: &[f32]);
+    quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32);
+    add_squares(values: &[f32], sums: &mut [[f32; 16]]);
+    normalize(values: &[f32], factor: f32, weights: &[f32], out: &mut [f32]);
+    scale(values: &mut [f32], factor: f32);
+    scale_columns(out: &mut [f32], scales: &[f32; PANEL]);
+    add_scaled_columns(target: &mut [f32], sums: &[f32], scales: &[f32; PANEL]);
+    swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]);
+    softmax_tile(scores: &mut [f32; PANEL], valid: usize, maximum: &mut f32, total: &mut f32) -> f32;
+    weighted_codes(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]);
+    weighted_floats(weights: &[f32], rescale: &[f32], values: &[f32], valid: usize, out: &mut [f32]);
+    widen(values: &[i8], out: &mut [f32]);
 }
-
-macro_rules! instruction_set {
-    ($set:ident, $functions:ident $(, $features:literal)?) => {
-        mod $set {
-            use super::{GROUP, PANEL};
-            instruction_set!(@each ($($features)?)
-                rotate_block(values: &mut [f32]) -> ();
-                quantize_rotated(values: &mut [f32; GROUP], codes: &mut [i8; GROUP]) -> (f32, i32);
-                rotate_strided(values: &mut [f32]) -> ();
-                apply_rotary(head: &mut [f32], table: &[f32]) -> ();
-                quantize(values: &[f32], codes: &mut [i8]) -> (f32, i32);
-                add_squares(values: &[f32], sums: &mut [[f32; 16]]) -> ();
-                normalize(values: &[f32], factor: f32, weights: &[f32], out: &mut [f32]) -> ();
-                scale(values: &mut [f32], factor: f32) -> ();
-                scale_columns(out: &mut [f32], scales: &[f32; PANEL]) -> ();
-                add_scaled_columns(target: &mut [f32], sums: &[f32], scales: &[f32; PANEL]) -> ();
-                swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]) -> ();
-                softmax_tile(scores: &mut [f32; PANEL], valid: usize, maximum: &mut f32, total: &mut f32) -> f32;
-                weighted_values(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) -> ();
-                weighted_floats(weights: &[f32], rescale: &[f32], values: &[f32], valid: usize, out: &mut [f32]) -> ();
-                widen(values: &[i8], out: &mut [f32]) -> ();
-            );
-        }
-        pub(super) const $functions: Functions = Functions {
-            rotate_block: $set::rotate_block,
-            quantize_rotated: $set::quantize_rotated,
-            rotate_strided: $set::rotate_strided,
-            apply_rotary: $set::apply_rotary,
-            quantize: $set::quantize,
-            add_squares: $set::add_squares,
-            normalize: $set::normalize,
-            scale: $set::scale,
-            scale_columns: $set::scale_columns,
-            add_scaled_columns: $set::add_scaled_columns,
-            swiglu: $set::swiglu,
-            softmax_tile: $set::softmax_tile,
-            weighted_values: $set::weighted_values,
-            weighted_floats: $set::weighted_floats,
-            widen: $set::widen,
-        };
-    };
-    (@each $features:tt $($name:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {
-        $(instruction_set!(@one $features $name($($arg: $type),*) -> $out);)*
-    };
-    (@one ($($features:literal)?) $name:ident($($arg:ident: $type:ty),*) -> $out:ty) => {
-        $(#[target_feature(enable = $features)])?
-        pub fn $name($($arg: $type),*) -> $out {
-            super::$name($($arg),*)
-        }
-    };
-}
-
-instruction_set!(portable, PORTABLE);
-#[cfg(target_arch = "x86_64")]
-instruction_set!(avx2, AVX2, "avx2,fma");
-#[cfg(target_arch = "x86_64")]
-instruction_set!(avx512, AVX512, "avx512f,avx512bw,avx512vl,avx512dq,fma");
 
 /// The smallest magnitude that gets a scale: the reciprocal of a smaller one would overflow.
 pub(super) const LEAST: f32 = 1e-36;
@@ -214,8 +152,14 @@ fn swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]
     for i in 0..PANEL / 2 {
         let gate = sums[i] * scales[i];
         let up = sums[i + PANEL / 2] * scales[i + PANEL / 2];
-        out[i] = gate / (1.0 + exp(-gate)) * up;
+        out[i] = silu(gate) * up;
     }
+}
+
+/// `x · sigmoid(x)`.
+#[inline(always)]
+pub(super) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
 }
 
 /// One tile of online softmax over 64 scores; only the first `valid` are used.
@@ -327,6 +271,12 @@ fn weighted_values_of<const H: usize, V: Copy + Into<f32>>(
             out[head * dim + column] = sum;
         }
     }
+}
+
+/// [`weighted_values`] for values as they are stored.
+#[inline(always)]
+fn weighted_codes(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) {
+    weighted_values(weights, rescale, values, valid, out);
 }
 
 /// [`weighted_values`] for values that are already floats.
