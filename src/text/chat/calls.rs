@@ -15,6 +15,7 @@ use serde_json::value::RawValue;
 use super::ToolCall;
 use crate::text::Tokenizer;
 use crate::text::grammar::{CallForm, Calls, Grammar};
+use crate::text::seek::Seek;
 use crate::text::values::Tools;
 use json::JsonCalls;
 use xml::XmlCalls;
@@ -43,6 +44,9 @@ pub enum CallSyntax {
     },
 }
 
+/// The tags of a thought within an answer. What looks like a call in it is none.
+const THINK: &str = "<think>";
+const END_THINK: [&str; 1] = ["</think>"];
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 const LIST: &str = "<|tool_call|>";
@@ -84,6 +88,17 @@ impl CallParser {
             parser,
             is_unfinished: false,
         }
+    }
+
+    /// Sets whether the model knows the tags of thoughts: then text between them has no calls, also where a thought is
+    /// in the middle of an answer, or in an answer for which thinking is turned off.
+    #[must_use]
+    pub const fn with_thoughts(mut self, thinks: bool) -> Self {
+        match &mut self.parser {
+            Parser::Json(parser) => parser.thinks = thinks,
+            Parser::Xml(parser) => parser.thinks = thinks,
+        }
+        self
     }
 
     /// Takes the next piece of text.
@@ -150,13 +165,13 @@ impl CallSyntax {
         }
     }
 
-    /// All texts that may precede a call.
+    /// All texts that may precede a call, and the tag that opens a thought.
     const fn openers(&self) -> &'static [&'static str] {
         match self {
-            Self::Tags => &[OPEN],
+            Self::Tags => &[OPEN, THINK],
             Self::Xml => &xml::OPENERS,
-            Self::List { .. } => &[LIST, OPEN],
-            Self::Json { .. } => &[PYTHON],
+            Self::List { .. } => &[LIST, OPEN, THINK],
+            Self::Json { .. } => &[PYTHON, THINK],
         }
     }
 
@@ -218,6 +233,21 @@ impl CallSyntax {
         };
         Grammar::Calls(Calls { tools, form })
     }
+}
+
+/// Passes on `held`, the text in a thought, up to its closing tag, which `seek` searches for. Returns the text after the
+/// thought if it has ended.
+fn pass_thought(seek: &mut Seek, held: &str, parts: &mut Vec<Part>) -> Option<String> {
+    let (mut text, found) = seek.push(held);
+    let rest = found.map(|found| {
+        text += &found.space;
+        text += found.marker;
+        found.rest
+    });
+    if !text.is_empty() {
+        parts.push(Part::Text(text));
+    }
+    rest
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::mem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{CLOSE, CallSyntax, MAX_CALLS, Part};
+use super::{CLOSE, CallSyntax, END_THINK, MAX_CALLS, Part, THINK, pass_thought};
 use crate::text::seek::{Found, Seek};
 
 /// The most bytes before the arguments of a call. If they begin later, the call is passed on only when it is complete.
@@ -20,8 +20,12 @@ const MAX_SPACE: usize = 256;
 /// a few times, however long a call is.
 pub struct JsonCalls {
     syntax: CallSyntax,
+    /// Whether text in the tags of a thought has no calls.
+    pub thinks: bool,
     state: State,
     seek: Seek,
+    /// Searches for the end of a thought.
+    thought: Seek,
     /// Text that is not parsed yet.
     held: String,
     /// Text before the JSON in `held`, kept in case the JSON is not a call: white space, the opener, the start of a
@@ -36,6 +40,8 @@ enum State {
     Start,
     /// In text, where an opener may follow.
     Text,
+    /// In a thought within the text.
+    Thought,
     /// Where the JSON of a call must begin. The search for its end continues from the last position.
     Call(Place, JsonEnd),
     /// In the arguments of a call, which are passed on.
@@ -117,7 +123,9 @@ impl JsonCalls {
             in_list: false,
         };
         Self {
+            thinks: false,
             seek: Seek::new(syntax.openers()),
+            thought: Seek::new(&END_THINK),
             state: match is_inside {
                 true => State::Call(opened, JsonEnd::default()),
                 false => State::Start,
@@ -136,6 +144,7 @@ impl JsonCalls {
         while match self.state {
             State::Start | State::After => self.begin(),
             State::Text => self.search(&mut parts),
+            State::Thought => self.think(&mut parts),
             State::Call(..) => self.call(&mut parts),
             State::Arguments(..) => self.arguments(&mut parts),
             State::Tail(..) => self.tail(),
@@ -150,6 +159,7 @@ impl JsonCalls {
         let held = mem::take(&mut self.held);
         let text = match self.state {
             State::Tail(..) | State::Arguments(..) => String::new(),
+            State::Thought => self.thought.finish(),
             _ => mem::take(&mut self.opened) + &self.seek.finish() + &held,
         };
         self.text(&text, &mut parts);
@@ -213,12 +223,31 @@ impl JsonCalls {
             return false;
         };
         self.held = rest;
+        if marker == THINK {
+            self.text(&(space + marker), parts);
+            if self.thinks {
+                self.state = State::Thought;
+            }
+            return true;
+        }
         self.opened = space + marker;
         let place = Place {
             is_opened: true,
             in_list: false,
         };
         self.state = State::Call(place, JsonEnd::default());
+        true
+    }
+
+    /// In a thought. Returns whether it has ended.
+    fn think(&mut self, parts: &mut Vec<Part>) -> bool {
+        let held = mem::take(&mut self.held);
+        let Some(rest) = pass_thought(&mut self.thought, &held, parts) else {
+            return false;
+        };
+        self.held = rest;
+        // After a thought, as at the start, a call may begin without an opener.
+        self.state = State::Start;
         true
     }
 

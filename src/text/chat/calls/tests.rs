@@ -14,7 +14,15 @@ fn parse_cut<'a>(
     pieces: impl IntoIterator<Item = &'a str>,
     is_cut: bool,
 ) -> (String, Vec<(String, String)>) {
-    let mut parser = CallParser::new(syntax.clone(), &tools(), false);
+    let parser = CallParser::new(syntax.clone(), &tools(), false);
+    parse_with(parser.with_thoughts(true), pieces, is_cut)
+}
+
+fn parse_with<'a>(
+    mut parser: CallParser,
+    pieces: impl IntoIterator<Item = &'a str>,
+    is_cut: bool,
+) -> (String, Vec<(String, String)>) {
     let mut parts: Vec<Part> = pieces
         .into_iter()
         .flat_map(|piece| parser.push(piece))
@@ -159,6 +167,59 @@ fn what_is_no_call_is_text() {
     ] {
         let expected = (answer.to_owned(), vec![]);
         assert_eq!(parse(&CallSyntax::Tags, [answer]), expected, "{answer}");
+    }
+}
+
+#[test]
+fn a_thought_within_an_answer_has_no_calls() {
+    let in_tags = "<tool_call>\n<function=f>\n<parameter=city>\n<think>\n</parameter>\n</function>\n</tool_call>";
+    let json = "<tool_call>{\"name\": \"f\", \"arguments\": {\"city\": \"<think>\"}}</tool_call>";
+    let bare = "{\"name\": \"f\", \"arguments\": {\"city\": \"<think>\"}}";
+    for (syntax, written) in [
+        (CallSyntax::Xml, in_tags),
+        (CallSyntax::Tags, json),
+        (CallSyntax::Json { token: None }, bare),
+    ] {
+        let made = call("f", "{\"city\": \"<think>\"}");
+        let thought = format!("<think>I could {written}\n</think>");
+        for (answer, text, calls) in [
+            (
+                format!("{thought}{written}"),
+                thought.clone(),
+                vec![made.clone()],
+            ),
+            (
+                format!("Well. {thought} {written}{thought}\n{written}"),
+                format!("Well. {thought}{thought}"),
+                vec![made.clone(), made.clone()],
+            ),
+            // A thought that does not end.
+            (
+                format!("<think>{written}"),
+                format!("<think>{written}"),
+                vec![],
+            ),
+        ] {
+            if matches!(syntax, CallSyntax::Json { .. }) && calls.len() > 1 {
+                continue;
+            }
+            let pieces: Vec<String> = answer.chars().map(String::from).collect();
+            for pieces in [
+                vec![&*answer],
+                pieces.iter().map(|piece| &**piece).collect(),
+            ] {
+                let expected = (text.clone(), calls.clone());
+                assert_eq!(parse(&syntax, pieces), expected, "{syntax:?} {answer}");
+            }
+        }
+        // A model without thoughts only mentions the tag.
+        let parser = CallParser::new(syntax.clone(), &tools(), false);
+        let answer = match syntax {
+            CallSyntax::Json { .. } => continue,
+            _ => format!("The <think> tag. {written}"),
+        };
+        let expected = ("The <think> tag.".to_owned(), vec![made]);
+        assert_eq!(parse_with(parser, [&*answer], false), expected);
     }
 }
 
@@ -423,7 +484,7 @@ proptest! {
             Just("{\"name\": \"f\", \"arguments\": {"), Just("}"), Just("]"), Just(","),
             Just("<tool_call>"), Just("</tool_call>"), Just("{\"name\": \"é\", \"arguments\": {}}"),
             Just("[{\"name\": \"f\", \"parameters\": {\"x\": \"}\\\"\"}}]"), Just("<|python_tag|>"), Just("; "),
-            Just("\n"), Just("<tool"), Just("é "), Just("<|tool_call|>"), Just("[]"), Just("{\""), Just("[{"), Just("\\"),
+            Just("\n"), Just("<tool"), Just("é "), Just("<think>"), Just("</think>"), Just("<thi"), Just("<|tool_call|>"), Just("[]"), Just("{\""), Just("[{"), Just("\\"),
         ], 0..8),
         cuts in prop::collection::vec(any::<bool>(), 200),
         which in 0..3,
@@ -450,7 +511,7 @@ proptest! {
         parts in prop::collection::vec(prop_oneof![
             Just("<tool_call>"), Just("</tool_call>"), Just("<function="), Just("<function=f>"), Just("</function>"),
             Just("<parameter=city>"), Just("<parameter=days>"), Just("<parameter="), Just("</parameter>"), Just("\n"),
-            Just(">"), Just("3"), Just("é\""), Just("<"), Just("</p"), Just("a"), Just(" "),
+            Just(">"), Just("3"), Just("<think>"), Just("</think>"), Just("é\""), Just("<"), Just("</p"), Just("a"), Just(" "),
         ], 0..14),
         cuts in prop::collection::vec(any::<bool>(), 300),
         is_cut in any::<bool>(),

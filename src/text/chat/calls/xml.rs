@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::{CLOSE, MAX_CALLS, OPEN, Part};
+use super::{CLOSE, END_THINK, MAX_CALLS, OPEN, Part, THINK, pass_thought};
 use crate::text::chat::ToolCall;
 use crate::text::seek::{Found, Seek, start_at_end};
 use crate::text::values::{Kinds, Tools};
@@ -28,8 +28,8 @@ const FUNCTION: &str = "<function=";
 const END_FUNCTION: &str = "</function>";
 const PARAMETER: &str = "<parameter=";
 const END_PARAMETER: &str = "</parameter>";
-/// The tags that may begin a call within text.
-pub const OPENERS: [&str; 2] = [OPEN, FUNCTION];
+/// The tags that may begin a call within text, and the tag that opens a thought.
+pub const OPENERS: [&str; 3] = [OPEN, FUNCTION, THINK];
 
 /// The most bytes in the name of a tool or an argument. Tools have names of at most 64 characters.
 const MAX_NAME: usize = 256;
@@ -43,8 +43,12 @@ const MAX_ARGUMENTS: usize = 1024;
 /// The result depends only on the characters, not on how the text was cut into pieces.
 pub struct XmlCalls {
     tools: Arc<Tools>,
+    /// Whether text in the tags of a thought has no calls.
+    pub thinks: bool,
     state: State,
     seek: Seek,
+    /// Searches for the end of a thought.
+    thought: Seek,
     /// Text that is not parsed yet.
     held: String,
     /// Text before `held`, kept in case it is not a call.
@@ -71,6 +75,8 @@ struct Call {
 enum State {
     /// In text.
     Text,
+    /// In a thought within the text.
+    Thought,
     /// After the tag that opens a call.
     Opened,
     /// In the name of the tool. The flag says whether `<tool_call>` precedes it.
@@ -106,7 +112,9 @@ impl XmlCalls {
                 true => State::Opened,
                 false => State::Text,
             },
+            thinks: false,
             seek: Seek::new(&OPENERS),
+            thought: Seek::new(&END_THINK),
             held: String::new(),
             opened: String::new(),
             calls: 0,
@@ -120,6 +128,7 @@ impl XmlCalls {
         let mut parts = Vec::new();
         while match self.state {
             State::Text => self.search(&mut parts),
+            State::Thought => self.think(&mut parts),
             State::Opened => self.opened(&mut parts),
             State::Name(in_tag) => self.name(in_tag, &mut parts),
             State::Between => self.between(&mut parts),
@@ -139,6 +148,10 @@ impl XmlCalls {
         match mem::replace(&mut self.state, State::Text) {
             State::Text | State::Opened | State::Name(_) => {
                 let text = mem::take(&mut self.opened) + &self.seek.finish() + &held;
+                self.text(&text, &mut parts);
+            }
+            State::Thought => {
+                let text = self.thought.finish();
                 self.text(&text, &mut parts);
             }
             State::After => self.text(&held, &mut parts),
@@ -171,7 +184,7 @@ impl XmlCalls {
     /// Whether the last call has begun but not ended.
     pub const fn in_call(&self) -> bool {
         match self.state {
-            State::Text | State::Opened | State::Name(_) | State::After => false,
+            State::Text | State::Thought | State::Opened | State::Name(_) | State::After => false,
             State::Between | State::Key | State::Lead | State::Value(_) => true,
         }
     }
@@ -190,11 +203,29 @@ impl XmlCalls {
             return false;
         };
         self.held = rest;
+        if marker == THINK {
+            self.text(&(space + marker), parts);
+            if self.thinks {
+                self.state = State::Thought;
+            }
+            return true;
+        }
         self.opened = space + marker;
         self.state = match marker {
             FUNCTION => State::Name(false),
             _ => State::Opened,
         };
+        true
+    }
+
+    /// In a thought. Returns whether it has ended.
+    fn think(&mut self, parts: &mut Vec<Part>) -> bool {
+        let held = mem::take(&mut self.held);
+        let Some(rest) = pass_thought(&mut self.thought, &held, parts) else {
+            return false;
+        };
+        self.held = rest;
+        self.state = State::Text;
         true
     }
 
