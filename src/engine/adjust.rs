@@ -58,7 +58,7 @@ impl Adjustments {
             Some(Turn::Free { may_end }) => {
                 self.may_end = may_end;
                 if !may_end {
-                    stop_ids.iter().for_each(|&id| exclude(logits, id));
+                    self.exclude_stops(logits, stop_ids);
                 }
             }
         }
@@ -72,7 +72,7 @@ impl Adjustments {
             }
         }
         if tokens.len() - prompt_len < self.min_tokens {
-            stop_ids.iter().for_each(|&id| exclude(logits, id));
+            self.exclude_stops(logits, stop_ids);
         }
         for &(id, bias) in &sampling.logit_bias {
             change(logits, id, |logit| logit + bias);
@@ -83,6 +83,17 @@ impl Adjustments {
             }
         }
         Ok(())
+    }
+
+    fn exclude_stops(&self, logits: &mut [f32], stop_ids: &[u32]) {
+        let stop_ids = stop_ids.iter().filter(|id| self.heeds(**id));
+        stop_ids.for_each(|&id| exclude(logits, id));
+    }
+
+    /// Whether the stop id ends the text here.
+    pub fn heeds(&self, stop: u32) -> bool {
+        let constraint = self.constraint.as_ref();
+        constraint.is_none_or(|constraint| constraint.heeds(stop))
     }
 
     /// The token that comes next by the constraint, whatever else is asked for.

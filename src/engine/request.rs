@@ -91,6 +91,11 @@ pub trait Constraint: Send + fmt::Debug {
     /// where the text may end. `None` if computing the set would exceed its work limit.
     fn allowed(&mut self) -> Option<&[u32]>;
 
+    /// Whether this id of [`Generation::stop_ids`] ends the text here. Otherwise it is a token like any other.
+    fn heeds(&self, _stop: u32) -> bool {
+        true
+    }
+
     /// Advances by a token that was allowed. Returns whether the text is complete, so that nothing may follow.
     fn accept(&mut self, token: u32) -> bool;
 

@@ -297,7 +297,8 @@ impl Sequence {
         if let Some(score) = score {
             self.report(TokenEvent::Score(Box::new(score)));
         }
-        if self.stop_ids.contains(&token) {
+        let heeds = |all: &Adjustments| all.heeds(token);
+        if self.stop_ids.contains(&token) && self.adjustments.as_ref().is_none_or(heeds) {
             self.end = Some(TokenEvent::Finished(FinishReason::Stop(token)));
             return false;
         }

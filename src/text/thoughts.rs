@@ -92,6 +92,15 @@ impl Form {
         self.closes[0]
     }
 
+    /// The text that closes a thought, and what separates it from the answer.
+    pub fn closing(&self) -> String {
+        let margin = match self.margin {
+            Margin::Lines => "\n",
+            Margin::None | Margin::Tags(..) => "",
+        };
+        self.close().to_owned() + margin
+    }
+
     /// Returns a splitter for the answer to `prompt`. The end of the prompt must come from the template.
     pub fn after(&'static self, prompt: &str) -> Splitter {
         let end = prompt.trim_end();

@@ -77,6 +77,15 @@ pub struct Bounds {
     pub budget: Option<usize>,
     /// Tokens that are inserted after the thought: the start of a forced call.
     pub opener: Vec<u32>,
+    /// Stop ids that end the answer, but not the thought.
+    pub stops: Vec<u32>,
+}
+
+impl Bounds {
+    /// Whether nothing needs to be done about a thought before an unconstrained answer.
+    pub const fn are_empty(&self) -> bool {
+        self.budget.is_none() && self.stops.is_empty()
+    }
 }
 
 /// A thought of limited length, followed by an answer that an inner constraint may restrict.
@@ -177,6 +186,10 @@ impl Constraint for ThoughtFirst {
             (None, _, None) => Turn::Free { may_end: true },
             (None, _, Some(_)) => Turn::Masked,
         }
+    }
+
+    fn heeds(&self, stop: u32) -> bool {
+        self.phase != Phase::Thought || !self.bounds.stops.contains(&stop)
     }
 
     fn allowed(&mut self) -> Option<&[u32]> {

@@ -41,7 +41,7 @@ fn constraint(template: &str, prompt: &str, budget: Option<usize>, inner: bool) 
     let tokens = Arc::new(ThoughtTokens::new(form, tokenizer()).unwrap());
     let bounds = Bounds {
         budget,
-        opener: Vec::new(),
+        ..Bounds::default()
     };
     let inner = inner.then(|| Box::new(Thrice(0)) as Box<dyn Constraint>);
     ThoughtFirst::new(tokens, form.after(prompt), bounds, inner)
@@ -113,6 +113,24 @@ fn a_budget_ends_the_thought_with_the_one_token_and_is_over_then() {
     );
     let mut none = constraint(TEMPLATE, "<think>\n", Some(0), false);
     assert_eq!(run(&mut none, &[99, 99]), [CLOSE, 99]);
+}
+
+#[test]
+fn a_stop_id_of_the_answer_is_a_token_like_others_in_the_thought() {
+    let form = Form::of(TEMPLATE).unwrap();
+    let tokens = Arc::new(ThoughtTokens::new(form, tokenizer()).unwrap());
+    let bounds = Bounds {
+        stops: vec![7, CLOSE],
+        ..Bounds::default()
+    };
+    assert!(!bounds.are_empty());
+    let mut free = ThoughtFirst::new(tokens, form.after("<think>\n"), bounds, None);
+    for (token, heeds_seven) in [(5, false), (7, false), (CLOSE, true), (5, true)] {
+        assert!(free.heeds(8), "an id of the model's own");
+        assert!(!free.heeds(CLOSE) || heeds_seven || token == 5);
+        free.accept(token);
+        assert_eq!(free.heeds(7), heeds_seven, "after {token}");
+    }
 }
 
 #[test]
