@@ -1,5 +1,6 @@
 //! The responses to refused and failed requests. Only this file decides their status codes.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::http::header::{CONNECTION, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -24,8 +25,8 @@ pub enum ApiError {
     /// A field has the wrong type or a value out of range.
     #[error("'{param}' must be {expected}")]
     InvalidValue {
-        /// The field.
-        param: &'static str,
+        /// The field, or the place in it, such as `tools[2].function.parameters`.
+        param: Cow<'static, str>,
         /// What the value must be.
         expected: String,
     },
@@ -208,8 +209,8 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             Self::UnknownParameter { param } => Some(param),
+            Self::InvalidValue { param, .. } => Some(param),
             Self::Missing { param }
-            | Self::InvalidValue { param, .. }
             | Self::Unsupported { param, .. }
             | Self::ContextLength { param, .. } => Some(param),
             Self::ChatTemplate(_) => Some("messages"),

@@ -1,5 +1,6 @@
 //! The fields of a request's JSON object: taken one by one and checked; fields that no code takes are reported.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use axum::http::HeaderValue;
@@ -223,9 +224,9 @@ impl<'a> Fields<'a> {
 }
 
 /// The error for a field that does not have the expected value.
-pub fn invalid(param: &'static str, expected: impl Into<String>) -> ApiError {
+pub fn invalid(param: impl Into<Cow<'static, str>>, expected: impl Into<String>) -> ApiError {
     ApiError::InvalidValue {
-        param,
+        param: param.into(),
         expected: expected.into(),
     }
 }

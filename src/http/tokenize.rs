@@ -75,7 +75,8 @@ pub async fn tokenize(
             conversation.ending = take_ending(&mut fields)?;
             let thinking = ThinkingRequest::take(&mut fields)?;
             let template = Arc::clone(model.chat_template()?);
-            thinking.apply(&template, &mut conversation, model.defaults.thinking);
+            let defaults = model.defaults.thinking;
+            thinking.apply(&template, &mut conversation, None, defaults)?;
             let tokenizer = Arc::clone(&model.tokenizer);
             let room = Room {
                 context,

@@ -383,6 +383,7 @@ async fn bad_conversations_are_refused_by_name() {
     let message = |message: Value| hello("messages", json!([message]));
     let tool =
         |function: Value| hello("tools", json!([{"type": "function", "function": function}]));
+    let deep = |levels: usize| (1..levels).fold(json!({}), |inner, _| json!({"items": inner}));
     let forced = |choice: Value| {
         let mut body = hello("tools", tools());
         body["tool_choice"] = choice;
@@ -428,11 +429,42 @@ async fn bad_conversations_are_refused_by_name() {
             "messages",
         ),
         (hello("tools", json!({})), "tools"),
-        (hello("tools", json!([{"type": "retrieval"}])), "tools"),
-        (tool(json!({"name": ""})), "tools"),
-        (tool(json!({"name": "a b"})), "tools"),
-        (tool(json!({"name": "a", "parameters": []})), "tools"),
-        (tool(json!({"name": "a", "description": {}})), "tools"),
+        (
+            hello("tools", json!([{"type": "retrieval"}])),
+            "tools[0].type",
+        ),
+        (tool(json!({"name": ""})), "tools[0].function.name"),
+        (tool(json!({"name": "a b"})), "tools[0].function.name"),
+        (
+            tool(json!({"name": "a", "parameters": []})),
+            "tools[0].function.parameters",
+        ),
+        (
+            tool(json!({"name": "a", "parameters": true})),
+            "tools[0].function.parameters",
+        ),
+        (
+            tool(json!({"name": "a", "parameters": deep(101)})),
+            "tools[0].function.parameters",
+        ),
+        (
+            tool(json!({"name": "a", "parameters": deep(126)})),
+            "tools[0].function.parameters",
+        ),
+        (tool(json!({"name": "a", "strict": deep(126)})), "tools[0]"),
+        (hello("tools", json!([3])), "tools[0]"),
+        (
+            hello("tools", json!([{"type": "function", "function": "f"}])),
+            "tools[0].function",
+        ),
+        (
+            hello("tools", json!([tools()[0], tools()[1], tools()[0]])),
+            "tools[2].function.name",
+        ),
+        (
+            tool(json!({"name": "a", "description": {}})),
+            "tools[0].function.description",
+        ),
         (hello("tool_choice", json!("required")), "tool_choice"),
         (forced(json!("sometimes")), "tool_choice"),
         (
@@ -472,7 +504,12 @@ async fn bad_conversations_are_refused_by_name() {
         assert_eq!(response.status(), 400, "{param}");
         let error: Value = response.json().await.unwrap();
         assert_eq!(error["error"]["param"], param, "{error}");
+        let message = error["error"]["message"].as_str().unwrap();
+        let is_named = message.contains(&format!("'{param}'"));
+        assert!(is_named || !param.starts_with("tools["), "{error}");
     }
+    let taken = tool(json!({"name": "a", "parameters": deep(100)}));
+    assert_eq!(send(&service, "/tokenize", &taken).await.status(), 200);
 }
 
 #[tokio::test]

@@ -278,7 +278,13 @@ async fn thinking_is_turned_off_by_each_of_its_switches() {
         ),
         (json!({"thinking_budget": "few"}), "thinking_budget"),
         (json!({"reasoning": 3}), "reasoning"),
-        (json!({"reasoning": {"max_tokens": 1.5}}), "reasoning"),
+        (
+            json!({"reasoning": {"max_tokens": 1.5}}),
+            "reasoning.max_tokens",
+        ),
+        (json!({"reasoning": {"effort": "much"}}), "reasoning.effort"),
+        (json!({"reasoning": {"enabled": 1}}), "reasoning.enabled"),
+        (json!({"reasoning": {"exclude": "x"}}), "reasoning.exclude"),
         (
             json!({"thinking_budget": 3, "thinking_token_budget": 4}),
             "thinking_budget",
@@ -289,6 +295,235 @@ async fn thinking_is_turned_off_by_each_of_its_switches() {
         let error = refusal(&service, bad).await;
         assert_eq!(error["param"], field, "{error}");
     }
+}
+
+#[tokio::test]
+async fn fields_about_thinking_that_contradict_each_other_are_refused_by_name() {
+    let service = serving(writing("a\n</think>\nb"));
+    for (fields, param) in [
+        (
+            json!({"reasoning": {"max_tokens": 5}, "thinking_token_budget": 6}),
+            "reasoning.max_tokens",
+        ),
+        (
+            json!({"reasoning": {"max_tokens": 5}, "reasoning_budget": 6}),
+            "reasoning.max_tokens",
+        ),
+        (
+            json!({"reasoning": {"effort": "low"}, "reasoning_effort": "high"}),
+            "reasoning.effort",
+        ),
+        (
+            json!({"reasoning": {"exclude": true}, "include_reasoning": true}),
+            "reasoning.exclude",
+        ),
+        (
+            json!({"reasoning": {"exclude": false}, "include_reasoning": false}),
+            "reasoning.exclude",
+        ),
+        (
+            json!({"reasoning": {"enabled": true}, "chat_template_kwargs": {"enable_thinking": false}}),
+            "reasoning.enabled",
+        ),
+        (
+            json!({"reasoning": {"enabled": false}, "chat_template_kwargs": {"enable_thinking": true}}),
+            "reasoning.enabled",
+        ),
+        (
+            json!({"reasoning": {"enabled": true}, "reasoning_effort": "none"}),
+            "reasoning.enabled",
+        ),
+        (
+            json!({"reasoning": {"enabled": true, "max_tokens": 0}}),
+            "reasoning.enabled",
+        ),
+    ] {
+        let error = refusal(&service, fields).await;
+        assert_eq!(error["param"], param, "{error}");
+        assert_eq!(error["code"], "invalid_value", "{error}");
+    }
+    let agreeing = json!({
+        "reasoning": {"max_tokens": 50, "effort": "high", "exclude": false, "enabled": true},
+        "thinking_budget": 50, "reasoning_effort": "high", "include_reasoning": true,
+        "chat_template_kwargs": {"enable_thinking": true},
+    });
+    check(&service, agreeing, Some("a"), Some("b"), "stop").await;
+    let hidden = json!({"reasoning": {"exclude": true}, "include_reasoning": false});
+    check(&service, hidden, None, Some("b"), "stop").await;
+}
+
+#[tokio::test]
+async fn a_thought_that_is_not_shown_is_not_in_ids_and_scores_either() {
+    let service = serving(writing("I think.\n</think>\nYes."));
+    let more = |fields: Value| {
+        let mut all = json!({"logprobs": true, "return_token_ids": true});
+        all.as_object_mut()
+            .unwrap()
+            .extend(fields.as_object().unwrap().clone());
+        all
+    };
+    let all = ask(&service, more(json!({}))).await;
+    let whole = ids("I think.\n</think>\nYes.");
+    let of_thought = ids("I think.\n</think>").len();
+    let choice = &all["choices"][0];
+    assert_eq!(
+        choice["token_ids"].as_array().unwrap().len(),
+        whole.len() + 1
+    );
+    let mut answer = whole[of_thought..].to_vec();
+    for fields in [
+        json!({"include_reasoning": false}),
+        json!({"reasoning": {"exclude": true}}),
+        json!({"include_reasoning": false, "separate_reasoning": false}),
+    ] {
+        let hidden = check(&service, more(fields.clone()), None, Some("Yes."), "stop").await;
+        assert_eq!(hidden["usage"], all["usage"]);
+        let choice = &hidden["choices"][0];
+        let scored = choice["logprobs"]["content"].as_array().unwrap();
+        assert_eq!(scored.len(), answer.len(), "{choice}");
+        answer.push(END_OF_TEXT);
+        assert_eq!(choice["token_ids"], json!(answer));
+        answer.pop();
+        assert!(!hidden.to_string().contains("think"), "{hidden}");
+        let (_, events) = streamed(&service, more(fields)).await;
+        let events = json!(events).to_string();
+        assert!(!events.contains("think"), "{events}");
+    }
+}
+
+#[tokio::test]
+async fn arguments_that_are_no_object_are_refused_where_the_template_cannot_write_them() {
+    let service = serving(writing("a\n</think>\nb"));
+    let call = |arguments: &str| json!({"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}});
+    let with = |arguments: &str| {
+        json!({"messages": [
+            {"role": "user", "content": "u"},
+            {"role": "assistant", "tool_calls": [call("{\"x\": 1}"), call(arguments)]},
+            {"role": "user", "content": "u"},
+        ]})
+    };
+    let nested = "{\"a\": ".repeat(200) + "1" + &"}".repeat(200);
+    for arguments in ["{\"city\": \"Ro", "[1]", "\"x\"", "3", "no JSON", &nested] {
+        let error = refusal(&service, with(arguments)).await;
+        assert_eq!(error["param"], "messages", "{error}");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("'tool_calls' of message 1"), "{error}");
+    }
+    for arguments in ["", "{}", " {\"x\": 2} "] {
+        ask(&service, with(arguments)).await;
+    }
+    // A template that writes the arguments as they are takes any.
+    let other = crate::chat::serving(Fake::babbling());
+    let mut body = with("{\"city\": \"Ro");
+    body["max_tokens"] = json!(3);
+    ask(&other, body).await;
+}
+
+#[tokio::test]
+async fn stop_ids_end_the_answer_and_not_the_thought() {
+    let service = serving(writing("a b a\n</think>\nc b d"));
+    let id = ids(" b")[0];
+    let close = ids("</think>")[0];
+    for more in [json!({}), json!({"thinking_token_budget": 100})] {
+        let mut stopped = more;
+        stopped["stop_token_ids"] = json!([id, close]);
+        let answer = check(&service, stopped, Some("a b a"), Some("c"), "stop").await;
+        assert_eq!(answer["choices"][0]["stop_reason"], id, "{answer}");
+    }
+    // Also where the answer is constrained, before which no text may end.
+    let more = json!({"stop_token_ids": [id], "structured_outputs": {"choice": ["yes"]}});
+    let answer = check(&service, more, Some("a b a"), Some("yes"), "stop").await;
+    assert!(answer["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64() > Some(0));
+    // The model's own end of text still ends a thought.
+    let service = serving(writing("a b"));
+    let more = json!({"stop_token_ids": [END_OF_TEXT, id]});
+    check(&service, more, Some("a b"), None, "stop").await;
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_all_tokens_leaves_the_thought_out() {
+    let service = serving(writing("Hello there, this is an answer"));
+    for (share, max_tokens) in [(0.9, 1), (0.9, 10), (0.5, 4), (0.1, 2)] {
+        let more =
+            json!({"answer_share": share, "max_tokens": max_tokens, "return_token_ids": true});
+        let answer = ask(&service, more).await;
+        let usage = &answer["usage"];
+        assert_eq!(usage["completion_tokens"], max_tokens, "{answer}");
+        assert_eq!(usage["completion_tokens_details"]["reasoning_tokens"], 0);
+        let said = &answer["choices"][0]["token_ids"];
+        assert_eq!(
+            *said,
+            json!(ids("Hello there, this is an answer")[..max_tokens])
+        );
+    }
+    // Where there is room, the answer has its share: the closing tag is not taken from it.
+    let service = serving(writing(
+        "a b c d e f g h i j k l m n o p q r s t u v w x y z",
+    ));
+    for (share, max_tokens, kept) in [(0.1, 4, 1), (0.5, 10, 5), (0.25, 16, 4)] {
+        let more =
+            json!({"answer_share": share, "max_tokens": max_tokens, "return_token_ids": true});
+        let answer = ask(&service, more).await;
+        let said = answer["choices"][0]["token_ids"].as_array().unwrap();
+        let close = ids("</think>")[0];
+        let end = said.iter().position(|id| *id == json!(close)).unwrap();
+        assert!(said.len() - end > kept, "{answer}");
+    }
+    // If the thought is turned on all the same, or has no switch, the prompt closes it.
+    let on = json!({"chat_template_kwargs": {"enable_thinking": true}, "answer_share": 0.9, "max_tokens": 3});
+    let answer = ask(&service, on).await;
+    assert_eq!(
+        answer["usage"]["completion_tokens_details"]["reasoning_tokens"],
+        0
+    );
+    assert!(
+        answer["choices"][0]["message"]["content"].is_string(),
+        "{answer}"
+    );
+    let always = TEMPLATE.replace(
+        "'<think>\n' if thinks else '<think></think>'",
+        "'<think>\n'",
+    );
+    let options = Options {
+        chat_template: Some(always.leak()),
+        tokenizer: Some(tokenizer()),
+        ..Options::default()
+    };
+    let service = Service::with(Fake::babbling(), options);
+    for more in [
+        json!({"answer_share": 0.9, "max_tokens": 3}),
+        json!({"thinking_budget": 0, "max_tokens": 3}),
+    ] {
+        let answer = ask(&service, more).await;
+        assert_eq!(answer["usage"]["completion_tokens"], 3, "{answer}");
+        assert_eq!(
+            answer["usage"]["completion_tokens_details"]["reasoning_tokens"],
+            0
+        );
+        let message = &answer["choices"][0]["message"];
+        assert!(message.get("reasoning").is_none(), "{answer}");
+    }
+    // A forced call then follows directly.
+    let forced = json!({"tools": tools(), "tool_choice": "required", "thinking_budget": 0, "max_tokens": 600});
+    let answer = ask(&service, forced).await;
+    assert_eq!(
+        answer["choices"][0]["finish_reason"], "tool_calls",
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_call_in_a_thought_that_was_not_asked_for_is_none() {
+    let call = "<tool_call>\n<function=weather>\n<parameter=city>\nRome\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>";
+    let thought = format!("<think>\nI could {call}\n</think>");
+    let service = serving(writing(&format!("{thought}\nNo.")));
+    let off = json!({"tools": tools(), "reasoning_effort": "none"});
+    let text = format!("{thought}\nNo.");
+    check(&service, off.clone(), None, Some(&text), "stop").await;
+    let service = serving(writing(&format!("{thought}\n{call}")));
+    let answer = check(&service, off, None, Some(&thought), "tool_calls").await;
+    let calls = &answer["choices"][0]["message"]["tool_calls"];
+    assert_eq!(calls.as_array().unwrap().len(), 1, "{answer}");
 }
 
 /// The text of the prompt that a conversation becomes.

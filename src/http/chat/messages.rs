@@ -18,6 +18,8 @@ pub const MAX_DOCUMENTS: usize = 128;
 pub const MAX_ROLE: usize = 64;
 /// The most characters of a tool's name. OpenAI's limit.
 pub const MAX_TOOL_NAME: usize = 64;
+/// The most levels of objects and lists in a tool's schema. The parser of JSON has a limit of 128 for a whole tool.
+const MAX_SCHEMA_NESTING: usize = 100;
 
 /// A tool that the model may call.
 #[derive(Debug, Clone)]
@@ -56,19 +58,20 @@ fn messages(fields: &mut Fields<'_>) -> Result<Vec<Message>, ApiError> {
     }
     let mut checked = Vec::with_capacity(messages.len());
     for (at, message) in messages.into_iter().enumerate() {
-        let problem = |(field, expected)| {
-            invalid(
-                PARAM,
-                format!("well-formed: '{field}' of message {at} must be {expected}"),
-            )
-        };
-        checked.push(self::message(&message).map_err(problem)?);
+        let message = self::message(&message);
+        checked.push(message.map_err(|problem| refused(at, problem))?);
     }
     Ok(checked)
 }
 
 /// A field of a message, and the value that was expected.
-type Problem = (&'static str, &'static str);
+pub type Problem = (&'static str, &'static str);
+
+/// The error for a field of message `at`.
+pub fn refused(at: usize, (field, expected): Problem) -> ApiError {
+    let expected = format!("well-formed: '{field}' of message {at} must be {expected}");
+    invalid("messages", expected)
+}
 
 fn message(fields: &BTreeMap<String, &RawValue>) -> Result<Message, Problem> {
     let role = role(field(fields, "role", ROLES)?)?;
@@ -162,9 +165,13 @@ fn content_text(json: &str) -> Result<String, Problem> {
     Ok(texts.join("\n"))
 }
 
+/// The refusal of a message's calls.
+pub const REFUSED_CALLS: Problem = (
+    "tool_calls",
+    "a list of {\"id\", \"type\": \"function\", \"function\": {\"name\", \"arguments\"}}, the arguments a JSON object or its text",
+);
+
 fn calls(fields: &BTreeMap<String, &RawValue>) -> Result<Vec<ToolCall>, Problem> {
-    const EXPECTED: &str = "a list of {\"id\", \"type\": \"function\", \"function\": {\"name\", \"arguments\"}}, the arguments a JSON object or its text";
-    const REFUSED: Problem = ("tool_calls", EXPECTED);
     #[derive(Deserialize)]
     struct Call<'a> {
         #[serde(default)]
@@ -180,21 +187,22 @@ fn calls(fields: &BTreeMap<String, &RawValue>) -> Result<Vec<ToolCall>, Problem>
         #[serde(borrow, default)]
         arguments: Option<&'a RawValue>,
     }
-    let calls: Option<&RawValue> = field(fields, "tool_calls", EXPECTED)?;
+    let calls: Option<&RawValue> = field(fields, REFUSED_CALLS.0, REFUSED_CALLS.1)?;
     let Some(calls) = calls else {
         return Ok(Vec::new());
     };
-    let calls: Vec<Call<'_>> = serde_json::from_str(calls.get()).map_err(|_problem| REFUSED)?;
+    let calls: Vec<Call<'_>> =
+        serde_json::from_str(calls.get()).map_err(|_problem| REFUSED_CALLS)?;
     let call = |call: Call<'_>| {
         if call.r#type.is_some_and(|kind| kind != "function") {
-            return Err(REFUSED);
+            return Err(REFUSED_CALLS);
         }
         // Clients send arguments back in the form in which they received them: an object, its JSON as a string, or
         // nothing.
         let arguments = match call.function.arguments.map(RawValue::get) {
             None => String::new(),
             Some(object) if object.starts_with('{') => object.to_owned(),
-            Some(text) => serde_json::from_str(text).map_err(|_problem| REFUSED)?,
+            Some(text) => serde_json::from_str(text).map_err(|_problem| REFUSED_CALLS)?,
         };
         Ok(ToolCall {
             id: call.id.unwrap_or_default(),
@@ -218,57 +226,82 @@ fn field<'a, T: Deserialize<'a>>(
 
 /// Returns the tools' names and schemas, and their definitions as the client sent them, which templates print.
 fn tools(fields: &mut Fields<'_>) -> Result<(Vec<Tool>, Option<Value>), ApiError> {
-    #[derive(Deserialize)]
-    struct Definition {
-        r#type: String,
-        function: Function,
-    }
-    #[derive(Deserialize)]
-    struct Function {
-        name: String,
-        /// Only the type is checked; the template uses the value.
-        #[serde(default, rename = "description")]
-        _description: Option<String>,
-        #[serde(default)]
-        parameters: Option<serde_json::Value>,
-    }
+    const PARAM: &str = "tools";
     let expected = format!(
-        "a list of at most {MAX_TOOLS} of {{\"type\": \"function\", \"function\": {{\"name\", \"description\", \"parameters\"}}}}, \
-         each with a name of its own of 1 to {MAX_TOOL_NAME} letters, digits, '_', '-' or '.'"
+        "a list of at most {MAX_TOOLS} of {{\"type\": \"function\", \"function\": {{\"name\", \"description\", \"parameters\"}}}}"
     );
-    let refused = || invalid("tools", &*expected);
-    let Some(raw) = fields.take::<&RawValue>("tools", &expected)? else {
+    let Some(given) = fields.take::<Vec<&RawValue>>(PARAM, &expected)? else {
         return Ok((Vec::new(), None));
     };
-    let tools: Vec<Definition> = serde_json::from_str(raw.get()).map_err(|_problem| refused())?;
-    if tools.is_empty() {
+    if given.is_empty() {
         return Ok((Vec::new(), None));
     }
-    let is_plain = |name: &str| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-        (1..=MAX_TOOL_NAME).contains(&name.len()) && name.bytes().all(plain)
-    };
-    let is_schema = |schema: &Option<serde_json::Value>| {
-        schema.as_ref().is_none_or(serde_json::Value::is_object)
-    };
-    let mut names: Vec<&str> = tools.iter().map(|tool| &*tool.function.name).collect();
-    names.sort_unstable();
-    let is_valid = tools.len() <= MAX_TOOLS
-        && names.windows(2).all(|two| two[0] != two[1])
-        && tools.iter().all(|tool| {
-            tool.r#type == "function"
-                && is_plain(&tool.function.name)
-                && is_schema(&tool.function.parameters)
-        });
-    if !is_valid {
-        return Err(refused());
+    if given.len() > MAX_TOOLS {
+        return Err(invalid(PARAM, expected));
     }
-    let definitions = serde_json::from_str(raw.get()).map_err(|_problem| refused())?;
-    let tool = |tool: Definition| Tool {
-        name: tool.function.name,
-        parameters: tool.function.parameters,
+    let (mut tools, mut definitions) = (Vec::<Tool>::new(), Vec::<Value>::new());
+    for (at, json) in given.into_iter().enumerate() {
+        let refused = |(field, expected): Problem| match field {
+            "" => invalid(format!("{PARAM}[{at}]"), expected),
+            field => invalid(format!("{PARAM}[{at}].{field}"), expected),
+        };
+        let (tool, definition) = tool(json).map_err(refused)?;
+        if let Some(other) = tools.iter().position(|other| other.name == tool.name) {
+            let expected = format!("another name than that of {PARAM}[{other}]");
+            return Err(invalid(format!("{PARAM}[{at}].function.name"), expected));
+        }
+        tools.push(tool);
+        definitions.push(definition);
+    }
+    Ok((tools, Some(definitions.into())))
+}
+
+/// Parses a tool. Returns its definition, too, as the client sent it.
+fn tool(json: &RawValue) -> Result<(Tool, Value), Problem> {
+    const TOOL: &str =
+        "{\"type\": \"function\", \"function\": {\"name\", \"description\", \"parameters\"}}";
+    const NAME: &str = "a name of 1 to 64 letters, digits, '_', '-' or '.'";
+    const PARAMETERS: &str = "a JSON schema, which is an object of at most 100 nested levels";
+    type Parts<'a> = BTreeMap<String, &'a RawValue>;
+    let parts: Parts<'_> = serde_json::from_str(json.get()).map_err(|_problem| ("", TOOL))?;
+    let kind: Option<String> = field(&parts, "type", "\"function\"")?;
+    if kind.as_deref() != Some("function") {
+        return Err(("type", "\"function\""));
+    }
+    let function: Option<Parts<'_>> = field(&parts, "function", "an object")?;
+    let function = function.ok_or(("function", "an object"))?;
+    let within = |name, expected| move |_problem| (name, expected);
+    let name: Option<String> =
+        field(&function, "name", NAME).map_err(within("function.name", NAME))?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+    let name =
+        name.filter(|name| (1..=MAX_TOOL_NAME).contains(&name.len()) && name.bytes().all(is_plain));
+    let name = name.ok_or(("function.name", NAME))?;
+    // Only the type is checked; the template uses the value.
+    let _: Option<String> = field(&function, "description", "a text")
+        .map_err(within("function.description", "a text"))?;
+    let refused = ("function.parameters", PARAMETERS);
+    let parameters: Option<serde_json::Value> = field(&function, "parameters", PARAMETERS)
+        .map_err(within("function.parameters", PARAMETERS))?;
+    let is_schema = |schema: &serde_json::Value| {
+        schema.is_object() && is_nested_within(schema, MAX_SCHEMA_NESTING)
     };
-    Ok((tools.into_iter().map(tool).collect(), Some(definitions)))
+    if !parameters.as_ref().is_none_or(is_schema) {
+        return Err(refused);
+    }
+    let definition = serde_json::from_str(json.get());
+    let definition = definition.map_err(|_too_deep| ("", "of at most 120 nested levels"))?;
+    Ok((Tool { name, parameters }, definition))
+}
+
+/// Whether objects and lists are nested in `value` at most `levels` deep.
+fn is_nested_within(value: &serde_json::Value, levels: usize) -> bool {
+    let mut inner: Box<dyn Iterator<Item = &serde_json::Value>> = match value {
+        serde_json::Value::Array(list) => Box::new(list.iter()),
+        serde_json::Value::Object(object) => Box::new(object.values()),
+        _ => return true,
+    };
+    levels > 0 && inner.all(|value| is_nested_within(value, levels - 1))
 }
 
 fn documents(fields: &mut Fields<'_>) -> Result<Option<Value>, ApiError> {

@@ -56,9 +56,10 @@ pub async fn complete(
     let ignored = request.thinking.ignored(template);
     request.common.ignored.extend(ignored);
     let defaults = model.defaults.thinking;
+    let max_tokens = request.common.max_tokens.count;
     request
         .thinking
-        .apply(template, &mut conversation, defaults);
+        .apply(template, &mut conversation, max_tokens, defaults)?;
     let request = Arc::new(request);
     let limits = app.limits().clone();
     let (mut work, start) = prepare(model, &record, &request, conversation, limits, turn).await?;
@@ -133,8 +134,11 @@ async fn prepare(
                 max_tokens,
                 defaults.thinking,
             )?;
-            let keeps_marks = request.thinking.is_inline();
-            work.think(form, &tokenizer, splitter, bounds, keeps_marks)?;
+            let bounds = Bounds {
+                stops: common.own_stop_ids(&stop_ids),
+                ..bounds
+            };
+            work.think(form, &tokenizer, splitter, bounds, request.thinking.shown())?;
         }
         Ok((work, start))
     })
@@ -161,6 +165,7 @@ fn bounds(
     Ok(Bounds {
         budget: request.thinking.budget(max_tokens, defaults),
         opener,
+        stops: Vec::new(),
     })
 }
 

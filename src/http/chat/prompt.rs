@@ -2,10 +2,12 @@
 
 use jiff::Timestamp;
 
+use super::messages;
 use crate::http::error_body::ApiError;
 use crate::http::fields::invalid;
 use crate::http::generate::prompt::encode_error;
 use crate::text::Tokenizer;
+use crate::text::chat::calls::CallSyntax;
 use crate::text::chat::{ChatError, ChatTemplate, Conversation, Prompt};
 
 /// Limits on the length of the text of a conversation.
@@ -40,7 +42,21 @@ pub fn encode(
             Err(ApiError::ChatTemplate("it renders to nothing".into()))
         }
         Ok(prompt) => Ok(prompt),
-        Err(ChatError::Template(problem)) => Err(ApiError::ChatTemplate(problem)),
+        Err(ChatError::Template(problem)) => Err(match unreadable_call(template, conversation) {
+            Some(at) => messages::refused(at, messages::REFUSED_CALLS),
+            None => ApiError::ChatTemplate(problem),
+        }),
         Err(ChatError::Encode(problem)) => Err(encode_error("messages", problem, room.context)),
     }
+}
+
+/// Returns the index of the first message with a call whose arguments are no object, if the template writes calls in
+/// tags: then it writes the arguments one by one, and cannot write others. Clients have such arguments from answers that
+/// were cut off.
+fn unreadable_call(template: &ChatTemplate, conversation: &Conversation) -> Option<usize> {
+    if template.calls() != Some(&CallSyntax::Xml) {
+        return None;
+    }
+    let mut messages = conversation.messages.iter();
+    messages.position(|message| message.calls.iter().any(|call| !call.has_object()))
 }

@@ -14,7 +14,7 @@ use super::shapes::{
 use super::turn::Turn;
 use crate::engine::Score;
 use crate::http::app::ServedModel;
-use crate::http::generate::answer::{Finish, Piece, PlacedToken};
+use crate::http::generate::answer::{Finish, Piece, PlacedToken, Shown};
 use crate::http::generate::logprobs::{self, PromptLogprobs};
 use crate::http::generate::output::StreamOptions;
 use crate::http::generate::response::{Counts, Head, UsageField, Writer};
@@ -71,7 +71,7 @@ impl ChatWriter {
             counts.count_thoughts();
         }
         let streamed = |_| Streamed {
-            turn: Turn::new(&request, calls.as_ref(), &tools, start.in_call),
+            turn: Turn::new(&request, calls.as_ref(), &tools, start),
             has_begun: false,
             logprobs: Vec::new(),
             token_ids: Vec::new(),
@@ -142,18 +142,17 @@ impl ChatWriter {
 
     /// The thought, if the response is to contain it.
     fn thought(&self, text: &str) -> Thought {
-        let thinking = &self.request.thinking;
-        match thinking.is_included && thinking.is_separate {
-            true => Thought::of(text),
-            false => Thought::default(),
+        match self.request.thinking.shown() {
+            Shown::Apart => Thought::of(text),
+            Shown::InText | Shown::Not => Thought::default(),
         }
     }
 
     /// The thought, if it is to stand in front of the text of the answer.
     fn inline<'a>(&self, thought: &'a str) -> &'a str {
-        match self.request.thinking.is_inline() {
-            true => thought,
-            false => "",
+        match self.request.thinking.shown() {
+            Shown::InText => thought,
+            Shown::Apart | Shown::Not => "",
         }
     }
 

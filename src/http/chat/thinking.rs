@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
+use crate::http::generate::answer::Shown;
 use crate::http::values::Range;
 use crate::text::chat::{ChatTemplate, Conversation};
 
@@ -27,6 +28,8 @@ pub const BUDGETS: [&str; 5] = [
 pub const MOST_BUDGET: usize = 1 << 53;
 /// The template variable that the effort is passed to.
 const EFFORT: &str = "reasoning_effort";
+/// The fewest tokens in which there is room for a thought: one token, and the line feed before the closing tag.
+const LEAST_THOUGHT: usize = 2;
 
 /// The fields of a request that are about thinking.
 #[derive(Debug)]
@@ -39,9 +42,9 @@ pub struct ThinkingRequest {
     /// The share of `max_tokens` that is reserved for the answer.
     answer_share: Option<f64>,
     /// Whether the response contains the thought.
-    pub is_included: bool,
+    is_included: bool,
     /// Whether the thought is apart from the answer. Otherwise both are in the text, with the tags of the thought.
-    pub is_separate: bool,
+    is_separate: bool,
     /// The names of the fields that the request has.
     given: Vec<&'static str>,
 }
@@ -49,7 +52,7 @@ pub struct ThinkingRequest {
 /// The fields about thinking, except [`BUDGETS`].
 const FIELDS: [&str; 5] = [
     EFFORT,
-    "include_reasoning",
+    INCLUDE,
     "separate_reasoning",
     "reasoning",
     "answer_share",
@@ -91,7 +94,7 @@ impl ThinkingRequest {
             is_on: None,
             budget: None,
             answer_share: None,
-            is_included: f.take("include_reasoning", YES_OR_NO)?.unwrap_or(true),
+            is_included: true,
             is_separate: f.take("separate_reasoning", YES_OR_NO)?.unwrap_or(true),
         };
         for name in BUDGETS {
@@ -99,11 +102,16 @@ impl ThinkingRequest {
                 continue;
             };
             if request.budget.is_some_and(|other| other != budget) {
-                return Err(invalid(name, "the same as the other budgets, or left out"));
+                return Err(invalid(name, SAME_BUDGET));
             }
             request.budget = Some(budget);
         }
-        request.take_openrouters(f)?;
+        let is_included = f.take(INCLUDE, YES_OR_NO)?;
+        let is_excluded = request.take_openrouters(f)?;
+        if is_included.is_some() && is_included == is_excluded {
+            return Err(contradicts("reasoning.exclude", INCLUDE, "the opposite of"));
+        }
+        request.is_included = is_included.unwrap_or(is_excluded != Some(true));
         let expected = ANSWER_SHARE.to_string();
         let share: Option<f64> = f.take("answer_share", &expected)?;
         if share.is_some_and(|share| !ANSWER_SHARE.contains(share)) {
@@ -113,39 +121,51 @@ impl ThinkingRequest {
         Ok(request)
     }
 
-    /// Takes OpenRouter's object.
-    fn take_openrouters(&mut self, f: &mut Fields<'_>) -> Result<(), ApiError> {
+    /// Takes OpenRouter's object, and refuses values in it that contradict the other fields. Returns its `exclude`.
+    fn take_openrouters(&mut self, f: &mut Fields<'_>) -> Result<Option<bool>, ApiError> {
         const PARAM: &str = "reasoning";
         const EXPECTED: &str = "an object with 'effort', 'max_tokens', 'exclude' or 'enabled'";
-        let refused = |_| invalid(PARAM, EXPECTED);
+        const BUDGET: &str = "reasoning.max_tokens";
+        const ENABLED: &str = "reasoning.enabled";
+        const EXCLUDE: &str = "reasoning.exclude";
         let Some(mut given) = f.object(PARAM, EXPECTED)? else {
-            return Ok(());
+            return Ok(None);
         };
-        let effort = effort(&mut given, "effort", PARAM)?;
-        self.effort = self.effort.or(effort);
-        self.is_on = given.take("enabled", YES_OR_NO).map_err(refused)?;
-        let budget = given
-            .count("max_tokens", 0..=MOST_BUDGET)
-            .map_err(refused)?;
-        self.budget = self.budget.or(budget);
-        if given.flag("exclude").map_err(refused)? {
-            self.is_included = false;
+        let own_effort = effort(&mut given, "effort", "reasoning.effort")?;
+        if own_effort.is_some() && self.effort.is_some_and(|other| own_effort != Some(other)) {
+            return Err(contradicts("reasoning.effort", EFFORT, "the same as"));
         }
+        self.effort = self.effort.or(own_effort);
+        let in_object = |param| move |problem| renamed(problem, param);
+        let budget = given.count("max_tokens", 0..=MOST_BUDGET);
+        let budget = budget.map_err(in_object(BUDGET))?;
+        if budget.is_some() && self.budget.is_some_and(|other| budget != Some(other)) {
+            return Err(invalid(BUDGET, SAME_BUDGET));
+        }
+        self.budget = self.budget.or(budget);
+        let enabled = given.take("enabled", YES_OR_NO);
+        self.is_on = enabled.map_err(in_object(ENABLED))?;
+        if self.is_on == Some(true) && (self.effort == Some("none") || self.budget == Some(0)) {
+            let expected = "false or left out where another field turns thinking off";
+            return Err(invalid(ENABLED, expected));
+        }
+        let exclude = given.take("exclude", YES_OR_NO);
+        let exclude = exclude.map_err(in_object(EXCLUDE))?;
         // OpenAI's newer APIs have this field beside the effort. This server writes no summaries.
-        if given
-            .take::<&RawValue>("summary", "")
-            .map_err(refused)?
-            .is_some()
-        {
+        if given.take::<&RawValue>("summary", "")?.is_some() {
             given.ignore("summary");
         }
         f.ignore_rest(PARAM, given);
-        Ok(())
+        Ok(exclude)
     }
 
-    /// Whether the thought stands in the text, in front of the answer, as the model wrote it.
-    pub const fn is_inline(&self) -> bool {
-        self.is_included && !self.is_separate
+    /// How the response shows the thought.
+    pub const fn shown(&self) -> Shown {
+        match (self.is_included, self.is_separate) {
+            (false, _) => Shown::Not,
+            (true, true) => Shown::Apart,
+            (true, false) => Shown::InText,
+        }
     }
 
     /// The fields of the request that have no effect on a model with this template.
@@ -157,33 +177,48 @@ impl ThinkingRequest {
         ignored.map(ToString::to_string)
     }
 
-    /// Sets the template's variables for thinking. Variables that the client set itself take precedence.
+    /// Sets the template's variables for thinking. Variables that the client set itself take precedence over the effort
+    /// and the budget. `max_tokens` is the most tokens of the answer, if it is known.
+    ///
+    /// # Errors
+    /// When `reasoning.enabled` contradicts such a variable.
     pub fn apply(
         &self,
         template: &ChatTemplate,
         conversation: &mut Conversation,
+        max_tokens: Option<usize>,
         defaults: ThinkingDefaults,
-    ) {
+    ) -> Result<(), ApiError> {
         let variables = &mut conversation.variables;
-        let is_given = |variables: &[(String, Value)], name: &str| {
-            variables.iter().any(|(given, _)| given == name)
+        let given = |variables: &[(String, Value)], name: &str| {
+            let mut given = variables.iter().filter(|(given, _)| given == name);
+            given.next().map(|(_, value)| value.is_true())
         };
         let switch = template.thoughts().map(|form| form.switch);
-        let says_nothing = self.effort.is_none() && self.is_on.is_none() && self.budget != Some(0);
-        let is_open = says_nothing && !switch.is_some_and(|name| is_given(variables, name));
+        let switched = switch.and_then(|name| given(variables, name));
+        if let (Some(name), Some(is_on), Some(switched)) = (switch, self.is_on, switched)
+            && is_on != switched
+        {
+            let other = format!("chat_template_kwargs.{name}");
+            return Err(contradicts("reasoning.enabled", &other, "the same as"));
+        }
+        let has_room = self.has_room(max_tokens, defaults);
+        conversation.closes_thought = !has_room;
+        let says_nothing = self.effort.is_none() && self.is_on.is_none() && has_room;
+        let is_open = says_nothing && switched.is_none();
         let mode = defaults
             .mode
-            .filter(|_| is_open && !is_given(variables, EFFORT));
+            .filter(|_| is_open && given(variables, EFFORT).is_none());
         let effort = self.effort.or((mode == Some(Mode::Low)).then_some("low"));
-        let is_on = match (self.budget, self.is_on, effort, mode) {
-            (Some(0), ..) => Some(false),
+        let is_on = match (has_room, self.is_on, effort, mode) {
+            (false, ..) => Some(false),
             (_, Some(is_on), ..) => Some(is_on),
             (_, _, Some(effort), _) => Some(effort != "none"),
             (.., mode) => mode.map(|mode| mode != Mode::Off),
         };
         if let Some(name) = switch
             && let Some(is_on) = is_on
-            && !is_given(variables, name)
+            && switched.is_none()
         {
             variables.push((name.to_owned(), Value::from(is_on)));
         }
@@ -191,27 +226,55 @@ impl ThinkingRequest {
         let effort = effort.map(|effort| if effort == "minimal" { "low" } else { effort });
         if let Some(effort) = effort.filter(|effort| *effort != "none")
             && template.mentions(EFFORT)
-            && !is_given(variables, EFFORT)
+            && given(variables, EFFORT).is_none()
         {
             variables.push((EFFORT.to_owned(), Value::from(effort)));
         }
+        Ok(())
+    }
+
+    /// Whether there is room for a thought. A budget of 0 leaves none, nor does an answer that takes all of its
+    /// `max_tokens` for itself.
+    fn has_room(&self, max_tokens: Option<usize>, defaults: ThinkingDefaults) -> bool {
+        let rest = max_tokens.and_then(|max_tokens| self.beside_answer(max_tokens, defaults));
+        self.budget.or(defaults.budget) != Some(0) && rest.is_none_or(|rest| rest >= LEAST_THOUGHT)
     }
 
     /// The most tokens of the thought in an answer of at most `max_tokens`.
     pub fn budget(&self, max_tokens: usize, defaults: ThinkingDefaults) -> Option<usize> {
         let budget = self.budget.or(defaults.budget);
-        let share = self.answer_share.or(defaults.answer_share);
-        // Rounded up, so that at least one token remains for the answer.
-        let kept = share.map(|share| (max_tokens as f64 * share).ceil() as usize);
-        let rest = kept.map(|kept| max_tokens.saturating_sub(kept));
-        match (budget, rest) {
+        match (budget, self.beside_answer(max_tokens, defaults)) {
             (Some(budget), Some(rest)) => Some(budget.min(rest)),
             (budget, rest) => budget.or(rest),
         }
     }
+
+    /// The tokens that the share of the answer leaves to the thought.
+    fn beside_answer(&self, max_tokens: usize, defaults: ThinkingDefaults) -> Option<usize> {
+        let share = self.answer_share.or(defaults.answer_share)?;
+        // Rounded up, so that at least one token remains for the answer.
+        let kept = (max_tokens as f64 * share).ceil() as usize;
+        // The closing tag belongs to neither: it takes one token more than a budget counts.
+        Some(max_tokens.saturating_sub(kept).saturating_sub(1))
+    }
 }
 
 const YES_OR_NO: &str = "true or false";
+const INCLUDE: &str = "include_reasoning";
+const SAME_BUDGET: &str = "the same as the other budgets, or left out";
+
+/// The error for `param`, which must have a certain `relation` to the field `other`.
+fn contradicts(param: &'static str, other: &str, relation: &str) -> ApiError {
+    invalid(param, format!("{relation} '{other}', or left out"))
+}
+
+/// The same error for a field within an object, which it names in full.
+fn renamed(problem: ApiError, param: &'static str) -> ApiError {
+    match problem {
+        ApiError::InvalidValue { expected, .. } => invalid(param, expected),
+        other => other,
+    }
+}
 
 /// Takes an effort from the field `name`. If it is refused, the error names `param`.
 fn effort(

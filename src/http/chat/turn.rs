@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::request::ChatRequest;
+use super::response::Start;
 use super::shapes::ToolCall;
 use crate::http::generate::answer::Finish;
 use crate::text::chat::calls::{CallParser, CallSyntax, Part};
@@ -17,14 +18,16 @@ pub struct Turn {
 
 impl Turn {
     /// Creates the state for an answer to `request`. If the answer may have calls, `calls` is their format; `tools` has
-    /// the types of their arguments. `in_call` says whether the prompt ends with the start of a call.
+    /// the types of their arguments. `start` describes the end of the prompt.
     pub fn new(
         request: &ChatRequest,
         calls: Option<&CallSyntax>,
         tools: &Arc<Tools>,
-        in_call: bool,
+        start: Start,
     ) -> Self {
-        let parser = calls.map(|syntax| CallParser::new(syntax.clone(), tools, in_call));
+        let parser = calls.map(|syntax| {
+            CallParser::new(syntax.clone(), tools, start.in_call).with_thoughts(start.thinks)
+        });
         Self {
             parser,
             parallel_calls: request.parallel_calls,

@@ -41,8 +41,20 @@ pub struct Rules {
     pub shown_tokens: Vec<u32>,
     /// Separates thoughts from answers, if there may be thoughts. Stop strings are searched for only in answers.
     pub thoughts: Option<Splitter>,
-    /// Whether thoughts keep their tags, because they stand in front of the answer as the model wrote them.
-    pub keeps_marks: bool,
+    /// How responses show thoughts.
+    pub shown_thoughts: Shown,
+}
+
+/// How a response shows the thought of an answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Shown {
+    /// Apart from the answer.
+    #[default]
+    Apart,
+    /// In front of the answer, as the model wrote it, with its tags.
+    InText,
+    /// Not at all: neither its text nor its tokens.
+    Not,
 }
 
 /// An answer that is being generated.
@@ -61,6 +73,8 @@ pub struct Answer {
     /// The score of the next token.
     score: Option<Score>,
     generated: usize,
+    /// Tokens of which it is not known yet whether they belong to a thought that is not shown.
+    undecided: Vec<PlacedToken>,
     /// Characters decoded so far.
     decoded: usize,
 }
@@ -90,7 +104,9 @@ pub struct Piece {
     pub prompt_ids: Option<Arc<[u32]>>,
     /// The prompt's tokens, if they are echoed or scored; only in the first piece.
     pub prompt: Vec<PlacedToken>,
-    /// The generated tokens. Their text may be in later pieces.
+    /// The number of generated tokens, without the stop id that ended the answer.
+    pub token_count: usize,
+    /// The generated tokens, except those of a thought that is not shown. Their text may be in later pieces.
     pub tokens: Vec<PlacedToken>,
     /// The stop id that ended the answer. It is not part of the text.
     pub end: Option<PlacedToken>,
@@ -164,6 +180,7 @@ impl Answer {
             prompt_scores: VecDeque::new(),
             score: None,
             generated: 0,
+            undecided: Vec::new(),
             decoded: 0,
         }
     }
@@ -190,15 +207,17 @@ impl Answer {
         match event {
             Some(TokenEvent::Token(id)) => {
                 self.generated += 1;
-                piece.tokens.push(PlacedToken {
+                piece.token_count += 1;
+                let token = PlacedToken {
                     id,
                     offset: self.decoded,
                     score: self.score.take(),
-                });
+                };
                 let text = self.decode(id);
                 self.decoded += text.chars().count();
                 let before = self.phase();
                 self.read(&text, &mut piece);
+                self.add_token(token, before, &mut piece);
                 if before == Some(Phase::Thought) && self.phase() == before {
                     piece.thought_tokens += 1;
                 }
@@ -230,6 +249,22 @@ impl Answer {
         // If `self` is dropped here, so is its token stream, and the engine stops the generation.
         let rest = piece.finish.is_none().then_some(self);
         (Ok(piece), rest)
+    }
+
+    /// Adds a generated token to the piece, unless it belongs to a thought that is not shown. `before` is the phase
+    /// before the token.
+    fn add_token(&mut self, token: PlacedToken, before: Option<Phase>, piece: &mut Piece) {
+        let phase = self
+            .phase()
+            .filter(|_| self.rules.shown_thoughts == Shown::Not);
+        match (before, phase) {
+            (Some(Phase::Thought), Some(_)) | (_, Some(Phase::Thought)) => self.undecided.clear(),
+            (_, Some(Phase::Undecided)) => self.undecided.push(token),
+            (_, None | Some(Phase::Answer)) => {
+                piece.tokens.append(&mut self.undecided);
+                piece.tokens.push(token);
+            }
+        }
     }
 
     fn take_score(&mut self, score: Score) {
@@ -286,14 +321,15 @@ impl Answer {
     }
 
     fn tell_apart(&mut self, parts: Vec<Part>, piece: &mut Piece) {
+        let in_text = self.rules.shown_thoughts == Shown::InText;
         for part in parts {
             match part {
                 Part::Answer(text) if piece.finish.is_none() => {
                     self.has_begun = true;
                     self.watch(&text, piece);
                 }
-                Part::Mark(text) if self.rules.keeps_marks && self.has_begun => piece.text += &text,
-                Part::Mark(text) if self.rules.keeps_marks => piece.thought += &text,
+                Part::Mark(text) if in_text && self.has_begun => piece.text += &text,
+                Part::Mark(text) if in_text => piece.thought += &text,
                 Part::Thought(text) => piece.thought += &text,
                 Part::Mark(_) | Part::Answer(_) => {}
             }
@@ -341,6 +377,7 @@ impl Answer {
         self.read(&text, piece);
         let rest = self.thoughts.as_mut().map(Splitter::finish);
         self.tell_apart(rest.unwrap_or_default(), piece);
+        piece.tokens.append(&mut self.undecided);
         if piece.finish.is_none() {
             piece.text += &self.stops.finish();
             piece.finish = Some(finish);
@@ -367,7 +404,7 @@ impl Piece {
 
     /// The number of tokens generated for this piece, including the one that ended the answer.
     pub fn generated(&self) -> usize {
-        self.tokens.len() + usize::from(self.end.is_some())
+        self.token_count + usize::from(self.end.is_some())
     }
 
     /// Appends the next piece of the same answer.
@@ -378,6 +415,7 @@ impl Piece {
         self.cached_tokens += next.cached_tokens;
         self.prompt_ids = self.prompt_ids.take().or(next.prompt_ids);
         self.prompt.extend(next.prompt);
+        self.token_count += next.token_count;
         self.tokens.extend(next.tokens);
         self.end = next.end;
         self.finish = next.finish;

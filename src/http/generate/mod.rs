@@ -31,7 +31,7 @@ use crate::http::observe::Record;
 use crate::text::Tokenizer;
 use crate::text::grammar::Problem;
 use crate::text::thoughts::{Bounds, Form, Phase, Splitter, ThoughtFirst, ThoughtTokens};
-use answer::{Answer, Pieces, Rules, scored_bytes};
+use answer::{Answer, Pieces, Rules, Shown, scored_bytes};
 use request::GenerationRequest;
 use response::Writer;
 use structured::FromField;
@@ -135,7 +135,6 @@ impl Work {
     }
 
     /// Separates thoughts from answers and limits them to `bounds`. `splitter` has the state at the end of the prompt.
-    /// With `keeps_marks`, thoughts keep their tags.
     ///
     /// # Errors
     /// When the tokenizer has no ids for the tags of thoughts.
@@ -145,13 +144,13 @@ impl Work {
         tokenizer: &Arc<Tokenizer>,
         splitter: Splitter,
         bounds: Bounds,
-        keeps_marks: bool,
+        shown: Shown,
     ) -> Result<(), ApiError> {
         let tokens = ThoughtTokens::new(form, Arc::clone(tokenizer));
         let tokens = tokens.map_err(|_no_ids| ApiError::Internal)?;
         self.rules.shown_tokens.extend(tokens.tags());
         self.rules.thoughts = Some(splitter.clone());
-        self.rules.keeps_marks = keeps_marks;
+        self.rules.shown_thoughts = shown;
         self.thought = Some(Thought {
             tokens: Arc::new(tokens),
             splitter,
@@ -168,7 +167,7 @@ impl Work {
         let phase = thought.splitter.phase();
         for generation in &mut self.generations {
             let inner = generation.constraint.take();
-            let is_bounded = thought.bounds.budget.is_some() && phase != Phase::Answer;
+            let is_bounded = !thought.bounds.are_empty() && phase != Phase::Answer;
             let needed = match inner {
                 None => is_bounded,
                 Some(_) => thought.tokens.may_think(&thought.splitter),
@@ -242,7 +241,7 @@ async fn constrain(
     grammar: Option<&FromField>,
     is_strict: bool,
 ) -> Result<Option<HeaderValue>, ApiError> {
-    let Some((param, grammar)) = grammar else {
+    let Some(&(param, ref grammar)) = grammar else {
         return Ok(None);
     };
     let compiled = model.grammars.constraints(grammar, generations.len()).await;

@@ -137,6 +137,13 @@ impl GenerationRequest {
         })
     }
 
+    /// The ids that end an answer only because the request asks for it; `eos_ids` are the model's own.
+    pub fn own_stop_ids(&self, eos_ids: &[u32]) -> Vec<u32> {
+        let mut own = self.stop_token_ids.clone();
+        own.retain(|id| self.ignore_eos || !eos_ids.contains(id));
+        own
+    }
+
     /// Sets [`Self::logprobs`] from the route's own field. Chosen ids (`logprob_token_ids`) imply log-probabilities.
     pub fn set_logprobs(&mut self, asked: Option<usize>) {
         let chosen = !self.output.scored_ids.is_empty();

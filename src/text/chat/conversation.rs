@@ -1,6 +1,6 @@
 //! A conversation as the client wrote it: messages, tools, documents, and how the prompt ends.
 
-use minijinja::value::Value;
+use minijinja::value::{Value, ValueKind};
 
 /// The role of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +69,12 @@ impl ToolCall {
             _ => &self.arguments,
         }
     }
+
+    /// Whether the arguments are a JSON object. Those of an answer that was cut off are not.
+    pub fn has_object(&self) -> bool {
+        let arguments = serde_json::from_str::<Value>(self.arguments());
+        arguments.is_ok_and(|arguments| arguments.kind() == ValueKind::Map)
+    }
 }
 
 /// The input of a template, with the values that the client sent.
@@ -84,6 +90,8 @@ pub struct Conversation {
     pub variables: Vec<(String, Value)>,
     /// How the rendered text ends.
     pub ending: Ending,
+    /// Whether a thought that the template opens at the end is closed at once.
+    pub closes_thought: bool,
 }
 
 /// How a rendered conversation ends.

@@ -185,7 +185,11 @@ impl ChatTemplate {
             rendered.truncate(end);
         }
         let mut thoughts = self.splitter(conversation, &rendered);
-        let thinks = thoughts.as_ref().map(Splitter::phase) == Some(Phase::Thought);
+        let mut thinks = thoughts.as_ref().map(Splitter::phase) == Some(Phase::Thought);
+        if let (Some(form), true, true) = (self.thoughts, conversation.closes_thought, thinks) {
+            rendered += &form.closing();
+            (thoughts, thinks) = (Some(form.after(&rendered)), false);
+        }
         let mut opens_call = false;
         if let (Ending::Call, Some(calls), false) = (conversation.ending, &self.calls, thinks) {
             rendered += calls.opener();

@@ -119,6 +119,7 @@ fn everything_a_client_can_send_is_guarded() {
         documents: Some(value.clone()),
         variables: vec![("thinking".into(), value)],
         ending: Ending::Answer,
+        closes_thought: false,
     };
     assert!(text(&all, &talk).matches(hostile).count() >= 10);
     let ids = ids(&all, &talk);
