@@ -113,6 +113,7 @@ fn granite_templates_render_as_in_python() {
                 Some(true) => Ending::Closed,
                 _ => Ending::Answer,
             },
+            ..Conversation::default()
         };
         let text = template.render(&conversation, now).unwrap();
         let what = format!("{} case {number}: {text}", golden["template"]);
