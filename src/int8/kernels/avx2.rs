@@ -7,7 +7,7 @@ use std::arch::x86_64::*;
 
 use super::super::{PANEL, ZERO_POINT};
 use super::ymm::tile_256;
-use super::{Candidate, Kernel, Tile, peak, recurrence, vector};
+use super::{Candidate, Kernel, Tile, peak, scan_blocks, vector};
 
 /// The CPU features this kernel needs, and whether this CPU has them.
 fn features() -> Vec<(&'static str, bool)> {
@@ -23,7 +23,7 @@ pub(super) const CANDIDATE: Candidate = Candidate {
         name: "avx2",
         tile,
         vector: vector::AVX2,
-        recurrence: recurrence::AVX2,
+        recurrence: scan_blocks::AVX2,
         limits: peak::AVX2,
     },
     features,

@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::super::{PANEL, ZERO_POINT};
-use super::{Candidate, Kernel, Tile, avx512_vector, peak, recurrence};
+use super::{Candidate, Kernel, Tile, avx512_vector, peak, scan_blocks};
 
 /// Rows in a register tile: 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast they take 29
 /// of 32 registers. Each accumulator is used every 12 cycles, which is more than the instruction's latency.
@@ -35,7 +35,7 @@ pub(super) const CANDIDATE: Candidate = Candidate {
         name: "avx512-vnni",
         tile,
         vector: avx512_vector::FUNCTIONS,
-        recurrence: recurrence::AVX512,
+        recurrence: scan_blocks::AVX512,
         limits: peak::AVX512,
     },
     features,

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::{PANEL, ZERO_POINT};
 use super::ymm::tile_256;
-use super::{Candidate, Kernel, Tile, peak, recurrence, vector};
+use super::{Candidate, Kernel, Tile, peak, scan_blocks, vector};
 
 /// The CPU features this kernel needs, and whether this CPU has them.
 fn features() -> Vec<(&'static str, bool)> {
@@ -21,7 +21,7 @@ pub(super) const CANDIDATE: Candidate = Candidate {
         name: "avx-vnni",
         tile,
         vector: vector::AVX2,
-        recurrence: recurrence::AVX2,
+        recurrence: scan_blocks::AVX2,
         limits: peak::AVX_VNNI,
     },
     features,

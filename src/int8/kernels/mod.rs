@@ -26,6 +26,8 @@ mod avx512_vnni;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
 #[cfg(target_arch = "x86_64")]
+mod scan_blocks;
+#[cfg(target_arch = "x86_64")]
 mod ymm;
 
 #[cfg(test)]

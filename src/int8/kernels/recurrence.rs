@@ -147,15 +147,20 @@ fn conv_silu(
     // From the last row to the first one: a row needs those before it as they came.
     for t in (0..count).rev() {
         let (before, current) = rows.split_at_mut(t * PANEL);
-        let current = &mut current[..PANEL];
-        let earlier: [_; EARLIER] = std::array::from_fn(|j| row(window, before, t + j));
-        for column in 0..PANEL {
-            let mut sum = bias[column];
-            for j in 0..EARLIER {
-                sum = taps[j * PANEL + column].mul_add(earlier[j][column], sum);
+        let current: &mut [f32; PANEL] = (&mut current[..PANEL]).try_into().expect("a row");
+        // The sums are a variable of their own, so that the compiler knows that storing one changes no operand.
+        let mut sums = *bias;
+        for j in 0..TAPS {
+            let input = match j {
+                EARLIER => &*current,
+                _ => row(window, before, t + j),
+            };
+            for column in 0..PANEL {
+                sums[column] = taps[j * PANEL + column].mul_add(input[column], sums[column]);
             }
-            sum = taps[EARLIER * PANEL + column].mul_add(current[column], sum);
-            current[column] = silu(sum);
+        }
+        for column in 0..PANEL {
+            current[column] = silu(sums[column]);
         }
     }
     *window = last;
@@ -172,7 +177,7 @@ fn scan(scan: Scan<'_>) {
 
 /// [`Kernel::scan`] for heads of `W` columns, one row after the other.
 #[inline(always)]
-fn scan_columns<const W: usize>(scan: Scan<'_>) {
+pub(super) fn scan_columns<const W: usize>(scan: Scan<'_>) {
     for (t, (&step, &decay)) in scan.steps.iter().zip(scan.decays).enumerate() {
         let x: &mut [f32; W] = (&mut scan.x[t * PANEL..][..W])
             .try_into()
