@@ -67,7 +67,7 @@ pub fn quantize(model: &Granite, scheme: &Scheme) -> Result<Served> {
         &mut |_, _| (),
     )?;
     let pages = CONTEXT.div_ceil(PAGE_TOKENS);
-    Served::new(config, weights, pages, CONTEXT, compute)
+    Served::new(config, weights, pages, 1, CONTEXT, compute)
 }
 
 /// The logits after every token of a sequence that starts at position 0: `[ids.len()][vocab]`.

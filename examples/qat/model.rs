@@ -127,7 +127,7 @@ impl Granite {
             }
         };
         let factors = Tensor::from_iter((0..hidden).map(factor_of), &Device::Cpu)?;
-        for layer in 0..self.config.num_layers {
+        for layer in 0..self.config.num_layers() {
             for (norm, matrices) in [
                 (
                     "input_layernorm",
@@ -169,7 +169,7 @@ impl Granite {
         let mut x = (embedding.index_select(&ids.flatten_all()?, 0)?
             * f64::from(config.embedding_multiplier))?;
         let residual = f64::from(config.residual_multiplier);
-        for layer in 0..config.num_layers {
+        for layer in 0..config.num_layers() {
             let weight = |part: &str| self.weight(&format!("model.layers.{layer}.{part}.weight"));
             let h = rms_norm(config, &x, weight("input_layernorm"))?;
             // Stacked as they are packed: with a scale per tensor, all three share one.
@@ -216,7 +216,7 @@ fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         ),
         ("model.norm.weight".to_owned(), vec![hidden]),
     ];
-    for layer in 0..config.num_layers {
+    for layer in 0..config.num_layers() {
         for (part, shape) in [
             ("input_layernorm", vec![hidden]),
             ("self_attn.q_proj", vec![queries, hidden]),
@@ -237,7 +237,8 @@ fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
 /// Cosines and sines of the rotary angles, `[len, head_dim / 2]` each.
 fn angles(config: &ModelConfig, len: usize) -> Result<(Tensor, Tensor)> {
     let half = config.head_dim / 2;
-    let frequency = |pair: usize| config.rope_theta.powf(-(pair as f64) / half as f64) as f32;
+    let theta = config.rope_theta.expect("rotary positions");
+    let frequency = |pair: usize| theta.powf(-(pair as f64) / half as f64) as f32;
     let angles =
         (0..len).flat_map(|position| (0..half).map(move |pair| position as f32 * frequency(pair)));
     let angles = Tensor::from_iter(angles, &Device::Cpu)?.reshape((len, half))?;

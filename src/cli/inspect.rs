@@ -8,12 +8,12 @@ use serde::Serialize;
 use super::figures::significant;
 use super::print;
 use super::progress::Progress;
-use crate::config;
+use crate::config::{self, ByteSize};
 use crate::error::{Error, Result};
 use crate::int8::kernels::pool::Pool;
 use crate::int8::scheme::Scheme;
 use crate::model::packed::{self, CalibrationRecord, EvaluationRecord, Quantization, SourceRecord};
-use crate::model::{self, ModelConfig};
+use crate::model::{self, MixerKind, ModelConfig};
 use crate::sources::{self, Checkpoint, Reference, Settings};
 
 /// Describe a model: its configuration, weights and tokenizer, and its size at eight bits.
@@ -118,19 +118,42 @@ struct Made {
 struct Shape {
     hidden_size: usize,
     num_hidden_layers: usize,
+    attention_layers: usize,
+    #[serde(flatten)]
+    mamba: Option<MambaShape>,
+    #[serde(flatten)]
+    experts: Option<ExpertShape>,
     num_attention_heads: usize,
     num_key_value_heads: usize,
     head_dim: usize,
     intermediate_size: usize,
     vocab_size: usize,
     max_position_embeddings: usize,
-    rope_theta: f64,
+    /// Absent if attention knows no positions.
+    rope_theta: Option<f64>,
     rms_norm_eps: f32,
     embedding_multiplier: f32,
     attention_multiplier: f32,
     residual_multiplier: f32,
     logits_scaling: f32,
     tie_word_embeddings: bool,
+}
+
+/// The Mamba-2 layers.
+#[derive(Debug, Serialize)]
+struct MambaShape {
+    mamba_n_heads: usize,
+    mamba_d_head: usize,
+    mamba_d_state: usize,
+    state_bytes_per_sequence: u64,
+}
+
+/// The experts of a layer.
+#[derive(Debug, Serialize)]
+struct ExpertShape {
+    num_local_experts: usize,
+    num_experts_per_tok: usize,
+    expert_intermediate_size: usize,
 }
 
 /// Tensors of one type.
@@ -169,15 +192,12 @@ impl Report {
     pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
         let mut tensors: BTreeMap<&'static str, Stored> = BTreeMap::new();
-        let (mut parameters, mut int8) = (0, 0);
+        let blueprint = model::blueprint(&config);
+        let (mut parameters, mut int8) = (0, blueprint.least_bytes());
         for name in checkpoint.tensors.names() {
             let shape = checkpoint.tensors.shape(&name).unwrap_or_default();
             let values = shape.iter().product::<usize>() as u64;
             parameters += values;
-            int8 += match shape[..] {
-                [rows, _] => values + 4 * rows as u64,
-                _ => 4 * values,
-            };
             let dtype = checkpoint.tensors.dtype(&name).unwrap_or("unknown");
             let stored = tensors.entry(dtype).or_default();
             stored.tensors += 1;
@@ -190,7 +210,7 @@ impl Report {
         let stored = checkpoint.tensors.stored_bytes();
         if quantization.is_some() {
             // A packed model stores codes and scales, including padding.
-            (parameters, int8) = (model::blueprint(&config).elements(), stored);
+            (parameters, int8) = (blueprint.elements(), stored);
         }
         let added = checkpoint.tokenizer.get_added_tokens_decoder();
         let architecture = checkpoint.config["architectures"][0].as_str();
@@ -232,10 +252,22 @@ impl Report {
 }
 
 impl Shape {
-    const fn of(config: &ModelConfig) -> Self {
+    fn of(config: &ModelConfig) -> Self {
         Self {
             hidden_size: config.hidden_size,
-            num_hidden_layers: config.num_layers,
+            num_hidden_layers: config.num_layers(),
+            attention_layers: config.layers_with(MixerKind::Attention),
+            mamba: config.mamba.map(|shape| MambaShape {
+                mamba_n_heads: shape.heads,
+                mamba_d_head: shape.head_dim,
+                mamba_d_state: shape.state_size,
+                state_bytes_per_sequence: model::footprint(config).state,
+            }),
+            experts: config.experts.map(|experts| ExpertShape {
+                num_local_experts: experts.count,
+                num_experts_per_tok: experts.taken,
+                expert_intermediate_size: experts.width,
+            }),
             num_attention_heads: config.num_heads,
             num_key_value_heads: config.num_kv_heads,
             head_dim: config.head_dim,
@@ -264,7 +296,14 @@ impl fmt::Display for Report {
         let mut row = |name: &str, value: String| writeln!(f, "{name:<14}{value}");
         row("model", self.name.clone())?;
         row("architecture", self.architecture.clone())?;
-        row("layers", config.num_hidden_layers.to_string())?;
+        let layers = match &config.mamba {
+            Some(_) => format!(
+                "{}, {} with attention and the others with Mamba-2",
+                config.num_hidden_layers, config.attention_layers
+            ),
+            None => config.num_hidden_layers.to_string(),
+        };
+        row("layers", layers)?;
         row("hidden", config.hidden_size.to_string())?;
         let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
         row(
@@ -274,13 +313,40 @@ impl fmt::Display for Report {
                 config.head_dim
             ),
         )?;
-        row("feed-forward", config.intermediate_size.to_string())?;
+        if let Some(mamba) = &config.mamba {
+            let (heads, width) = (mamba.mamba_n_heads, mamba.mamba_d_head);
+            let (state, bytes) = (
+                mamba.mamba_d_state,
+                ByteSize(mamba.state_bytes_per_sequence),
+            );
+            row(
+                "mamba",
+                format!(
+                    "{heads} heads, {width} wide, {state} values of state for each channel: {bytes} per sequence"
+                ),
+            )?;
+        }
+        if let Some(experts) = &config.experts {
+            let (count, taken) = (experts.num_local_experts, experts.num_experts_per_tok);
+            let width = experts.expert_intermediate_size;
+            row(
+                "experts",
+                format!("{count} in each layer, {width} wide; a token takes {taken}"),
+            )?;
+        }
+        if config.intermediate_size > 0 {
+            row("feed-forward", config.intermediate_size.to_string())?;
+        }
         row("vocabulary", config.vocab_size.to_string())?;
         row(
             "context",
             format!(
-                "{} tokens, rope theta {}",
-                config.max_position_embeddings, config.rope_theta
+                "{} tokens, {}",
+                config.max_position_embeddings,
+                match config.rope_theta {
+                    Some(theta) => format!("rope theta {theta}"),
+                    None => "no positional embedding".into(),
+                }
             ),
         )?;
         row(

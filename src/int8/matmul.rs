@@ -2,10 +2,13 @@
 //!
 //! Outputs are panel-major, `[panels][rows][64]`, see [`Panels`], so each thread's panels are contiguous.
 
-use super::activations::{Activations, groups_of};
+use std::ops::Range;
+
+use super::activations::{Activations, GroupMut, groups_of};
 use super::compute::Compute;
-use super::kernels::Kernel;
+use super::floats::Floats;
 use super::kernels::pool::{PerThread, PerUnit};
+use super::kernels::{Kernel, Rows};
 use super::matrix::Matrix;
 use super::rotation::Rotation;
 use super::{GROUP, PANEL};
@@ -52,15 +55,58 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// The sums of one panel before the column scales: `out` is `[rows][64]`.
-fn panel_sums(kernel: Kernel, matrix: &Matrix, panel: usize, input: &Activations, out: &mut [f32]) {
+/// The sums of one panel before the column scales: `input` gives the rows of each group, `out` is `[rows][64]`.
+pub(super) fn panel_sums<'a>(
+    kernel: Kernel,
+    matrix: &Matrix,
+    panel: usize,
+    input: impl Fn(usize) -> Rows<'a>,
+    out: &mut [f32],
+) {
     for (group, block) in matrix.blocks(panel).enumerate() {
-        kernel.tile(block, input.group(group), out, group > 0);
+        kernel.tile(block, input(group), out, group > 0);
+    }
+}
+
+/// Fills one group of `quantize(silu(gate) · up)` for all rows of `out`, from the panels of an interleaved
+/// gate-and-up matrix that make it. `input` gives the rows of each group of the matrix's depth; `width` of the group's
+/// values are not padding.
+#[expect(clippy::too_many_arguments, reason = "each is a part of one product")]
+pub(super) fn swiglu_group<'a>(
+    kernel: Kernel,
+    matrix: &Matrix,
+    panels: Range<usize>,
+    input: impl Fn(usize) -> Rows<'a>,
+    rotation: Rotation,
+    width: usize,
+    scratch: &mut Floats,
+    out: GroupMut<'_>,
+) {
+    const HALF: usize = PANEL / 2;
+    let rows = out.codes.len();
+    let scratch = scratch.set_len(rows * (PANEL + GROUP));
+    let (sums, values) = scratch.split_at_mut(rows * PANEL);
+    let values: &mut [[f32; GROUP]] = bytemuck::cast_slice_mut(values);
+    values
+        .iter_mut()
+        .for_each(|row| row[panels.len() * HALF..].fill(0.0));
+    for (at, panel) in panels.enumerate() {
+        panel_sums(kernel, matrix, panel, &input, sums);
+        let scales = matrix.scales(panel);
+        for (sums, values) in sums.chunks_exact(PANEL).zip(&mut *values) {
+            let target = &mut values[at * HALF..][..HALF];
+            let sums = sums.try_into().expect("a panel row");
+            kernel.swiglu(sums, scales, target.try_into().expect("half a panel row"));
+        }
+    }
+    for (row, values) in values.iter_mut().enumerate() {
+        (out.scales[row], out.sums[row]) =
+            kernel.quantize_group(rotation, values, width, &mut out.codes[row]);
     }
 }
 
 /// Panels of an interleaved gate-and-up matrix that make one group of the feed-forward activation.
-const PANELS_PER_SWIGLU_GROUP: usize = GROUP / (PANEL / 2);
+pub(super) const PANELS_PER_SWIGLU_GROUP: usize = GROUP / (PANEL / 2);
 
 impl Compute {
     /// `out = input · matrixᵀ`; `out` is `[panels][rows][64]`.
@@ -71,7 +117,7 @@ impl Compute {
         let parts = PerUnit::new(out, panel_len);
         pool.run(matrix.panels(), parts, |_, range, out| {
             for (panel, out) in range.zip(out.chunks_exact_mut(panel_len)) {
-                panel_sums(*kernel, matrix, panel, input, out);
+                panel_sums(*kernel, matrix, panel, |group| input.group(group), out);
                 kernel.scale_columns(out, matrix.scales(panel));
             }
         });
@@ -90,7 +136,7 @@ impl Compute {
         pool.run(matrix.panels(), parts, |_, range, (target, scratch)| {
             let sums = scratch.set_len(panel_len);
             for (panel, target) in range.zip(target.chunks_exact_mut(panel_len)) {
-                panel_sums(*kernel, matrix, panel, input, sums);
+                panel_sums(*kernel, matrix, panel, |group| input.group(group), sums);
                 kernel.add_scaled_columns(target, sums, matrix.scales(panel));
             }
         });
@@ -124,29 +170,14 @@ impl Compute {
         let (codes, scales, sums) = out.by_group();
         let parts = (codes, scales, sums, PerThread::new(scratch));
         pool.run(groups, parts, |_, range, (codes, scales, sums, scratch)| {
-            let (panel_sums_buffer, values) =
-                (scratch.set_len(rows * (PANEL + GROUP))).split_at_mut(rows * PANEL);
-            let values: &mut [[f32; GROUP]] = bytemuck::cast_slice_mut(values);
             for (group, out) in range.zip(groups_of(rows, (codes, scales, sums))) {
                 let first = group * PANELS_PER_SWIGLU_GROUP;
-                let panels = PANELS_PER_SWIGLU_GROUP.min(matrix.panels() - first);
-                values
-                    .iter_mut()
-                    .for_each(|row| row[panels * (PANEL / 2)..].fill(0.0));
-                for panel in 0..panels {
-                    panel_sums(*kernel, matrix, first + panel, input, panel_sums_buffer);
-                    let scales = matrix.scales(first + panel);
-                    for (sums, values) in panel_sums_buffer.chunks_exact(PANEL).zip(&mut *values) {
-                        let target = &mut values[panel * (PANEL / 2)..][..PANEL / 2];
-                        let sums = sums.try_into().expect("a panel row");
-                        kernel.swiglu(sums, scales, target.try_into().expect("half a panel row"));
-                    }
-                }
+                let panels = first..matrix.panels().min(first + PANELS_PER_SWIGLU_GROUP);
                 let width = widths[usize::from(group == groups - 1)];
-                for (row, values) in values.iter_mut().enumerate() {
-                    (out.scales[row], out.sums[row]) =
-                        kernel.quantize_group(rotation, values, width, &mut out.codes[row]);
-                }
+                let input = |group| input.group(group);
+                swiglu_group(
+                    *kernel, matrix, panels, input, rotation, width, scratch, out,
+                );
             }
         });
     }

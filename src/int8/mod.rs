@@ -26,6 +26,7 @@
 //! | `floats` | buffers aligned to cache lines |
 //! | [`compute`] | the instruction set, the threads and their buffers: what every phase needs |
 //! | `matmul` | multiplication of activations by a matrix, panel by panel |
+//! | `routed` | multiplication of rows by the experts that they have taken |
 //! | `memory` | the memory that holds weights |
 //! | [`scheme`], `quantize` | the choices in the mapping, and the conversion of floats to codes |
 //! | `compensate` | rounding with compensation of its own errors |
@@ -42,6 +43,7 @@ pub mod matrix;
 pub(crate) mod memory;
 pub(crate) mod quantize;
 pub mod rotation;
+pub(crate) mod routed;
 pub mod scheme;
 
 /// Width of a group of K: an activation scale covers this many values. The int32 sum of a group stays below 2²⁴, so its

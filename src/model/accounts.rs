@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::blueprint::{Blueprint, Input, MatrixPart};
+use super::blueprint::{Blueprint, Component, Input, MatrixPart};
 use super::weights::Weights;
 use crate::int8::PANEL;
 use crate::int8::matrix::Matrix;
@@ -36,6 +36,16 @@ pub struct Operations {
     pub per_logit_row: u64,
 }
 
+const fn vector_bytes(len: usize) -> u64 {
+    (len * size_of::<f32>()) as u64
+}
+
+/// The share of a matrix that a row is multiplied with.
+fn share(part: &MatrixPart) -> f64 {
+    part.experts
+        .map_or(1.0, |experts| experts.taken as f64 / experts.count as f64)
+}
+
 impl WeightMemory {
     /// Bytes of everything loaded.
     pub fn total(&self) -> u64 {
@@ -48,11 +58,8 @@ impl Blueprint {
     pub fn elements(&self) -> u64 {
         let matrices = self.matrices().into_iter();
         let matrices = matrices.map(|part| part.columns.count() as u64 * part.depth as u64);
-        matrices.sum::<u64>() + self.norm_elements()
-    }
-
-    fn norm_elements(&self) -> u64 {
-        self.norms().iter().map(|part| part.len as u64).sum()
+        let vectors = self.vectors().into_iter();
+        matrices.sum::<u64>() + vectors.map(|part| part.len() as u64).sum::<u64>()
     }
 
     /// Bytes that the packed weights take with one scale per column, including padding.
@@ -62,7 +69,19 @@ impl Blueprint {
             part.columns.padded_count().next_multiple_of(PANEL) as u64 * column as u64
         };
         let matrices: u64 = self.matrices().into_iter().map(bytes).sum();
-        matrices + self.norm_elements() * size_of::<f32>() as u64
+        let vectors = self.vectors().into_iter();
+        matrices
+            + vectors
+                .map(|part| vector_bytes(part.loaded_len()))
+                .sum::<u64>()
+    }
+
+    /// Bytes that the weights take at least: one byte per value of a matrix and one scale per column, without padding.
+    pub fn least_bytes(&self) -> u64 {
+        let bytes = |part: &MatrixPart| part.columns.count() as u64 * (part.depth as u64 + 4);
+        let matrices: u64 = self.matrices().into_iter().map(bytes).sum();
+        let vectors = self.vectors().into_iter();
+        matrices + vectors.map(|part| vector_bytes(part.len())).sum::<u64>()
     }
 
     /// Int8 operations of a step.
@@ -74,8 +93,8 @@ impl Blueprint {
                     part.input
                         .is_some_and(|input| (input == Input::Head) == of_head)
                 })
-                .map(|part| 2 * part.columns.padded_count() as u64 * part.depth as u64)
-                .sum()
+                .map(|part| 2.0 * (part.columns.padded_count() * part.depth) as f64 * share(part))
+                .sum::<f64>() as u64
         };
         Operations {
             per_row: sum(false),
@@ -83,11 +102,17 @@ impl Blueprint {
         }
     }
 
-    /// Bytes that one decoding step reads: every matrix once; the embedding counts only if it is also the head.
-    pub fn bytes_per_step(&self, weights: &Weights) -> u64 {
+    /// Bytes of weights that a decoding step reads: every matrix once, but of each layer's experts only `experts` on
+    /// average; the embedding counts only if it is also the head.
+    pub fn bytes_per_step(&self, weights: &Weights, experts: f64) -> u64 {
         let loaded = self.loaded(weights);
         let read = loaded.filter(|(part, _)| part.input.is_some());
-        read.map(|(_, matrix)| matrix.bytes().total()).sum()
+        let share = |part: &MatrixPart| part.experts.map_or(1.0, |all| experts / all.count as f64);
+        let read = read.map(|(part, matrix)| matrix.bytes().total() as f64 * share(part));
+        let routers = self.vectors().into_iter().zip(weights.vectors());
+        let routers = routers.filter(|(part, _)| part.component == Component::Router);
+        let routers: u64 = routers.map(|(_, router)| vector_bytes(router.len())).sum();
+        read.sum::<f64>() as u64 + routers
     }
 
     /// Bytes in memory, by component.
@@ -103,14 +128,15 @@ impl Blueprint {
             dtype,
             bytes,
         };
-        let mut parts: Vec<PartMemory> = (components.into_iter())
-            .flat_map(|(component, (codes, scales))| {
-                let name = component.name();
-                [part(name, "int8", codes), part(name, "f32", scales)]
-            })
-            .collect();
-        let norms: usize = weights.norms().iter().map(|norm| norm.len()).sum();
-        parts.push(part("norm", "f32", (norms * size_of::<f32>()) as u64));
+        for (part, vector) in self.vectors().into_iter().zip(weights.vectors()) {
+            let all: &mut (u64, u64) = components.entry(part.component).or_default();
+            all.1 += vector_bytes(vector.len());
+        }
+        let parts = (components.into_iter()).flat_map(|(component, (codes, scales))| {
+            let name = component.name();
+            [part(name, "int8", codes), part(name, "f32", scales)]
+        });
+        let parts = parts.filter(|part| part.bytes > 0).collect();
         WeightMemory {
             parts,
             elements: self.elements(),
@@ -130,14 +156,14 @@ impl Blueprint {
 mod tests {
     use crate::int8::kernels::pool::Pool;
     use crate::model::blueprint::blueprint;
-    use crate::model::config::ModelConfig;
+    use crate::model::config::{MixerKind, ModelConfig};
     use crate::model::{random, shapes};
 
     #[test]
     fn a_loaded_model_takes_what_its_blueprint_foretells() {
         for tied in [true, false] {
             let config = ModelConfig {
-                num_layers: 2,
+                mixers: vec![MixerKind::Attention; 2],
                 hidden_size: 300,
                 num_heads: 3,
                 num_kv_heads: 1,
@@ -157,7 +183,7 @@ mod tests {
             let norms = memory.parts.last().expect("norms");
             let embedding = 300 * 128 + 4 * 128;
             let read = memory.total() - norms.bytes - if tied { 0 } else { embedding };
-            assert_eq!(blueprint.bytes_per_step(&weights), read);
+            assert_eq!(blueprint.bytes_per_step(&weights, 0.0), read);
         }
     }
 }

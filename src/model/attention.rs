@@ -235,17 +235,21 @@ fn prepare(
         .zip(&mut **scales)
         .zip(&mut **sums);
     for (index, row) in step.rows.iter().enumerate() {
-        let table = &step.rotary[index * dim..][..dim];
+        let table = step.rotary.map(|tables| &tables[index * dim..][..dim]);
         for head in kv_head * sharing..(kv_head + 1) * sharing {
             let ((codes, scale), sum) = targets.next().expect("one target per query head");
             qkv.gather(index, head * dim, values);
-            kernel.apply_rotary(values, table);
+            if let Some(table) = table {
+                kernel.apply_rotary(values, table);
+            }
             kernel.rotate(Rotation::Full, values);
             (*scale, *sum) = kernel.quantize(values, codes);
             *scale *= step.config.attention_multiplier;
         }
         qkv.gather(index, (heads + kv_head) * dim, values);
-        kernel.apply_rotary(values, table);
+        if let Some(table) = table {
+            kernel.apply_rotary(values, table);
+        }
         kernel.rotate(Rotation::Full, values);
         let (key_scale, _) = kernel.quantize(values, key_codes);
         qkv.gather(index, (heads + kv_heads + kv_head) * dim, values);

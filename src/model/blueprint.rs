@@ -6,12 +6,13 @@
 //! weights. A new part is a line here and a field in [`super::weights`].
 
 use super::columns::{Columns, Rows};
-use super::config::{Architecture, ModelConfig};
-use super::weights::{Attention, FeedForward, Layer, Mixer, SwiGlu, Weights};
+use super::config::{self, Architecture, CONVOLUTION_TAPS, MixerKind, ModelConfig};
+use super::weights::{Attention, Experts, FeedForward, Layer, Mamba, Mixer, SwiGlu, Weights};
+use crate::int8::PANEL;
 use crate::sources::names::{self, TensorName};
 
 /// Every part of a model.
-pub type Blueprint = Weights<MatrixPart, NormPart>;
+pub type Blueprint = Weights<MatrixPart, VectorPart>;
 
 /// A matrix as the kernels use it.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub struct MatrixPart {
     pub columns: Columns,
     /// Number of inputs.
     pub depth: usize,
+    /// The experts whose matrices it holds, one after the other; `None` for an ordinary matrix.
+    pub experts: Option<config::Experts>,
     /// Its input; `None` for an embedding that is only looked up.
     pub input: Option<Input>,
     /// The constant of the model that multiplies its product. It is folded into the scales at loading.
@@ -32,28 +35,59 @@ pub struct MatrixPart {
     pub component: Component,
 }
 
-/// The weights of a norm.
+/// Floats that are not quantized, such as the weights of a norm.
 #[derive(Debug, Clone)]
-pub struct NormPart {
+pub struct VectorPart {
     /// Its name in the checkpoint and in a packed file.
     pub name: String,
-    /// Number of weights.
-    pub len: usize,
+    /// Its shape in both.
+    pub shape: Vec<usize>,
+    /// The tensor that holds the logarithm of the negated values, where a checkpoint has that in their place.
+    pub logarithm: Option<String>,
+    /// If set, a loaded model has the rows of this matrix transposed in blocks of so many:
+    /// `[rows/lanes][width][lanes]`, with zeros for the rows that the last block lacks.
+    pub lanes: Option<usize>,
     /// The constant of the model that divides its output. It is folded into the weights at loading.
     pub divisor: f32,
+    /// The component to which its bytes belong.
+    pub component: Component,
+}
+
+/// Experts whose router outputs are computed together: a vector of floats.
+pub const ROUTER_LANES: usize = 16;
+
+impl VectorPart {
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The number of rows and of values in each, of the matrix that is stored.
+    pub fn rows(&self) -> (usize, usize) {
+        let width = self.shape.last().copied().unwrap_or(1);
+        (self.len() / width, width)
+    }
+
+    /// Number of values in a loaded model.
+    pub fn loaded_len(&self) -> usize {
+        let (rows, width) = self.rows();
+        rows.next_multiple_of(self.lanes.unwrap_or(1)) * width
+    }
 }
 
 /// The inputs of matrices. All matrices of a layer with the same `Input` multiply the same values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Input {
-    /// The normed residual, from which queries, keys and values are computed.
-    Attention,
-    /// The result of attention, before its output matrix.
+    /// The normed residual, which the mixer begins with.
+    Mixer,
+    /// The result of the mixer, before its output matrix.
     Output,
     /// The normed residual, from which gate and up are computed.
     FeedForward,
     /// The gated values.
     Down,
+    /// The gated values of the experts.
+    ExpertsDown,
     /// The last normed residual.
     Head,
 }
@@ -67,8 +101,16 @@ pub enum Component {
     Head,
     /// Queries, keys, values and output.
     Attention,
-    /// Gate, up and down.
+    /// All of a Mamba-2 mixer.
+    Mamba,
+    /// Gate, up and down that all tokens pass.
     FeedForward,
+    /// Gate, up and down of the experts.
+    Experts,
+    /// The choice of experts.
+    Router,
+    /// Norms before mixers, feed-forward layers and the head.
+    Norm,
 }
 
 impl Component {
@@ -78,7 +120,11 @@ impl Component {
             Self::Embedding => "embedding",
             Self::Head => "head",
             Self::Attention => "attention",
+            Self::Mamba => "mamba",
             Self::FeedForward => "feed_forward",
+            Self::Experts => "experts",
+            Self::Router => "router",
+            Self::Norm => "norm",
         }
     }
 }
@@ -90,6 +136,7 @@ pub fn blueprint(config: &ModelConfig) -> Blueprint {
         layer: None,
         columns: Columns::whole(tensor.whole(), config.vocab_size),
         depth: config.hidden_size,
+        experts: None,
         input,
         factor: 1.0,
         component,
@@ -98,12 +145,16 @@ pub fn blueprint(config: &ModelConfig) -> Blueprint {
     let input = tied.then_some(Input::Head);
     let head = || vocabulary(names::HEAD, Some(Input::Head), Component::Head);
     Weights {
-        layers: (0..config.num_layers)
+        layers: (0..config.num_layers())
             .map(|index| layer(config, index))
             .collect(),
-        final_norm: NormPart {
+        final_norm: VectorPart {
             divisor: config.logits_scaling,
-            ..norm(names::FINAL_NORM.whole(), config)
+            ..vector(
+                names::FINAL_NORM.whole(),
+                &[config.hidden_size],
+                Component::Norm,
+            )
         },
         embedding: vocabulary(names::EMBEDDING, input, Component::Embedding),
         head: (!tied).then(head),
@@ -111,73 +162,189 @@ pub fn blueprint(config: &ModelConfig) -> Blueprint {
 }
 
 /// The parts of layer `index`.
-pub fn layer(config: &ModelConfig, index: usize) -> Layer<MatrixPart, NormPart> {
-    let (hidden, width) = (config.hidden_size, config.intermediate_size);
-    let queries = config.num_heads * config.head_dim;
-    let keys = config.num_kv_heads * config.head_dim;
-    let name = |tensor: TensorName| tensor.in_layer(index);
-    let rows = |tensor, count| Rows::all(name(tensor), count);
-    let whole = |tensor, count| Columns::whole(name(tensor), count);
-
-    let attention = |packed: &str, columns, depth, input| MatrixPart {
-        name: format!("model.layers.{index}.self_attn.{packed}"),
-        layer: Some(index),
-        columns,
-        depth,
-        input: Some(input),
-        factor: 1.0,
-        component: Component::Attention,
-    };
-    let qkv = Columns::Stacked(vec![
-        rows(names::QUERY, queries),
-        rows(names::KEY, keys),
-        rows(names::VALUE, keys),
-    ]);
-    let output = whole(names::OUTPUT, hidden);
-    let mixer = Mixer::Attention(Attention {
-        qkv: attention("qkv_proj", qkv, hidden, Input::Attention),
-        output: MatrixPart {
-            factor: config.residual_multiplier,
-            ..attention("o_proj", output, queries, Input::Output)
-        },
-    });
-
-    let feed_forward = |packed: &str, columns, depth, input| MatrixPart {
-        name: format!("model.layers.{index}.mlp.{packed}"),
-        component: Component::FeedForward,
-        ..attention(packed, columns, depth, input)
-    };
-    let (gate_up, down) = match config.architecture {
-        Architecture::Granite | Architecture::Llama => (
-            [rows(names::GATE, width), rows(names::UP, width)],
-            whole(names::DOWN, hidden),
-        ),
-        Architecture::GraniteHybridDense => (
-            Rows::halves(name(names::SHARED_GATE_UP), 2 * width),
-            whole(names::SHARED_DOWN, hidden),
-        ),
-    };
-    let gate_up = Columns::Interleaved(gate_up);
-    let dense = FeedForward::Dense(SwiGlu {
-        gate_up: feed_forward("gate_up_proj", gate_up, hidden, Input::FeedForward),
-        down: MatrixPart {
-            factor: config.residual_multiplier,
-            ..feed_forward("down_proj", down, width, Input::Down)
-        },
-    });
+pub fn layer(config: &ModelConfig, index: usize) -> Layer<MatrixPart, VectorPart> {
+    let parts = LayerParts { config, index };
+    let norm = |tensor| parts.vector(tensor, &[config.hidden_size], Component::Norm);
     Layer {
-        mixer_norm: norm(name(names::MIXER_NORM), config),
-        mixer,
-        feed_forward_norm: norm(name(names::FEED_FORWARD_NORM), config),
-        feed_forward: dense,
+        mixer_norm: norm(names::MIXER_NORM),
+        mixer: match (config.mixers[index], config.mamba) {
+            (MixerKind::Mamba, Some(shape)) => Mixer::Mamba(parts.mamba(shape)),
+            _ => Mixer::Attention(parts.attention()),
+        },
+        feed_forward_norm: norm(names::FEED_FORWARD_NORM),
+        feed_forward: match config.experts {
+            Some(shape) => FeedForward::Experts(parts.experts(shape)),
+            None => FeedForward::Dense(parts.dense()),
+        },
     }
 }
 
-const fn norm(name: String, config: &ModelConfig) -> NormPart {
-    NormPart {
+fn vector(name: String, shape: &[usize], component: Component) -> VectorPart {
+    VectorPart {
         name,
-        len: config.hidden_size,
+        shape: shape.to_vec(),
+        logarithm: None,
+        lanes: None,
         divisor: 1.0,
+        component,
+    }
+}
+
+/// The parts of one layer.
+#[derive(Clone, Copy)]
+struct LayerParts<'a> {
+    config: &'a ModelConfig,
+    index: usize,
+}
+
+impl LayerParts<'_> {
+    fn name(self, tensor: TensorName) -> String {
+        tensor.in_layer(self.index)
+    }
+
+    fn rows(self, tensor: TensorName, count: usize) -> Rows {
+        Rows::all(self.name(tensor), count)
+    }
+
+    /// All rows of a tensor, which are the outputs that are added to the residual stream.
+    fn outputs(self, tensor: TensorName) -> Columns {
+        Columns::whole(self.name(tensor), self.config.hidden_size)
+    }
+
+    /// A matrix that reads the residual stream. Its name in a packed file follows `model.layers.N.`.
+    fn reading(
+        self,
+        name: &str,
+        columns: Columns,
+        input: Input,
+        component: Component,
+    ) -> MatrixPart {
+        MatrixPart {
+            name: format!("model.layers.{}.{name}", self.index),
+            layer: Some(self.index),
+            columns,
+            depth: self.config.hidden_size,
+            experts: None,
+            input: Some(input),
+            factor: 1.0,
+            component,
+        }
+    }
+
+    /// A matrix of `depth` inputs that adds to the residual stream.
+    fn adding(
+        self,
+        name: &str,
+        columns: Columns,
+        depth: usize,
+        input: Input,
+        component: Component,
+    ) -> MatrixPart {
+        MatrixPart {
+            depth,
+            factor: self.config.residual_multiplier,
+            ..self.reading(name, columns, input, component)
+        }
+    }
+
+    fn vector(self, tensor: TensorName, shape: &[usize], component: Component) -> VectorPart {
+        vector(self.name(tensor), shape, component)
+    }
+
+    fn attention(self) -> Attention<MatrixPart> {
+        let config = self.config;
+        let queries = config.num_heads * config.head_dim;
+        let keys = config.num_kv_heads * config.head_dim;
+        let qkv = Columns::Stacked(vec![
+            self.rows(names::QUERY, queries),
+            self.rows(names::KEY, keys),
+            self.rows(names::VALUE, keys),
+        ]);
+        let (output, component) = (self.outputs(names::OUTPUT), Component::Attention);
+        Attention {
+            qkv: self.reading("self_attn.qkv_proj", qkv, Input::Mixer, component),
+            output: self.adding(
+                "self_attn.o_proj",
+                output,
+                queries,
+                Input::Output,
+                component,
+            ),
+        }
+    }
+
+    fn mamba(self, shape: config::Mamba) -> Mamba<MatrixPart, VectorPart> {
+        let (inner, heads) = (shape.inner(), shape.heads);
+        let input = Columns::whole(self.name(names::MAMBA_IN), shape.projected());
+        let output = self.outputs(names::MAMBA_OUT);
+        let component = Component::Mamba;
+        let vector = |tensor, len| self.vector(tensor, &[len], component);
+        let taps = [shape.convolved(), 1, CONVOLUTION_TAPS];
+        Mamba {
+            input: self.reading("mamba.in_proj", input, Input::Mixer, component),
+            taps: VectorPart {
+                lanes: Some(PANEL),
+                ..self.vector(names::MAMBA_CONVOLUTION, &taps, component)
+            },
+            convolution_bias: vector(names::MAMBA_CONVOLUTION_BIAS, shape.convolved()),
+            rate: VectorPart {
+                logarithm: Some(self.name(names::MAMBA_RATE_LOGARITHM)),
+                ..vector(names::MAMBA_RATE, heads)
+            },
+            skip: vector(names::MAMBA_SKIP, heads),
+            step_bias: vector(names::MAMBA_STEP_BIAS, heads),
+            norm: vector(names::MAMBA_NORM, inner),
+            output: self.adding("mamba.out_proj", output, inner, Input::Output, component),
+        }
+    }
+
+    /// The feed-forward layer that all tokens pass.
+    fn dense(self) -> SwiGlu<MatrixPart> {
+        let width = self.config.intermediate_size;
+        let (gate_up, down) = match self.config.architecture {
+            Architecture::Granite | Architecture::GraniteMoe | Architecture::Llama => (
+                [self.rows(names::GATE, width), self.rows(names::UP, width)],
+                names::DOWN,
+            ),
+            Architecture::GraniteMoeShared | Architecture::GraniteHybrid => (
+                Rows::halves(self.name(names::SHARED_GATE_UP), 2 * width),
+                names::SHARED_DOWN,
+            ),
+        };
+        let gate_up = Columns::Interleaved(vec![gate_up]);
+        let (down, component) = (self.outputs(down), Component::FeedForward);
+        SwiGlu {
+            gate_up: self.reading("mlp.gate_up_proj", gate_up, Input::FeedForward, component),
+            down: self.adding("mlp.down_proj", down, width, Input::Down, component),
+        }
+    }
+
+    fn experts(self, shape: config::Experts) -> Experts<MatrixPart, VectorPart> {
+        let (hidden, component) = (self.config.hidden_size, Component::Experts);
+        let config::Experts { count, width, .. } = shape;
+        let parts = |tensor, each| Rows::parts(self.name(tensor), count * each, count);
+        let gate_up = parts(names::EXPERTS_GATE_UP, 2 * width).into_iter();
+        let gate_up = Columns::Interleaved(gate_up.map(Rows::in_halves).collect());
+        let down = Columns::Stacked(parts(names::EXPERTS_DOWN, hidden));
+        let (input, gated) = (Input::FeedForward, Input::ExpertsDown);
+        let router = self.vector(names::ROUTER, &[count, hidden], Component::Router);
+        Experts {
+            shared: (self.config.intermediate_size > 0).then(|| self.dense()),
+            router: VectorPart {
+                lanes: Some(ROUTER_LANES),
+                ..router
+            },
+            experts: SwiGlu {
+                gate_up: MatrixPart {
+                    experts: Some(shape),
+                    ..self.reading("experts.gate_up_proj", gate_up, input, component)
+                },
+                down: MatrixPart {
+                    experts: Some(shape),
+                    ..self.adding("experts.down_proj", down, width, gated, component)
+                },
+            },
+        }
     }
 }
 
@@ -192,15 +359,16 @@ mod tests {
             tie_word_embeddings: false,
             ..shapes::named("granite-3.3-2b").expect("a published shape")
         };
+        let layers = config.num_layers();
         let blueprint = blueprint(&config);
         let matrices = blueprint.matrices().into_iter();
         let mut tensors: Vec<&str> = matrices
             .flat_map(|part| part.columns.tensors().map(|(tensor, _)| tensor))
             .collect();
-        tensors.extend(blueprint.norms().iter().map(|part| part.name.as_str()));
-        assert_eq!(tensors.len(), 3 + 9 * config.num_layers);
+        tensors.extend(blueprint.vectors().iter().map(|part| part.name.as_str()));
+        assert_eq!(tensors.len(), 3 + 9 * layers);
         let names = |layer| names::OF_GGUF.map(|name| name.in_layer(layer));
-        let known: Vec<String> = (0..config.num_layers).flat_map(names).collect();
+        let known: Vec<String> = (0..layers).flat_map(names).collect();
         for tensor in tensors {
             assert!(known.iter().any(|name| name == tensor), "{tensor}");
         }

@@ -37,8 +37,9 @@ struct Piece<'a> {
 pub enum Columns {
     /// All rows of the first, then of the second, and so on.
     Stacked(Vec<Rows>),
-    /// Each panel has 32 rows of the first and 32 of the second; both have the same number of rows.
-    Interleaved([Rows; 2]),
+    /// Each panel has 32 rows of the first and 32 of the second of a pair; both have the same number of rows. The
+    /// panels of one pair come after those of the pair before: experts are pairs.
+    Interleaved(Vec<[Rows; 2]>),
 }
 
 impl Rows {
@@ -54,12 +55,28 @@ impl Rows {
 
     /// The two halves of the rows of a tensor that has `total`.
     pub fn halves(tensor: String, total: usize) -> [Self; 2] {
-        let count = total / 2;
-        [0, count].map(|first| Self {
+        Self::all(tensor, total).in_halves()
+    }
+
+    /// The rows of a tensor that has `total`, in `count` equal parts.
+    pub fn parts(tensor: String, total: usize, count: usize) -> Vec<Self> {
+        let each = total / count;
+        let part = |index| Self {
             tensor: tensor.clone(),
             total,
+            first: index * each,
+            count: each,
+        };
+        (0..count).map(part).collect()
+    }
+
+    /// The first and the second half of these rows.
+    pub fn in_halves(self) -> [Self; 2] {
+        let count = self.count / 2;
+        [self.first, self.first + count].map(|first| Self {
             first,
             count,
+            ..self.clone()
         })
     }
 
@@ -75,6 +92,11 @@ impl Rows {
     }
 }
 
+/// Columns that a pair makes, of whose halves `first` is one.
+const fn padded_pair(first: &Rows) -> usize {
+    first.count.div_ceil(HALF) * PANEL
+}
+
 impl Columns {
     /// All rows of one tensor.
     pub fn whole(tensor: String, total: usize) -> Self {
@@ -85,7 +107,7 @@ impl Columns {
     pub fn rows(&self) -> &[Rows] {
         match self {
             Self::Stacked(list) => list,
-            Self::Interleaved(halves) => halves,
+            Self::Interleaved(pairs) => pairs.as_flattened(),
         }
     }
 
@@ -109,17 +131,25 @@ impl Columns {
     pub fn padded_count(&self) -> usize {
         match self {
             Self::Stacked(_) => self.count(),
-            Self::Interleaved([first, _]) => first.count.div_ceil(HALF) * PANEL,
+            Self::Interleaved(pairs) => pairs.iter().map(|[first, _]| padded_pair(first)).sum(),
         }
     }
 
     /// Which rows make the columns of panel `panel`: the inverse of [`Columns::column`].
     fn pieces(&self, panel: usize) -> Vec<Piece<'_>> {
         match self {
-            Self::Interleaved([first, second]) => vec![
-                first.piece(panel * HALF, HALF, 0),
-                second.piece(panel * HALF, HALF, HALF),
-            ],
+            Self::Interleaved(pairs) => {
+                let mut before = 0;
+                for [first, second] in pairs {
+                    let panels = padded_pair(first) / PANEL;
+                    if panel < before + panels {
+                        let from = (panel - before) * HALF;
+                        return vec![first.piece(from, HALF, 0), second.piece(from, HALF, HALF)];
+                    }
+                    before += panels;
+                }
+                Vec::new()
+            }
             Self::Stacked(list) => {
                 let (mut pieces, mut before, mut filled) = (Vec::new(), 0, 0);
                 for rows in list {
@@ -141,15 +171,16 @@ impl Columns {
         let mut before = 0;
         for (index, rows) in self.rows().iter().enumerate() {
             let offset = row.checked_sub(rows.first);
-            if let Some(offset) = offset.filter(|offset| *offset < rows.count)
-                && rows.tensor == tensor
-            {
-                return Some(match self {
-                    Self::Stacked(_) => before + offset,
-                    Self::Interleaved(_) => offset / HALF * PANEL + index * HALF + offset % HALF,
-                });
+            let offset = offset.filter(|offset| *offset < rows.count && rows.tensor == tensor);
+            match (self, offset) {
+                (Self::Stacked(_), Some(offset)) => return Some(before + offset),
+                (Self::Stacked(_), None) => before += rows.count,
+                (Self::Interleaved(_), Some(offset)) => {
+                    let half = index % 2;
+                    return Some(before + offset / HALF * PANEL + half * HALF + offset % HALF);
+                }
+                (Self::Interleaved(_), None) => before += index % 2 * padded_pair(rows),
             }
-            before += rows.count;
         }
         None
     }
@@ -226,9 +257,11 @@ mod tests {
                 Rows::all("gate".into(), width),
                 Rows::all("up".into(), width),
             ];
-            Columns::Interleaved(halves)
+            Columns::Interleaved(vec![halves])
         };
-        let fused = Columns::Interleaved(Rows::halves("gate and up".into(), 2 * 80));
+        let fused = Columns::Interleaved(vec![Rows::halves("gate and up".into(), 2 * 80)]);
+        let experts = Rows::parts("experts".into(), 3 * 2 * 75, 3).into_iter();
+        let experts = Columns::Interleaved(experts.map(Rows::in_halves).collect());
         let all = [
             (stacked(&[64]), 64),
             (stacked(&[100, 1, 30]), 131),
@@ -236,6 +269,8 @@ mod tests {
             (interleaved(32), 64),
             (interleaved(75), 192),
             (fused, 192),
+            (experts, 3 * 192),
+            (Columns::Stacked(Rows::parts("experts".into(), 300, 3)), 300),
         ];
         for (columns, padded) in all {
             assert_eq!(columns.padded_count(), padded);

@@ -1,53 +1,113 @@
 //! `config.json`, checked.
 
-use std::fmt::Display;
+mod fields;
+mod layers;
+
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::sources::forms::{HYBRID, MIXTURE_OF_EXPERTS};
+use crate::sources::forms::{BAMBA, OTHER_EXPERTS, OTHER_GRANITE};
+use fields::Fields;
+pub(crate) use layers::CONVOLUTION_TAPS;
 
 /// The widest head. The attention kernels cannot keep a wider head in registers, and no published Granite or Llama has
 /// one.
 pub(crate) const HEAD_DIM_MAX: usize = 256;
 
-/// Which published architecture a checkpoint is; all three run the same forward pass.
+/// Which published architecture a checkpoint is; all run the same forward pass over different parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
-    /// `GraniteForCausalLM` (Granite 3.x and 4.1).
+    /// `GraniteForCausalLM` (Granite 3.x, 4.1 and 4.2).
     Granite,
-    /// Dense `GraniteMoeHybridForCausalLM` (Granite 4.0 without experts or Mamba layers).
-    GraniteHybridDense,
+    /// `GraniteMoeForCausalLM` (the mixtures of experts of Granite 3.x).
+    GraniteMoe,
+    /// `GraniteMoeSharedForCausalLM`: with a feed-forward layer that all tokens share beside the experts.
+    GraniteMoeShared,
+    /// `GraniteMoeHybridForCausalLM` (Granite 4.0): attention or Mamba-2 in each layer, with or without experts.
+    GraniteHybrid,
     /// `LlamaForCausalLM`: Granite with all multipliers neutral.
     Llama,
 }
 
-/// The shape and constants of a dense Granite.
+/// In which part of a layer a token depends on earlier tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MixerKind {
+    /// Grouped-query attention.
+    Attention,
+    /// A recurrence with a state of fixed size.
+    Mamba,
+}
+
+/// The shape of the Mamba-2 layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mamba {
+    /// Heads, each with its own decay.
+    pub heads: usize,
+    /// Width of a head: 16, 32 or a multiple of 64.
+    pub head_dim: usize,
+    /// Values of the state for each of a head's channels; a multiple of 64.
+    pub state_size: usize,
+}
+
+impl Mamba {
+    /// Channels of all heads; a multiple of 64.
+    pub const fn inner(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Channels of the convolution: the heads', and one each for every value of the inputs and outputs of the state.
+    pub const fn convolved(self) -> usize {
+        self.inner() + 2 * self.state_size
+    }
+
+    /// Outputs of the first matrix: gates, convolved channels, and a time step for each head.
+    pub const fn projected(self) -> usize {
+        self.inner() + self.convolved() + self.heads
+    }
+}
+
+/// The shape of a mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Experts {
+    /// Experts of a layer.
+    pub count: usize,
+    /// How many of them a token takes.
+    pub taken: usize,
+    /// Width of one expert's feed-forward layer; a multiple of 32.
+    pub width: usize,
+}
+
+/// The shape and constants of a Granite.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// Which tensor names to expect.
     pub architecture: Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Number of layers.
-    pub num_layers: usize,
+    /// What mixes the tokens in each layer.
+    pub mixers: Vec<MixerKind>,
     /// Query heads.
     pub num_heads: usize,
     /// Key and value heads; divides `num_heads`.
     pub num_kv_heads: usize,
     /// Width of one head.
     pub head_dim: usize,
-    /// Width of the feed-forward layer.
+    /// The Mamba-2 layers; `None` if there are none.
+    pub mamba: Option<Mamba>,
+    /// Width of the feed-forward layer that all tokens pass; 0 if there are only experts.
     pub intermediate_size: usize,
+    /// The experts; `None` if there are none.
+    pub experts: Option<Experts>,
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Longest sequence the model was made for.
     pub max_positions: usize,
     /// Added to the mean square in every norm.
     pub rms_norm_eps: f32,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
+    /// Base of the rotary frequencies; `None` if attention knows no positions.
+    pub rope_theta: Option<f64>,
     /// Multiplies the looked-up embedding, once.
     pub embedding_multiplier: f32,
     /// The softmax scale itself (not 1/√head_dim).
@@ -61,6 +121,16 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
+    /// Number of layers.
+    pub fn num_layers(&self) -> usize {
+        self.mixers.len()
+    }
+
+    /// Number of layers whose mixer is of this kind.
+    pub fn layers_with(&self, kind: MixerKind) -> usize {
+        self.mixers.iter().filter(|mixer| **mixer == kind).count()
+    }
+
     /// Reads a configuration; `file` is named in errors. A field that is `null` counts as absent.
     ///
     /// Accepted values are bounded: every product of two sizes fits in 64 bits with room to spare, and allocations of
@@ -81,8 +151,14 @@ impl ModelConfig {
         // Four times the widest dense model published, and eight times the deepest.
         let hidden_size = fields.count("hidden_size", 65_536)?;
         let num_layers = fields.count("num_hidden_layers", 1_000)?;
-        fields.refuse_unsupported(architecture, num_layers)?;
+        fields.refuse_unsupported(architecture)?;
 
+        let mixers = fields.mixers(architecture, num_layers)?;
+        let mamba = match mixers.contains(&MixerKind::Mamba) {
+            true => Some(fields.mamba(hidden_size)?),
+            false => None,
+        };
+        let experts = fields.experts(architecture, hidden_size)?;
         let num_heads = fields.count("num_attention_heads", 1_024)?;
         let num_kv_heads = fields.num_kv_heads(num_heads)?;
         let head_dim = fields.head_dim(hidden_size, num_heads)?;
@@ -94,17 +170,13 @@ impl ModelConfig {
         Ok(Self {
             architecture,
             hidden_size,
-            num_layers,
+            mixers,
             num_heads,
             num_kv_heads,
             head_dim,
-            // Without experts the hybrid's only feed-forward layer is the shared one; `intermediate_size` is then unused.
-            intermediate_size: match architecture {
-                Architecture::GraniteHybridDense => {
-                    fields.count("shared_intermediate_size", 1 << 20)?
-                }
-                _ => fields.count("intermediate_size", 1 << 20)?,
-            },
+            mamba,
+            intermediate_size: fields.shared_width(architecture, experts)?,
+            experts,
             // 2²² is sixteen times the largest vocabulary published.
             vocab_size: fields.count("vocab_size", 1 << 22)?,
             max_positions: fields.count("max_position_embeddings", 1 << 24)?,
@@ -112,7 +184,7 @@ impl ModelConfig {
                 .number("rms_norm_eps", 1e-12, 1e-1)?
                 .ok_or_else(|| fields.missing("rms_norm_eps", "a number, such as 1e-5"))?
                 as f32,
-            rope_theta: fields.rope_theta(granite)?,
+            rope_theta: fields.positions(architecture)?,
             embedding_multiplier: multiplier("embedding_multiplier")?,
             attention_multiplier: if granite {
                 fields.multiplier("attention_multiplier")?.ok_or_else(|| {
@@ -126,21 +198,15 @@ impl ModelConfig {
             },
             residual_multiplier: multiplier("residual_multiplier")?,
             logits_scaling: multiplier("logits_scaling")?,
-            // All three architectures are untied unless the file says otherwise.
+            // All architectures are untied unless the file says otherwise.
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
         })
     }
 }
 
-/// The configuration, and the file to name in errors.
-struct Fields<'a> {
-    file: &'a Path,
-    json: &'a Value,
-}
-
 impl Fields<'_> {
     fn architecture(&self) -> Result<Architecture> {
-        const EXPECTED: &str = "expected [\"GraniteForCausalLM\"], [\"GraniteMoeHybridForCausalLM\"] (dense) or [\"LlamaForCausalLM\"]";
+        const EXPECTED: &str = "expected [\"GraniteForCausalLM\"], [\"GraniteMoeForCausalLM\"], [\"GraniteMoeSharedForCausalLM\"], [\"GraniteMoeHybridForCausalLM\"] or [\"LlamaForCausalLM\"]";
         let value = self
             .get("architectures")
             .ok_or_else(|| self.bad("architectures", format!("is missing, {EXPECTED}")))?;
@@ -148,26 +214,32 @@ impl Fields<'_> {
             Some([one]) => one.as_str(),
             _ => None,
         };
+        let refuse = |name: &str, problem: &str| {
+            let problem = format!("{name} {problem}");
+            Err(self.bad("architectures", problem))
+        };
         match name {
             Some("GraniteForCausalLM") => Ok(Architecture::Granite),
-            Some("GraniteMoeHybridForCausalLM") => Ok(Architecture::GraniteHybridDense),
+            Some("GraniteMoeForCausalLM") => Ok(Architecture::GraniteMoe),
+            Some("GraniteMoeSharedForCausalLM") => Ok(Architecture::GraniteMoeShared),
+            Some("GraniteMoeHybridForCausalLM") => Ok(Architecture::GraniteHybrid),
             Some("LlamaForCausalLM") => Ok(Architecture::Llama),
-            Some(name @ "BambaForCausalLM") => {
-                Err(self.bad("architectures", format!("{name} {HYBRID}")))
+            Some(name @ "BambaForCausalLM") => refuse(name, BAMBA),
+            Some(name) if name.starts_with("Granite") && name.len() <= 64 => {
+                refuse(name, OTHER_GRANITE)
             }
-            Some(name) if name.to_lowercase().contains("moe") || name.starts_with("Mixtral") => {
-                Err(self.bad("architectures", format!("{name} {MIXTURE_OF_EXPERTS}")))
+            Some(name)
+                if (name.to_lowercase().contains("moe") || name.starts_with("Mixtral"))
+                    && name.len() <= 64 =>
+            {
+                refuse(name, OTHER_EXPERTS)
             }
             _ => Err(self.is_but("architectures", value, EXPECTED)),
         }
     }
 
     /// Refuses settings that would change the forward pass in a way that is not implemented.
-    fn refuse_unsupported(&self, architecture: Architecture, num_layers: usize) -> Result<()> {
-        let hybrid = architecture == Architecture::GraniteHybridDense;
-        if hybrid {
-            self.refuse_mamba()?;
-        }
+    fn refuse_unsupported(&self, architecture: Architecture) -> Result<()> {
         if let Some(value) = self.get("quantization_config") {
             return Err(self.is_but(
                 "quantization_config",
@@ -180,21 +252,10 @@ impl Fields<'_> {
                 return Err(self.bad(name, "is true, expected false: biases are not supported"));
             }
         }
-        for name in ["num_local_experts", "num_experts"] {
-            if self.number(name, 0.0, f64::MAX)?.unwrap_or(0.0) > 0.0 {
-                return Err(self.bad(name, format!("is above 0: this {MIXTURE_OF_EXPERTS}")));
-            }
-        }
         self.only("hidden_act", "silu")?;
-        self.only("position_embedding_type", "rope")?;
-        if hybrid {
-            // An absent value means no rotary embedding.
-            let name = "position_embedding_type";
-            if self.get(name).is_none() {
-                return Err(self.missing(name, "\"rope\""));
-            }
+        if architecture != Architecture::GraniteHybrid {
+            self.only("position_embedding_type", "rope")?;
         }
-        self.attention_in_every_layer(num_layers)?;
         if let Some(value) = self.get("rope_scaling") {
             let expected = "expected null: scaled rotary embeddings are not supported";
             return Err(self.is_but("rope_scaling", value, expected));
@@ -209,40 +270,22 @@ impl Fields<'_> {
         Ok(())
     }
 
-    /// Refuses a hybrid with Mamba layers and says so in the error. If `layer_types` is missing, all layers are Mamba.
-    fn refuse_mamba(&self) -> Result<()> {
-        const NAME: &str = "layer_types";
-        let Some(types) = self.get(NAME) else {
-            return Err(self.bad(NAME, format!("is missing, so this {HYBRID}")));
-        };
-        let is_mamba = |kind: &Value| matches!(kind.as_str(), Some("mamba" | "linear_attention"));
-        let mut types = types.as_array().into_iter().flatten();
-        match types.position(is_mamba) {
-            Some(layer) => Err(self.bad(&format!("{NAME}[{layer}]"), format!("this {HYBRID}"))),
-            None => Ok(()),
-        }
-    }
-
-    fn attention_in_every_layer(&self, num_layers: usize) -> Result<()> {
-        let Some(value) = self.get("layer_types") else {
-            return Ok(());
-        };
-        let types = value
-            .as_array()
-            .filter(|types| types.len() == num_layers)
-            .ok_or_else(|| {
-                let expected =
-                    format!("expected {num_layers} layer types, as num_hidden_layers says");
-                self.is_but("layer_types", value, expected)
-            })?;
-        for (layer, kind) in types.iter().enumerate() {
-            if !matches!(kind.as_str(), Some("attention" | "full_attention")) {
-                let expected =
-                    "expected \"attention\": Mamba and sliding-window layers are not supported";
-                return Err(self.is_but(&format!("layer_types[{layer}]"), kind, expected));
+    /// The base of the rotary frequencies, unless attention knows no positions. A hybrid has positions only where it
+    /// says `"rope"`; it may have a base all the same, which then means nothing.
+    fn positions(&self, architecture: Architecture) -> Result<Option<f64>> {
+        const NAME: &str = "position_embedding_type";
+        if architecture == Architecture::GraniteHybrid {
+            match self.get(NAME) {
+                Some(value) if value == "rope" => {}
+                None => return Ok(None),
+                Some(value) if value == "nope" => return Ok(None),
+                Some(value) => {
+                    return Err(self.is_but(NAME, value, "expected \"rope\" or \"nope\""));
+                }
             }
         }
-        Ok(())
+        let granite = architecture != Architecture::Llama;
+        self.rope_theta(granite).map(Some)
     }
 
     fn num_kv_heads(&self, num_heads: usize) -> Result<usize> {
@@ -295,90 +338,6 @@ impl Fields<'_> {
             // The first Llama files are older than the field and use this value.
             (None, None) => Ok(10_000.0),
         }
-    }
-
-    /// A size: an integer from 1 to `most`, possibly written as `2048.0`.
-    fn count(&self, name: &str, most: usize) -> Result<usize> {
-        let expected = format!("an integer from 1 to {most}");
-        let value = self
-            .get(name)
-            .ok_or_else(|| self.missing(name, &expected))?;
-        value
-            .as_f64()
-            .filter(|number| number.fract() == 0.0 && (1.0..=most as f64).contains(number))
-            .map(|number| number as usize)
-            .ok_or_else(|| self.is_but(name, value, format!("expected {expected}")))
-    }
-
-    /// One of Granite's multipliers. The bounds are far outside any published value and keep f32 from overflowing.
-    fn multiplier(&self, name: &str) -> Result<Option<f32>> {
-        let number = self.number(name, 1e-6, 1e6)?;
-        Ok(number.map(|number| number as f32))
-    }
-
-    /// A number from `least` to `most`, as an integer or a float; `None` if the field is absent.
-    fn number(&self, name: &str, least: f64, most: f64) -> Result<Option<f64>> {
-        let Some(value) = self.get(name) else {
-            return Ok(None);
-        };
-        match value.as_f64() {
-            Some(number) if (least..=most).contains(&number) => Ok(Some(number)),
-            _ => {
-                let expected = match (least, most) {
-                    (least, f64::MAX) => format!("expected a number from {least}"),
-                    _ if least == most => format!("expected {least}"),
-                    _ => format!("expected a number from {least} to {most}"),
-                };
-                Err(self.is_but(name, value, expected))
-            }
-        }
-    }
-
-    /// A boolean; false if the field is absent.
-    fn flag(&self, name: &str) -> Result<bool> {
-        let Some(value) = self.get(name) else {
-            return Ok(false);
-        };
-        value
-            .as_bool()
-            .ok_or_else(|| self.is_but(name, value, "expected true or false"))
-    }
-
-    /// Refuses any value but `expected`; an absent field means `expected`.
-    fn only(&self, name: &str, expected: &str) -> Result<()> {
-        match self.get(name) {
-            Some(value) if value != expected => {
-                Err(self.is_but(name, value, format!("expected \"{expected}\"")))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The field at `path`, whose parts are separated by dots.
-    fn get(&self, path: &str) -> Option<&Value> {
-        let value = path
-            .split('.')
-            .try_fold(self.json, |value, key| value.get(key))?;
-        (!value.is_null()).then_some(value)
-    }
-
-    fn missing(&self, name: &str, expected: impl Display) -> Error {
-        self.bad(name, format!("is missing, expected {expected}"))
-    }
-
-    fn is_but(&self, name: &str, value: &Value, expected: impl Display) -> Error {
-        // The message stays one line on a terminal, whatever the file holds.
-        const SHOWN_CHARS: usize = 60;
-        let mut shown: String = value.to_string();
-        if let Some((end, _)) = shown.char_indices().nth(SHOWN_CHARS) {
-            shown.truncate(end);
-            shown.push('…');
-        }
-        self.bad(name, format!("is {shown}, {expected}"))
-    }
-
-    fn bad(&self, name: &str, problem: impl Display) -> Error {
-        Error::bad_model(self.file, name, problem)
     }
 }
 

@@ -1,6 +1,6 @@
-//! The feed-forward part of a layer, which processes each token independently.
+//! A feed-forward layer that all tokens pass.
 
-use super::weights::{FeedForward, SwiGlu};
+use super::weights::SwiGlu;
 use crate::int8::activations::Activations;
 use crate::int8::compute::Compute;
 use crate::int8::floats::Floats;
@@ -23,12 +23,12 @@ impl Buffers {
 /// `residual += down · (silu(gate · input) · (up · input))`.
 pub fn feed_forward(
     compute: &mut Compute,
-    weights: &FeedForward,
+    weights: &SwiGlu,
     input: &Activations,
     buffers: &mut Buffers,
     residual: &mut Floats,
 ) {
-    let FeedForward::Dense(SwiGlu { gate_up, down }) = weights;
+    let SwiGlu { gate_up, down } = weights;
     compute.multiply_swiglu(gate_up, input, down.rotation(), &mut buffers.gated);
     compute.multiply_add(down, &buffers.gated, residual);
 }

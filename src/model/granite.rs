@@ -3,14 +3,18 @@
 use super::accounts::{Operations, WeightMemory};
 use super::attention::{self, attention};
 use super::blueprint::{Blueprint, blueprint};
-use super::config::ModelConfig;
+use super::config::{Mamba, ModelConfig};
+use super::experts;
 use super::feed_forward::{self, feed_forward};
+use super::fold::fold_norm_into_router;
 use super::forward::{Forward, PAGE_TOKENS, Rewind, Span};
 use super::kv_cache::{KvCache, LayerCache};
+use super::mamba::{self, mamba};
 use super::norm::{Normed, PANELS_PER_GROUP};
 use super::rotary::Rotary;
+use super::state::{LayerStates, States};
 use super::step::{Row, Step};
-use super::weights::{FeedForward, Layer, Mixer, SwiGlu, Weights};
+use super::weights::{FeedForward, Layer, Mixer, Weights};
 use crate::error::Result;
 use crate::int8::compute::Compute;
 use crate::int8::floats::Floats;
@@ -25,16 +29,23 @@ pub struct Granite {
     blueprint: Blueprint,
     weights: Weights,
     cache: KvCache,
-    rotary: Rotary,
+    states: States,
+    rotary: Option<Rotary>,
     context: usize,
     compute: Compute,
     work: Workspace,
 }
 
+/// What a layer's mixer keeps of every sequence.
+enum MixerState<'a> {
+    Pages(&'a mut LayerCache),
+    States(&'a mut LayerStates),
+}
+
 /// The buffers of a step, kept between steps. Float rows are panel-major, `[panels][rows][64]`.
 struct Workspace {
     rows: Vec<Row>,
-    /// `[rows][head_dim]`: cosines and sines.
+    /// `[rows][head_dim]`: cosines and sines; empty if attention knows no positions.
     rotary: Vec<f32>,
     /// The residual stream.
     residual: Floats,
@@ -42,23 +53,28 @@ struct Workspace {
     last: Floats,
     normed: Normed,
     attention: attention::Buffers,
+    mamba: mamba::Buffers,
     feed_forward: feed_forward::Buffers,
+    experts: Option<experts::Buffers>,
     logit_panels: Floats,
     logits: Vec<f32>,
 }
 
 impl Granite {
-    /// Assembles a model. `page_count` KV pages are reserved; no sequence may be longer than `context`.
+    /// Assembles a model. `page_count` KV pages and the states of `slots` sequences are reserved; no sequence may be
+    /// longer than `context`.
     ///
     /// # Errors
-    /// [`crate::error::Error::Config`] if there is not enough memory for the pages.
+    /// [`crate::error::Error::Config`] if there is not enough memory for the pages or states.
     pub fn new(
         config: ModelConfig,
-        weights: Weights,
+        mut weights: Weights,
         page_count: usize,
+        slots: usize,
         context: usize,
         compute: Compute,
     ) -> Result<Self> {
+        weights.layers.iter_mut().for_each(fold_norm_into_router);
         let work = Workspace {
             rows: Vec::new(),
             rotary: Vec::new(),
@@ -66,14 +82,17 @@ impl Granite {
             last: Floats::default(),
             normed: Normed::new(config.hidden_size),
             attention: attention::Buffers::new(config.num_heads * config.head_dim),
+            mamba: mamba::Buffers::new(config.mamba.map_or(0, Mamba::inner)),
             feed_forward: feed_forward::Buffers::new(config.intermediate_size),
+            experts: experts::Buffers::new(&config),
             logit_panels: Floats::default(),
             logits: Vec::new(),
         };
         Ok(Self {
             blueprint: blueprint(&config),
             cache: KvCache::new(&config, page_count)?,
-            rotary: Rotary::new(config.head_dim, config.rope_theta),
+            states: States::new(&config, slots)?,
+            rotary: (config.rope_theta).map(|theta| Rotary::new(config.head_dim, theta)),
             config,
             weights,
             context,
@@ -92,9 +111,22 @@ impl Granite {
         self.blueprint.memory(&self.weights)
     }
 
-    /// Bytes that one decoding step reads.
+    /// Bytes that a decoding step of one row moves: the weights that it reads, and its state, which it reads and writes.
     pub(crate) fn bytes_per_step(&self) -> u64 {
-        self.blueprint.bytes_per_step(&self.weights)
+        let taken = self.config.experts.map_or(0, |experts| experts.taken);
+        self.bytes_moved(taken as f64, 1)
+    }
+
+    /// Bytes that the last step moved if it was a decoding step of `rows` rows: the weights that it read, of the experts
+    /// only those that a row had taken, and the rows' states, which it read and wrote.
+    pub(crate) fn bytes_of_last_step(&self, rows: usize) -> u64 {
+        let read = self.work.experts.as_ref().map_or(0, |buffers| buffers.read);
+        self.bytes_moved(read as f64 / self.config.num_layers() as f64, rows)
+    }
+
+    fn bytes_moved(&self, experts: f64, rows: usize) -> u64 {
+        let states = 2 * rows * States::bytes_per_slot(&self.config);
+        self.blueprint.bytes_per_step(&self.weights, experts) + states as u64
     }
 
     /// Int8 operations of a step.
@@ -117,10 +149,16 @@ impl Granite {
         (&self.blueprint, &self.weights, &mut self.compute)
     }
 
-    /// Fills the KV cache with arbitrary numbers, so that steps late in a sequence can be timed without running the
-    /// earlier ones.
+    /// Fills the KV cache and the states with arbitrary numbers, so that steps late in a sequence can be timed without
+    /// running the earlier ones.
     pub(crate) fn fill_cache(&mut self) {
         self.cache.fill();
+        self.states.fill(1e-3);
+    }
+
+    /// Fills the states of all sequences with NaN, so that a sequence that does not begin with a state of its own shows.
+    pub fn poison_states(&mut self) {
+        self.states.fill(f32::NAN);
     }
 
     /// The logits after every id, `[ids.len()][vocab]`, from one step on the cache's first pages.
@@ -165,7 +203,10 @@ impl Forward for Granite {
     }
 
     fn rewind(&self) -> Rewind {
-        Rewind::Free
+        match self.config.mamba {
+            Some(_) => Rewind::Never,
+            None => Rewind::Free,
+        }
     }
 
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {
@@ -173,6 +214,7 @@ impl Forward for Granite {
             config,
             weights,
             cache,
+            states,
             rotary,
             compute,
             work,
@@ -188,20 +230,35 @@ impl Forward for Granite {
             let positions = tokens.start..tokens.start + tokens.tokens.len();
             rows.extend(positions.map(|position| Row { span, position }));
         }
-        tables.resize(rows.len() * dim, 0.0);
-        for (row, table) in rows.iter().zip(tables.chunks_exact_mut(dim)) {
-            rotary.fill(row.position, table);
+        if let Some(rotary) = rotary {
+            tables.resize(rows.len() * dim, 0.0);
+            for (row, table) in rows.iter().zip(tables.chunks_exact_mut(dim)) {
+                rotary.fill(row.position, table);
+            }
         }
         let step = Step {
             config,
             spans,
             rows: &rows,
-            rotary: &tables,
+            rotary: rotary.is_some().then_some(&tables),
         };
 
+        if let Some(experts) = &mut work.experts {
+            experts.read = 0;
+        }
         embed(&step, compute, weights, &mut work.residual);
-        for (index, layer) in weights.layers.iter().enumerate() {
-            block(&step, compute, layer, cache.layer(index), work);
+        let (mut with_attention, mut with_mamba) = (0.., 0..);
+        for layer in &weights.layers {
+            let state = match &layer.mixer {
+                Mixer::Attention(_) => with_attention
+                    .next()
+                    .map(|n| MixerState::Pages(cache.layer(n))),
+                Mixer::Mamba(_) => with_mamba
+                    .next()
+                    .map(|n| MixerState::States(states.layer(n))),
+            };
+            mix(&step, compute, layer, state.expect("endless"), work);
+            process(&step, compute, layer, work);
         }
         head(&step, compute, weights, work);
         (work.rows, work.rotary) = (rows, tables);
@@ -236,36 +293,79 @@ fn embed(step: &Step<'_>, compute: &mut Compute, weights: &Weights, residual: &m
     });
 }
 
-/// Applies one layer to the residual stream.
-fn block(
+/// Applies the mixer of a layer to the residual stream.
+fn mix(
     step: &Step<'_>,
     compute: &mut Compute,
     layer: &Layer,
-    cache: &mut LayerCache,
+    state: MixerState<'_>,
     work: &mut Workspace,
 ) {
-    let (rows, epsilon) = (step.rows.len(), step.config.rms_norm_eps);
+    let Workspace {
+        residual, normed, ..
+    } = work;
+    let rotation = match &layer.mixer {
+        Mixer::Attention(weights) => weights.qkv.rotation(),
+        Mixer::Mamba(weights) => weights.input.rotation(),
+    };
+    let (x, epsilon) = (
+        Panels::new(residual, step.rows.len()),
+        step.config.rms_norm_eps,
+    );
+    normed.fill(compute, x, &layer.mixer_norm, epsilon, rotation);
+    let input = &normed.rows;
+    match (&layer.mixer, state) {
+        (Mixer::Attention(weights), MixerState::Pages(cache)) => {
+            let buffers = &mut work.attention;
+            attention(step, compute, weights, cache, input, buffers, residual);
+        }
+        (Mixer::Mamba(weights), MixerState::States(states)) => {
+            let buffers = &mut work.mamba;
+            mamba(step, compute, weights, states, input, buffers, residual);
+        }
+        _ => unreachable!("every layer has the state of its kind"),
+    }
+}
+
+/// Applies the feed-forward part of a layer to the residual stream.
+fn process(step: &Step<'_>, compute: &mut Compute, layer: &Layer, work: &mut Workspace) {
     let Workspace {
         residual,
         normed,
-        attention: attention_buffers,
-        feed_forward: feed_forward_buffers,
+        feed_forward: buffers,
+        experts: expert_buffers,
         ..
     } = work;
+    let (rows, epsilon, norm) = (
+        step.rows.len(),
+        step.config.rms_norm_eps,
+        &layer.feed_forward_norm,
+    );
+    let experts = match &layer.feed_forward {
+        FeedForward::Dense(dense) => {
+            let x = Panels::new(residual, rows);
+            normed.fill(compute, x, norm, epsilon, dense.gate_up.rotation());
+            return feed_forward(compute, dense, &normed.rows, buffers, residual);
+        }
+        FeedForward::Experts(experts) => experts,
+    };
+    let (Some(shape), Some(expert_buffers)) = (step.config.experts, expert_buffers) else {
+        unreachable!("experts have a shape and buffers");
+    };
     let x = Panels::new(residual, rows);
-    let Mixer::Attention(weights) = &layer.mixer;
-    let rotation = weights.qkv.rotation();
-    normed.fill(compute, x, &layer.mixer_norm, epsilon, rotation);
-    let (input, buffers) = (&normed.rows, attention_buffers);
-    attention(step, compute, weights, cache, input, buffers, residual);
-
-    let x = Panels::new(residual, rows);
-    let weights = &layer.feed_forward;
-    let FeedForward::Dense(SwiGlu { gate_up, .. }) = weights;
-    let rotation = gate_up.rotation();
-    normed.fill(compute, x, &layer.feed_forward_norm, epsilon, rotation);
-    let (input, buffers) = (&normed.rows, feed_forward_buffers);
-    feed_forward(compute, weights, input, buffers, residual);
+    let rotation = experts.experts.gate_up.rotation();
+    expert_buffers.route(shape, compute, &experts.router, x, epsilon);
+    normed.fill(compute, x, norm, epsilon, rotation);
+    expert_buffers.gather(compute, &normed.rows);
+    if let Some(shared) = &experts.shared {
+        // Only codes that a checkpoint had already can be rotated in another way.
+        if shared.gate_up.rotation() != rotation {
+            let x = Panels::new(residual, rows);
+            normed.fill(compute, x, norm, epsilon, shared.gate_up.rotation());
+        }
+        feed_forward(compute, shared, &normed.rows, buffers, residual);
+    }
+    expert_buffers.add(shape, compute, &experts.experts, residual, rows);
 }
 
 /// The logits of the rows that need them, `[rows][vocab]`.

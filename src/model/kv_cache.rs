@@ -1,19 +1,14 @@
 //! Keys and values of all sequences in 64-token pages, int8 with one scale per token and head.
 
-use std::marker::PhantomData;
-use std::ops::{Deref, DerefMut};
-
-use bytemuck::Pod;
-use memmap2::{Advice, MmapMut};
-
-use super::config::ModelConfig;
+use super::config::{MixerKind, ModelConfig};
 use super::forward::PAGE_TOKENS;
+use super::lazy::Lazy;
 use crate::config::ByteSize;
 use crate::error::{Error, Result};
 use crate::int8::ZERO_POINT;
 use crate::int8::kernels::pool::PerUnit;
 
-/// The pages of all layers.
+/// The pages of all layers with attention.
 pub struct KvCache {
     layers: Vec<LayerCache>,
     page_count: usize,
@@ -30,41 +25,6 @@ pub struct LayerCache {
     /// `[kv_head][page][64]`.
     key_scales: Lazy<f32>,
     value_scales: Lazy<f32>,
-}
-
-/// Zeros aligned to cache lines, whose memory is allocated when it is first written. Small pages are used: a sequence
-/// writes a little to each head of each layer, which with huge pages would allocate gigabytes at once.
-struct Lazy<T> {
-    map: MmapMut,
-    kind: PhantomData<T>,
-}
-
-impl<T: Pod> Lazy<T> {
-    fn zeroed(len: usize) -> std::io::Result<Self> {
-        // Mapping 0 bytes is an error.
-        let bytes = len.max(1) * size_of::<T>();
-        let map = MmapMut::map_anon(bytes)?;
-        #[cfg(target_os = "linux")]
-        // The advice may fail: a system that uses huge pages anyway allocates more at once, but never more than is
-        // reserved.
-        let _ = map.advise(Advice::NoHugePage);
-        let kind = PhantomData;
-        Ok(Self { map, kind })
-    }
-}
-
-impl<T: Pod> Deref for Lazy<T> {
-    type Target = [T];
-
-    fn deref(&self) -> &[T] {
-        bytemuck::cast_slice(&self.map)
-    }
-}
-
-impl<T: Pod> DerefMut for Lazy<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        bytemuck::cast_slice_mut(&mut self.map)
-    }
 }
 
 /// One head of one layer, to be appended to.
@@ -109,8 +69,8 @@ pub type HeadParts<'a> = (
 
 impl KvCache {
     /// Bytes of one page over all layers and heads.
-    pub const fn page_bytes(config: &ModelConfig) -> usize {
-        config.num_layers
+    pub fn page_bytes(config: &ModelConfig) -> usize {
+        config.layers_with(MixerKind::Attention)
             * config.num_kv_heads
             * 2
             * PAGE_TOKENS
@@ -133,7 +93,7 @@ impl KvCache {
                 value_scales: Lazy::zeroed(tokens)?,
             })
         };
-        let layers = (0..config.num_layers)
+        let layers = (0..config.layers_with(MixerKind::Attention))
             .map(layer)
             .collect::<std::io::Result<_>>();
         let layers = layers.map_err(|problem| {
@@ -161,7 +121,7 @@ impl KvCache {
         self.page_count
     }
 
-    /// Layer `index`.
+    /// The layer with attention that `index` others come before.
     pub fn layer(&mut self, index: usize) -> &mut LayerCache {
         &mut self.layers[index]
     }

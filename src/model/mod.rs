@@ -4,8 +4,9 @@
 //! |---|---|
 //! | `forward` | the interface to the engine: [`Forward`], [`Span`] |
 //! | `granite` | the forward pass: embedding, layers, head |
-//! | `attention`, `queries`, `feed_forward`, `norm` | the parts of a layer |
-//! | `step`, `rotary`, `kv_cache` | the data that all rows of a step share, and the keys and values of sequences |
+//! | `attention`, `queries`, `mamba`, `feed_forward`, `experts`, `norm` | the parts of a layer |
+//! | `step`, `rotary` | the data that all rows of a step share |
+//! | `kv_cache`, `state`, `lazy` | what sequences leave behind: keys and values, and states of fixed size |
 //! | [`quantizer`], [`packed`], `random` | weights from a float checkpoint, from a packed folder, and random weights |
 //! | `tensors`, `fold`, `accounts` | tensor checks, folded constants, bytes and operations, derived from the blueprint |
 //! | [`blueprint`] | the one list of a model's parts |
@@ -19,11 +20,14 @@ mod attention;
 pub(crate) mod blueprint;
 pub(crate) mod columns;
 pub(crate) mod config;
+mod experts;
 mod feed_forward;
 mod fold;
 mod forward;
 pub(crate) mod granite;
 mod kv_cache;
+mod lazy;
+mod mamba;
 mod norm;
 pub mod packed;
 pub mod quantizer;
@@ -31,13 +35,14 @@ mod queries;
 mod random;
 mod rotary;
 pub mod shapes;
+mod state;
 mod step;
 pub(crate) mod tensors;
 pub mod weights;
 
 pub use accounts::{Operations, PartMemory, WeightMemory};
 pub use blueprint::blueprint;
-pub use config::ModelConfig;
+pub use config::{Experts, Mamba, MixerKind, ModelConfig};
 pub use forward::{Forward, PAGE_TOKENS, Rewind, Span};
 pub use granite::Granite;
 pub use packed::Placement;
@@ -54,6 +59,8 @@ pub struct Settings {
     pub threads: usize,
     /// Bytes for the KV cache.
     pub kv_bytes: u64,
+    /// Sequences that have a state at the same time, if the model is recurrent; [`Span::slot`] is below this.
+    pub slots: usize,
     /// The longest sequence, if shorter than the model's own limit.
     pub context: Option<usize>,
     /// Whether the weights of a packed model are mapped or copied.
@@ -67,6 +74,8 @@ pub struct Footprint {
     pub weights: u64,
     /// Bytes of one KV page over all layers.
     pub kv_page: u64,
+    /// Bytes of the state of one sequence over all layers; 0 if the model is not recurrent.
+    pub state: u64,
     /// Bytes that each row of a step takes while it runs: its logits twice, and the values between the matrices.
     pub step_row: u64,
 }
@@ -76,10 +85,21 @@ pub fn footprint(config: &ModelConfig) -> Footprint {
     Footprint {
         weights: blueprint(config).packed_bytes(),
         kv_page: kv_cache::KvCache::page_bytes(config) as u64,
-        step_row: 4
-            * (2 * config.vocab_size + 8 * config.hidden_size + 3 * config.intermediate_size)
-                as u64,
+        state: state::States::bytes_per_slot(config) as u64,
+        step_row: 4 * step_values(config) as u64,
     }
+}
+
+/// Values that each row of a step takes while it runs.
+fn step_values(config: &ModelConfig) -> usize {
+    let mamba = config
+        .mamba
+        .map_or(0, |shape| shape.projected() + shape.inner());
+    // Codes take a quarter of a value, and scales next to nothing.
+    let experts = config.experts.map_or(0, |e| {
+        e.count + e.taken * (config.hidden_size + e.width) / 4
+    });
+    2 * config.vocab_size + 8 * config.hidden_size + 3 * config.intermediate_size + mamba + experts
 }
 
 /// The memory that `checkpoint` will take; its configuration is `config`.
@@ -120,7 +140,14 @@ pub fn load(
             quantizer::load(&config, &blueprint, tensors, &scheme, compute, progress)?
         }
     };
-    Granite::new(config, weights, page_count, context, compute)
+    Granite::new(
+        config,
+        weights,
+        page_count,
+        settings.slots,
+        context,
+        compute,
+    )
 }
 
 /// A model of the given shape with random codes. It is as fast as a real one, but its text is noise.
@@ -131,7 +158,14 @@ pub fn random(config: ModelConfig, settings: &Settings) -> Result<Granite> {
     let (context, page_count) = limits(&config, settings)?;
     let mut compute = Compute::new(settings.threads)?;
     let weights = random::load(&blueprint(&config), &mut compute.pool)?;
-    Granite::new(config, weights, page_count, context, compute)
+    Granite::new(
+        config,
+        weights,
+        page_count,
+        settings.slots,
+        context,
+        compute,
+    )
 }
 
 /// The longest sequence and the number of KV pages.

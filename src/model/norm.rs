@@ -1,11 +1,9 @@
 //! Root mean square norms: they turn float rows into quantized rows for the next product.
 
-use std::ops::Range;
-
 use crate::int8::activations::{Activations, groups_of};
 use crate::int8::compute::Compute;
 use crate::int8::kernels::pool::PerUnit;
-use crate::int8::kernels::tree_sum;
+use crate::int8::kernels::{Kernel, tree_sum};
 use crate::int8::matmul::Panels;
 use crate::int8::rotation::Rotation;
 use crate::int8::{GROUP, PANEL};
@@ -22,6 +20,31 @@ pub struct Normed {
     inverse_rms: Vec<f32>,
     /// The normed rows.
     pub rows: Activations,
+}
+
+/// `1 / √(mean square + epsilon)` of the `width` values of each row of `x` from row `first` on, one for each of `out`.
+pub fn inverse_rms(
+    kernel: Kernel,
+    x: Panels<'_>,
+    width: usize,
+    epsilon: f32,
+    first: usize,
+    out: &mut [f32],
+) {
+    let mut squares = [[0.0; 16]; SHARED_NORM_ROWS];
+    let mut done = first;
+    for out in out.chunks_mut(SHARED_NORM_ROWS) {
+        let squares = &mut squares[..out.len()];
+        squares.fill([0.0; 16]);
+        for panel in 0..width.div_ceil(PANEL) {
+            kernel.add_squares(x.stretch(panel, done, out.len()), squares);
+        }
+        for (out, squares) in out.iter_mut().zip(squares) {
+            let mean = tree_sum(squares) / width as f32;
+            *out = 1.0 / (mean + epsilon).sqrt();
+        }
+        done += out.len();
+    }
 }
 
 impl Normed {
@@ -44,42 +67,27 @@ impl Normed {
     ) {
         let (kernel, rows, width) = (compute.kernel, x.rows(), weight.len());
         let Self {
-            inverse_rms,
+            inverse_rms: factors,
             rows: out,
         } = self;
-        let fill = |range: Range<usize>, out: &mut [f32]| {
-            let mut squares = [[0.0; 16]; SHARED_NORM_ROWS];
-            let mut done = range.start;
-            for out in out.chunks_mut(SHARED_NORM_ROWS) {
-                let squares = &mut squares[..out.len()];
-                squares.fill([0.0; 16]);
-                for panel in 0..width.div_ceil(PANEL) {
-                    kernel.add_squares(x.stretch(panel, done, out.len()), squares);
-                }
-                for (out, squares) in out.iter_mut().zip(squares) {
-                    let mean = tree_sum(squares) / width as f32;
-                    *out = 1.0 / (mean + epsilon).sqrt();
-                }
-                done += out.len();
-            }
-        };
+        let fill = |first, out: &mut [f32]| inverse_rms(kernel, x, width, epsilon, first, out);
         let is_shared = rows >= SHARED_NORM_ROWS;
         if is_shared {
-            inverse_rms.resize(rows, 0.0);
-            let parts = PerUnit::new(inverse_rms, 1);
+            factors.resize(rows, 0.0);
+            let parts = PerUnit::new(factors, 1);
             compute
                 .pool
-                .run(rows, parts, |_, range, out| fill(range, out));
+                .run(rows, parts, |_, range, out| fill(range.start, out));
         }
         out.set_rows(rows);
         let groups = out.groups();
         let last = out.group_width(groups - 1);
         compute.pool.run(groups, out.by_group(), |_, range, parts| {
             let mut own = [0.0; SHARED_NORM_ROWS];
-            let inverse_rms = if is_shared {
-                inverse_rms.as_slice()
+            let factors = if is_shared {
+                factors.as_slice()
             } else {
-                fill(0..rows, &mut own[..rows]);
+                fill(0, &mut own[..rows]);
                 &own[..rows]
             };
             for (group, out) in range.zip(groups_of(rows, parts)) {
@@ -88,7 +96,7 @@ impl Normed {
                     for (i, values) in values.chunks_mut(PANEL).enumerate() {
                         let source = &x.row(group * PANELS_PER_GROUP + i, row)[..values.len()];
                         let weight = &weight[group * GROUP + i * PANEL..][..values.len()];
-                        kernel.normalize(source, inverse_rms[row], weight, values);
+                        kernel.normalize(source, factors[row], weight, values);
                     }
                 });
             }

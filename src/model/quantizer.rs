@@ -1,9 +1,9 @@
 //! Weights from a float checkpoint.
 
-use super::blueprint::{Blueprint, MatrixPart, NormPart};
+use super::blueprint::{Blueprint, MatrixPart, VectorPart};
 use super::config::ModelConfig;
 use super::fold::Folded;
-use super::tensors::check_shapes;
+use super::tensors::{check_shapes, read_vector};
 use super::weights::{Source, Weights};
 use crate::error::{Error, Result};
 use crate::int8::compensate::Factor;
@@ -116,18 +116,16 @@ pub(crate) fn scheme_of(
     })
 }
 
-impl Source<&MatrixPart, &NormPart> for Quantizer<'_> {
+impl Source<&MatrixPart, &VectorPart> for Quantizer<'_> {
     type Matrix = Matrix;
-    type Norm = Vec<f32>;
+    type Vector = Vec<f32>;
     type Error = Error;
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<Matrix> {
         Ok(self.quantize(part, &[])?.0)
     }
 
-    fn norm(&mut self, part: &NormPart) -> Result<Vec<f32>> {
-        let mut out = vec![0.0; part.len];
-        self.tensors.read_rows(&part.name, 0..1, &mut out)?;
-        Ok(out)
+    fn vector(&mut self, part: &VectorPart) -> Result<Vec<f32>> {
+        read_vector(part, self.tensors)
     }
 }

@@ -17,6 +17,7 @@ pub struct Step<'a> {
     pub config: &'a ModelConfig,
     pub spans: &'a [Span<'a>],
     pub rows: &'a [Row],
-    /// Cosines and sines of each row's position, `[rows][head_dim]` of [`super::rotary::Rotary::fill`].
-    pub rotary: &'a [f32],
+    /// Cosines and sines of each row's position, `[rows][head_dim]` of [`super::rotary::Rotary::fill`]; `None` if
+    /// attention knows no positions.
+    pub rotary: Option<&'a [f32]>,
 }

@@ -2,24 +2,64 @@
 
 use std::collections::HashSet;
 
-use super::blueprint::{Blueprint, MatrixPart, NormPart};
+use super::blueprint::{Blueprint, MatrixPart, VectorPart};
 use super::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::sources::{Tensors, names};
 
-/// Every tensor that the parts are read from, with its shape. The tensors of the vocabulary come first, the norms last.
-fn expected(blueprint: &Blueprint) -> Vec<(&str, Vec<usize>)> {
+/// Every tensor that the parts are read from, with its shape. The tensors of the vocabulary come first, the
+/// vectors last.
+fn expected<'a>(blueprint: &'a Blueprint, tensors: &dyn Tensors) -> Vec<(&'a str, Vec<usize>)> {
     let of_matrix = |part: &&'_ MatrixPart| part.layer.is_none();
     let (mut vocabulary, layers): (Vec<_>, Vec<_>) =
         blueprint.matrices().into_iter().partition(of_matrix);
     vocabulary.extend(layers);
     let shapes = vocabulary.into_iter().flat_map(|part: &MatrixPart| {
         let tensors = part.columns.tensors();
-        tensors.map(|(name, rows)| (name, vec![rows, part.depth]))
+        tensors.map(|(name, rows)| (name, stored_shape(part, rows)))
     });
-    let norms = blueprint.norms().into_iter();
-    let norms = norms.map(|part: &NormPart| (part.name.as_str(), vec![part.len]));
-    shapes.chain(norms).collect()
+    let vectors = blueprint.vectors().into_iter();
+    let vectors = vectors.map(|part: &VectorPart| {
+        let (name, _) = stored_vector(part, tensors);
+        (name, part.shape.clone())
+    });
+    shapes.chain(vectors).collect()
+}
+
+/// The shape of a tensor that has `rows` rows of a part: experts are stored one after the other.
+pub fn stored_shape(part: &MatrixPart, rows: usize) -> Vec<usize> {
+    match part.experts {
+        Some(experts) => vec![experts.count, rows / experts.count, part.depth],
+        None => vec![rows, part.depth],
+    }
+}
+
+/// The tensor that holds a part, and whether its values are logarithms of the negated ones.
+fn stored_vector<'a>(part: &'a VectorPart, tensors: &dyn Tensors) -> (&'a str, bool) {
+    match &part.logarithm {
+        Some(logarithm) if tensors.shape(&part.name).is_none() => (logarithm, true),
+        _ => (&part.name, false),
+    }
+}
+
+/// Reads the floats of a part.
+///
+/// # Errors
+/// [`Error::BadModel`] if the tensor is missing, has another shape, or has a value that is not finite.
+pub fn read_vector(part: &VectorPart, tensors: &dyn Tensors) -> Result<Vec<f32>> {
+    let (name, is_logarithm) = stored_vector(part, tensors);
+    // Memory is allocated only after the check that the file has a tensor of this shape.
+    check_shape(tensors, name, &part.shape)?;
+    let mut values = vec![0.0; part.len()];
+    tensors.read_rows(name, 0..part.rows().0, &mut values)?;
+    for (index, value) in values.iter_mut().enumerate().filter(|_| is_logarithm) {
+        let logarithm = std::mem::replace(value, -value.exp());
+        if !value.is_finite() {
+            let problem = format!("value {index} is {logarithm}, whose exponential is infinite");
+            return Err(Error::bad_model(tensors.file(name), name, problem));
+        }
+    }
+    Ok(values)
 }
 
 /// Refuses a tensor that is missing or whose shape does not match the configuration.
@@ -39,7 +79,7 @@ pub fn check_shapes(
     blueprint: &Blueprint,
     tensors: &dyn Tensors,
 ) -> Result<()> {
-    let expected = expected(blueprint);
+    let expected = expected(blueprint, tensors);
     for (name, shape) in &expected {
         check_shape(tensors, name, shape)?;
     }

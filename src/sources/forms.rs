@@ -12,10 +12,12 @@ pub const UNQUANTIZED: &str =
 const SAFETENSORS: &str =
     "take the repository with the model's safetensors, or the Q8_0 file of its GGUF repository";
 
-/// The problem with a Granite 4 that has Mamba layers, and what runs instead.
-pub const HYBRID: &str = "is a Granite 4 hybrid (Mamba-2), which does not run here yet; take a dense one, such as granite-4.0-micro, granite-4.0-350m or granite-4.1-3b";
-/// The problem with a mixture of experts, and what runs instead.
-pub const MIXTURE_OF_EXPERTS: &str = "is a mixture of experts, which does not run here yet; take a dense model, such as granite-3.3-2b-instruct or granite-4.0-micro";
+/// The problem with a Bamba, and what runs instead.
+pub const BAMBA: &str = "is a relative of Granite's hybrids that does not run here (it has rotary positions beside Mamba-2 layers); take one of Granite's own, such as granite-4.0-h-1b";
+/// The problem with a Granite of another kind, and what runs instead.
+pub const OTHER_GRANITE: &str = "is a Granite that does not run here (sliding windows, switched adapters, images and speech are not supported); take a text model, such as granite-4.0-h-tiny or granite-4.1-3b";
+/// The problem with somebody else's mixture of experts, and what runs instead.
+pub const OTHER_EXPERTS: &str = "is a mixture of experts of another family, which does not run here; take one of Granite's, such as granite-4.0-h-tiny or granite-3.1-3b-a800m-instruct";
 
 /// A format that is not supported.
 #[derive(Debug, PartialEq, Eq)]

@@ -136,8 +136,8 @@ pub trait Tensors: Send + Sync {
 
     /// Reads rows `rows` of the tensor into `out`, widened to f32.
     ///
-    /// A 2-D tensor `[n, k]` has `n` rows of `k` values; a 1-D tensor is one row. `out` holds exactly
-    /// `rows.len() · k` values.
+    /// A tensor `[n, k]` has `n` rows of `k` values, and one with more dimensions as many rows as their product without
+    /// the last; a vector is one row. `out` holds exactly `rows.len() · k` values.
     ///
     /// # Errors
     /// [`crate::error::Error::BadModel`] when the tensor is absent or a value is not finite.
@@ -250,14 +250,12 @@ fn check_rows(
     rows: &Range<usize>,
     out: usize,
 ) -> Result<usize> {
-    let (n, k) = match *shape {
-        [k] => (1, k),
-        [n, k] => (n, k),
-        _ => {
-            let problem = format!("has shape {shape:?}; only vectors and matrices have rows");
-            return Err(Error::bad_model(file, name, problem));
-        }
+    let Some((&k, leading)) = shape.split_last() else {
+        let problem = "is a single number, which has no rows";
+        return Err(Error::bad_model(file, name, problem));
     };
+    // Files are checked so that the product of all dimensions fits.
+    let n: usize = leading.iter().product();
     if rows.start > rows.end || rows.end > n || out != rows.len() * k {
         let problem = format!("rows {rows:?} of {name} {shape:?} were asked for in {out} values");
         return Err(Error::Internal(problem));

@@ -1,6 +1,6 @@
 //! What the tensors of a Granite or Llama are called in each kind of file.
 
-/// A tensor's name in each kind of file, without the `.weight` that all of them end with.
+/// A tensor's name in each kind of file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorName {
     /// In a checkpoint of Hugging Face; of a layer's tensor what follows `model.layers.N.`.
@@ -11,31 +11,50 @@ pub struct TensorName {
     of_layer: bool,
 }
 
-pub const EMBEDDING: TensorName = of_model("model.embed_tokens", "token_embd");
-pub const FINAL_NORM: TensorName = of_model("model.norm", "output_norm");
-pub const HEAD: TensorName = of_model("lm_head", "output");
+pub const EMBEDDING: TensorName = of_model("model.embed_tokens.weight", "token_embd.weight");
+pub const FINAL_NORM: TensorName = of_model("model.norm.weight", "output_norm.weight");
+pub const HEAD: TensorName = of_model("lm_head.weight", "output.weight");
 
-pub const MIXER_NORM: TensorName = of_layer("input_layernorm", "attn_norm");
-pub const QUERY: TensorName = of_layer("self_attn.q_proj", "attn_q");
-pub const KEY: TensorName = of_layer("self_attn.k_proj", "attn_k");
-pub const VALUE: TensorName = of_layer("self_attn.v_proj", "attn_v");
-pub const OUTPUT: TensorName = of_layer("self_attn.o_proj", "attn_output");
-pub const FEED_FORWARD_NORM: TensorName = of_layer("post_attention_layernorm", "ffn_norm");
-pub const GATE: TensorName = of_layer("mlp.gate_proj", "ffn_gate");
-pub const UP: TensorName = of_layer("mlp.up_proj", "ffn_up");
-pub const DOWN: TensorName = of_layer("mlp.down_proj", "ffn_down");
-/// Gate and up of a hybrid's shared feed-forward layer in one tensor, the gate's rows first.
-pub const SHARED_GATE_UP: TensorName = TensorName {
-    gguf: None,
-    ..of_layer("shared_mlp.input_linear", "")
-};
-pub const SHARED_DOWN: TensorName = TensorName {
-    gguf: None,
-    ..of_layer("shared_mlp.output_linear", "")
-};
+pub const MIXER_NORM: TensorName = of_layer("input_layernorm.weight", "attn_norm.weight");
+pub const QUERY: TensorName = of_layer("self_attn.q_proj.weight", "attn_q.weight");
+pub const KEY: TensorName = of_layer("self_attn.k_proj.weight", "attn_k.weight");
+pub const VALUE: TensorName = of_layer("self_attn.v_proj.weight", "attn_v.weight");
+pub const OUTPUT: TensorName = of_layer("self_attn.o_proj.weight", "attn_output.weight");
+pub const FEED_FORWARD_NORM: TensorName =
+    of_layer("post_attention_layernorm.weight", "ffn_norm.weight");
+pub const GATE: TensorName = of_layer("mlp.gate_proj.weight", "ffn_gate.weight");
+pub const UP: TensorName = of_layer("mlp.up_proj.weight", "ffn_up.weight");
+pub const DOWN: TensorName = of_layer("mlp.down_proj.weight", "ffn_down.weight");
+/// Gate and up of a shared feed-forward layer in one tensor, the gate's rows first.
+pub const SHARED_GATE_UP: TensorName = fused("shared_mlp.input_linear.weight");
+pub const SHARED_DOWN: TensorName = fused("shared_mlp.output_linear.weight");
+
+pub const ROUTER: TensorName = of_layer(
+    "block_sparse_moe.router.layer.weight",
+    "ffn_gate_inp.weight",
+);
+/// Gate and up of every expert in one tensor, `[experts][2 · width][hidden]`, the gate's rows of an expert first.
+pub const EXPERTS_GATE_UP: TensorName = fused("block_sparse_moe.input_linear.weight");
+/// `[experts][hidden][width]`.
+pub const EXPERTS_DOWN: TensorName = of_layer(
+    "block_sparse_moe.output_linear.weight",
+    "ffn_down_exps.weight",
+);
+
+pub const MAMBA_IN: TensorName = of_layer("mamba.in_proj.weight", "ssm_in.weight");
+pub const MAMBA_CONVOLUTION: TensorName = of_layer("mamba.conv1d.weight", "ssm_conv1d.weight");
+pub const MAMBA_CONVOLUTION_BIAS: TensorName = of_layer("mamba.conv1d.bias", "ssm_conv1d.bias");
+/// The logarithm of a head's decay rate.
+pub const MAMBA_RATE_LOGARITHM: TensorName = fused("mamba.A_log");
+/// A head's decay rate itself, which is negative. Checkpoints have its logarithm.
+pub const MAMBA_RATE: TensorName = of_layer("mamba.A", "ssm_a");
+pub const MAMBA_SKIP: TensorName = of_layer("mamba.D", "ssm_d");
+pub const MAMBA_STEP_BIAS: TensorName = of_layer("mamba.dt_bias", "ssm_dt.bias");
+pub const MAMBA_NORM: TensorName = of_layer("mamba.norm.weight", "ssm_norm.weight");
+pub const MAMBA_OUT: TensorName = of_layer("mamba.out_proj.weight", "ssm_out.weight");
 
 /// Every name that can be found in a GGUF file.
-pub const OF_GGUF: [TensorName; 12] = [
+pub const OF_GGUF: [TensorName; 22] = [
     EMBEDDING,
     FINAL_NORM,
     HEAD,
@@ -48,6 +67,16 @@ pub const OF_GGUF: [TensorName; 12] = [
     GATE,
     UP,
     DOWN,
+    ROUTER,
+    EXPERTS_DOWN,
+    MAMBA_IN,
+    MAMBA_CONVOLUTION,
+    MAMBA_CONVOLUTION_BIAS,
+    MAMBA_RATE,
+    MAMBA_SKIP,
+    MAMBA_STEP_BIAS,
+    MAMBA_NORM,
+    MAMBA_OUT,
 ];
 
 const fn of_model(hugging_face: &'static str, gguf: &'static str) -> TensorName {
@@ -55,6 +84,14 @@ const fn of_model(hugging_face: &'static str, gguf: &'static str) -> TensorName 
         hugging_face,
         gguf: Some(gguf),
         of_layer: false,
+    }
+}
+
+/// A tensor of a layer that GGUF files hold in other forms.
+const fn fused(hugging_face: &'static str) -> TensorName {
+    TensorName {
+        gguf: None,
+        ..of_layer(hugging_face, "")
     }
 }
 
@@ -70,9 +107,9 @@ impl TensorName {
     pub fn in_layer(self, layer: usize) -> String {
         let name = self.hugging_face;
         if self.of_layer {
-            format!("model.layers.{layer}.{name}.weight")
+            format!("model.layers.{layer}.{name}")
         } else {
-            format!("{name}.weight")
+            name.into()
         }
     }
 
@@ -83,7 +120,6 @@ impl TensorName {
 
     /// Which tensor a GGUF file calls `name`, and the layer that it belongs to, if it belongs to one.
     pub fn from_gguf(name: &str) -> Option<(Self, Option<usize>)> {
-        let name = name.strip_suffix(".weight")?;
         let (layer, part) = match name.strip_prefix("blk.") {
             Some(rest) => {
                 let (layer, part) = rest.split_once('.')?;

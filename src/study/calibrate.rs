@@ -84,8 +84,8 @@ impl<'a> CalibrationRun<'a> {
         for stream in &mut self.streams {
             let config = self.config;
             let len = stream.dims()[0];
-            let rotary = Rotary::new(len, config.head_dim, config.rope_theta).map_err(internal)?;
-            let output = layer.forward(config, &rotary, stream.clone(), look);
+            let rotary = Rotary::of(config, len).map_err(internal)?;
+            let output = layer.forward(config, rotary.as_ref(), stream.clone(), look);
             *stream = output.map_err(internal)?;
         }
         self.next += 1;
@@ -97,7 +97,7 @@ impl<'a> CalibrationRun<'a> {
     /// # Errors
     /// [`Error::BadModel`] if the last norm cannot be read.
     pub fn head(&self, look: &mut Look<'_>) -> Result<()> {
-        let norm = self.weights().norm(&self.blueprint.final_norm)?;
+        let norm = self.weights().vector(&self.blueprint.final_norm)?;
         for stream in &self.streams {
             let normed = rms_norm(self.config, stream, &norm);
             normed
@@ -167,6 +167,10 @@ impl<'a> Compensation<'a> {
     /// As [`CalibrationRun::block`].
     pub fn factors(&mut self, input: Input, compute: &mut Compute) -> Result<Vec<Factor>> {
         let (kernel, rotation) = (compute.kernel, self.rotation);
+        if input == Input::Mixer {
+            // Those of the layer before.
+            self.moments.clear();
+        }
         let moments = &mut self.moments;
         let mut look = |input: Input, x: &Tensor| {
             let found = Moments::of(kernel, rotation, x)?;
@@ -179,11 +183,13 @@ impl<'a> Compensation<'a> {
             }
         };
         match input {
-            Input::Attention => self.run.block(&mut look)?,
+            Input::Mixer => self.run.block(&mut look)?,
             Input::Head => self.run.head(&mut look)?,
             Input::Output | Input::FeedForward | Input::Down => {}
+            // The rows of each expert are too few for moments of their own; its weights are rounded to the nearest.
+            Input::ExpertsDown => return Ok(Vec::new()),
         }
-        let Some(moments) = self.moments.remove(&input) else {
+        let Some(moments) = self.moments.get(&input) else {
             return Ok(Vec::new());
         };
         moments.factors(&mut compute.pool)
@@ -216,7 +222,7 @@ impl Moments {
     }
 
     /// One factor per group, computed on all threads.
-    fn factors(self, pool: &mut Pool) -> Result<Vec<Factor>> {
+    fn factors(&self, pool: &mut Pool) -> Result<Vec<Factor>> {
         let flat = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f32>();
         let moments = self.groups.iter().map(flat);
         let moments = moments.collect::<candle_core::Result<Vec<_>>>();

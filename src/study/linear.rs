@@ -3,9 +3,9 @@
 use candle_core::{D, Device, Tensor};
 
 use crate::error::{Error, Result};
-use crate::model::blueprint::{MatrixPart, NormPart};
+use crate::model::blueprint::{MatrixPart, VectorPart};
 use crate::model::columns::Rows;
-use crate::model::tensors::check_shape;
+use crate::model::tensors::{check_shape, read_vector, stored_shape};
 use crate::sources::Tensors;
 
 /// How a linear layer computes `x·Wᵀ`.
@@ -79,7 +79,7 @@ impl FloatWeights<'_> {
     /// As [`FloatWeights::linear`].
     pub fn matrices<const N: usize>(&self, part: &MatrixPart) -> Result<[Tensor; N]> {
         let rows = part.columns.rows().iter();
-        let matrices = rows.map(|rows| self.matrix(rows, part.depth));
+        let matrices = rows.map(|rows| self.matrix(part, rows));
         let matrices: Vec<Tensor> = matrices.collect::<Result<_>>()?;
         matrices.try_into().map_err(|matrices: Vec<Tensor>| {
             let (name, count) = (&part.name, matrices.len());
@@ -87,7 +87,25 @@ impl FloatWeights<'_> {
         })
     }
 
-    fn matrix(&self, rows: &Rows, depth: usize) -> Result<Tensor> {
+    /// Reads all linear layers that make up a part.
+    ///
+    /// # Errors
+    /// As [`FloatWeights::linear`].
+    pub fn all_linears(&self, part: &MatrixPart) -> Result<Vec<Linear>> {
+        let rows = part.columns.rows().iter();
+        rows.map(|rows| Ok(Linear::new(self.matrix(part, rows)?, self.arithmetic)))
+            .collect()
+    }
+
+    /// Reads the values of a vector.
+    ///
+    /// # Errors
+    /// As [`FloatWeights::linear`].
+    pub fn values(&self, part: &VectorPart) -> Result<Vec<f32>> {
+        read_vector(part, self.tensors)
+    }
+
+    fn matrix(&self, part: &MatrixPart, rows: &Rows) -> Result<Tensor> {
         let Rows {
             tensor,
             total,
@@ -95,7 +113,8 @@ impl FloatWeights<'_> {
             count,
         } = rows;
         // Memory is allocated only after the check that the file has a tensor of this shape.
-        check_shape(self.tensors, tensor, &[*total, depth])?;
+        check_shape(self.tensors, tensor, &stored_shape(part, *total))?;
+        let depth = part.depth;
         let mut values = vec![0.0; count * depth];
         let range = *first..first + count;
         self.tensors.read_rows(tensor, range, &mut values)?;
@@ -105,15 +124,18 @@ impl FloatWeights<'_> {
         Tensor::from_vec(values, (*count, depth), &Device::Cpu).map_err(internal)
     }
 
-    /// Reads the weights of a norm.
+    /// Reads a vector, or a small matrix that is not quantized.
     ///
     /// # Errors
     /// As [`FloatWeights::linear`].
-    pub fn norm(&self, part: &NormPart) -> Result<Tensor> {
-        check_shape(self.tensors, &part.name, &[part.len])?;
-        let mut values = vec![0.0; part.len];
-        self.tensors.read_rows(&part.name, 0..1, &mut values)?;
-        Tensor::from_vec(values, part.len, &Device::Cpu).map_err(internal)
+    pub fn vector(&self, part: &VectorPart) -> Result<Tensor> {
+        let values = self.values(part)?;
+        Tensor::from_vec(values, part.rows(), &Device::Cpu)
+            .and_then(|tensor| match part.shape.len() {
+                1 => tensor.squeeze(0),
+                _ => Ok(tensor),
+            })
+            .map_err(internal)
     }
 }
 

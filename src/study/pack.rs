@@ -13,10 +13,10 @@ use crate::error::{Error, Result};
 use crate::int8::compute::Compute;
 use crate::int8::scheme::{Granularity, Mapping, Scheme};
 use crate::model::ModelConfig;
-use crate::model::blueprint::{MatrixPart, NormPart, blueprint};
+use crate::model::blueprint::{MatrixPart, VectorPart, blueprint};
 use crate::model::packed::{
     CalibrationRecord, FORMAT, LAYOUT, MatrixRecord, Quantization, SourceRecord, StoredTensor,
-    tensor_of_norm, tensors_of_matrix,
+    tensor_of_vector, tensors_of_matrix,
 };
 use crate::model::quantizer::{Quantizer, scheme_of};
 use crate::model::tensors::check_shapes;
@@ -186,9 +186,9 @@ impl<'a> Contents<'a> {
     }
 }
 
-impl Source<&MatrixPart, &NormPart> for Contents<'_> {
+impl Source<&MatrixPart, &VectorPart> for Contents<'_> {
     type Matrix = ();
-    type Norm = ();
+    type Vector = ();
     type Error = Error;
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<()> {
@@ -205,8 +205,8 @@ impl Source<&MatrixPart, &NormPart> for Contents<'_> {
         Ok(())
     }
 
-    fn norm(&mut self, part: &NormPart) -> Result<()> {
-        self.add(tensor_of_norm(part));
+    fn vector(&mut self, part: &VectorPart) -> Result<()> {
+        self.add(tensor_of_vector(part));
         Ok(())
     }
 }
@@ -243,9 +243,9 @@ struct Writer<'a> {
     matrices: BTreeMap<String, MatrixRecord>,
 }
 
-impl Source<&MatrixPart, &NormPart> for Writer<'_> {
+impl Source<&MatrixPart, &VectorPart> for Writer<'_> {
     type Matrix = ();
-    type Norm = ();
+    type Vector = ();
     type Error = Error;
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<()> {
@@ -276,9 +276,9 @@ impl Source<&MatrixPart, &NormPart> for Writer<'_> {
         Ok(())
     }
 
-    fn norm(&mut self, part: &NormPart) -> Result<()> {
-        let tensor = tensor_of_norm(part);
-        let mut weights = self.quantizer.norm(part)?;
+    fn vector(&mut self, part: &VectorPart) -> Result<()> {
+        let tensor = tensor_of_vector(part);
+        let mut weights = self.quantizer.vector(part)?;
         weights.resize(tensor.shape[0], 0.0);
         self.output.put_tensor(tensor, &little_endian(&weights))
     }

@@ -6,16 +6,18 @@
 use candle_core::{D, Device, Tensor};
 
 use super::evaluate::most_likely;
+use super::experts::{Experts, SwiGlu};
 use super::linear::{FloatWeights, Linear, internal};
+use super::mamba::Mamba;
 use crate::error::Result;
 use crate::model::ModelConfig;
-use crate::model::blueprint::{Input, MatrixPart, NormPart, blueprint};
-use crate::model::weights::{self, Attention, FeedForward, Mixer, SwiGlu};
+use crate::model::blueprint::{Input, MatrixPart, VectorPart, blueprint};
+use crate::model::weights;
 use crate::sources::Tensors;
 
 pub use super::linear::Arithmetic;
 
-/// A dense Granite in f32, on the CPU, with all its weights in memory.
+/// A Granite in f32, on the CPU, with all its weights in memory.
 pub struct Reference {
     config: ModelConfig,
     arithmetic: Arithmetic,
@@ -34,15 +36,30 @@ pub type Look<'a> = dyn FnMut(Input, &Tensor) -> candle_core::Result<()> + 'a;
 pub struct Layer {
     /// `[hidden]`.
     mixer_norm: Tensor,
+    mixer: Mixer,
+    /// `[hidden]`.
+    feed_forward_norm: Tensor,
+    feed_forward: FeedForward,
+}
+
+/// The part of a layer in which a token depends on earlier tokens.
+enum Mixer {
+    Attention(Attention),
+    Mamba(Mamba),
+}
+
+/// Grouped-query attention.
+struct Attention {
     q: Linear,
     k: Linear,
     v: Linear,
     o: Linear,
-    /// `[hidden]`.
-    feed_forward_norm: Tensor,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
+}
+
+/// The part of a layer that processes each token by itself.
+enum FeedForward {
+    Dense(SwiGlu),
+    Experts(Experts),
 }
 
 impl Reference {
@@ -70,7 +87,7 @@ impl Reference {
             layers: layers
                 .map(|layer| Layer::load(&weights, layer))
                 .collect::<Result<_>>()?,
-            norm: weights.norm(&blueprint.final_norm)?,
+            norm: weights.vector(&blueprint.final_norm)?,
             config: config.clone(),
             arithmetic,
             embedding,
@@ -115,12 +132,12 @@ impl Reference {
         let config = &self.config;
         let ids = Tensor::new(ids, &Device::Cpu)?;
         let len = ids.elem_count();
-        let rotary = Rotary::new(len, config.head_dim, config.rope_theta)?;
+        let rotary = Rotary::of(config, len)?;
 
         let embedded = self.embedding.index_select(&ids, 0)?;
         let mut x = (embedded * f64::from(config.embedding_multiplier))?;
         for layer in &self.layers {
-            x = layer.forward(config, &rotary, x, &mut |_, _| Ok(()))?;
+            x = layer.forward(config, rotary.as_ref(), x, &mut |_, _| Ok(()))?;
         }
         let h = rms_norm(config, &x.narrow(0, first, len - first)?, &self.norm)?;
         let logits = (self.head.forward(&h)? / f64::from(config.logits_scaling))?;
@@ -142,58 +159,78 @@ impl Layer {
     /// As [`Reference::load`].
     pub fn load(
         weights: &FloatWeights<'_>,
-        parts: &weights::Layer<MatrixPart, NormPart>,
+        parts: &weights::Layer<MatrixPart, VectorPart>,
     ) -> Result<Self> {
-        let Mixer::Attention(Attention { qkv, output }) = &parts.mixer;
-        let FeedForward::Dense(SwiGlu { gate_up, down }) = &parts.feed_forward;
-        let [q, k, v] = weights.linears(qkv)?;
-        let [gate, up] = weights.linears(gate_up)?;
         Ok(Self {
-            mixer_norm: weights.norm(&parts.mixer_norm)?,
-            q,
-            k,
-            v,
-            o: weights.linear(output)?,
-            feed_forward_norm: weights.norm(&parts.feed_forward_norm)?,
-            gate,
-            up,
-            down: weights.linear(down)?,
+            mixer_norm: weights.vector(&parts.mixer_norm)?,
+            mixer: match &parts.mixer {
+                weights::Mixer::Attention(weights::Attention { qkv, output }) => {
+                    let [q, k, v] = weights.linears(qkv)?;
+                    let o = weights.linear(output)?;
+                    Mixer::Attention(Attention { q, k, v, o })
+                }
+                weights::Mixer::Mamba(parts) => Mixer::Mamba(Mamba::load(weights, parts)?),
+            },
+            feed_forward_norm: weights.vector(&parts.feed_forward_norm)?,
+            feed_forward: match &parts.feed_forward {
+                weights::FeedForward::Dense(parts) => {
+                    FeedForward::Dense(SwiGlu::load(weights, parts)?)
+                }
+                weights::FeedForward::Experts(parts) => {
+                    FeedForward::Experts(Experts::load(weights, parts)?)
+                }
+            },
         })
     }
 
-    /// Applies the layer to the residual stream `x` `[len, hidden]`.
+    /// Applies the layer to the residual stream `x` `[len, hidden]`. Attention has positions if there is a `rotary`.
     ///
     /// # Errors
     /// The errors of the tensor operations.
     pub fn forward(
         &self,
         config: &ModelConfig,
-        rotary: &Rotary,
+        rotary: Option<&Rotary>,
         x: Tensor,
         look: &mut Look<'_>,
     ) -> candle_core::Result<Tensor> {
         let residual = f64::from(config.residual_multiplier);
         let h = rms_norm(config, &x, &self.mixer_norm)?;
-        let x = (x + (self.attention(config, rotary, &h, look)? * residual)?)?;
+        look(Input::Mixer, &h)?;
+        let mixed = match &self.mixer {
+            Mixer::Attention(attention) => attention.forward(config, rotary, &h, look)?,
+            Mixer::Mamba(mamba) => mamba.forward(config, &h, look)?,
+        };
+        let x = (x + (mixed * residual)?)?;
         let h = rms_norm(config, &x, &self.feed_forward_norm)?;
-        x + (self.feed_forward(&h, look)? * residual)?
+        look(Input::FeedForward, &h)?;
+        let processed = match &self.feed_forward {
+            FeedForward::Dense(dense) => dense.forward(&h, Input::Down, look)?,
+            FeedForward::Experts(experts) => experts.forward(config, &h, look)?,
+        };
+        x + (processed * residual)?
     }
+}
 
+impl Attention {
     /// Causal attention of `h` `[len, hidden]` over itself.
-    fn attention(
+    fn forward(
         &self,
         config: &ModelConfig,
-        rotary: &Rotary,
+        rotary: Option<&Rotary>,
         h: &Tensor,
         look: &mut Look<'_>,
     ) -> candle_core::Result<Tensor> {
-        look(Input::Attention, h)?;
         let len = h.dim(0)?;
         let (heads, kv_heads) = (config.num_heads, config.num_kv_heads);
         let split = |x: Tensor, heads| {
             x.reshape((len, heads, config.head_dim))?
                 .transpose(0, 1)?
                 .contiguous()
+        };
+        let rotate = |x: Tensor| match rotary {
+            Some(rotary) => rotary.rotate(&x),
+            None => Ok(x),
         };
         // KV head j serves the query heads j·group .. (j+1)·group.
         let shared = |x: Tensor| {
@@ -202,8 +239,8 @@ impl Layer {
                 .broadcast_as((kv_heads, group, len, config.head_dim))?
                 .reshape((heads, len, config.head_dim))
         };
-        let q = rotary.rotate(&split(self.q.forward(h)?, heads)?)?;
-        let k = shared(rotary.rotate(&split(self.k.forward(h)?, kv_heads)?)?)?;
+        let q = rotate(split(self.q.forward(h)?, heads)?)?;
+        let k = shared(rotate(split(self.k.forward(h)?, kv_heads)?)?)?;
         let v = shared(split(self.v.forward(h)?, kv_heads)?)?;
 
         let scores = (q.matmul(&k.t()?)? * f64::from(config.attention_multiplier))?;
@@ -212,14 +249,6 @@ impl Layer {
         let mixed = mixed.reshape((len, heads * config.head_dim))?;
         look(Input::Output, &mixed)?;
         self.o.forward(&mixed)
-    }
-
-    /// SwiGLU of `h` `[len, hidden]`.
-    fn feed_forward(&self, h: &Tensor, look: &mut Look<'_>) -> candle_core::Result<Tensor> {
-        look(Input::FeedForward, h)?;
-        let gated = (self.gate.forward(h)?.silu()? * self.up.forward(h)?)?;
-        look(Input::Down, &gated)?;
-        self.down.forward(&gated)
     }
 }
 
@@ -230,11 +259,21 @@ pub struct Rotary {
 }
 
 impl Rotary {
+    /// The angles of `len` positions, if attention knows positions.
+    ///
+    /// # Errors
+    /// The errors of the tensor operations.
+    pub fn of(config: &ModelConfig, len: usize) -> candle_core::Result<Option<Self>> {
+        let rotary = config.rope_theta;
+        let rotary = rotary.map(|theta| Self::new(len, config.head_dim, theta));
+        rotary.transpose()
+    }
+
     /// The angles of positions `0 .. len`.
     ///
     /// # Errors
     /// The errors of the tensor operations.
-    pub fn new(len: usize, head_dim: usize, theta: f64) -> candle_core::Result<Self> {
+    fn new(len: usize, head_dim: usize, theta: f64) -> candle_core::Result<Self> {
         let half = head_dim / 2;
         let frequency = |pair: usize| theta.powf(-2.0 * pair as f64 / head_dim as f64) as f32;
         let angles: Vec<f32> = (0..len)
@@ -268,7 +307,8 @@ fn causal_mask(len: usize) -> candle_core::Result<Tensor> {
     Tensor::from_vec(mask, (len, len), &Device::Cpu)
 }
 
-fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
+/// Over the last dimension.
+pub fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
     let exp = scores
         .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
         .exp()?;

@@ -10,10 +10,10 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use super::calibrate::{CalibrationRun, Maxima};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::ModelConfig;
-use crate::model::blueprint::{self, MatrixPart, NormPart};
-use crate::model::columns::{Columns, Rows};
+use crate::model::blueprint::{self, MatrixPart, VectorPart};
+use crate::model::columns::Rows;
 use crate::model::weights::{Attention, FeedForward, Layer, Mixer, SwiGlu};
 use crate::sources::Tensors;
 
@@ -29,7 +29,7 @@ pub struct Smoothed<'a> {
 /// The weights that produce an input, into which the division is folded.
 enum Origin<'a> {
     /// Each weight of a norm produces one channel.
-    Norm(&'a NormPart),
+    Norm(&'a VectorPart),
     /// Each of these rows produces one channel, or the same channel of several heads.
     Rows(&'a Rows),
 }
@@ -40,6 +40,16 @@ enum Origin<'a> {
 struct Heads {
     dim: usize,
     sharing: usize,
+}
+
+/// An input whose channels are smoothed.
+struct Site<'a> {
+    origin: Origin<'a>,
+    heads: Heads,
+    /// The matrices that multiply it.
+    readers: Vec<&'a MatrixPart>,
+    /// The router that multiplies it too, but is not quantized.
+    router: Option<&'a VectorPart>,
 }
 
 impl<'a> Smoothed<'a> {
@@ -59,11 +69,11 @@ impl<'a> Smoothed<'a> {
             rows: HashMap::new(),
             columns: HashMap::new(),
         };
-        for layer in 0..config.num_layers {
+        for layer in 0..config.num_layers() {
             let maxima = Maxima::of_block(&mut run)?;
             let parts = blueprint::layer(config, layer);
             smoothed.add_block(config, &parts, &maxima, alpha)?;
-            progress(layer as u64 + 1, config.num_layers as u64);
+            progress(layer as u64 + 1, config.num_layers() as u64);
         }
         Ok(smoothed)
     }
@@ -71,62 +81,102 @@ impl<'a> Smoothed<'a> {
     fn add_block(
         &mut self,
         config: &ModelConfig,
-        layer: &Layer<MatrixPart, NormPart>,
+        layer: &Layer<MatrixPart, VectorPart>,
         maxima: &Maxima,
         alpha: f32,
     ) -> Result<()> {
-        let Mixer::Attention(Attention { qkv, output }) = &layer.mixer;
-        let FeedForward::Dense(SwiGlu { gate_up, down }) = &layer.feed_forward;
-        let (Columns::Stacked(qkv_rows), Columns::Interleaved([_, up])) =
-            (&qkv.columns, &gate_up.columns)
-        else {
-            return Err(Error::Internal("a layer in another order".into()));
-        };
-        let values = &qkv_rows[2];
         let single = Heads { dim: 1, sharing: 1 };
         let heads = Heads {
             dim: config.head_dim,
             sharing: config.num_heads / config.num_kv_heads,
         };
-        let sites = [
-            (qkv, Origin::Norm(&layer.mixer_norm), single),
-            (output, Origin::Rows(values), heads),
-            (gate_up, Origin::Norm(&layer.feed_forward_norm), single),
-            (down, Origin::Rows(up), single),
-        ];
-        for (reader, origin, heads) in sites {
-            let largest = reader.input.map_or(&[][..], |input| maxima.of(input));
-            let factors = self.factors(reader, largest, heads, alpha)?;
-            let inverse = factors
-                .chunks_exact(heads.dim)
-                // One factor for each value of a KV head: the query heads that share it repeat the factor.
-                .step_by(heads.sharing)
-                .flatten()
-                .map(|factor| 1.0 / factor);
-            match origin {
-                Origin::Norm(norm) => {
-                    self.columns.insert(norm.name.clone(), inverse.collect());
-                }
-                Origin::Rows(rows) => {
-                    let mut all = vec![1.0; rows.total];
-                    let own = &mut all[rows.first..][..rows.count];
-                    own.iter_mut()
-                        .zip(inverse)
-                        .for_each(|(to, from)| *to = from);
-                    self.rows.insert(rows.tensor.clone(), all);
-                }
+        let of_norm = |norm, readers| Site {
+            origin: Origin::Norm(norm),
+            heads: single,
+            readers,
+            router: None,
+        };
+        let mut sites = Vec::new();
+        match &layer.mixer {
+            Mixer::Attention(Attention { qkv, output }) => {
+                sites.push(of_norm(&layer.mixer_norm, vec![qkv]));
+                sites.push(Site {
+                    origin: Origin::Rows(&qkv.columns.rows()[2]),
+                    heads,
+                    readers: vec![output],
+                    router: None,
+                });
             }
-            for (tensor, _) in reader.columns.tensors() {
-                self.columns.insert(tensor.to_owned(), factors.clone());
+            Mixer::Mamba(mamba) => {
+                sites.push(of_norm(&layer.mixer_norm, vec![&mamba.input]));
+                sites.push(of_norm(&mamba.norm, vec![&mamba.output]));
             }
+        }
+        let (dense, experts) = match &layer.feed_forward {
+            FeedForward::Dense(dense) => (Some(dense), None),
+            FeedForward::Experts(experts) => (experts.shared.as_ref(), Some(experts)),
+        };
+        let mut readers: Vec<&MatrixPart> = dense.map(|dense| &dense.gate_up).into_iter().collect();
+        // What each expert makes of its few rows says too little to smooth the input of its last matrix.
+        readers.extend(experts.map(|experts| &experts.experts.gate_up));
+        sites.push(Site {
+            router: experts.map(|experts| &experts.router),
+            ..of_norm(&layer.feed_forward_norm, readers)
+        });
+        if let Some(SwiGlu { gate_up, down }) = dense {
+            sites.push(Site {
+                origin: Origin::Rows(&gate_up.columns.rows()[1]),
+                heads: single,
+                readers: vec![down],
+                router: None,
+            });
+        }
+        sites
+            .iter()
+            .try_for_each(|site| self.add_site(site, maxima, alpha))
+    }
+
+    fn add_site(&mut self, site: &Site<'_>, maxima: &Maxima, alpha: f32) -> Result<()> {
+        let Site {
+            origin,
+            heads,
+            readers,
+            router,
+        } = site;
+        let input = readers.first().and_then(|reader| reader.input);
+        let largest = input.map_or(&[][..], |input| maxima.of(input));
+        let factors = self.factors(readers, largest, *heads, alpha)?;
+        let inverse = factors
+            .chunks_exact(heads.dim)
+            // One factor for each value of a KV head: the query heads that share it repeat the factor.
+            .step_by(heads.sharing)
+            .flatten()
+            .map(|factor| 1.0 / factor);
+        match origin {
+            Origin::Norm(norm) => {
+                self.columns.insert(norm.name.clone(), inverse.collect());
+            }
+            Origin::Rows(rows) => {
+                let mut all = vec![1.0; rows.total];
+                let own = &mut all[rows.first..][..rows.count];
+                own.iter_mut()
+                    .zip(inverse)
+                    .for_each(|(to, from)| *to = from);
+                self.rows.insert(rows.tensor.clone(), all);
+            }
+        }
+        let tensors = readers.iter().flat_map(|reader| reader.columns.tensors());
+        let tensors = tensors.map(|(tensor, _)| tensor.to_owned());
+        for tensor in tensors.chain(router.map(|router| router.name.clone())) {
+            self.columns.insert(tensor, factors.clone());
         }
         Ok(())
     }
 
-    /// The factors of the columns of `reader`, whose inputs have the maximum magnitudes `largest`.
+    /// The factors of the columns of `readers`, whose input has the maximum magnitudes `largest`.
     fn factors(
         &self,
-        reader: &MatrixPart,
+        readers: &[&MatrixPart],
         largest: &[f32],
         heads: Heads,
         alpha: f32,
@@ -134,7 +184,7 @@ impl<'a> Smoothed<'a> {
         let Heads { dim, sharing } = heads;
         let mut weights = vec![0.0f32; largest.len()];
         let mut row = vec![0.0; largest.len()];
-        for (tensor, rows) in reader.columns.tensors() {
+        for (tensor, rows) in readers.iter().flat_map(|reader| reader.columns.tensors()) {
             for index in 0..rows {
                 self.inner.read_rows(tensor, index..index + 1, &mut row)?;
                 let both = weights.iter_mut().zip(&row);

@@ -9,7 +9,7 @@ use crate::int8::kernels::pool::{PerThread, PerUnit};
 use crate::int8::matrix::Matrix;
 use crate::model::Granite;
 use crate::model::blueprint::MatrixPart;
-use crate::model::tensors::check_shape;
+use crate::model::tensors::{check_shape, stored_shape};
 use crate::sources::Tensors;
 
 /// How much a packed tensor differs from the checkpoint's.
@@ -89,7 +89,7 @@ fn tensor_error(
         matrix,
     } = packed;
     let (Compute { kernel, pool, .. }, depth) = (compute, matrix.depth());
-    check_shape(tensors, tensor, &[rows, depth])?;
+    check_shape(tensors, tensor, &stored_shape(part, rows))?;
     let mut errors = vec![RowError::default(); rows];
     let mut threads: Vec<(Vec<f32>, Result<()>)> = (0..pool.threads())
         .map(|_| (vec![0.0; 2 * depth], Ok(())))

@@ -48,6 +48,7 @@ fn open_and_run(reference: &Reference) -> Result<(), Error> {
     Tokenizer::new(checkpoint.tokenizer.clone(), &checkpoint.config_file)?;
     let settings = granite::Settings {
         threads: 1,
+        slots: 4,
         kv_bytes: granite::footprint(&config).kv_page,
         context: None,
         weights: Placement::Mmap,

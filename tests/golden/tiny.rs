@@ -1,4 +1,4 @@
-//! Two-layer checkpoints made from a seed, one of each Granite architecture.
+//! Small checkpoints made from a seed, one of each Granite architecture.
 
 use std::collections::HashMap;
 
@@ -8,7 +8,17 @@ use microgranite::study::reference::Arithmetic;
 
 use crate::{checkpoint, reference, test_file};
 
-const FIXTURES: [&str; 2] = ["granite-3-tiny", "granite-4-dense-tiny"];
+const FIXTURES: [&str; 6] = [
+    "granite-3-tiny",
+    "granite-4-dense-tiny",
+    "granite-3-moe-tiny",
+    "granite-moe-shared-tiny",
+    "granite-4-hybrid-tiny",
+    "granite-4-hybrid-moe-tiny",
+];
+
+/// Those with a recording of 300 positions as well: experts and Mamba-2 layers.
+const LONG: &[&str] = FIXTURES.split_at(2).1;
 
 /// `input_ids` and `logits` of two sequences; `greedy`, 16 prompt ids and the 24 that follow.
 fn recorded(fixture: &str) -> HashMap<String, Tensor> {
@@ -31,6 +41,16 @@ fn f32_reference(fixture: &str) -> microgranite::study::reference::Reference {
     reference(&checkpoint, Arithmetic::F32)
 }
 
+/// The largest difference, relative to the largest logit of the sequence: logits near zero are differences of large
+/// terms.
+fn relative_difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+    (found.iter().zip(expected))
+        .map(|(a, b)| (a - b).abs() / largest)
+        .fold(0f32, f32::max)
+}
+
 #[test]
 fn logits_are_within_a_thousandth_of_the_recorded_ones_at_every_position() {
     for fixture in FIXTURES {
@@ -41,14 +61,29 @@ fn logits_are_within_a_thousandth_of_the_recorded_ones_at_every_position() {
             let expected = expected.concat();
             let found = reference.logits(ids).expect("the ids are in range");
             assert_eq!(found.len(), expected.len());
-            // Relative to the largest logit of the sequence: logits near zero are differences of large terms.
-            let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
-            let difference = (found.iter().zip(&expected))
-                .map(|(a, b)| (a - b).abs() / largest)
-                .fold(0f32, f32::max);
+            let difference = relative_difference(&found, &expected);
             println!("{fixture}: largest difference {difference:.2e} of the largest logit");
             assert!(difference <= 1e-3, "{fixture}: {difference}");
         }
+    }
+}
+
+#[test]
+fn long_sequences_have_the_recorded_logits_and_continuations() {
+    for fixture in LONG {
+        let reference = f32_reference(fixture);
+        let recorded = recorded(fixture);
+        let ids = rows(&recorded["long_ids"]).remove(0);
+        let expected = recorded["long_logits"].flatten_all().unwrap();
+        let expected: Vec<f32> = expected.to_vec1().expect("f32 logits");
+        let found = reference.logits(&ids).expect("the ids are in range");
+        let difference = relative_difference(&found, &expected);
+        println!("{fixture}: largest difference {difference:.2e} of the largest logit");
+        assert!(difference <= 1e-3, "{fixture}: {difference}");
+        let sequence = rows(&recorded["long_greedy"]).remove(0);
+        let (prompt, expected) = sequence.split_at(300);
+        let found = reference.greedy(prompt, expected.len());
+        assert_eq!(found.unwrap(), expected, "{fixture}");
     }
 }
 

@@ -16,6 +16,7 @@ const PAGE_BYTES: u64 = 2 * 2 * 2 * 64 * (32 + 4);
 fn load(threads: usize, pages: usize) -> Granite {
     let settings = model::Settings {
         threads,
+        slots: 4,
         kv_bytes: pages as u64 * PAGE_BYTES,
         context: None,
         weights: model::Placement::default(),

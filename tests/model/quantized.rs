@@ -52,8 +52,13 @@ fn packed_matrices_hold_the_codes_of_the_file_without_rotation() {
         };
         // The stacked matrix begins with the queries; the residual multiplier is folded into the other's scales.
         for (index, layer) in model.weights().layers.iter().enumerate() {
-            let Mixer::Attention(Attention { qkv, output }) = &layer.mixer;
-            let FeedForward::Dense(SwiGlu { gate_up, down }) = &layer.feed_forward;
+            let (
+                Mixer::Attention(Attention { qkv, output }),
+                FeedForward::Dense(SwiGlu { gate_up, down }),
+            ) = (&layer.mixer, &layer.feed_forward)
+            else {
+                panic!("a dense layer");
+            };
             for matrix in [qkv, output, gate_up, down] {
                 assert_eq!(matrix.rotation(), Rotation::None);
             }
@@ -172,6 +177,7 @@ impl Tensors for Tamed {
 fn errors_of_down(checkpoint: &Checkpoint) -> Vec<f64> {
     let settings = model::Settings {
         threads: 2,
+        slots: 4,
         kv_bytes: 1 << 20,
         context: None,
         weights: model::Placement::default(),

@@ -34,6 +34,7 @@ fn open(path: &Path) -> Checkpoint {
 fn try_load(checkpoint: &Checkpoint, weights: Placement) -> microgranite::error::Result<Granite> {
     let settings = model::Settings {
         threads: 2,
+        slots: 4,
         kv_bytes: 8 << 20,
         context: None,
         weights,

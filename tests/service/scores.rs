@@ -12,6 +12,7 @@ fn granite() -> Granite {
     let checkpoint = sources::open(&folder, &sources::Settings::from_variables(|_| None, false));
     let settings = model::Settings {
         threads: 2,
+        slots: 4,
         kv_bytes: 8 << 20,
         context: None,
         weights: model::Placement::default(),

@@ -22,6 +22,7 @@ pub fn tiny(threads: usize) -> Granite {
     let checkpoint = sources::open(&Reference::Folder(folder), &sources).expect("it opens");
     let settings = model::Settings {
         threads,
+        slots: 4,
         kv_bytes: 4 << 20,
         context: None,
         weights: model::Placement::default(),

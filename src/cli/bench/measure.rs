@@ -39,6 +39,8 @@ pub struct Prefill {
 pub struct Decode {
     pub streams: usize,
     pub step_seconds: f64,
+    /// Bytes that a step moves.
+    pub bytes: u64,
     pub limits: Limits,
 }
 
@@ -48,10 +50,14 @@ impl Plan {
         self.prompt.max(STREAM_PROMPT + self.steps)
     }
 
+    /// The most sequences at once.
+    pub fn sequences(&self) -> usize {
+        self.batches.iter().max().copied().unwrap_or(1)
+    }
+
     /// KV pages that the largest measurement needs.
     pub fn pages(&self) -> usize {
-        let streams = self.batches.iter().max().copied().unwrap_or(1);
-        (streams * self.stream_pages()).max(self.prompt.div_ceil(PAGE_TOKENS))
+        (self.sequences() * self.stream_pages()).max(self.prompt.div_ceil(PAGE_TOKENS))
     }
 
     fn stream_pages(&self) -> usize {
@@ -98,6 +104,7 @@ pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<R
         decode.push(Decode {
             streams,
             step_seconds: time(&runs),
+            bytes: model.bytes_of_last_step(streams),
             limits: limits(&runs),
         });
     }

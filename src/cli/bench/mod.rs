@@ -96,6 +96,7 @@ fn load(
 ) -> Result<(String, Granite)> {
     let settings = |config: &model::ModelConfig| model::Settings {
         threads,
+        slots: plan.sequences(),
         kv_bytes: plan.pages() as u64 * model::footprint(config).kv_page,
         context: None,
         weights: args.weights.weights,

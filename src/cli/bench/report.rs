@@ -6,7 +6,6 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::limits::Limits;
 use super::measure::{Decode, Results};
 use crate::config;
 use crate::int8::kernels;
@@ -60,14 +59,16 @@ impl<'a> Report<'a> {
         self.prefill_operations() / prefill.seconds / prefill.limits.int8
     }
 
-    /// The minimum time of a step: the time to read all weights once, or to compute all products, whichever is longer.
-    fn roofline_seconds(&self, streams: usize, limits: Limits) -> f64 {
-        let operations = (self.prompt_operations + self.head_operations) as f64 * streams as f64;
-        (self.bytes_per_step as f64 / limits.read).max(operations / limits.int8)
+    /// The minimum time of a step: the time to move the weights and states that it needs, or to compute all products,
+    /// whichever is longer.
+    fn roofline_seconds(&self, decode: &Decode) -> f64 {
+        let operations = (self.prompt_operations + self.head_operations) as f64;
+        let operations = operations * decode.streams as f64;
+        (decode.bytes as f64 / decode.limits.read).max(operations / decode.limits.int8)
     }
 
     fn decode_share(&self, decode: &Decode) -> f64 {
-        self.roofline_seconds(decode.streams, decode.limits) / decode.step_seconds
+        self.roofline_seconds(decode) / decode.step_seconds
     }
 
     /// The results, under the names that scripts rely on.
@@ -82,7 +83,7 @@ impl<'a> Report<'a> {
                     "streams": decode.streams,
                     "tok_s": decode.streams as f64 / decode.step_seconds,
                     "step_ms": decode.step_seconds * 1e3,
-                    "gb_s": self.bytes_per_step as f64 / decode.step_seconds / 1e9,
+                    "gb_s": decode.bytes as f64 / decode.step_seconds / 1e9,
                     "share_of_roofline": self.decode_share(decode),
                 })
             })
@@ -196,14 +197,14 @@ impl fmt::Display for Report<'_> {
             let operations =
                 (self.prompt_operations + self.head_operations) as f64 * decode.streams as f64;
             let memory_bound =
-                self.bytes_per_step as f64 / decode.limits.read > operations / decode.limits.int8;
+                decode.bytes as f64 / decode.limits.read > operations / decode.limits.int8;
             writeln!(
                 f,
                 "decode  {:>6} {:>11.1} {:>11.1} {:>11.1} {:>9.2} {:>9.0} % of {}",
                 decode.streams,
                 decode.streams as f64 / decode.step_seconds,
                 decode.step_seconds * 1e3,
-                self.bytes_per_step as f64 / decode.step_seconds / 1e9,
+                decode.bytes as f64 / decode.step_seconds / 1e9,
                 operations / decode.step_seconds / 1e12,
                 self.decode_share(decode) * 100.0,
                 if memory_bound {

@@ -230,6 +230,7 @@ impl<'a> Candidate<'a> {
         let mut progress = Progress::new("quantizing", sources.progress_bar);
         let settings = model::Settings {
             threads,
+            slots: 1,
             kv_bytes: window.div_ceil(PAGE_TOKENS) as u64 * model::footprint(&config).kv_page,
             context: None,
             weights: model::Placement::default(),

@@ -129,16 +129,11 @@ pub fn load(
     let accuracy = made.as_mut().and_then(|made| made.evaluations.pop());
     let (memory, kernel) = (granite.memory(), granite.kernel().name());
     let (threads, architecture) = (granite.threads(), granite.config().architecture);
-    let (defaults, batching) = (engine::Settings::default(), &args.batching);
-    let engine_settings = engine::Settings {
-        max_batch: batching.max_batch,
-        max_queue: batching.max_queue,
-        step_tokens: defaults.step_tokens.max(batching.max_batch),
-        prompt_rows: engine::PromptRows::Slowdown(batching.max_slowdown),
-        prefix_cache: batching.prefix_cache,
-        speculation: batching.speculation,
-    };
-    let engine = Engine::start(Box::new(granite), engine_settings, Arc::clone(&metrics))?;
+    let engine = Engine::start(
+        Box::new(granite),
+        engine_settings(args),
+        Arc::clone(&metrics),
+    )?;
     let context = engine.limits().context_length;
     let grammars = Grammars::new(
         &tokenizer,
@@ -233,6 +228,19 @@ fn read_template(file: &Path) -> Result<String> {
     std::fs::read_to_string(file).map_err(|problem| Error::not_found(file, problem))
 }
 
+/// How the engine batches.
+fn engine_settings(args: &Args) -> engine::Settings {
+    let (defaults, batching) = (engine::Settings::default(), &args.batching);
+    engine::Settings {
+        max_batch: batching.max_batch,
+        max_queue: batching.max_queue,
+        step_tokens: defaults.step_tokens.max(batching.max_batch),
+        prompt_rows: engine::PromptRows::Slowdown(batching.max_slowdown),
+        prefix_cache: batching.prefix_cache,
+        speculation: batching.speculation,
+    }
+}
+
 /// Threads, cache and context, checked against the model and this machine.
 fn model_settings(
     args: &Args,
@@ -247,17 +255,20 @@ fn model_settings(
         let problem = format!("--context {context}: this model takes at most {most} tokens");
         return Err(Error::Config(problem));
     }
+    let slots = engine_settings(args).slots();
     let kv_bytes = plan::kv_bytes(
         batching.kv_cache,
         model::footprint_of(checkpoint, &config),
         context,
         batching.max_batch,
+        slots,
         clients,
         memory::limit(),
     )?;
     Ok(model::Settings {
         threads: config::threads(batching.threads),
         kv_bytes,
+        slots,
         context: Some(context),
         weights: args.model.weights.weights,
     })

@@ -119,7 +119,7 @@ impl Clients {
 }
 
 /// Bytes for the KV cache: as `asked`, or enough for `max_batch` sequences of ordinary length, though at most half of
-/// what `limit` leaves.
+/// what `limit` leaves beside everything else, such as the states of `slots` sequences.
 ///
 /// # Errors
 /// [`Error::Config`] with "needs X, limit Y" when weights, cache, clients and margin do not fit.
@@ -128,6 +128,7 @@ pub fn kv_bytes(
     footprint: Footprint,
     context: usize,
     max_batch: usize,
+    slots: usize,
     clients: Clients,
     limit: Option<Limit>,
 ) -> Result<u64> {
@@ -138,8 +139,10 @@ pub fn kv_bytes(
     // A step has a row for every batch slot.
     let rows = max_batch.saturating_sub(ROWS_IN_MARGIN) as u64;
     let margin = MARGIN.saturating_add(rows.saturating_mul(footprint.step_row));
+    let states = (slots as u64).saturating_mul(footprint.state);
     let beside = footprint
         .weights
+        .saturating_add(states)
         .saturating_add(margin)
         .saturating_add(clients.bytes());
     if let Some(asked) = asked.filter(|asked| asked.0 < footprint.kv_page) {
@@ -159,10 +162,14 @@ pub fn kv_bytes(
     };
     match limit {
         Some(limit) if beside.saturating_add(kv) > limit.bytes => Err(Error::Config(format!(
-            "not enough memory: needs {} ({} weights, {} KV cache, {} requests, {} to read one, {} for {} connections, {} beside), limit {} ({}); smaller --kv-cache, --max-body, --max-connections need less",
+            "not enough memory: needs {} ({} weights, {} KV cache, {}{} requests, {} to read one, {} for {} connections, {} beside), limit {} ({}); smaller {}--kv-cache, --max-body, --max-connections need less",
             ByteSize(beside.saturating_add(kv)),
             ByteSize(footprint.weights),
             ByteSize(kv),
+            match states {
+                0 => String::new(),
+                _ => format!("{} for {slots} states, ", ByteSize(states)),
+            },
             ByteSize(requests),
             ByteSize(reading),
             ByteSize(clients.connections()),
@@ -170,6 +177,7 @@ pub fn kv_bytes(
             ByteSize(margin),
             ByteSize(limit.bytes),
             limit.source,
+            if states > 0 { "--max-batch, " } else { "" },
         ))),
         _ => Ok(kv),
     }
@@ -182,6 +190,7 @@ mod tests {
     const GRANITE_2B: Footprint = Footprint {
         weights: 2_600_000_000,
         kv_page: 2_785_280,
+        state: 0,
         step_row: 4 * (2 * 49_159 + 8 * 2048 + 3 * 8192),
     };
 
@@ -200,7 +209,7 @@ mod tests {
             source: "cgroup v2",
         };
         let asked = asked.map(ByteSize);
-        kv_bytes(asked, GRANITE_2B, 131_072, 16, CLIENTS, Some(limit))
+        kv_bytes(asked, GRANITE_2B, 131_072, 16, 32, CLIENTS, Some(limit))
     }
 
     fn sizes(given: GivenSizes, limit: u64) -> ClientSizes {
@@ -278,6 +287,34 @@ mod tests {
     }
 
     #[test]
+    fn states_that_do_not_fit_are_refused_with_their_sum() {
+        let hybrid = Footprint {
+            state: 77_377_536,
+            ..GRANITE_2B
+        };
+        let plan = |limit| {
+            let limit = Limit {
+                bytes: limit,
+                source: "cgroup v2",
+            };
+            kv_bytes(
+                Some(ByteSize(1 << 30)),
+                hybrid,
+                131_072,
+                16,
+                32,
+                CLIENTS,
+                Some(limit),
+            )
+        };
+        let needed = GRANITE_2B.weights + (1 << 30) + BESIDE + 32 * 77_377_536;
+        assert_eq!(plan(needed).unwrap(), 1 << 30);
+        let error = plan(needed - 1).unwrap_err().to_string();
+        assert!(error.contains("2.31 GiB for 32 states"), "{error}");
+        assert!(error.contains("smaller --max-batch"), "{error}");
+    }
+
+    #[test]
     fn a_cache_without_room_for_a_page_is_refused() {
         let error = plan(Some(10), 24 << 30).unwrap_err();
         let line = "--kv-cache: 10 B is too small: one page takes 2.66 MiB";
@@ -292,7 +329,15 @@ mod tests {
                 source: "cgroup v2",
             };
             let asked = Some(ByteSize(1 << 30));
-            kv_bytes(asked, GRANITE_2B, 131_072, max_batch, CLIENTS, Some(limit))
+            kv_bytes(
+                asked,
+                GRANITE_2B,
+                131_072,
+                max_batch,
+                2 * max_batch,
+                CLIENTS,
+                Some(limit),
+            )
         };
         let enough_for_128 = GRANITE_2B.weights + (1 << 30) + BESIDE;
         assert!(plan(128, enough_for_128).is_ok());

@@ -38,7 +38,7 @@ mod parts;
 pub mod pool;
 
 pub use recurrence::Scan;
-pub(crate) use vector::{LN_2_HIGH, LN_2_LOW, ROUND, tree_sum};
+pub(crate) use vector::{LN_2_HIGH, LN_2_LOW, ROUND, exp, tree_sum};
 
 use std::ptr;
 use std::sync::OnceLock;

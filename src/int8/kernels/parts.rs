@@ -95,6 +95,130 @@ unsafe impl<'a, T: Send> Parts for PerThread<'a, T> {
     }
 }
 
+/// A slice whose units have different numbers of values.
+pub struct Ragged<'a, T> {
+    data: *mut T,
+    len: usize,
+    each: usize,
+    bounds: &'a [usize],
+    _borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T> Ragged<'a, T> {
+    /// Unit `u` has the values `bounds[u] · each .. bounds[u + 1] · each` of `data`.
+    pub fn new(data: &'a mut [T], each: usize, bounds: &'a [usize]) -> Self {
+        Self {
+            data: data.as_mut_ptr(),
+            len: data.len(),
+            each,
+            bounds,
+            _borrow: PhantomData,
+        }
+    }
+}
+
+// SAFETY: a share is a `&mut` to values that are `Send`, so another thread may have it.
+unsafe impl<T: Send> Sync for Ragged<'_, T> {}
+
+// SAFETY: `check` makes sure that the bounds ascend, so disjoint units have disjoint values, and that the last one is
+// within the data.
+unsafe impl<'a, T: Send> Parts for Ragged<'a, T> {
+    type Share = &'a mut [T];
+
+    fn check(&self, units: usize, _threads: usize) {
+        let bounds = &self.bounds[..=units];
+        assert!(bounds.is_sorted(), "bounds ascend");
+        let needed = bounds[units].checked_mul(self.each);
+        assert!(
+            needed.is_some_and(|needed| needed <= self.len),
+            "{} units of {} values in {}",
+            bounds[units],
+            self.each,
+            self.len
+        );
+    }
+
+    unsafe fn share(&self, _thread: usize, units: Range<usize>) -> &'a mut [T] {
+        let (first, end) = (self.bounds[units.start], self.bounds[units.end]);
+        // SAFETY: in range by `check`; by the caller's guarantee no other share has these units.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.data.add(first * self.each),
+                (end - first) * self.each,
+            )
+        }
+    }
+}
+
+/// A slice `[slots][units][each]`, of which a thread gets its units in every slot.
+pub struct Slots<'a, T> {
+    data: *mut T,
+    slots: usize,
+    units: usize,
+    each: usize,
+    _borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T> Slots<'a, T> {
+    /// `data` is `[slots][units][each]` for as many slots as fit.
+    pub fn new(data: &'a mut [T], units: usize, each: usize) -> Self {
+        Self {
+            slots: data.len() / (units * each),
+            data: data.as_mut_ptr(),
+            units,
+            each,
+            _borrow: PhantomData,
+        }
+    }
+}
+
+/// A thread's units in every slot.
+pub struct SlotUnits<'a, T> {
+    data: *mut T,
+    slots: usize,
+    units: usize,
+    each: usize,
+    own: Range<usize>,
+    _borrow: PhantomData<&'a mut [T]>,
+}
+
+impl<T> SlotUnits<'_, T> {
+    /// The values of unit `unit`, which is one of the thread's own, in slot `slot`.
+    #[inline]
+    pub fn get(&mut self, slot: usize, unit: usize) -> &mut [T] {
+        assert!(slot < self.slots && self.own.contains(&unit), "own units");
+        // SAFETY: `Slots` holds `slots · units · each` values, and both indices are in range; no other thread has this
+        // unit, and `&mut self` prevents two references on this one.
+        unsafe {
+            let first = self.data.add((slot * self.units + unit) * self.each);
+            std::slice::from_raw_parts_mut(first, self.each)
+        }
+    }
+}
+
+// SAFETY: a share reaches only its own units, whose values are `Send`.
+unsafe impl<T: Send> Sync for Slots<'_, T> {}
+
+// SAFETY: a share reaches only its own units, in every slot; `check` compares their number with that of the data.
+unsafe impl<'a, T: Send> Parts for Slots<'a, T> {
+    type Share = SlotUnits<'a, T>;
+
+    fn check(&self, units: usize, _threads: usize) {
+        assert!(units <= self.units, "{units} units of {}", self.units);
+    }
+
+    unsafe fn share(&self, _thread: usize, units: Range<usize>) -> SlotUnits<'a, T> {
+        SlotUnits {
+            data: self.data,
+            slots: self.slots,
+            units: self.units,
+            each: self.each,
+            own: units,
+            _borrow: PhantomData,
+        }
+    }
+}
+
 // SAFETY: there is no data.
 unsafe impl Parts for () {
     type Share = ();

@@ -337,7 +337,7 @@ pub(super) const EXP_COEFFICIENTS: [f32; 8] = [
 /// Splits x into n·ln 2 + r with |r| ≤ ln 2 / 2 and evaluates the Taylor polynomial of degree 7 in r: its remainder
 /// r⁸/8! is below 6·10⁻⁹, a tenth of a unit in the last place.
 #[inline(always)]
-pub(super) fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     let bounded = if x > EXP_MOST { EXP_MOST } else { x };
     let shifted = bounded.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;

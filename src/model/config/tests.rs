@@ -30,6 +30,16 @@ fn hybrid() -> Value {
     )
 }
 
+/// The hybrid with a Mamba-2 layer, as in Granite 4.0's h- models.
+fn mamba() -> Value {
+    let changes = json!({
+        "layer_types": ["mamba", "attention"], "mamba_chunk_size": 256, "mamba_conv_bias": true, "mamba_d_conv": 4,
+        "mamba_d_head": 64, "mamba_d_state": 128, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_n_heads": 32,
+        "mamba_proj_bias": false, "position_embedding_type": "nope"
+    });
+    with(hybrid(), changes)
+}
+
 fn llama() -> Value {
     parse(
         r#"{
@@ -60,15 +70,17 @@ fn granite_reads_every_field_as_written() {
     let expected = ModelConfig {
         architecture: Architecture::Granite,
         hidden_size: 2048,
-        num_layers: 40,
+        mixers: vec![MixerKind::Attention; 40],
         num_heads: 32,
         num_kv_heads: 8,
         head_dim: 64,
+        mamba: None,
         intermediate_size: 8192,
+        experts: None,
         vocab_size: 49159,
         max_positions: 131_072,
         rms_norm_eps: 1e-5,
-        rope_theta: 1e7,
+        rope_theta: Some(1e7),
         embedding_multiplier: 12.0,
         attention_multiplier: 0.015625,
         residual_multiplier: 0.22,
@@ -81,11 +93,70 @@ fn granite_reads_every_field_as_written() {
 #[test]
 fn the_dense_hybrid_reads_its_shared_width_and_integer_multipliers() {
     let config = read(&hybrid()).unwrap();
-    assert_eq!(config.architecture, Architecture::GraniteHybridDense);
+    assert_eq!(config.architecture, Architecture::GraniteHybrid);
     assert_eq!(config.intermediate_size, 2048);
     assert_eq!(config.embedding_multiplier, 12.0);
     assert_eq!(config.logits_scaling, 4.0);
-    assert_eq!(config.rope_theta, 1e7);
+    assert_eq!(config.rope_theta, Some(1e7));
+}
+
+#[test]
+fn hybrids_read_their_layers_and_have_no_positions() {
+    let config = read(&mamba()).unwrap();
+    let kinds = [MixerKind::Mamba, MixerKind::Attention];
+    assert_eq!(config.mixers, kinds);
+    let shape = Mamba {
+        heads: 32,
+        head_dim: 64,
+        state_size: 128,
+    };
+    assert_eq!((config.mamba, config.rope_theta), (Some(shape), None));
+    assert_eq!((config.intermediate_size, config.experts), (2048, None));
+    // As transformers 5 writes the same configuration.
+    let spelled = json!({
+        "layer_types": ["linear_attention", "full_attention"], "mamba_d_head": "auto", "mamba_expand": null,
+        "time_step_limit": [0.0, {"__float__": "Infinity"}], "rope_theta": null, "position_embedding_type": null,
+        "rope_parameters": {"rope_theta": 10000, "rope_type": "default"}, "num_local_experts": null
+    });
+    assert_eq!(read(&with(mamba(), spelled)).unwrap(), config);
+}
+
+#[test]
+fn experts_are_read_beside_a_shared_layer_or_alone() {
+    let experts =
+        json!({"num_local_experts": 64, "num_experts_per_tok": 6, "intermediate_size": 512});
+    let read_with = |base, name: &str| {
+        let named = with(base, json!({"architectures": [name]}));
+        read(&with(named, experts.clone())).unwrap()
+    };
+    let expected = Experts {
+        count: 64,
+        taken: 6,
+        width: 512,
+    };
+    for (config, shared) in [
+        (read_with(mamba(), "GraniteMoeHybridForCausalLM"), 2048),
+        (read_with(granite(), "GraniteMoeForCausalLM"), 0),
+        (
+            read_with(
+                with(granite(), json!({"shared_intermediate_size": 96})),
+                "GraniteMoeSharedForCausalLM",
+            ),
+            96,
+        ),
+        (
+            read_with(
+                with(granite(), json!({"shared_intermediate_size": 0})),
+                "GraniteMoeSharedForCausalLM",
+            ),
+            0,
+        ),
+    ] {
+        assert_eq!(
+            (config.experts, config.intermediate_size),
+            (Some(expected), shared)
+        );
+    }
 }
 
 #[test]
@@ -97,7 +168,7 @@ fn llama_is_granite_with_neutral_multipliers() {
     assert_eq!(config.residual_multiplier, 1.0);
     assert_eq!(config.logits_scaling, 1.0);
     assert_eq!(config.num_kv_heads, 9);
-    assert_eq!(config.rope_theta, 10_000.0);
+    assert_eq!(config.rope_theta, Some(10_000.0));
     assert!(!config.tie_word_embeddings);
 }
 
@@ -145,7 +216,8 @@ const REFUSALS: &str = r#"
 granite | {"architectures": null} | architectures | missing
 granite | {"architectures": "GraniteForCausalLM"} | architectures | expected ["Granite
 granite | {"architectures": []} | architectures | expected
-granite | {"architectures": ["GraniteSwaForCausalLM"]} | architectures | LlamaForCausalLM
+granite | {"architectures": ["FalconForCausalLM"]} | architectures | LlamaForCausalLM
+granite | {"architectures": ["GraniteSwaForCausalLM"]} | architectures | sliding windows
 granite | {"architectures": ["GraniteForCausalLM", "LlamaForCausalLM"]} | architectures | expected
 granite | {"hidden_size": null} | hidden_size | missing, expected an integer from 1 to 65536
 granite | {"hidden_size": 0} | hidden_size | an integer from 1
@@ -188,18 +260,43 @@ granite | {"attention_bias": true} | attention_bias | expected false
 granite | {"mlp_bias": true} | mlp_bias | expected false
 granite | {"mlp_bias": "no"} | mlp_bias | true or false
 granite | {"quantization_config": {"quant_method": "awq"}} | quantization_config | bf16, f16 or f32
-granite | {"num_local_experts": 8} | num_local_experts | is a mixture of experts
+granite | {"num_local_experts": 8} | num_local_experts | Granite has no experts
+granite | {"num_experts": 8} | num_experts | Granite has no experts
 granite | {"position_embedding_type": "nope"} | position_embedding_type | "rope"
-hybrid | {"num_local_experts": 64} | num_local_experts | is a mixture of experts
-hybrid | {"position_embedding_type": null} | position_embedding_type | missing
-hybrid | {"position_embedding_type": "nope"} | position_embedding_type | is "nope"
+granite | {"layer_types": ["mamba"]} | layer_types | expected 40 layer types
+granite | {"architectures": ["GraniteMoeForCausalLM"]} | num_local_experts | missing
+granite | {"architectures": ["GraniteMoeSharedForCausalLM"]} | num_local_experts | missing
+granite | {"architectures": ["BambaForCausalLM"]} | architectures | relative of Granite's hybrids
+granite | {"architectures": ["GraniteMoeSWAForCausalLM"]} | architectures | sliding windows
+granite | {"architectures": ["GraniteSpeechForConditionalGeneration"]} | architectures | speech
+granite | {"architectures": ["MixtralForCausalLM"]} | architectures | of another family
+granite | {"architectures": ["Qwen3MoeForCausalLM"]} | architectures | of another family
+hybrid | {"position_embedding_type": "alibi"} | position_embedding_type | "rope" or "nope"
 hybrid | {"layer_types": null} | layer_types | missing
 hybrid | {"layer_types": ["attention"]} | layer_types | expected 2 layer types
-hybrid | {"layer_types": ["attention", "mamba"]} | layer_types[1] | Granite 4 hybrid (Mamba-2)
-hybrid | {"layer_types": ["linear_attention", "full_attention"]} | layer_types[0] | Granite 4 hybrid (Mamba-2)
-granite | {"architectures": ["GraniteMoeForCausalLM"]} | architectures | is a mixture of experts
-granite | {"architectures": ["GraniteMoeSharedForCausalLM"]} | architectures | is a mixture of experts
-granite | {"architectures": ["BambaForCausalLM"]} | architectures | Granite 4 hybrid (Mamba-2)
+hybrid | {"layer_types": ["mamba", "mamba"]} | layer_types | at least one
+hybrid | {"layer_types": ["attention", "sliding_attention"]} | layer_types[1] | "attention" or "mamba"
+hybrid | {"layer_types": ["attention", "mamba"]} | mamba_n_heads | missing
+mamba | {"mamba_n_groups": 8} | mamba_n_groups | expected 1
+mamba | {"mamba_d_conv": 3} | mamba_d_conv | expected 4
+mamba | {"mamba_proj_bias": true} | mamba_proj_bias | expected false
+mamba | {"mamba_conv_bias": false} | mamba_conv_bias | expected true
+mamba | {"time_step_limit": [0.001, 100.0]} | time_step_limit | expected [0, Infinity]
+mamba | {"time_step_limit": [0.0, 1e30]} | time_step_limit | expected [0, Infinity]
+mamba | {"mamba_d_state": 100} | mamba_d_state | a multiple of 64
+mamba | {"mamba_d_state": 1e9} | mamba_d_state | to 1024
+mamba | {"mamba_n_heads": 0} | mamba_n_heads | from 1
+mamba | {"mamba_n_heads": 1e18} | mamba_n_heads | to 1024
+mamba | {"mamba_expand": 65} | mamba_expand | to 64
+mamba | {"mamba_d_head": 32} | mamba_d_head | mamba_expand · hidden_size = 2048
+mamba | {"mamba_n_heads": 31, "mamba_d_head": "auto"} | mamba_d_head | mamba_expand · hidden_size
+mamba | {"mamba_n_heads": 256, "mamba_d_head": 8} | mamba_d_head | 16, 32 or a multiple of 64
+mamba | {"num_local_experts": -1} | num_local_experts | a number from 0
+mamba | {"num_local_experts": 1025} | num_local_experts | to 1024
+mamba | {"num_local_experts": 64} | num_experts_per_tok | missing
+mamba | {"num_local_experts": 4, "num_experts_per_tok": 5} | num_experts_per_tok | from 1 to 4
+mamba | {"num_local_experts": 4, "num_experts_per_tok": 2} | intermediate_size | a multiple of 32
+mamba | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 512, "hidden_size": 1008, "mamba_n_heads": 63, "mamba_d_head": 32} | hidden_size | a multiple of 64
 hybrid | {"layer_types": "attention"} | layer_types | expected 2 layer types
 hybrid | {"shared_intermediate_size": null} | shared_intermediate_size | missing
 llama | {"attention_bias": true} | attention_bias | expected false
@@ -215,6 +312,7 @@ fn every_refusal_names_the_file_the_field_and_what_was_expected() {
         let base = match base {
             "granite" => granite(),
             "hybrid" => hybrid(),
+            "mamba" => mamba(),
             "llama" => llama(),
             _ => panic!("no such base: {line}"),
         };
@@ -282,7 +380,7 @@ fn the_published_configurations_are_read() {
         let config = config.unwrap();
         let found = [
             config.hidden_size,
-            config.num_layers,
+            config.num_layers(),
             config.num_heads,
             config.num_kv_heads,
             config.head_dim,
@@ -291,7 +389,7 @@ fn the_published_configurations_are_read() {
         ];
         assert_eq!(found, shape, "{name}");
         assert_eq!(config.attention_multiplier, attention_multiplier, "{name}");
-        assert_eq!(config.rope_theta, 1e7, "{name}");
+        assert_eq!(config.rope_theta, Some(1e7), "{name}");
         assert!(config.tie_word_embeddings, "{name}");
     }
 }

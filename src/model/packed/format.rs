@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::int8::rotation::Rotation;
 use crate::int8::scheme::Scheme;
 use crate::int8::{GROUP, PANEL};
-use crate::model::blueprint::{MatrixPart, NormPart};
+use crate::model::blueprint::{MatrixPart, VectorPart};
 use crate::sources::packed::Packed;
 
 /// The version of the files' format that this program writes and reads.
@@ -144,8 +144,8 @@ pub(crate) fn tensors_of_matrix(part: &MatrixPart) -> [StoredTensor; 4] {
     ]
 }
 
-/// The tensor of a norm, padded to whole panels so that the next tensor begins on a cache line.
-pub(crate) fn tensor_of_norm(part: &NormPart) -> StoredTensor {
-    let padded = part.len.next_multiple_of(PANEL);
+/// The tensor of a vector, padded to whole panels so that the next tensor begins on a cache line.
+pub(crate) fn tensor_of_vector(part: &VectorPart) -> StoredTensor {
+    let padded = part.len().next_multiple_of(PANEL);
     StoredTensor::new(part.name.clone(), Dtype::F32, vec![padded])
 }

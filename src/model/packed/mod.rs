@@ -1,6 +1,6 @@
 //! A packed model: the format of its two files, which `quantize` writes and all other commands map.
 //!
-//! [`WEIGHTS`] is a safetensors file. A matrix `X` is stored as up to four tensors, a norm as one:
+//! [`WEIGHTS`] is a safetensors file. A matrix `X` is stored as up to four tensors, a vector as one:
 //!
 //! | tensor | type and shape | what it is |
 //! |---|---|---|
@@ -8,7 +8,7 @@
 //! | `X.scales` | F32 `[panels·64]` | one per column; 0 for padding |
 //! | `X.group_scales` | F32 `[panels, groups, 64]` | if groups have scales of their own |
 //! | `X.zero_points` | U8 `[panels, groups, 64]` | if they are not all 128 |
-//! | `….weight` | F32, padded with zeros to whole panels | the weights of a norm |
+//! | `….weight`, `…mamba.A` and so on | F32, padded with zeros to a multiple of 64 | a norm, a router, or the small parts of a Mamba-2 mixer |
 //!
 //! Every tensor begins at a multiple of 64 bytes. The constants of the model are not folded in; they are in
 //! `config.json`. [`QUANTIZATION`] holds a [`Quantization`].
@@ -21,7 +21,7 @@ mod verify;
 
 pub use evaluation::{Evaluation, EvaluationRecord};
 pub use format::{CalibrationRecord, MatrixRecord, Quantization, SourceRecord};
-pub(crate) use format::{FORMAT, LAYOUT, StoredTensor, tensor_of_norm, tensors_of_matrix};
+pub(crate) use format::{FORMAT, LAYOUT, StoredTensor, tensor_of_vector, tensors_of_matrix};
 pub use read::{Placement, load};
 pub use record::record;
 pub use verify::{verify, verify_in_pieces};

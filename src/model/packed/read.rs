@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::format::{Quantization, StoredTensor, tensor_of_norm, tensors_of_matrix};
+use super::format::{Quantization, StoredTensor, tensor_of_vector, tensors_of_matrix};
 use super::verify::compare;
 use crate::error::{Error, Result};
 use crate::int8::kernels::pool::{PerUnit, Pool};
 use crate::int8::matrix::{Matrix, Scales};
 use crate::int8::memory::Memory;
-use crate::model::blueprint::{Blueprint, MatrixPart, NormPart};
+use crate::model::blueprint::{Blueprint, MatrixPart, VectorPart};
 use crate::model::fold::Folded;
 use crate::model::weights::{Source, Weights};
 use crate::sources::packed::Packed;
@@ -139,9 +139,9 @@ impl Reader<'_> {
     }
 }
 
-impl Source<&MatrixPart, &NormPart> for Reader<'_> {
+impl Source<&MatrixPart, &VectorPart> for Reader<'_> {
     type Matrix = Matrix;
-    type Norm = Vec<f32>;
+    type Vector = Vec<f32>;
     type Error = Error;
 
     fn matrix(&mut self, part: &MatrixPart) -> Result<Matrix> {
@@ -166,9 +166,9 @@ impl Source<&MatrixPart, &NormPart> for Reader<'_> {
         ))
     }
 
-    fn norm(&mut self, part: &NormPart) -> Result<Vec<f32>> {
-        let mut values = self.floats(&tensor_of_norm(part))?;
-        values.truncate(part.len);
+    fn vector(&mut self, part: &VectorPart) -> Result<Vec<f32>> {
+        let mut values = self.floats(&tensor_of_vector(part))?;
+        values.truncate(part.len());
         Ok(values)
     }
 }

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 
 use super::header::Header;
 use crate::error::{Error, Result};
-use crate::sources::forms::{HYBRID, MIXTURE_OF_EXPERTS};
 
 /// The rotary base that llama.cpp uses when a file does not specify one.
 const DEFAULT_ROPE_THETA: f64 = 10000.0;
@@ -97,8 +96,12 @@ fn architecture<'a>(file: &Path, header: &Header<'a>) -> Result<&'a str> {
         known @ ("granite" | "llama") => Ok(known),
         other => {
             let problem = match other {
-                "granitehybrid" => format!("{other} {HYBRID}"),
-                "granitemoe" => format!("{other} {MIXTURE_OF_EXPERTS}"),
+                "granitehybrid" => format!(
+                    "{other} is read from safetensors alone; take the repository with the model's safetensors"
+                ),
+                "granitemoe" => format!(
+                    "{other} is read from safetensors alone; take the repository with the model's safetensors"
+                ),
                 _ => format!("{other:?} is not supported, only granite and llama"),
             };
             Err(Error::bad_model(file, key, problem))
@@ -121,7 +124,12 @@ fn refuse_unsupported(file: &Path, header: &Header<'_>, architecture: &str) -> R
     match header.count(&experts)? {
         None | Some(0) => {}
         Some(n) => {
-            return refuse(&experts, format!("{n} experts: this {MIXTURE_OF_EXPERTS}"));
+            return refuse(
+                &experts,
+                format!(
+                    "{n} experts are read from safetensors alone; take the repository with the model's safetensors"
+                ),
+            );
         }
     }
     let scaling = key("rope.scaling.type");
