@@ -1,12 +1,13 @@
 //! A folder in Hugging Face's layout: `config.json`, `tokenizer.json` and safetensors.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokenizers::{DecoderWrapper, ModelWrapper, Tokenizer};
 
 use super::forms::Form;
 use super::generation::GenerationDefaults;
+use super::labels;
 use super::packed::{self, Packed};
 use super::quantized::{Method, Quantized};
 use super::safetensors::Shards;
@@ -57,6 +58,18 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         config_file,
         config,
     })
+}
+
+/// The GGUF file in a folder that holds one and no other model, or the first part of it.
+pub fn only_gguf(folder: &Path) -> Option<PathBuf> {
+    if folder.join("config.json").exists() {
+        return None;
+    }
+    let names = file_names(folder);
+    match labels::models(names.iter().map(String::as_str))[..] {
+        [only] => Some(folder.join(only)),
+        _ => None,
+    }
 }
 
 /// The folder's own name, by convention the model's.

@@ -106,7 +106,7 @@ impl Hub<'_> {
         let source = api.repo(self.at(&info.sha));
         let snapshot = self.snapshot(&info.sha);
         for name in self.wanted(&info)? {
-            self.file(&source, &snapshot, name)?;
+            self.file(&source, &snapshot, &name)?;
             if name == CONFIG {
                 // Checks the configuration first, to avoid downloading gigabytes of unsupported weights.
                 let config = snapshot.join(CONFIG);
@@ -149,8 +149,8 @@ impl Hub<'_> {
     }
 
     /// Chooses the files to download, weights last: a model in safetensors, unless a GGUF file is named, else one GGUF
-    /// file.
-    fn wanted<'i>(&self, info: &'i RepoInfo) -> Result<Vec<&'i str>> {
+    /// file, with all of its parts.
+    fn wanted(&self, info: &RepoInfo) -> Result<Vec<String>> {
         let files: Vec<&str> = info.siblings.iter().map(|f| f.rfilename.as_str()).collect();
         let has = |name: &str| files.contains(&name);
         let weights = [WEIGHTS, INDEX].into_iter().find(|name| has(name));
@@ -158,13 +158,20 @@ impl Hub<'_> {
             let mut wanted: Vec<&str> = OPTIONAL.into_iter().filter(|name| has(name)).collect();
             // Absent files are requested too: the hub's answer then says which one is missing.
             wanted.extend([CONFIG, TOKENIZER, weights]);
-            return Ok(wanted);
+            return Ok(wanted.into_iter().map(str::to_owned).collect());
         }
         let ggufs = labels::models(files.iter().copied());
         let refused = |problem| Err(Error::bad_model(self.to_string(), "files", problem));
+        let whole = |file: &str| {
+            let parts = labels::files_of(file);
+            match parts.iter().find(|part| !has(part)) {
+                Some(missing) => refused(format!("holds {file}, but not its part {missing}")),
+                None => Ok(parts),
+            }
+        };
         if let Some(label) = self.label {
             return match (labels::named(&ggufs, label), ggufs.is_empty()) {
-                (Some(file), _) => Ok(vec![file]),
+                (Some(file), _) => whole(file),
                 (None, true) => refused(format!("holds no .gguf file, and so none of {label}")),
                 (None, false) => {
                     let there = labels::listed(&ggufs);
@@ -181,7 +188,7 @@ impl Hub<'_> {
                         "{self} holds {count} .gguf files ({there}): taking {label}; {self}:LABEL takes another"
                     );
                 }
-                Ok(vec![file])
+                whole(file)
             }
             None if !ggufs.is_empty() => {
                 let there = labels::listed(&ggufs);
@@ -192,7 +199,7 @@ impl Hub<'_> {
             None => match Form::by_files(&files) {
                 Some((form, file)) => Err(form.refusal(self.to_string(), file)),
                 None if files.iter().any(|file| is_gguf(Path::new(file))) => refused(
-                    "holds .gguf files in parts or in folders alone; download one, join its parts (llama-gguf-split --merge) and name the file".into(),
+                    "holds .gguf files in folders alone; download one and name the file".into(),
                 ),
                 None => refused(
                     "holds neither config.json with safetensors weights nor a .gguf file".into(),
@@ -307,7 +314,8 @@ fn complete(snapshot: &Path, label: Option<&str>) -> Option<Local> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| has(name))
         .collect();
-    let ggufs = labels::models(names.iter().map(String::as_str));
+    let mut ggufs = labels::models(names.iter().map(String::as_str));
+    ggufs.retain(|file| labels::files_of(file).iter().all(|part| has(part)));
     let file = match label {
         Some(label) => labels::named(&ggufs, label),
         None => labels::best(&ggufs),

@@ -1,7 +1,9 @@
 //! Chooses one of a repository's GGUF files by the quantization label in its name.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::parts::Part;
 use super::reference::is_gguf;
 
 /// Supported labels, best for int8 first. Q8_0 was made from the float weights and is half the download of f16 or bf16;
@@ -12,33 +14,58 @@ const BEST_FIRST: [&str; 22] = [
     "Q2_K_L", "Q2_K",
 ];
 
-/// The models among a repository's files: GGUF files in its root folder. Parts of split models and auxiliary files are
-/// left out.
+/// The models among a repository's files: GGUF files in its root folder, and the first part that is there of each model
+/// in parts. Auxiliary files are left out.
 pub fn models<'n>(files: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
     let is_model = |name: &&str| {
         let plain = name.to_lowercase();
-        let is_part = plain.contains("-of-0") && plain.contains("-0000");
         is_gguf(Path::new(name))
             && !name.contains('/')
-            && !is_part
             && !plain.starts_with("mmproj")
             && !plain.contains("imatrix")
     };
-    files.filter(is_model).collect()
+    let mut models: Vec<&str> = files.filter(is_model).collect();
+    let mut firsts: BTreeMap<(&str, usize), &str> = BTreeMap::new();
+    for file in &models {
+        if let Some(part) = Part::of(file) {
+            let first = firsts.entry((part.model, part.count)).or_insert(file);
+            *first = (*first).min(file);
+        }
+    }
+    models.retain(|file| {
+        Part::of(file).is_none_or(|part| firsts.get(&(part.model, part.count)) == Some(file))
+    });
+    models
 }
 
-/// The label in a file's name: what follows the last `-`, or the last `.` before the extension.
+/// All files of a model that [`models`] returned: its parts, or it alone.
+pub fn files_of(model: &str) -> Vec<String> {
+    match Part::of(model) {
+        Some(part) => part.all().collect(),
+        None => vec![model.to_owned()],
+    }
+}
+
+/// The label in a file's name: what follows the last `-`, or the last `.`, before the numbers of a part and the
+/// extension.
 pub fn label(file: &str) -> &str {
     let stem = &file[..file.len() - ".gguf".len()];
+    let stem = Part::of(file).map_or(stem, |part| part.model);
     stem.rsplit(['-', '.']).next().unwrap_or(stem)
 }
 
-/// The file that `wanted` names, by its label or in full; the first of several with the label.
+/// The file that `wanted` names, by its label or in full; the first of several with the label. A single file is
+/// preferred to parts.
 pub fn named<'n>(files: &[&'n str], wanted: &str) -> Option<&'n str> {
-    let in_full = files.iter().find(|file| **file == wanted);
+    let wanted_part = Part::of(wanted);
+    let is_wanted = |file: &&&str| {
+        let parts = Part::of(file).zip(wanted_part);
+        **file == wanted || parts.is_some_and(|(one, other)| one.belongs_to(other))
+    };
+    let in_full = files.iter().find(is_wanted);
     let by_label = || {
         let mut sorted = files.to_vec();
-        sorted.sort_unstable();
+        sorted.sort_unstable_by_key(|file| (Part::of(file).is_some(), *file));
         let has_label = |file: &&str| label(file).eq_ignore_ascii_case(wanted);
         sorted.into_iter().find(has_label)
     };
@@ -65,14 +92,16 @@ pub fn listed(files: &[&str]) -> String {
 mod tests {
     use super::*;
 
-    const FILES: [&str; 9] = [
+    const FILES: [&str; 11] = [
         "README.md",
         "granite-3.3-2b-instruct-Q4_K_M.gguf",
         "granite-3.3-2b-instruct-IQ2_XXS.gguf",
         "granite-3.3-2b-instruct.f16.gguf",
         "granite-3.3-2b-instruct-Q8_0.gguf",
         "granite-3.3-2b-instruct-Q6_K.GGUF",
+        "granite-3.3-2b-instruct-BF16-00002-of-00002.gguf",
         "granite-3.3-2b-instruct-BF16-00001-of-00002.gguf",
+        "granite-3.3-2b-instruct-Q8_0-00001-of-00002.gguf",
         "mmproj-granite-F16.gguf",
         "Q8_0/granite-Q8_0.gguf",
     ];
@@ -80,8 +109,15 @@ mod tests {
     #[test]
     fn eight_bits_come_first_then_floats_then_the_most_bits() {
         let mut files = models(FILES.into_iter());
-        assert_eq!(listed(&files), "IQ2_XXS, Q4_K_M, Q6_K, Q8_0, f16");
-        for expected in ["-Q8_0.gguf", ".f16.gguf", "-Q6_K.GGUF", "-Q4_K_M.gguf"] {
+        assert_eq!(listed(&files), "BF16, IQ2_XXS, Q4_K_M, Q6_K, Q8_0, f16");
+        for expected in [
+            "-Q8_0.gguf",
+            "-Q8_0-00001-of-00002.gguf",
+            "-BF16-00001-of-00002.gguf",
+            ".f16.gguf",
+            "-Q6_K.GGUF",
+            "-Q4_K_M.gguf",
+        ] {
             let best = best(&files).unwrap();
             assert!(best.ends_with(expected), "{best}");
             files.retain(|file| *file != best);
@@ -98,6 +134,13 @@ mod tests {
         let f16 = Some("granite-3.3-2b-instruct.f16.gguf");
         assert_eq!(named(&files, "F16"), f16);
         assert_eq!(named(&files, "granite-3.3-2b-instruct.f16.gguf"), f16);
+        let parts = "granite-3.3-2b-instruct-BF16-00001-of-00002.gguf";
+        assert_eq!(named(&files, "bf16"), Some(parts));
+        assert_eq!(
+            named(&files, &parts.replace("00001-of", "00002-of")),
+            Some(parts)
+        );
+        assert_eq!(files_of(parts)[1], parts.replace("00001-of", "00002-of"));
         assert_eq!(named(&files, "Q5_K_M"), None);
         assert_eq!(named(&files, "K_M"), None);
     }

@@ -10,7 +10,7 @@
 //! | `generation.rs` | how a model wants its tokens chosen |
 //! | `packed.rs`, `staging.rs` | a folder of weights that `quantize` has written, and writing such a folder atomically |
 //! | `names.rs` | what the tensors are called in each kind of file |
-//! | `gguf/` | a single GGUF file: header, configuration, tokenizer, tensors |
+//! | `gguf/`, `parts.rs` | a GGUF file, or one in parts: header, configuration, tokenizer, tensors |
 //! | `hub.rs`, `labels.rs`, `demo.rs`, `wheel.rs` | downloads: a Hugging Face repository, the demo model |
 //! | `mapped.rs`, `floats.rs` | a read-only memory map, and numbers widened to f32 |
 //! | `progress.rs`, `hash.rs` | the progress of a download, and its checksum |
@@ -27,6 +27,7 @@ mod labels;
 mod mapped;
 pub(crate) mod names;
 pub mod packed;
+mod parts;
 mod progress;
 mod quantized;
 mod reference;
@@ -181,7 +182,7 @@ pub trait Tensors: Send + Sync {
 pub enum Local {
     /// A folder in Hugging Face's layout.
     Folder(PathBuf),
-    /// A single GGUF file.
+    /// A GGUF file, or the first part of one in parts.
     Gguf(PathBuf),
 }
 
@@ -190,7 +191,7 @@ pub enum Local {
 pub enum Freshness {
     /// A cached copy is used as it is, so that a restart neither needs the network nor changes the model.
     Cached,
-    /// The hub is asked for the branch's current commit, if it can be reached.
+    /// The hub or registry is asked for the current commit of the branch or version of the tag, if it can be reached.
     Newest,
 }
 
@@ -222,7 +223,10 @@ pub fn fetch(reference: &Reference, settings: &Settings, freshness: Freshness) -
         Reference::Folder(path) | Reference::Gguf(path) if !path.exists() => {
             Err(suggest::not_there(path))
         }
-        Reference::Folder(path) => Ok(Local::Folder(path.clone())),
+        Reference::Folder(path) => Ok(match folder::only_gguf(path) {
+            Some(file) => Local::Gguf(file),
+            None => Local::Folder(path.clone()),
+        }),
         Reference::Gguf(path) => Ok(Local::Gguf(path.clone())),
         Reference::Hub {
             repo,

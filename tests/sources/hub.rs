@@ -1,5 +1,6 @@
 //! Hub repositories, downloaded from a small hub on loopback that can misbehave.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::PathBuf;
 
@@ -9,6 +10,7 @@ use microgranite::error::Error;
 use microgranite::sources::{self, Checkpoint, Freshness, Local, Reference};
 
 use crate::gguf_granite::granite;
+use crate::gguf_parts::{name, split};
 use crate::hub_server::{COMMIT, Fault, Hub};
 use crate::{assert_refused, fixture};
 
@@ -355,6 +357,62 @@ fn of_several_gguf_files_the_best_for_int8_is_taken_and_a_label_takes_another() 
     );
 }
 
+/// A hub with the small Granite in three parts, and smaller in a single file.
+fn with_parts() -> Hub {
+    let parts = split(&granite(GgmlDType::Q8_0), 3, 4);
+    let parts = parts.iter().enumerate();
+    let mut files: BTreeMap<String, Vec<u8>> = parts
+        .map(|(at, part)| (name("tiny-Q8_0", at + 1, 3), part.bytes()))
+        .collect();
+    files.insert("tiny-Q4_0.gguf".into(), granite(GgmlDType::Q4_0).bytes());
+    Hub::with(files)
+}
+
+#[test]
+fn all_parts_of_a_model_are_fetched_by_its_label() {
+    let all = [1, 2, 3].map(|number| name("tiny-Q8_0", number, 3));
+    for text in [
+        "hf:granite/tiny:Q8_0",
+        "hf:granite/tiny",
+        "hf:granite/tiny:tiny-Q8_0-00002-of-00003.gguf",
+    ] {
+        let hub = with_parts();
+        assert_eq!(embedding(&hub, text).unwrap(), "q8_0", "{text}");
+        assert_eq!(files_asked_for(&hub), all, "{text}");
+        embedding(&hub, text).unwrap();
+        assert_eq!(hub.requests(), [], "the cache has all parts");
+        let snapshots = hub.cache.path().join("models--granite--tiny/snapshots");
+        std::fs::remove_file(snapshots.join(COMMIT).join(&all[1])).unwrap();
+        embedding(&hub, text).unwrap();
+        assert_eq!(files_asked_for(&hub), [&*all[1]], "only what is missing");
+    }
+    assert_eq!(
+        embedding(&with_parts(), "hf:granite/tiny:Q4_0").unwrap(),
+        "q4_0"
+    );
+}
+
+#[test]
+fn parts_are_checked_and_resumed_like_single_files() {
+    const SECOND: &str = "tiny-Q8_0-00002-of-00003.gguf";
+    let hub = with_parts();
+    hub.set_fault(Fault::HangsUp(SECOND, 2));
+    embedding(&hub, "hf:granite/tiny:Q8_0").unwrap();
+    let hub = with_parts();
+    hub.set_fault(Fault::Damages(SECOND));
+    let damaged = embedding(&hub, "hf:granite/tiny:Q8_0");
+    assert_refused(damaged, UNAVAILABLE, &[SECOND, "damaged"]);
+    let hub = with_parts();
+    hub.state.lock().unwrap().files.remove(SECOND);
+    let missing = embedding(&hub, "hf:granite/tiny:Q8_0");
+    assert_refused(
+        missing,
+        65,
+        &["hf:granite/tiny:Q8_0", "but not its part", SECOND],
+    );
+    assert_eq!(files_asked_for(&hub), Vec::<String>::new());
+}
+
 #[test]
 fn a_label_that_is_not_there_is_refused_with_those_that_are() {
     let hub = with_ggufs(&["tiny-Q8_0.gguf", "tiny-Q4_0.gguf"]);
@@ -369,8 +427,8 @@ fn a_label_that_is_not_there_is_refused_with_those_that_are() {
         65,
         &["hf:granite/tiny", "IQ2_XXS, MXFP4", "Q8_0"],
     );
-    let parts = with_ggufs(&["tiny-Q8_0-00001-of-00002.gguf", "Q8_0/tiny-Q8_0.gguf"]);
-    assert_refused(open(&parts), 65, &["hf:granite/tiny", "parts", "--merge"]);
+    let nested = with_ggufs(&["Q8_0/tiny-Q8_0.gguf"]);
+    assert_refused(open(&nested), 65, &["hf:granite/tiny", "in folders"]);
     assert_refused(
         embedding(&Hub::with_granite(), "hf:granite/tiny:Q8_0"),
         65,

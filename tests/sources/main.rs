@@ -1,9 +1,10 @@
-//! Model sources, tested on real files, on malformed files, and on a hub on loopback.
+//! Model sources, tested on real files, on malformed files, and on a hub and a registry on loopback.
 
 mod chat_templates;
 mod folders;
 mod gguf_files;
 mod gguf_granite;
+mod gguf_parts;
 mod gguf_refusals;
 mod gguf_writer;
 mod hub;

@@ -382,13 +382,16 @@ fn a_name_that_is_no_path_is_answered_with_what_was_meant() {
 }
 
 #[test]
-fn a_folder_with_only_a_gguf_file_says_how_to_open_it() {
+fn a_folder_with_gguf_files_beside_others_says_how_to_open_one() {
     let folder = Folder::new();
     folder.write("m.gguf", "").remove(FILE);
     folder.refused(NOT_FOUND, &[FILE, "m.gguf"]);
     folder
         .remove("config.json")
+        .write("n.gguf", "")
         .refused(NOT_FOUND, &["config.json", "m.gguf"]);
+    // The only one is opened.
+    folder.remove("n.gguf").refused(65, &["m.gguf", "is empty"]);
     folder
         .remove("m.gguf")
         .refused(NOT_FOUND, &["config.json", "not found"]);

@@ -114,12 +114,6 @@ fn refuse_unsupported(file: &Path, header: &Header<'_>, architecture: &str) -> R
     let refuse = |key: &str, problem: String| Err(Error::bad_model(file, key, problem));
     let key = |name: &str| format!("{architecture}.{name}");
 
-    let parts = header.count("split.count")?.unwrap_or(1);
-    if parts > 1 {
-        let problem =
-            format!("this is one of {parts} parts; join them first (llama-gguf-split --merge)");
-        return refuse("split.count", problem);
-    }
     let experts = key("expert_count");
     match header.count(&experts)? {
         None | Some(0) => {}

@@ -19,7 +19,7 @@ const SMALLEST_ENTRY: u64 = 8 + 4 + 1;
 const SMALLEST_TENSOR: u64 = 8 + 4 + 8 + 4 + 8;
 /// The largest number of metadata entries, and of tensors: an entry takes more memory here than in the file, and the
 /// deepest model has a few thousand tensors.
-const MOST: u64 = 1 << 16;
+pub const MOST: u64 = 1 << 16;
 
 /// A checked header that borrows from the file.
 #[derive(Debug)]
@@ -41,6 +41,8 @@ pub struct TensorInfo<'a> {
     pub format: Format,
     /// The byte range in the file.
     pub bytes: Range<usize>,
+    /// The file that it is in, of a model in several parts: from 0 on.
+    pub part: usize,
 }
 
 impl<'a> Header<'a> {
@@ -150,6 +152,7 @@ impl<'a> Header<'a> {
                     shape,
                     format,
                     bytes: start as usize..end as usize,
+                    part: 0,
                 }),
                 _ => {
                     return bad(format!(

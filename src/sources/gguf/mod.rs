@@ -1,10 +1,11 @@
-//! A single GGUF file: configuration, tokenizer and weights in one.
+//! A GGUF file: configuration, tokenizer and weights in one, or in several parts.
 
 mod config;
 mod cursor;
 mod format;
 mod header;
 mod pre_tokenizer;
+mod split;
 mod tokenizer;
 
 use std::collections::BTreeMap;
@@ -18,38 +19,47 @@ use super::floats::all_finite;
 use super::generation::GenerationDefaults;
 use super::mapped::Mapped;
 use super::names::{self, TensorName};
+use super::parts::Part;
 use super::{Checkpoint, Tensors};
 use crate::error::{Error, Result};
 use format::Format;
 use header::{Header, TensorInfo};
 
-/// Opens the file at `path`.
+/// Opens the file at `path`. If it is one part of a model, all parts must be beside it.
 ///
 /// # Errors
-/// [`Error::NotFound`] when it is missing, [`Error::BadModel`] naming the metadata key or tensor when it is
+/// [`Error::NotFound`] when it or another part is missing, [`Error::BadModel`] naming the metadata key or tensor when it is
 /// inconsistent.
 pub fn open(path: &Path) -> Result<Checkpoint> {
-    let map = Mapped::open(path)?;
-    let header = Header::read(path, &map)?;
+    let maps = split::open(path)?;
+    let header = split::read(&maps)?;
+    let path = maps.first().map_or(path, Mapped::path).to_owned();
+    let path = path.as_path();
     let config = config::translate(path, &header)?;
     let tokenizer = tokenizer::build(path, &header)?;
     let eos_token_ids = config::eos_token_ids(&header)?;
     let generation = GenerationDefaults::of_gguf(path, |key| header.number(key))?;
     let chat_template = header.text("tokenizer.chat_template")?.map(str::to_owned);
-    let tensors = rename(path, header.tensors, &config)?;
-    map.read_ahead();
-    let name = path.file_stem().unwrap_or_default();
+    let tensors = rename(&maps, header.tensors, &config)?;
+    maps.iter().for_each(Mapped::read_ahead);
     Ok(Checkpoint {
-        name: name.to_string_lossy().into_owned(),
+        name: name(path),
         config_file: path.into(),
         config,
         eos_token_ids,
         generation,
         tokenizer,
         chat_template,
-        tensors: Box::new(GgufTensors { map, tensors }),
+        tensors: Box::new(GgufTensors { maps, tensors }),
         packed: None,
     })
+}
+
+/// The file's name without its extension, and without the numbers of a part.
+fn name(path: &Path) -> String {
+    let whole = path.file_name().unwrap_or_default().to_string_lossy();
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    Part::of(&whole).map_or(stem.into_owned(), |part| part.model.to_owned())
 }
 
 /// Reads only the tokenizer of the file at `path`, which need not contain a model.
@@ -61,9 +71,10 @@ pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
     tokenizer::build(path, &Header::read(path, &map)?)
 }
 
-/// The tensors of one file by their Hugging Face names.
+/// The tensors of a model by their Hugging Face names.
 struct GgufTensors {
-    map: Mapped,
+    /// The files of the model; never empty.
+    maps: Vec<Mapped>,
     tensors: BTreeMap<String, Stored>,
 }
 
@@ -71,13 +82,15 @@ struct Stored {
     format: Format,
     shape: Vec<usize>,
     bytes: Range<usize>,
+    /// The file that has these bytes.
+    part: usize,
     /// The width of a head, for Q and K, whose rows are stored in a different order.
     permuted_heads: Option<usize>,
 }
 
 /// Gives every tensor its Hugging Face name, and refuses tensors that a dense Granite or Llama does not have.
 fn rename(
-    file: &Path,
+    maps: &[Mapped],
     tensors: Vec<TensorInfo<'_>>,
     config: &Value,
 ) -> Result<BTreeMap<String, Stored>> {
@@ -85,6 +98,7 @@ fn rename(
     let (layers, head_dim) = (size("num_hidden_layers"), size("head_dim"));
     let mut renamed = BTreeMap::new();
     for tensor in tensors {
+        let file = maps[tensor.part].path();
         let bad = |problem: String| Err(Error::bad_model(file, tensor.name, problem));
         let Some((name, heads_key)) = hugging_face_name(tensor.name, layers) else {
             return bad(refusal(tensor.name));
@@ -104,12 +118,14 @@ fn rename(
             format,
             shape,
             bytes,
+            part,
             ..
         } = tensor;
         let stored = Stored {
             format,
             shape,
             bytes,
+            part,
             permuted_heads,
         };
         renamed.insert(name, stored);
@@ -144,15 +160,17 @@ fn refusal(name: &str) -> String {
 }
 
 impl GgufTensors {
-    fn get(&self, name: &str) -> Result<&Stored> {
-        let missing = || Error::bad_model(self.map.path(), name, "there is no such tensor");
-        self.tensors.get(name).ok_or_else(missing)
+    fn get(&self, name: &str) -> Result<(&Stored, &Mapped)> {
+        let missing = || Error::bad_model(self.file(name), name, "there is no such tensor");
+        let stored = self.tensors.get(name).ok_or_else(missing)?;
+        Ok((stored, &self.maps[stored.part]))
     }
 }
 
 impl Tensors for GgufTensors {
-    fn file(&self, _name: &str) -> PathBuf {
-        self.map.path().into()
+    fn file(&self, name: &str) -> PathBuf {
+        let part = self.tensors.get(name).map_or(0, |stored| stored.part);
+        self.maps[part].path().into()
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
@@ -164,10 +182,10 @@ impl Tensors for GgufTensors {
     }
 
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let stored = self.get(name)?;
-        let file = self.map.path();
+        let (stored, map) = self.get(name)?;
+        let file = map.path();
         let k = super::check_rows(file, name, &stored.shape, &rows, out.len())?;
-        let bytes = &self.map[stored.bytes.clone()];
+        let bytes = &map[stored.bytes.clone()];
         let row_bytes = stored.format.row_bytes(k);
         // One row at a time, so that reading a whole matrix does not take a second copy of it.
         for (row, values) in rows.clone().zip(out.chunks_exact_mut(k)) {
