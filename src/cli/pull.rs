@@ -9,7 +9,8 @@ use crate::sources::{self, Freshness, Reference, Settings};
 /// Download a model into the cache and print its path.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo.
+    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], ollama:NAME[:TAG],
+    /// oci://HOST/REPOSITORY[:TAG], or demo.
     ///
     /// For a hub repository, its safetensors are used, or else the GGUF file that is best for int8: Q8_0, then floats,
     /// then the most bits. :LABEL selects another, as in hf:OWNER/NAME:Q4_K_M. The address of a model's page on

@@ -26,7 +26,8 @@ use crate::text::samples;
 /// The folder appears only when it is complete: an interrupted run leaves nothing that looks like a model.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo.
+    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], ollama:NAME[:TAG],
+    /// oci://HOST/REPOSITORY[:TAG], or demo.
     ///
     /// For a hub repository, its safetensors are used, or else the GGUF file that is best for int8: Q8_0, then floats,
     /// then the most bits. :LABEL selects another, as in hf:OWNER/NAME:Q4_K_M. The address of a model's page on

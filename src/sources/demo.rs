@@ -30,7 +30,7 @@ pub fn fetch(settings: &Settings) -> Result<PathBuf> {
     }
     let instead = || {
         format!(
-            "put it at {} yourself, or name another model: a folder, a .gguf file or hf:OWNER/NAME",
+            "put it at {} yourself, or name another model: a folder, a .gguf file, hf:OWNER/NAME or ollama:NAME",
             path.display()
         )
     };

@@ -12,6 +12,7 @@
 //! | `names.rs` | what the tensors are called in each kind of file |
 //! | `gguf/`, `parts.rs` | a GGUF file, or one in parts: header, configuration, tokenizer, tensors |
 //! | `hub.rs`, `labels.rs`, `demo.rs`, `wheel.rs` | downloads: a Hugging Face repository, the demo model |
+//! | `image.rs`, `registry/` | downloads from registries of container images, Ollama's among them |
 //! | `mapped.rs`, `floats.rs` | a read-only memory map, and numbers widened to f32 |
 //! | `progress.rs`, `hash.rs` | the progress of a download, and its checksum |
 
@@ -23,6 +24,7 @@ pub mod generation;
 pub mod gguf;
 pub mod hash;
 mod hub;
+mod image;
 mod labels;
 mod mapped;
 pub(crate) mod names;
@@ -31,6 +33,7 @@ mod parts;
 mod progress;
 mod quantized;
 mod reference;
+mod registry;
 mod safetensors;
 mod settings;
 pub(crate) mod staging;
@@ -44,6 +47,7 @@ use crate::error::{Error, Result};
 use crate::int8::matrix::CodeRows;
 use generation::GenerationDefaults;
 
+pub use image::Image;
 pub use mapped::{Change, Mapped};
 pub use reference::Reference;
 pub use settings::{Settings, Token};
@@ -208,6 +212,7 @@ pub fn open(reference: &Reference, settings: &Settings) -> Result<Checkpoint> {
     let name = match reference {
         Reference::Folder(_) | Reference::Gguf(_) => return Ok(checkpoint),
         Reference::Hub { repo, .. } => repo.rsplit('/').next().unwrap_or(repo).to_owned(),
+        Reference::Image(image) => image.name().to_owned(),
         Reference::Demo => reference.to_string(),
     };
     Ok(Checkpoint { name, ..checkpoint })
@@ -233,6 +238,7 @@ pub fn fetch(reference: &Reference, settings: &Settings, freshness: Freshness) -
             revision,
             label,
         } => hub::fetch(repo, revision, label.as_deref(), settings, freshness),
+        Reference::Image(image) => registry::fetch(image, settings, freshness),
         Reference::Demo => demo::fetch(settings).map(Local::Gguf),
     }
 }

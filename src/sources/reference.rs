@@ -4,14 +4,16 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use super::image::Image;
 use crate::error::Error;
 
-/// A model as the user names it: a folder, a `.gguf` file, `hf:OWNER/NAME[@REVISION][:LABEL]`, or `demo`.
+/// A model as the user names it: a folder, a `.gguf` file, `hf:OWNER/NAME[@REVISION][:LABEL]`, `ollama:NAME[:TAG]`,
+/// `oci://HOST/REPOSITORY[:TAG|@DIGEST]`, or `demo`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
     /// A folder in Hugging Face's layout.
     Folder(PathBuf),
-    /// A single GGUF file.
+    /// A GGUF file, or a part of one in parts.
     Gguf(PathBuf),
     /// A repository on the Hugging Face hub.
     Hub {
@@ -22,6 +24,8 @@ pub enum Reference {
         /// Selects one of its GGUF files: the label of a quantization, such as `Q8_0`, or a file's name.
         label: Option<String>,
     },
+    /// A model in a registry of container images.
+    Image(Image),
     /// The built-in demo model, SmolLM2-135M-Instruct.
     Demo,
 }
@@ -35,6 +39,11 @@ const HUB_ADDRESSES: [&str; 3] = ["huggingface.co/", "www.huggingface.co/", "hf.
 /// The syntax of a repository, for messages.
 const HUB_FORM: &str = "hf:OWNER/NAME, with @REVISION for another one than main and :LABEL for one of its GGUF files, as in :Q8_0";
 
+/// The syntax of images, for messages.
+const OLLAMA_FORM: &str = "ollama:NAME or ollama:OWNER/NAME, with :TAG for another one than latest, as in ollama:granite4.1:3b";
+const OCI_FORM: &str =
+    "oci://HOST/REPOSITORY, with :TAG for another one than latest or @sha256:DIGEST";
+
 impl FromStr for Reference {
     type Err = Error;
 
@@ -44,13 +53,23 @@ impl FromStr for Reference {
         if let Some(hub) = text.strip_prefix("hf:") {
             return parse_hub(hub).ok_or_else(malformed);
         }
+        let image = |image: Option<Image>, form: &str| {
+            let malformed = || Error::Usage(format!("{text:?} is not of the form {form}"));
+            image.map(Self::Image).ok_or_else(malformed)
+        };
+        if let Some(name) = text.strip_prefix("ollama:") {
+            return image(Image::of_ollama(name), OLLAMA_FORM);
+        }
+        if let Some(name) = text.strip_prefix("oci://") {
+            return image(Image::of_oci(name), OCI_FORM);
+        }
         if let Some((_, address)) = text.split_once("://") {
             let path = HUB_ADDRESSES
                 .iter()
                 .find_map(|hub| address.strip_prefix(hub));
             return path.and_then(parse_hub_page).ok_or_else(|| {
                 let problem = "is not the address of a model on huggingface.co; name one as";
-                Error::Usage(format!("{text:?} {problem} {HUB_FORM}"))
+                Error::Usage(format!("{text:?} {problem} {HUB_FORM}; or as {OCI_FORM}"))
             });
         }
         match text {
@@ -77,6 +96,7 @@ impl fmt::Display for Reference {
                 }
                 label.as_ref().map_or(Ok(()), |label| write!(f, ":{label}"))
             }
+            Self::Image(image) => image.fmt(f),
             Self::Demo => f.write_str("demo"),
         }
     }
@@ -230,6 +250,11 @@ mod tests {
             "https://huggingface.co/o/n/blob/main/model.safetensors",
             "https://example.com/o/n",
             "https://huggingface.co/../n",
+            "ollama:",
+            "ollama:a/b/c",
+            "oci://",
+            "oci://host",
+            "oci://host/../x",
         ] {
             let error = text.parse::<Reference>().unwrap_err();
             assert_eq!(error.exit_code(), 64, "{text:?}: {error}");

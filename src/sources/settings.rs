@@ -5,12 +5,14 @@ use std::path::PathBuf;
 /// How models are downloaded and where they are cached.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The cache folder of the demo model.
+    /// The cache folder of the demo model, and of models from registries in its folder `registry`.
     pub cache: PathBuf,
     /// The cache folder of hub repositories, in the layout that Hugging Face's own tools share.
     pub hub_cache: PathBuf,
     /// The hub's address, without a slash at the end.
     pub hub_endpoint: String,
+    /// The address of Ollama's registry, without a slash at the end.
+    pub ollama_endpoint: String,
     /// Sent to the hub for repositories that are not public. A secret: never printed.
     pub hub_token: Option<Token>,
     /// Never use the network, only the caches.
@@ -34,10 +36,11 @@ impl Settings {
     ///
     /// | variable | meaning |
     /// |---|---|
-    /// | `XDG_CACHE_HOME` | the demo model is cached in its folder `microgranite` (default `~/.cache`) |
+    /// | `XDG_CACHE_HOME` | the demo model and models from registries are cached in its folder `microgranite` (default `~/.cache`) |
     /// | `HF_HUB_CACHE`, `HF_HOME` | the hub's cache, or the folder that holds it as `hub` (default `~/.cache/huggingface`) |
     /// | `HF_ENDPOINT` | the hub's address (default `https://huggingface.co`) |
     /// | `HF_TOKEN` | the hub's token (default: the file `token` in `HF_HOME`, where `hf auth login` keeps it) |
+    /// | `OLLAMA_REGISTRY` | the address of Ollama's registry (default `https://registry.ollama.ai`) |
     /// | `HF_HUB_OFFLINE` | `1`, `true`, `yes` or `on`: never use the network |
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>, progress_bar: bool) -> Self {
         let set = |name: &str| variable(name).filter(|value| !value.is_empty());
@@ -48,11 +51,14 @@ impl Settings {
         let token =
             set("HF_TOKEN").or_else(|| std::fs::read_to_string(hub_home.join("token")).ok());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        let ollama = set("OLLAMA_REGISTRY");
+        let ollama = ollama.unwrap_or_else(|| "https://registry.ollama.ai".into());
         let offline = set("HF_HUB_OFFLINE").unwrap_or_default().to_lowercase();
         Self {
             cache: caches.join("microgranite"),
             hub_cache: set("HF_HUB_CACHE").map_or_else(|| hub_home.join("hub"), PathBuf::from),
             hub_endpoint: endpoint.trim_end_matches('/').into(),
+            ollama_endpoint: ollama.trim_end_matches('/').into(),
             hub_token: token
                 .map(|t| t.trim().to_owned())
                 .filter(|t| !t.is_empty())
@@ -87,6 +93,7 @@ mod tests {
             PathBuf::from("/nowhere/me/.cache/huggingface/hub")
         );
         assert_eq!(settings.hub_endpoint, "https://huggingface.co");
+        assert_eq!(settings.ollama_endpoint, "https://registry.ollama.ai");
         assert_eq!(settings.hub_token, None);
         assert!(!settings.offline);
     }
@@ -98,9 +105,11 @@ mod tests {
             ("HF_ENDPOINT", "http://mirror/"),
             ("HF_TOKEN", " secret\n"),
             ("HF_HUB_OFFLINE", "1"),
+            ("OLLAMA_REGISTRY", "http://other/"),
         ]);
         assert_eq!(settings.hub_cache, PathBuf::from("/h/hub"));
         assert_eq!(settings.hub_endpoint, "http://mirror");
+        assert_eq!(settings.ollama_endpoint, "http://other");
         assert_eq!(settings.hub_token, Some(Token("secret".into())));
         assert!(settings.offline);
         assert!(!format!("{settings:?}").contains("secret"));

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::image::Image;
 use super::reference::Reference;
 use crate::error::Error;
 
@@ -26,6 +27,13 @@ const KNOWN: [&str; 14] = [
 /// The similarity, from 0 to 1, from which one name is suggested for another: a letter or two apart.
 const ALIKE: f64 = 0.8;
 
+/// Ollama's name for a model, if `text` is of that form: a name with a tag.
+fn in_ollama(text: &str) -> Option<String> {
+    let reference = format!("ollama:{text}");
+    let is_name = text.contains(':') && Image::of_ollama(text).is_some();
+    is_name.then_some(reference)
+}
+
 /// The error for `path`, where there is nothing.
 pub fn not_there(path: &Path) -> Error {
     let text = path.to_string_lossy();
@@ -35,9 +43,12 @@ pub fn not_there(path: &Path) -> Error {
     let meant = if is_repository {
         format!("; the repository of that name on the Hugging Face hub is {hub}")
     } else {
-        nearest(&text)
-            .map(|known| format!("; did you mean {known}?"))
-            .unwrap_or_default()
+        match (nearest(&text), in_ollama(&text)) {
+            (Some(known), Some(image)) => format!("; did you mean {known}, or {image}?"),
+            (Some(meant), None) => format!("; did you mean {meant}?"),
+            (None, Some(image)) => format!("; did you mean {image}?"),
+            (None, None) => String::new(),
+        }
     };
     Error::not_found(path, format!("{problem}{meant}"))
 }
@@ -74,6 +85,22 @@ mod tests {
             line.ends_with("is hf:ibm-granite/granite-3.3-2b-instruct"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn a_name_with_a_tag_is_ollama_s() {
+        for (text, meant) in [
+            (
+                "granite3.3:8b",
+                "did you mean hf:ibm-granite/granite-3.3-8b-instruct, or ollama:granite3.3:8b?",
+            ),
+            ("qwen3:4b", "did you mean ollama:qwen3:4b?"),
+        ] {
+            let line = not_there(Path::new(text)).to_string();
+            assert!(line.ends_with(meant), "{line}");
+        }
+        let line = not_there(Path::new("./qwen3:4b")).to_string();
+        assert!(line.ends_with("no such file or folder"), "{line}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ mod hub;
 mod hub_server;
 mod quantized;
 mod refusals;
+mod registry;
+mod registry_server;
 mod thinking;
 mod tokenizers;
 mod wheels;

@@ -23,7 +23,8 @@ use measure::Plan;
 /// compared, and a warning says so.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
-    /// The model to measure: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo.
+    /// The model to measure: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], ollama:NAME[:TAG],
+    /// oci://HOST/REPOSITORY[:TAG], or demo.
     ///
     /// For a hub repository, its safetensors are used, or else the GGUF file that is best for int8: Q8_0, then floats,
     /// then the most bits. :LABEL selects another, as in hf:OWNER/NAME:Q4_K_M. The address of a model's page on

@@ -27,7 +27,8 @@ use report::{Evaluated, Report};
 /// model is kept in memory completely, four bytes per weight, and runs at the speed of f32 arithmetic.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The models to evaluate, each a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo.
+    /// The models to evaluate, each a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], ollama:NAME[:TAG],
+    /// oci://HOST/REPOSITORY[:TAG], or demo.
     ///
     /// Several models are compared with --against in one pass over the text, so the float model runs only once.
     ///

@@ -287,6 +287,7 @@ fn served_name(reference: &Reference, checkpoint: &str) -> String {
     match reference {
         Reference::Demo => "demo".to_owned(),
         Reference::Hub { repo, .. } => repo.clone(),
+        Reference::Image(image) => image.served_name(),
         Reference::Folder(_) | Reference::Gguf(_) => checkpoint.to_owned(),
     }
 }

@@ -62,7 +62,8 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Model")]
 struct ModelArgs {
-    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], or demo (a small model, downloaded once).
+    /// The model: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], ollama:NAME[:TAG],
+    /// oci://HOST/REPOSITORY[:TAG], or demo (a small model, downloaded once).
     ///
     /// For a hub repository, its safetensors are used, or else the GGUF file that is best for int8: Q8_0, then floats,
     /// then the most bits. :LABEL selects another, as in hf:OWNER/NAME:Q4_K_M. The address of a model's page on
