@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs widely used clients against the demo model: tests/clients/run.sh BINARY
-# Needs the demo model (`microgranite pull demo`) and a package index for the clients; the tests themselves are offline.
+# Needs the demo model (`microgranite pull demo`), Node.js with npm, and package indexes for the clients; the tests
+# themselves are offline.
 set -euo pipefail
 if [ $# -lt 1 ] || [ ! -x "$1" ]; then
-    sed -n '2,3s/^# //p' "$0" >&2
+    sed -n '2,4s/^# //p' "$0" >&2
     exit 64
 fi
 binary=$(realpath "$1")
@@ -16,6 +17,12 @@ trap 'kill "${pids[@]}" 2>/dev/null || true; rm -rf "$work"' EXIT
 venv=${CLIENTS_VENV:-../../target/clients-venv}
 [ -x "$venv/bin/python" ] || python3 -m venv "$venv"
 "$venv/bin/pip" install -q --disable-pip-version-check -r requirements.txt
+
+# The packages of npm are kept like those of Python, and only their own scripts are run: the test.
+node=${CLIENTS_NODE:-../../target/clients-node}
+mkdir -p "$node"
+cp ai-sdk/package.json ai-sdk/package-lock.json ai-sdk/chat.mjs "$node"
+npm ci --prefix "$node" --silent --no-fund --no-audit --ignore-scripts
 
 serve() { # serve NAME FLAG…: starts a server on a free port and sets `url`
     local name=$1
@@ -46,12 +53,19 @@ serve tools --kv-cache 256MiB --chat-template chatml-tools.jinja
 export MICROGRANITE_URL=$plain MICROGRANITE_SMALL_URL=$small MICROGRANITE_TOOLS_URL=$url
 export MICROGRANITE_THINKING_URL=$thinking
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/hf
-export OPENAI_API_KEY=none LANGSMITH_TRACING=false TQDM_DISABLE=1
+# LiteLLM would fetch a list of prices from the network.
+export OPENAI_API_KEY=none LANGSMITH_TRACING=false TQDM_DISABLE=1 LITELLM_LOCAL_MODEL_COST_MAP=True
 
-for test in openai_completions langchain_completions lm_eval_completions structured_completions openai_chat openai_thinking; do
+tests=(
+    openai_completions langchain_completions lm_eval_completions structured_completions openai_chat openai_thinking
+    langchain_chat litellm_chat mellea_chat granite_io_chat
+)
+for test in "${tests[@]}"; do
     echo "--- $test"
     "$venv/bin/python" "$test.py"
 done
+echo "--- ai-sdk"
+node "$node/chat.mjs"
 
 # The times mean nothing here; this checks that the three measurements complete.
 echo "--- load"

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 13] = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "README.md",
@@ -12,6 +12,7 @@ const DOCUMENTS: [&str; 12] = [
     "deploy/README.md",
     "docs/accuracy.md",
     "docs/api.md",
+    "docs/clients.md",
     "docs/operations.md",
     "docs/performance.md",
     "docs/quantization.md",
