@@ -1,4 +1,5 @@
-//! The responses to refused and failed requests. Only this file decides their status codes.
+//! The responses to refused and failed requests. Only this file decides their status codes;
+//! [`messages::errors`](super::messages::errors) translates them for Anthropic's API.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -50,8 +51,13 @@ pub enum ApiError {
     )]
     NoChatTemplate,
     /// The chat template rejects the conversation.
-    #[error("the model's chat template does not take these messages: {0}")]
-    ChatTemplate(String),
+    #[error("the model's chat template does not take these messages: {problem}")]
+    ChatTemplate {
+        /// The field with the messages.
+        param: &'static str,
+        /// The template's complaint.
+        problem: String,
+    },
     /// The model cannot compute embeddings.
     #[error("this model makes text, not embeddings: use /v1/completions or /v1/chat/completions")]
     NoEmbeddings,
@@ -151,10 +157,6 @@ struct ErrorFields {
     code: &'static str,
 }
 
-/// The error's code, stored in the response's extensions for the log line.
-#[derive(Debug, Clone, Copy)]
-pub struct ErrorCode(pub &'static str);
-
 /// The response to a connection beyond the limit. It is sent without hyper, so it is written out as bytes.
 pub const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     content-type: application/json\r\ncontent-length: 123\r\nconnection: close\r\nretry-after: 1\r\n\r\n\
@@ -174,7 +176,7 @@ impl ApiError {
             Self::Unsupported { .. } => (StatusCode::BAD_REQUEST, "unsupported_parameter"),
             Self::UnknownParameter { .. } => (StatusCode::BAD_REQUEST, "unknown_parameter"),
             Self::NoChatTemplate => (StatusCode::BAD_REQUEST, "no_chat_template"),
-            Self::ChatTemplate(_) => (StatusCode::BAD_REQUEST, "chat_template_error"),
+            Self::ChatTemplate { .. } => (StatusCode::BAD_REQUEST, "chat_template_error"),
             Self::NoEmbeddings => (StatusCode::BAD_REQUEST, "unsupported_endpoint"),
             Self::ContextLength { .. } => (StatusCode::BAD_REQUEST, "context_length_exceeded"),
             Self::ModelNotFound { .. } => (StatusCode::NOT_FOUND, "model_not_found"),
@@ -206,16 +208,41 @@ impl ApiError {
         self.kind().1
     }
 
-    fn param(&self) -> Option<&str> {
+    /// The status of the response.
+    pub fn status(&self) -> StatusCode {
+        self.kind().0
+    }
+
+    /// The field that is at fault, if it is one field.
+    pub fn param(&self) -> Option<&str> {
         match self {
             Self::UnknownParameter { param } => Some(param),
             Self::InvalidValue { param, .. } => Some(param),
             Self::Missing { param }
             | Self::Unsupported { param, .. }
+            | Self::ChatTemplate { param, .. }
             | Self::ContextLength { param, .. } => Some(param),
-            Self::ChatTemplate(_) => Some("messages"),
             Self::ModelNotFound { .. } => Some("model"),
             _ => None,
+        }
+    }
+
+    /// The same error for a field that is itself in the field `outer`, such as `messages[3]`.
+    #[must_use]
+    pub fn inside(self, outer: &str) -> Self {
+        let (param, expected) = match self {
+            Self::Missing { param } => (Cow::from(param), "given".to_owned()),
+            Self::InvalidValue { param, expected } => (param, expected),
+            other => return other,
+        };
+        let dot = if param.is_empty() || param.starts_with('[') {
+            ""
+        } else {
+            "."
+        };
+        Self::InvalidValue {
+            param: format!("{outer}{dot}{param}").into(),
+            expected,
         }
     }
 
@@ -254,9 +281,9 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let (status, code) = self.kind();
-        let mut response = (status, axum::Json(self.body())).into_response();
-        response.extensions_mut().insert(ErrorCode(code));
+        let mut response = (self.status(), axum::Json(self.body())).into_response();
+        // For the log line, and for routes whose errors have another shape.
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         if let Some(after) = self.retry_after() {
             // The standard header has whole seconds, rounded up. OpenAI's clients read the finer `retry-after-ms`

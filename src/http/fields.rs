@@ -26,6 +26,14 @@ pub struct Fields<'a> {
     asked: Vec<&'static str>,
 }
 
+/// The value of a field that is a text or a list of objects.
+pub enum TextOrObjects<'a> {
+    /// A text.
+    Text(String),
+    /// The fields of each object.
+    Objects(Vec<Fields<'a>>),
+}
+
 impl<'a> Fields<'a> {
     /// Parses the outermost level of a body. Values are only delimited here, not parsed, so a deep or long body takes
     /// no more memory than its text. A byte order mark, which some clients put first, is skipped.
@@ -173,6 +181,53 @@ impl<'a> Fields<'a> {
         Ok(self.take(param, expected)?.map(Self::of))
     }
 
+    /// The fields of an object, which is the value of the field `param`.
+    ///
+    /// # Errors
+    /// [`ApiError::InvalidValue`] if it is none.
+    pub fn of_object(
+        json: &'a RawValue,
+        param: impl Into<Cow<'static, str>>,
+        expected: &str,
+    ) -> Result<Self, ApiError> {
+        let fields = serde_json::from_str(json.get()).map_err(|_problem| invalid(param, expected))?;
+        Ok(Self::of(fields))
+    }
+
+    /// Takes a list of objects.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn objects(
+        &mut self,
+        param: &'static str,
+        expected: &str,
+    ) -> Result<Option<Vec<Self>>, ApiError> {
+        let objects: Option<Vec<&RawValue>> = self.take(param, expected)?;
+        objects.map(|objects| each(objects, param)).transpose()
+    }
+
+    /// Takes a text, or a list of objects in place of it.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub fn text_or_objects(
+        &mut self,
+        param: &'static str,
+        expected: &str,
+    ) -> Result<Option<TextOrObjects<'a>>, ApiError> {
+        let Some(raw) = self.take::<&RawValue>(param, expected)? else {
+            return Ok(None);
+        };
+        let refused = |_problem| invalid(param, expected);
+        if raw.get().starts_with('"') {
+            let text = serde_json::from_str(raw.get()).map_err(refused)?;
+            return Ok(Some(TextOrObjects::Text(text)));
+        }
+        let objects: Vec<&RawValue> = serde_json::from_str(raw.get()).map_err(refused)?;
+        Ok(Some(TextOrObjects::Objects(each(objects, param)?)))
+    }
+
     /// Every name that the code has tried to take so far.
     #[cfg(test)]
     pub fn asked(&self) -> std::collections::BTreeSet<&'static str> {
@@ -221,6 +276,14 @@ impl<'a> Fields<'a> {
             _ => Ok(ignored),
         }
     }
+}
+
+/// The fields of each object in a list that was the field `param`.
+fn each<'a>(objects: Vec<&'a RawValue>, param: &str) -> Result<Vec<Fields<'a>>, ApiError> {
+    let objects = objects.into_iter().enumerate();
+    objects
+        .map(|(at, json)| Fields::of_object(json, format!("{param}[{at}]"), "an object"))
+        .collect()
 }
 
 /// The error for a field that does not have the expected value.

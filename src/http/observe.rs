@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::answer_body::{AnswerBody, Attendant};
 use super::app::App;
-use super::error_body::{ApiError, ErrorCode};
+use super::error_body::ApiError;
 use super::line_limit;
 use super::memory::Held;
 use crate::telemetry::Metrics;
@@ -220,8 +220,8 @@ pub async fn observe(
 
     let mut response = next.run(request).await;
     record.status.store(response.status().as_u16(), Relaxed);
-    if let Some(ErrorCode(code)) = response.extensions().get() {
-        let _first_counts = record.code.set(code);
+    if let Some(error) = response.extensions().get::<ApiError>() {
+        let _first_counts = record.code.set(error.code());
     }
     let header = HeaderName::from_static("x-request-id");
     response.headers_mut().insert(header, id);

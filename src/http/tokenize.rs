@@ -79,6 +79,7 @@ pub async fn tokenize(
             thinking.apply(&template, &mut conversation, None, defaults)?;
             let tokenizer = Arc::clone(&model.tokenizer);
             let room = Room {
+                param: "messages",
                 context,
                 bytes: app.limits().body_bytes,
             };

@@ -71,6 +71,20 @@ const REFUSED: &str = r#"
     structured_outputs | invalid_value | [{"choice": []}, {"choice": [""]}, {"grammar": "start: nothing"}, {"json": "{"}]
 "#;
 
+/// The rows of a table of values that are refused: the field, what is said of it, and each of the values.
+pub fn each_row(table: &'static str) -> Vec<(&'static str, &'static str, Value)> {
+    let mut rows = Vec::new();
+    for row in table.trim().lines() {
+        let [field, said, values] = row.splitn(3, '|').map(str::trim).collect::<Vec<_>>()[..]
+        else {
+            panic!("{row}");
+        };
+        let values: Vec<Value> = serde_json::from_str(values).expect(row);
+        rows.extend(values.into_iter().map(|value| (field, said, value)));
+    }
+    rows
+}
+
 #[tokio::test]
 async fn bad_fields_are_refused_by_name() {
     let service = Service::start(Fake::babbling());
@@ -113,14 +127,7 @@ async fn bad_fields_are_refused_by_name() {
         ),
     ];
     let mut table = Vec::from(long);
-    for row in REFUSED.trim().lines() {
-        let [field, code, values] = row.splitn(3, '|').map(str::trim).collect::<Vec<_>>()[..]
-        else {
-            panic!("{row}");
-        };
-        let values: Vec<Value> = serde_json::from_str(values).expect(row);
-        table.extend(values.into_iter().map(|value| (field, code, value)));
-    }
+    table.extend(each_row(REFUSED));
     let mut refused = 0;
     for (param, code, value) in table {
         let body = with(param, value.clone());

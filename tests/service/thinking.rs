@@ -12,7 +12,8 @@ use microgranite::text::Tokenizer;
 
 const TEMPLATE: &str = include_str!("../fixtures/granite-4.2-tiny/chat_template.jinja");
 /// The token that begins a turn.
-const TURN: u32 = 315;
+pub const TURN: u32 = 315;
+const CHAT: &str = "/v1/chat/completions";
 
 fn tokenizer() -> Tokenizer {
     let file = fixture("granite-4.2-tiny").join("tokenizer.json");
@@ -20,11 +21,11 @@ fn tokenizer() -> Tokenizer {
     Tokenizer::new(inner, &file).unwrap()
 }
 
-fn ids(text: &str) -> Vec<u32> {
+pub fn ids(text: &str) -> Vec<u32> {
     tokenizer().encode(text, 10_000).unwrap()
 }
 
-fn serving(model: Fake) -> Service {
+pub fn serving(model: Fake) -> Service {
     let options = Options {
         chat_template: Some(TEMPLATE),
         tokenizer: Some(tokenizer()),
@@ -34,7 +35,7 @@ fn serving(model: Fake) -> Service {
 }
 
 /// A model that writes `text` after the header of its turn, and arbitrary tokens after that.
-fn writing(text: &str) -> Fake {
+pub fn writing(text: &str) -> Fake {
     let mut said = ids(text);
     said.push(END_OF_TEXT);
     let headers = [
@@ -527,7 +528,7 @@ async fn a_call_in_a_thought_that_was_not_asked_for_is_none() {
 }
 
 /// The text of the prompt that a conversation becomes.
-async fn tokenized(service: &Service, messages: Value, more: Value) -> String {
+pub async fn tokenized(service: &Service, messages: Value, more: Value) -> String {
     let mut body = json!({"messages": messages, "return_token_strs": true});
     let fields = more.as_object().unwrap().clone();
     body.as_object_mut().unwrap().extend(fields);
@@ -806,13 +807,13 @@ async fn granite_3_3_thinks_when_it_is_told_to() {
 }
 
 /// The program, serving the tiny checkpoint with Granite 4.2's architecture.
-fn checkpoint() -> (process::Running, String) {
+pub fn checkpoint() -> (process::Running, String) {
     process::running(&fixture("granite-4.2-tiny").display().to_string())
 }
 
-async fn ask_program(url: &str, body: &Value) -> Value {
+pub async fn ask_program(url: &str, path: &str, body: &Value) -> Value {
     let client = reqwest::Client::new();
-    let request = client.post(format!("{url}/v1/chat/completions")).json(body);
+    let request = client.post(format!("{url}{path}")).json(body);
     let response = request.send().await.unwrap();
     let (status, text) = (response.status(), response.text().await.unwrap());
     assert_eq!(status, 200, "{body} → {text}");
@@ -838,9 +839,9 @@ async fn a_checkpoint_like_granite_4_2_thinks_calls_and_answers() {
         body
     };
     // The model's defaults for temperature and top-p give the same answer as a request that sets these values.
-    let plain = ask_program(url, &asked(json!({"max_tokens": 40}))).await;
+    let plain = ask_program(url, CHAT, &asked(json!({"max_tokens": 40}))).await;
     let named = asked(json!({"max_tokens": 40, "top_p": 0.95}));
-    let named = ask_program(url, &named).await;
+    let named = ask_program(url, CHAT, &named).await;
     assert_eq!(plain["choices"], named["choices"]);
     let thought = &plain["choices"][0]["message"]["reasoning"];
     assert!(!thought.as_str().unwrap().is_empty(), "{plain}");
@@ -849,7 +850,7 @@ async fn a_checkpoint_like_granite_4_2_thinks_calls_and_answers() {
 
     let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": false});
     let format = json!({"type": "json_schema", "json_schema": {"name": "n", "schema": schema}});
-    let answer = ask_program(url, &asked(json!({"response_format": format}))).await;
+    let answer = ask_program(url, CHAT, &asked(json!({"response_format": format}))).await;
     let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
     assert!(
         ["{\"ok\": true}", "{\"ok\": false}"].contains(&content),
@@ -857,7 +858,7 @@ async fn a_checkpoint_like_granite_4_2_thinks_calls_and_answers() {
     );
 
     let forced = asked(json!({"tools": tools(), "tool_choice": "required"}));
-    let answer = ask_program(url, &forced).await;
+    let answer = ask_program(url, CHAT, &forced).await;
     let message = &answer["choices"][0]["message"];
     let arguments = message["tool_calls"][0]["function"]["arguments"]
         .as_str()
@@ -882,11 +883,11 @@ async fn flags_set_the_defaults() {
     let models = reqwest::get(format!("{url}/v1/models")).await.unwrap();
     let models: Value = models.json().await.unwrap();
     assert_eq!(models["data"][0]["default_generation"], json!({}));
-    let answer = ask_program(url, &body(json!({"max_tokens": 5}))).await;
+    let answer = ask_program(url, CHAT, &body(json!({"max_tokens": 5}))).await;
     let details = &answer["usage"]["completion_tokens_details"];
     assert_eq!(details["reasoning_tokens"], 0, "{answer}");
     let more = json!({"max_tokens": 5, "reasoning_effort": "high"});
-    let answer = ask_program(url, &body(more)).await;
+    let answer = ask_program(url, CHAT, &body(more)).await;
     let details = &answer["usage"]["completion_tokens_details"];
     assert!(details["reasoning_tokens"].as_u64() > Some(0), "{answer}");
 }
@@ -922,7 +923,7 @@ async fn check_budgets(count: u64, alone: usize) {
     let mut together = Vec::new();
     // As many concurrent requests as the batch has slots.
     for some in requests.chunks(16) {
-        let answers = some.iter().map(|body| ask_program(url, body));
+        let answers = some.iter().map(|body| ask_program(url, CHAT, body));
         together.extend(futures_util::future::join_all(answers).await);
     }
     let mut longest = 0;
@@ -942,7 +943,11 @@ async fn check_budgets(count: u64, alone: usize) {
         (message, answer["choices"][0]["finish_reason"].clone())
     };
     for (body, answer) in requests.iter().zip(&together).take(alone) {
-        assert_eq!(said(&ask_program(url, body).await), said(answer), "{body}");
+        assert_eq!(
+            said(&ask_program(url, CHAT, body).await),
+            said(answer),
+            "{body}"
+        );
     }
 }
 

@@ -6,29 +6,15 @@ use minijinja::Value;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::tools::{self, Tool};
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
 use crate::text::chat::{Conversation, Message, RESERVED, Role, ToolCall};
 
-/// The most tools in one request. OpenAI's limit.
-pub const MAX_TOOLS: usize = 128;
 /// The most documents in one request: more than any context can hold.
 pub const MAX_DOCUMENTS: usize = 128;
 /// The most characters of a role that OpenAI's API does not have. `document 1` is a long one.
 pub const MAX_ROLE: usize = 64;
-/// The most characters of a tool's name. OpenAI's limit.
-pub const MAX_TOOL_NAME: usize = 64;
-/// The most levels of objects and lists in a tool's schema. The parser of JSON has a limit of 128 for a whole tool.
-const MAX_SCHEMA_NESTING: usize = 100;
-
-/// A tool that the model may call.
-#[derive(Debug, Clone)]
-pub struct Tool {
-    /// Letters, digits, `_`, `-` and `.`, at most [`MAX_TOOL_NAME`] of them.
-    pub name: String,
-    /// JSON schema of the arguments.
-    pub parameters: Option<serde_json::Value>,
-}
 
 /// Takes the conversation from the fields of a request, for chat completions and `/tokenize`.
 ///
@@ -36,7 +22,7 @@ pub struct Tool {
 /// The first field that is absent or invalid.
 pub fn take(fields: &mut Fields<'_>) -> Result<(Conversation, Vec<Tool>), ApiError> {
     let messages = messages(fields)?;
-    let (tools, definitions) = tools(fields)?;
+    let (tools, definitions) = tools::take(fields)?;
     let conversation = Conversation {
         messages,
         tools: definitions,
@@ -222,86 +208,6 @@ fn field<'a, T: Deserialize<'a>>(
         None => Ok(None),
         Some(raw) => serde_json::from_str(raw.get()).map_err(|_problem| (name, expected)),
     }
-}
-
-/// Returns the tools' names and schemas, and their definitions as the client sent them, which templates print.
-fn tools(fields: &mut Fields<'_>) -> Result<(Vec<Tool>, Option<Value>), ApiError> {
-    const PARAM: &str = "tools";
-    let expected = format!(
-        "a list of at most {MAX_TOOLS} of {{\"type\": \"function\", \"function\": {{\"name\", \"description\", \"parameters\"}}}}"
-    );
-    let Some(given) = fields.take::<Vec<&RawValue>>(PARAM, &expected)? else {
-        return Ok((Vec::new(), None));
-    };
-    if given.is_empty() {
-        return Ok((Vec::new(), None));
-    }
-    if given.len() > MAX_TOOLS {
-        return Err(invalid(PARAM, expected));
-    }
-    let (mut tools, mut definitions) = (Vec::<Tool>::new(), Vec::<Value>::new());
-    for (at, json) in given.into_iter().enumerate() {
-        let refused = |(field, expected): Problem| match field {
-            "" => invalid(format!("{PARAM}[{at}]"), expected),
-            field => invalid(format!("{PARAM}[{at}].{field}"), expected),
-        };
-        let (tool, definition) = tool(json).map_err(refused)?;
-        if let Some(other) = tools.iter().position(|other| other.name == tool.name) {
-            let expected = format!("another name than that of {PARAM}[{other}]");
-            return Err(invalid(format!("{PARAM}[{at}].function.name"), expected));
-        }
-        tools.push(tool);
-        definitions.push(definition);
-    }
-    Ok((tools, Some(definitions.into())))
-}
-
-/// Parses a tool. Returns its definition, too, as the client sent it.
-fn tool(json: &RawValue) -> Result<(Tool, Value), Problem> {
-    const TOOL: &str =
-        "{\"type\": \"function\", \"function\": {\"name\", \"description\", \"parameters\"}}";
-    const NAME: &str = "a name of 1 to 64 letters, digits, '_', '-' or '.'";
-    const PARAMETERS: &str = "a JSON schema, which is an object of at most 100 nested levels";
-    type Parts<'a> = BTreeMap<String, &'a RawValue>;
-    let parts: Parts<'_> = serde_json::from_str(json.get()).map_err(|_problem| ("", TOOL))?;
-    let kind: Option<String> = field(&parts, "type", "\"function\"")?;
-    if kind.as_deref() != Some("function") {
-        return Err(("type", "\"function\""));
-    }
-    let function: Option<Parts<'_>> = field(&parts, "function", "an object")?;
-    let function = function.ok_or(("function", "an object"))?;
-    let within = |name, expected| move |_problem| (name, expected);
-    let name: Option<String> =
-        field(&function, "name", NAME).map_err(within("function.name", NAME))?;
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-    let name =
-        name.filter(|name| (1..=MAX_TOOL_NAME).contains(&name.len()) && name.bytes().all(is_plain));
-    let name = name.ok_or(("function.name", NAME))?;
-    // Only the type is checked; the template uses the value.
-    let _: Option<String> = field(&function, "description", "a text")
-        .map_err(within("function.description", "a text"))?;
-    let refused = ("function.parameters", PARAMETERS);
-    let parameters: Option<serde_json::Value> = field(&function, "parameters", PARAMETERS)
-        .map_err(within("function.parameters", PARAMETERS))?;
-    let is_schema = |schema: &serde_json::Value| {
-        schema.is_object() && is_nested_within(schema, MAX_SCHEMA_NESTING)
-    };
-    if !parameters.as_ref().is_none_or(is_schema) {
-        return Err(refused);
-    }
-    let definition = serde_json::from_str(json.get());
-    let definition = definition.map_err(|_too_deep| ("", "of at most 120 nested levels"))?;
-    Ok((Tool { name, parameters }, definition))
-}
-
-/// Whether objects and lists are nested in `value` at most `levels` deep.
-fn is_nested_within(value: &serde_json::Value, levels: usize) -> bool {
-    let mut inner: Box<dyn Iterator<Item = &serde_json::Value>> = match value {
-        serde_json::Value::Array(list) => Box::new(list.iter()),
-        serde_json::Value::Object(object) => Box::new(object.values()),
-        _ => return true,
-    };
-    levels > 0 && inner.all(|value| is_nested_within(value, levels - 1))
 }
 
 fn documents(fields: &mut Fields<'_>) -> Result<Option<Value>, ApiError> {

@@ -1,16 +1,21 @@
 //! `POST /v1/chat/completions`: returns the assistant's next message in a conversation.
 //!
 //! [`messages`] parses the conversation and [`request`] the other fields. [`prompt`] converts the conversation to ids
-//! with the model's own template, and [`thinking`] determines whether and how long the model thinks first. `turn`
-//! separates text and tool calls in the answers, and [`response`] writes them with the types in `shapes`.
+//! with the model's own template, and [`thinking`] determines whether and how long the model thinks first. [`turn`]
+//! separates thoughts, text and tool calls in the answers, and [`response`] writes them with the types in `shapes`.
+//!
+//! Other APIs for conversations translate their requests into a [`ChatRequest`], and [`Exchange`] answers all of them.
+//! They write answers as [`blocks`].
 
+pub mod blocks;
 pub mod messages;
 pub mod prompt;
 pub mod request;
 pub mod response;
 mod shapes;
 pub mod thinking;
-mod turn;
+pub mod tools;
+pub mod turn;
 
 use std::sync::Arc;
 
@@ -23,6 +28,7 @@ use super::body::JsonBytes;
 use super::error_body::ApiError;
 use super::fields::invalid;
 use super::generate::output::OutputRequest;
+use super::generate::response::Writer;
 use super::generate::{self, Work};
 use super::limits::Limits;
 use super::memory::ReadingTurn;
@@ -34,8 +40,9 @@ use crate::text::chat::{ChatTemplate, Conversation, Prompt};
 use crate::text::thoughts::{Bounds, Phase, Splitter};
 use prompt::Room;
 use request::ChatRequest;
-use response::{ChatWriter, Start};
+use response::ChatWriter;
 use thinking::ThinkingDefaults;
+use turn::Start;
 
 /// Checks the request, renders its conversation, and responds with the assistant's next message.
 pub async fn complete(
@@ -44,11 +51,93 @@ pub async fn complete(
     JsonBytes(body, turn): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (model, _accepted) = app.accept()?;
-    let mut request = ChatRequest::parse(&body, app.limits())?;
+    let request = ChatRequest::parse(&body, app.limits())?;
     drop(body);
-    generate::admit(model, &request.common, "n", request.common.n)?;
+    let exchange = Exchange {
+        app: &app,
+        model,
+        record,
+        turn,
+    };
+    let writer = |request, start: &Start| ChatWriter::new(model, request, start);
+    exchange.answer(request, writer).await
+}
+
+/// What answers a request beside the request itself.
+pub struct Exchange<'a> {
+    /// The application.
+    pub app: &'a App,
+    /// The model.
+    pub model: &'a ServedModel,
+    /// The record of the request.
+    pub record: Arc<Record>,
+    /// The turn to tokenize the conversation.
+    pub turn: ReadingTurn,
+}
+
+impl Exchange<'_> {
+    /// Renders the conversation and responds with the assistant's next message, as the route's writer writes it.
+    ///
+    /// # Errors
+    /// When the request does not fit the model, or there is no room for it.
+    pub async fn answer<W: Writer>(
+        self,
+        mut request: ChatRequest,
+        writer: impl FnOnce(Arc<ChatRequest>, &Start) -> W,
+    ) -> Result<Response, ApiError> {
+        let Self { app, model, .. } = self;
+        generate::admit(model, &request.common, "n", request.common.n)?;
+        let (conversation, calls) = settle(model, &mut request)?;
+        let request = Arc::new(request);
+        let limits = app.limits().clone();
+        let prepared = prepare(
+            model,
+            &self.record,
+            &request,
+            conversation,
+            limits,
+            self.turn,
+        );
+        let (mut work, mut start) = prepared.await?;
+        work.show(calls.as_ref().and_then(CallSyntax::shown_token));
+        start.calls = calls;
+        let writer = writer(Arc::clone(&request), &start);
+        generate::respond(app, model, self.record, &request.common, work, writer).await
+    }
+
+    /// The number of tokens of the prompt.
+    ///
+    /// # Errors
+    /// When the request does not fit the model.
+    pub async fn count(self, mut request: ChatRequest) -> Result<usize, ApiError> {
+        let model = self.model;
+        if let Some(name) = &request.common.model {
+            model.check_name(name)?;
+        }
+        let (conversation, _calls) = settle(model, &mut request)?;
+        let (template, tokenizer) = (
+            Arc::clone(model.chat_template()?),
+            Arc::clone(&model.tokenizer),
+        );
+        let room = Room {
+            param: request.conversation_field,
+            context: model.engine.limits().context_length,
+            // A client that counts tokens wants to know by how much a conversation is too long.
+            bytes: self.app.limits().body_bytes,
+        };
+        let work = move || prompt::encode(&template, &tokenizer, &conversation, room);
+        Ok(self.turn.run(work).await?.ids.len())
+    }
+}
+
+/// Settles what depends on the model: whether it thinks and how calls are written. Takes the conversation out of the
+/// request.
+fn settle(
+    model: &ServedModel,
+    request: &mut ChatRequest,
+) -> Result<(Conversation, Option<CallSyntax>), ApiError> {
     let template = model.chat_template()?;
-    let calls = call_syntax(template, &request)?;
+    let calls = call_syntax(template, request)?;
     if let Some(syntax) = &calls {
         request.force_call(syntax);
     }
@@ -60,12 +149,7 @@ pub async fn complete(
     request
         .thinking
         .apply(template, &mut conversation, max_tokens, defaults)?;
-    let request = Arc::new(request);
-    let limits = app.limits().clone();
-    let (mut work, start) = prepare(model, &record, &request, conversation, limits, turn).await?;
-    work.show(calls.as_ref().and_then(CallSyntax::shown_token));
-    let writer = ChatWriter::new(model, Arc::clone(&request), calls, start);
-    generate::respond(&app, model, record, &request.common, work, writer).await
+    Ok((conversation, calls))
 }
 
 /// Returns the format of tool calls, if the answer may have any.
@@ -103,6 +187,7 @@ async fn prepare(
     turn.run(move || {
         let common = &request.common;
         let room = Room {
+            param: request.conversation_field,
             context: limits.context_length,
             // A prompt that is truncated later may exceed the context, but not the size of a body: templates must not
             // produce more text than a client may send.
@@ -124,6 +209,8 @@ async fn prepare(
             prompt_tokens: work.prompt_tokens(),
             in_call: opens_call,
             thinks: template.thoughts().is_some(),
+            calls: None,
+            tools: request.argument_kinds(),
         };
         if let (Some(form), Some(splitter)) = (template.thoughts(), thoughts) {
             let bounds = bounds(
@@ -184,7 +271,12 @@ fn fit(
     if let Some(truncation) = common.output.truncation {
         truncation.apply(ids, context.saturating_sub(least));
     }
-    generate::prompt::check("messages", ids, (least, asked.field), limits)?;
+    generate::prompt::check(
+        request.conversation_field,
+        ids,
+        (least, asked.field),
+        limits,
+    )?;
     if let Some(top) = common.output.prompt_logprobs {
         let top = top.max(common.logprobs.unwrap_or(0));
         OutputRequest::check_scores("prompt_logprobs", ids.len(), top, common.n)?;

@@ -13,6 +13,8 @@ use crate::text::chat::{ChatError, ChatTemplate, Conversation, Prompt};
 /// Limits on the length of the text of a conversation.
 #[derive(Debug, Clone, Copy)]
 pub struct Room {
+    /// The field with the messages, for error messages.
+    pub param: &'static str,
     /// The number of tokens in the context, which the prompt must fit in the end.
     pub context: usize,
     /// Text of up to this number of bytes is accepted even if it exceeds the context, because the prompt is then
@@ -35,18 +37,19 @@ pub fn encode(
         let expected = "left out: this model's chat template has no place for documents";
         return Err(invalid("documents", expected));
     }
+    let param = room.param;
+    let refused = |problem| ApiError::ChatTemplate { param, problem };
     let longest_token = tokenizer.most_bytes(1).max(1);
     let most = room.context.max(room.bytes.div_ceil(longest_token));
     match template.encode(tokenizer, conversation, Timestamp::now(), most) {
-        Ok(prompt) if prompt.ids.is_empty() => {
-            Err(ApiError::ChatTemplate("it renders to nothing".into()))
-        }
+        Ok(prompt) if prompt.ids.is_empty() => Err(refused("it renders to nothing".into())),
         Ok(prompt) => Ok(prompt),
         Err(ChatError::Template(problem)) => Err(match unreadable_call(template, conversation) {
-            Some(at) => messages::refused(at, messages::REFUSED_CALLS),
-            None => ApiError::ChatTemplate(problem),
+            Some(at) if param == "messages" => messages::refused(at, messages::REFUSED_CALLS),
+            Some(_) => invalid(param, "a list of items in which the arguments of calls are objects"),
+            None => refused(problem),
         }),
-        Err(ChatError::Encode(problem)) => Err(encode_error("messages", problem, room.context)),
+        Err(ChatError::Encode(problem)) => Err(encode_error(param, problem, room.context)),
     }
 }
 

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::messages::{self, Tool};
+use super::messages;
 use super::thinking::ThinkingRequest;
+use super::tools::{Choice, Tool, choose};
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
 use crate::http::generate::output::MAX_LOGPROBS;
@@ -21,6 +22,8 @@ use crate::text::values::Tools;
 pub struct ChatRequest {
     /// The conversation. It has no tools if none may be called.
     pub conversation: Conversation,
+    /// The field with the messages, for error messages.
+    pub conversation_field: &'static str,
     /// The tools that may be called.
     pub tools: Vec<Tool>,
     /// Whether the answer must be a tool call.
@@ -46,6 +49,10 @@ pub const UNSUPPORTED: [(&str, &str); 4] = [
     ("audio", "leave it out"),
 ];
 
+/// Fields that constrain only the text of an answer, so that a forced call, which has no text, leaves nothing to
+/// constrain. All other fields with a grammar constrain the answer itself.
+const TEXT_ONLY: [&str; 4] = ["response_format", "text", "output_config", "output_format"];
+
 impl ChatRequest {
     /// Reads and checks a request body.
     ///
@@ -65,9 +72,6 @@ impl ChatRequest {
     pub fn take(f: &mut Fields<'_>, limits: &Limits) -> Result<Self, ApiError> {
         let (mut conversation, tools) = messages::take(f)?;
         let (tools, must_call) = tool_choice(f, tools)?;
-        if tools.is_empty() {
-            conversation.tools = None;
-        }
         let parallel_calls = f.take("parallel_tool_calls", "true or false")?;
         let thinking = ThinkingRequest::take(f)?;
         let mut common = GenerationRequest::take(f, limits)?;
@@ -85,34 +89,48 @@ impl ChatRequest {
         common.set_logprobs(with_logprobs.then_some(top_logprobs));
         let echo = echo(f, &conversation)?;
         conversation.ending = take_ending(f)?;
-        if must_call {
-            // `response_format` constrains text, and a forced call has none. All other fields constrain the answer
-            // itself.
-            if let Some((param, _)) = common.grammar
-                && param != "response_format"
-            {
-                return Err(invalid(param, "left out where 'tool_choice' forces a call"));
-            }
-            if conversation.ending != Ending::Answer {
-                let expected = "one that forces no call where no new answer begins";
-                return Err(invalid("tool_choice", expected));
-            }
-            conversation.ending = Ending::Call;
-        }
         for (param, neutral) in UNSUPPORTED {
             if f.take::<&RawValue>(param, neutral)?.is_some() {
                 return Err(ApiError::Unsupported { param, neutral });
             }
         }
-        Ok(Self {
+        let mut request = Self {
             conversation,
+            conversation_field: "messages",
             tools,
             must_call,
             parallel_calls: parallel_calls.unwrap_or(true),
             thinking,
             echo,
             common,
-        })
+        };
+        request.settle()?;
+        Ok(request)
+    }
+
+    /// Leaves tools that may not be called out of the prompt, and makes the prompt end with the start of a call if one
+    /// is forced.
+    ///
+    /// # Errors
+    /// When a call is forced and another field forbids it.
+    pub fn settle(&mut self) -> Result<(), ApiError> {
+        if self.tools.is_empty() {
+            self.conversation.tools = None;
+        }
+        if !self.must_call {
+            return Ok(());
+        }
+        if let Some((param, _)) = self.common.grammar
+            && !TEXT_ONLY.contains(&param)
+        {
+            return Err(invalid(param, "left out where 'tool_choice' forces a call"));
+        }
+        if self.conversation.ending != Ending::Answer {
+            let expected = "one that forces no call where no new answer begins";
+            return Err(invalid("tool_choice", expected));
+        }
+        self.conversation.ending = Ending::Call;
+        Ok(())
     }
 
     /// The types of the arguments of the tools.
@@ -160,16 +178,13 @@ fn echo(fields: &mut Fields<'_>, conversation: &Conversation) -> Result<String, 
     Ok(own.map_or(String::new(), |message| message.content.clone()))
 }
 
-/// Returns the `tools` that may be called, and whether the answer must be a call.
-fn tool_choice(
-    fields: &mut Fields<'_>,
-    mut tools: Vec<Tool>,
-) -> Result<(Vec<Tool>, bool), ApiError> {
+/// Takes `tool_choice`. Returns the `tools` that may be called, and whether the answer must be a call.
+fn tool_choice(fields: &mut Fields<'_>, tools: Vec<Tool>) -> Result<(Vec<Tool>, bool), ApiError> {
     const PARAM: &str = "tool_choice";
     const EXPECTED: &str = "\"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": …}} with a name of 'tools'";
     #[derive(Deserialize)]
     #[serde(untagged)]
-    enum Choice {
+    enum Given {
         Mode(String),
         Named { r#type: String, function: Named },
     }
@@ -178,24 +193,18 @@ fn tool_choice(
         name: String,
     }
     let refused = || invalid(PARAM, EXPECTED);
-    let must_call = match fields.take::<Choice>(PARAM, EXPECTED)? {
-        None => false,
-        Some(Choice::Mode(mode)) => match mode.as_str() {
-            "auto" => false,
-            "none" => {
-                tools.clear();
-                false
-            }
-            "required" => true,
+    let choice = match fields.take::<Given>(PARAM, EXPECTED)? {
+        None => Choice::Auto,
+        Some(Given::Mode(mode)) => match mode.as_str() {
+            "auto" => Choice::Auto,
+            "none" => Choice::None,
+            "required" => Choice::Any,
             _ => return Err(refused()),
         },
-        Some(Choice::Named { r#type, function }) => {
-            tools.retain(|tool| r#type == "function" && tool.name == function.name);
-            true
+        Some(Given::Named { r#type, function }) if r#type == "function" => {
+            Choice::Named(function.name)
         }
+        Some(Given::Named { .. }) => return Err(refused()),
     };
-    if must_call && tools.is_empty() {
-        return Err(refused());
-    }
-    Ok((tools, must_call))
+    choose(tools, &choice).ok_or_else(refused)
 }

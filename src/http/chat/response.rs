@@ -8,18 +8,18 @@ use axum::response::{IntoResponse, Response};
 
 use super::request::ChatRequest;
 use super::shapes::{
-    AboutPrompt, Choice, ChunkChoice, Completion, Delta, Likely, Logprobs, Message, Thought,
+    AboutPrompt, Choice, ChunkChoice, Completion, Delta, Likely, Logprobs, Message, Said, Thought,
     TokenLogprob,
 };
-use super::turn::Turn;
+use super::turn::{Start, Turn};
 use crate::engine::Score;
 use crate::http::app::ServedModel;
-use crate::http::generate::answer::{Finish, Piece, PlacedToken, Shown};
+use crate::http::error_body::ApiError;
+use crate::http::generate::answer::{Finish, Piece, PlacedToken};
 use crate::http::generate::logprobs::{self, PromptLogprobs};
 use crate::http::generate::output::StreamOptions;
 use crate::http::generate::response::{Counts, Head, UsageField, Writer};
-use crate::http::generate::streaming::event;
-use crate::text::chat::calls::CallSyntax;
+use crate::http::generate::streaming::{done, event, failure};
 
 /// The `object` of the chunks of a stream in OpenAI's API.
 const CHUNK: &str = "chat.completion.chunk";
@@ -35,17 +35,6 @@ pub struct ChatWriter {
     answers: Vec<Streamed>,
 }
 
-/// The state at the end of a rendered conversation, where the answers begin.
-#[derive(Debug, Clone, Copy)]
-pub struct Start {
-    /// Number of tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Whether the prompt ends with the start of a call.
-    pub in_call: bool,
-    /// Whether the model may think.
-    pub thinks: bool,
-}
-
 /// An answer that is being streamed.
 struct Streamed {
     turn: Turn,
@@ -56,29 +45,18 @@ struct Streamed {
 }
 
 impl ChatWriter {
-    /// Creates a writer for a request whose rendered conversation ends as `start` says. If the answers may have calls,
-    /// `calls` is their format.
-    pub fn new(
-        model: &ServedModel,
-        request: Arc<ChatRequest>,
-        calls: Option<CallSyntax>,
-        start: Start,
-    ) -> Self {
+    /// Creates a writer for a request whose rendered conversation ends as `start` says.
+    pub fn new(model: &ServedModel, request: Arc<ChatRequest>, start: &Start) -> Self {
         let n = request.common.n;
-        let tools = request.argument_kinds();
-        let mut counts = Counts::new(start.prompt_tokens, n);
-        if start.thinks {
-            counts.count_thoughts();
-        }
         let streamed = |_| Streamed {
-            turn: Turn::new(&request, calls.as_ref(), &tools, start),
+            turn: Turn::new(&request, start),
             has_begun: false,
             logprobs: Vec::new(),
             token_ids: Vec::new(),
         };
         Self {
-            head: Head::new("chatcmpl", model),
-            counts,
+            head: Head::new("chatcmpl-", model),
+            counts: start.counts(n),
             thinks: start.thinks,
             answers: (0..n).map(streamed).collect(),
             stream: request.common.output.stream.unwrap_or_default(),
@@ -115,11 +93,12 @@ impl ChatWriter {
     }
 
     /// Converts a complete answer. `turn` must be new.
-    fn choice(&self, mut turn: Turn, answer: Piece) -> Choice {
+    fn choice(&self, mut turn: Turn, mut answer: Piece) -> Choice {
         let token_ids = self.token_ids(&answer);
-        let finish = answer.finish.unwrap_or(Finish::Stop(None));
-        let (text, mut tool_calls) = turn.push(&answer.text, Some(&finish));
-        let text = self.request.echo.clone() + self.inline(&answer.thought) + &text;
+        let finish = answer.finish.get_or_insert(Finish::Stop(None)).clone();
+        let said = Said::of(turn.push(&answer));
+        let text = self.request.echo.clone() + &said.text;
+        let mut tool_calls = said.calls;
         for call in &mut tool_calls {
             call.index = None;
         }
@@ -129,30 +108,14 @@ impl ChatWriter {
             message: Message {
                 role: "assistant",
                 content: (!text.is_empty() || !may_be_null).then_some(text),
-                thought: self.thought(&answer.thought),
+                thought: Thought::of(&said.thought),
                 refusal: (),
                 tool_calls,
             },
             logprobs: self.logprobs(&answer.tokens).map(Logprobs::of),
-            finish_reason: turn.reason(&finish),
+            finish_reason: reason(&turn, &finish),
             stop_reason: finish.stop_reason(),
             token_ids,
-        }
-    }
-
-    /// The thought, if the response is to contain it.
-    fn thought(&self, text: &str) -> Thought {
-        match self.request.thinking.shown() {
-            Shown::Apart => Thought::of(text),
-            Shown::InText | Shown::Not => Thought::default(),
-        }
-    }
-
-    /// The thought, if it is to stand in front of the text of the answer.
-    fn inline<'a>(&self, thought: &'a str) -> &'a str {
-        match self.request.thinking.shown() {
-            Shown::InText => thought,
-            Shown::Apart | Shown::Not => "",
         }
     }
 
@@ -214,17 +177,14 @@ impl Writer for ChatWriter {
         self.counts.add_generated(piece);
         let scored = self.logprobs(&piece.tokens);
         let ids = self.token_ids(piece);
-        let thought = self.thought(&piece.thought);
-        let inline = self.inline(&piece.thought).to_owned();
         let answer = &mut self.answers[index];
         answer.logprobs.extend(scored.into_iter().flatten());
         answer.token_ids.extend(ids.into_iter().flatten());
-        let (text, tool_calls) = answer.turn.push(&piece.text, piece.finish.as_ref());
-        let text = inline + &text;
+        let said = Said::of(answer.turn.push(piece));
         let delta = Delta {
-            content: (!text.is_empty()).then_some(text),
-            thought,
-            tool_calls,
+            content: (!said.text.is_empty()).then_some(said.text),
+            thought: Thought::of(&said.thought),
+            tool_calls: said.calls,
             ..Delta::default()
         };
         let has_text = delta.content.is_some() || !delta.thought.is_empty();
@@ -243,7 +203,7 @@ impl Writer for ChatWriter {
             let answer = &mut self.answers[index];
             let ids = mem::take(&mut answer.token_ids);
             let end = ChunkChoice {
-                finish_reason: Some(answer.turn.reason(finish)),
+                finish_reason: Some(reason(&answer.turn, finish)),
                 stop_reason: finish.stop_reason(),
                 token_ids: (!ids.is_empty()).then_some(ids),
                 ..ChunkChoice::of(index, Delta::default())
@@ -255,11 +215,15 @@ impl Writer for ChatWriter {
 
     fn last(&mut self) -> Vec<u8> {
         if !self.stream.include_usage {
-            return Vec::new();
+            return done(Vec::new());
         }
         let none: Vec<ChunkChoice> = Vec::new();
         let usage = UsageField::Counts(self.counts.usage());
-        event(&self.head.body(CHUNK, none, usage))
+        done(event(&self.head.body(CHUNK, none, usage)))
+    }
+
+    fn failed(&mut self, error: &ApiError) -> Vec<u8> {
+        failure(error)
     }
 
     fn whole(mut self, answers: Vec<Piece>) -> Response {
@@ -276,5 +240,13 @@ impl Writer for ChatWriter {
         let body = self.head.body("chat.completion", choices.collect(), usage);
         let prompt = about_prompt.unwrap_or_default();
         Json(Completion { body, prompt }).into_response()
+    }
+}
+
+/// The `finish_reason` of OpenAI's API. A client runs calls when it reads `tool_calls`.
+fn reason(turn: &Turn, finish: &Finish) -> &'static str {
+    match turn.wants_calls(finish) {
+        true => "tool_calls",
+        false => finish.reason(),
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::turn::{Added, new_call_id};
 use crate::http::generate::answer::StopReason;
 use crate::http::generate::logprobs::PromptLogprobs;
 use crate::http::generate::response::Body;
@@ -140,12 +141,39 @@ impl Thought {
     }
 }
 
+/// A part of an answer: the thought, the text, and calls or their pieces.
+#[derive(Default)]
+pub struct Said {
+    pub thought: String,
+    pub text: String,
+    pub calls: Vec<ToolCall>,
+}
+
+impl Said {
+    /// Collects what was added to an answer. A message of this API does not tell where its calls are within its text.
+    pub fn of(added: Vec<Added>) -> Self {
+        let mut said = Self::default();
+        for added in added {
+            match added {
+                Added::Thought(text) => said.thought += &text,
+                Added::Text(text) => said.text += &text,
+                Added::Call { index, name } => said.calls.push(ToolCall::begin(index, name)),
+                Added::Arguments { index, text } => match said.calls.last_mut() {
+                    Some(call) => call.function.arguments += &text,
+                    None => said.calls.push(ToolCall::more(index, text)),
+                },
+            }
+        }
+        said
+    }
+}
+
 impl ToolCall {
     /// The first piece of the call at `index` of an answer, without arguments.
-    pub fn begin(index: usize, name: String) -> Self {
+    fn begin(index: usize, name: String) -> Self {
         Self {
             index: Some(index),
-            id: Some(format!("call_{:024x}", rand::random::<u128>() >> 32)),
+            id: Some(new_call_id()),
             r#type: Some("function"),
             function: Function {
                 name: Some(name),
@@ -155,7 +183,7 @@ impl ToolCall {
     }
 
     /// A further piece of the arguments of the call at `index`.
-    pub const fn more(index: usize, arguments: String) -> Self {
+    const fn more(index: usize, arguments: String) -> Self {
         Self {
             index: Some(index),
             id: None,

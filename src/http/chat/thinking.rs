@@ -34,19 +34,23 @@ const LEAST_THOUGHT: usize = 2;
 /// The fields of a request that are about thinking.
 #[derive(Debug)]
 pub struct ThinkingRequest {
-    effort: Option<&'static str>,
+    /// One of [`EFFORTS`].
+    pub effort: Option<&'static str>,
     /// Whether the model thinks at all.
-    is_on: Option<bool>,
+    pub is_on: Option<bool>,
+    /// Whether the model does not think if neither the request nor the server's defaults say so, whatever its template
+    /// does.
+    pub is_off_by_default: bool,
     /// The most tokens of a thought. 0 turns thinking off.
-    budget: Option<usize>,
+    pub budget: Option<usize>,
     /// The share of `max_tokens` that is reserved for the answer.
-    answer_share: Option<f64>,
+    pub answer_share: Option<f64>,
     /// Whether the response contains the thought.
-    is_included: bool,
+    pub is_included: bool,
     /// Whether the thought is apart from the answer. Otherwise both are in the text, with the tags of the thought.
-    is_separate: bool,
+    pub is_separate: bool,
     /// The names of the fields that the request has.
-    given: Vec<&'static str>,
+    pub given: Vec<&'static str>,
 }
 
 /// The fields about thinking, except [`BUDGETS`].
@@ -91,11 +95,9 @@ impl ThinkingRequest {
         let mut request = Self {
             given,
             effort: effort(f, EFFORT, EFFORT)?,
-            is_on: None,
-            budget: None,
-            answer_share: None,
             is_included: true,
             is_separate: f.take("separate_reasoning", YES_OR_NO)?.unwrap_or(true),
+            ..Self::default()
         };
         for name in BUDGETS {
             let Some(budget) = f.count(name, 0..=MOST_BUDGET)? else {
@@ -206,8 +208,10 @@ impl ThinkingRequest {
         conversation.closes_thought = !has_room;
         let says_nothing = self.effort.is_none() && self.is_on.is_none() && has_room;
         let is_open = says_nothing && switched.is_none();
+        let or_off = self.is_off_by_default.then_some(Mode::Off);
         let mode = defaults
             .mode
+            .or(or_off)
             .filter(|_| is_open && given(variables, EFFORT).is_none());
         let effort = self.effort.or((mode == Some(Mode::Low)).then_some("low"));
         let is_on = match (has_room, self.is_on, effort, mode) {
@@ -276,8 +280,27 @@ fn renamed(problem: ApiError, param: &'static str) -> ApiError {
     }
 }
 
+impl Default for ThinkingRequest {
+    /// A request that says nothing about thinking.
+    fn default() -> Self {
+        Self {
+            effort: None,
+            is_on: None,
+            is_off_by_default: false,
+            budget: None,
+            answer_share: None,
+            is_included: true,
+            is_separate: true,
+            given: Vec::new(),
+        }
+    }
+}
+
 /// Takes an effort from the field `name`. If it is refused, the error names `param`.
-fn effort(
+///
+/// # Errors
+/// When it is none of [`EFFORTS`].
+pub fn effort(
     f: &mut Fields<'_>,
     name: &'static str,
     param: &'static str,

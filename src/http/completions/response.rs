@@ -8,11 +8,12 @@ use serde::Serialize;
 
 use super::request::CompletionRequest;
 use crate::http::app::ServedModel;
+use crate::http::error_body::ApiError;
 use crate::http::generate::answer::{Finish, Piece, StopReason};
 use crate::http::generate::logprobs::{Logprobs, PromptLogprobs, name_or_id};
 use crate::http::generate::output::StreamOptions;
 use crate::http::generate::response::{Counts, Head, UsageField, Writer};
-use crate::http::generate::streaming::event;
+use crate::http::generate::streaming::{done, event, failure};
 
 /// OpenAI's value of `object`, for whole responses and for events.
 const OBJECT: &str = "text_completion";
@@ -53,7 +54,7 @@ impl CompletionWriter {
     /// A writer for a request whose prompts have `prompt_tokens` tokens together.
     pub fn new(model: &ServedModel, request: Arc<CompletionRequest>, prompt_tokens: usize) -> Self {
         Self {
-            head: Head::new("cmpl", model),
+            head: Head::new("cmpl-", model),
             counts: Counts::new(prompt_tokens, request.best_of),
             stream: request.common.output.stream.unwrap_or_default(),
             request,
@@ -113,11 +114,15 @@ impl Writer for CompletionWriter {
 
     fn last(&mut self) -> Vec<u8> {
         if !self.stream.include_usage {
-            return Vec::new();
+            return done(Vec::new());
         }
         let none: Vec<Choice<'_>> = Vec::new();
         let usage = UsageField::Counts(self.counts.usage());
-        event(&self.head.body(OBJECT, none, usage))
+        done(event(&self.head.body(OBJECT, none, usage)))
+    }
+
+    fn failed(&mut self, error: &ApiError) -> Vec<u8> {
+        failure(error)
     }
 
     fn whole(mut self, answers: Vec<Piece>) -> Response {

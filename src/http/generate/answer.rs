@@ -461,6 +461,15 @@ impl Pieces {
         Some(piece)
     }
 
+    /// Holds `bytes` of the memory budget for what is kept of a stream.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub fn hold(&self, bytes: usize) -> Result<(), ApiError> {
+        let held = self.record.hold_more(bytes);
+        held.inspect_err(|error| self.record.set_failed(error))
+    }
+
     /// All answers, each joined from its pieces.
     ///
     /// # Errors

@@ -101,7 +101,8 @@ impl Work {
     ) -> Result<Self, ApiError> {
         let tokens = prompts.iter().map(|prompt| prompt.len()).sum();
         record.set_prompt_tokens(tokens);
-        record.hold(held_bytes(tokens, template, answers))?;
+        record
+            .hold(held_bytes(tokens, template, answers).saturating_add(request.repeated_bytes))?;
         let mut generations = Vec::with_capacity(prompts.len() * answers);
         for prompt in &prompts {
             for choice in 0..answers {

@@ -57,6 +57,19 @@ impl StreamOptions {
 }
 
 impl OutputRequest {
+    /// Only the text, in a stream or in one body.
+    pub fn only_text(is_stream: bool, truncation: Option<Truncation>) -> Self {
+        Self {
+            token_ids: false,
+            names_by_id: false,
+            skips_special: true,
+            prompt_logprobs: None,
+            scored_ids: Vec::new(),
+            truncation,
+            stream: is_stream.then(StreamOptions::default),
+        }
+    }
+
     /// Takes the fields.
     ///
     /// # Errors

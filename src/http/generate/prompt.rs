@@ -18,6 +18,12 @@ pub struct Truncation {
 }
 
 impl Truncation {
+    /// Removes as many tokens from the beginning of the prompt as do not fit the context.
+    pub const FROM_BEGINNING: Self = Self {
+        count: None,
+        keeps_beginning: false,
+    };
+
     /// Takes `truncate_prompt_tokens` and `truncation_side`.
     ///
     /// # Errors

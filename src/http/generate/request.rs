@@ -42,6 +42,8 @@ pub struct GenerationRequest {
     pub output: OutputRequest,
     /// Names of fields that were present but change nothing; filled in when all fields have been taken.
     pub ignored: Vec<String>,
+    /// Bytes of memory for the parts of the request that its response repeats.
+    pub repeated_bytes: usize,
     /// `None`: each answer draws a random seed.
     seed: Option<u64>,
     /// Stop strings; none of them is empty.
@@ -58,38 +60,79 @@ pub struct GenerationRequest {
     unset: Unset,
 }
 
+/// The fields that some APIs have under other names or not at all.
+#[derive(Debug)]
+pub struct Own {
+    /// Answers to each prompt; at least 1.
+    pub n: usize,
+    /// The most tokens of an answer.
+    pub max_tokens: MaxTokens,
+    /// Stop strings; none of them is empty.
+    pub stop: Vec<String>,
+    /// The grammar from the API's own field for it.
+    pub grammar: Option<FromField>,
+    /// What the response has beside the text.
+    pub output: OutputRequest,
+    /// Bytes of memory for the parts of the request that its response repeats.
+    pub repeated_bytes: usize,
+}
+
 impl GenerationRequest {
-    /// Takes the fields. `logprobs` is left to the caller.
+    /// Takes the fields of completions and chat completions. `logprobs` is left to the caller.
+    ///
+    /// # Errors
+    /// The first field that is of the wrong type or out of range.
+    pub fn take(f: &mut Fields<'_>, limits: &Limits) -> Result<Self, ApiError> {
+        let own = Own {
+            max_tokens: MaxTokens::take(f, limits)?,
+            n: f.count("n", 1..=limits.choices)?.unwrap_or(1),
+            stop: stop(f, "stop", limits)?,
+            grammar: None,
+            output: OutputRequest::take(f)?,
+            repeated_bytes: 0,
+        };
+        let request = Self::with(f, limits, own)?;
+        take_unused(f)?;
+        Ok(request)
+    }
+
+    /// Takes the fields that have the same names in all APIs. `own` are the others.
     ///
     /// # Errors
     /// The first field, in the order below, that is of the wrong type or out of range.
-    pub fn take(f: &mut Fields<'_>, limits: &Limits) -> Result<Self, ApiError> {
+    pub fn with(f: &mut Fields<'_>, limits: &Limits, own: Own) -> Result<Self, ApiError> {
         let model = f.take("model", "a string")?;
-        let max_tokens = MaxTokens::take(f, limits)?;
         let unset = Unset::of(f);
         let sampling = sampling::take(f)?;
         let seed = f.integer("seed", "a 64-bit integer")?;
-        let request = Self {
+        Ok(Self {
             model,
-            n: f.count("n", 1..=limits.choices)?.unwrap_or(1),
-            max_tokens,
+            n: own.n,
+            max_tokens: own.max_tokens,
             seed: seed.map(i64::cast_unsigned),
-            stop: stop(f, limits)?,
+            stop: own.stop,
             stop_token_ids: stop_token_ids(f, limits)?,
             include_stop: f.flag("include_stop_str_in_output")?,
             min_tokens: f.count("min_tokens", 0..=usize::MAX)?.unwrap_or(0),
             logprobs: None,
-            grammar: structured::grammar(f)?,
-            output: OutputRequest::take(f)?,
+            grammar: structured::grammar(f, own.grammar)?,
+            output: own.output,
             ignore_eos: f.flag("ignore_eos")?,
             bad_words: strings(f, "bad_words", MAX_ENTRIES)?,
             cache_salt: cache_salt(f)?,
             sampling,
             unset,
             ignored: Vec::new(),
-        };
-        take_unused(f)?;
-        Ok(request)
+            repeated_bytes: own.repeated_bytes,
+        })
+    }
+
+    /// How tokens are chosen, with the model's `defaults` for absent fields. The caller sets the seed and the banned
+    /// words.
+    pub fn sampling(&self, defaults: &GenerationDefaults) -> Sampling {
+        let mut sampling = self.sampling.clone();
+        self.unset.fill(&mut sampling, defaults);
+        sampling
     }
 
     /// A generation with these settings, and with the model's `defaults` for absent ones, without prompt, length and
@@ -104,8 +147,7 @@ impl GenerationRequest {
         limits: engine::Limits,
         defaults: &GenerationDefaults,
     ) -> Result<Generation, ApiError> {
-        let mut sampling = self.sampling.clone();
-        self.unset.fill(&mut sampling, defaults);
+        let mut sampling = self.sampling(defaults);
         let biased: Vec<u32> = sampling.logit_bias.iter().map(|bias| bias.0).collect();
         check_ids("logit_bias", &biased, limits)?;
         check_ids("allowed_token_ids", &sampling.allowed_ids, limits)?;
@@ -230,11 +272,19 @@ fn strings(
     Ok(strings)
 }
 
-fn stop(fields: &mut Fields<'_>, limits: &Limits) -> Result<Vec<String>, ApiError> {
-    let stops = strings(fields, "stop", limits.stops)?;
+/// Takes the stop strings from the field `param`.
+///
+/// # Errors
+/// When they are too many, too long, or empty.
+pub fn stop(
+    fields: &mut Fields<'_>,
+    param: &'static str,
+    limits: &Limits,
+) -> Result<Vec<String>, ApiError> {
+    let stops = strings(fields, param, limits.stops)?;
     if stops.iter().map(String::len).sum::<usize>() > MAX_STOP_BYTES {
         let expected = format!("at most {MAX_STOP_BYTES} bytes of text together");
-        return Err(invalid("stop", expected));
+        return Err(invalid(param, expected));
     }
     Ok(stops)
 }

@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::answer::Piece;
 use crate::http::app::{ServedModel, unix_seconds};
+use crate::http::error_body::ApiError;
 use crate::text::Tokenizer;
 
 /// How a route writes its answers: as events, one for each piece that completes some text, or in one body.
@@ -14,8 +15,21 @@ pub trait Writer: Send + 'static {
     /// The events for a piece, made with [`event`](super::streaming::event); empty if the piece adds nothing yet.
     fn piece(&mut self, piece: &Piece) -> Vec<u8>;
 
-    /// The events between the last piece and `[DONE]`.
+    /// The last events of a complete stream.
     fn last(&mut self) -> Vec<u8>;
+
+    /// The last events of a stream that fails.
+    fn failed(&mut self, error: &ApiError) -> Vec<u8>;
+
+    /// What a stream has every few seconds while no token comes. A comment by default, which clients skip.
+    fn idle(&self) -> &'static [u8] {
+        b":\n\n"
+    }
+
+    /// Bytes that the writer holds of a stream so far and that its last events will take.
+    fn kept_bytes(&self) -> usize {
+        0
+    }
 
     /// The response with all answers in one body, each joined from its pieces.
     fn whole(self, answers: Vec<Piece>) -> Response;
@@ -23,9 +37,12 @@ pub trait Writer: Send + 'static {
 
 /// The fields that all events of a response share.
 pub struct Head {
-    id: String,
-    created: u64,
-    model: String,
+    /// A new id.
+    pub id: String,
+    /// Seconds since the Unix epoch.
+    pub created: u64,
+    /// The name of the model.
+    pub model: String,
     fingerprint: String,
     /// Gives the names of tokens.
     pub tokenizer: Arc<Tokenizer>,
@@ -48,7 +65,7 @@ impl Head {
     /// The head of a response by `model`, with a new id that begins with `kind`.
     pub fn new(kind: &str, model: &ServedModel) -> Self {
         Self {
-            id: format!("{kind}-{:032x}", rand::random::<u128>()),
+            id: new_id(kind),
             created: unix_seconds(),
             model: model.name.clone(),
             fingerprint: model.fingerprint.clone(),
@@ -68,6 +85,11 @@ impl Head {
             usage,
         }
     }
+}
+
+/// A new id that begins with `kind`.
+pub fn new_id(kind: &str) -> String {
+    format!("{kind}{:032x}", rand::random::<u128>())
 }
 
 /// Token counts so far, for `usage`.

@@ -68,6 +68,12 @@ struct Events<W> {
 }
 
 impl<W: Writer> Events<W> {
+    /// Ends the stream with an error.
+    fn fail(&mut self, error: &ApiError) -> Bytes {
+        self.is_over = true;
+        self.writer.failed(error).into()
+    }
+
     /// The next bytes to write; `None` after the end.
     async fn next(&mut self) -> Option<Bytes> {
         if self.is_over {
@@ -81,42 +87,65 @@ impl<W: Writer> Events<W> {
                 Some(piece) => Some(Ok(piece)),
                 None => match timeout(KEEP_ALIVE_AFTER, self.pieces.next()).await {
                     Ok(piece) => piece,
-                    Err(_silence) => return Some(Bytes::from_static(b":\n\n")),
+                    Err(_silence) => return Some(Bytes::from_static(self.writer.idle())),
                 },
             };
             match piece {
                 Some(Ok(piece)) => {
                     let events = self.writer.piece(&piece);
+                    let kept = self.writer.kept_bytes();
+                    if kept > 0
+                        && let Err(error) = self.pieces.hold(kept)
+                    {
+                        return Some(self.fail(&error));
+                    }
                     if !events.is_empty() {
                         return Some(events.into());
                     }
                 }
-                Some(Err(error)) => {
-                    self.is_over = true;
-                    return Some(done(event(&error.body())));
-                }
+                Some(Err(error)) => return Some(self.fail(&error)),
                 None => {
                     self.is_over = true;
-                    return Some(done(self.writer.last()));
+                    return Some(self.writer.last().into());
                 }
             }
         }
     }
 }
 
-/// One event.
+/// One event without a name.
 ///
 /// # Panics
 /// If `value` cannot be JSON, such as a map whose keys are not strings.
 pub fn event(value: &impl Serialize) -> Vec<u8> {
-    let mut event = b"data: ".to_vec();
-    serde_json::to_writer(&mut event, value).expect("our shapes are plain strings and numbers");
-    event.extend_from_slice(b"\n\n");
+    let mut event = Vec::new();
+    write_data(&mut event, value);
     event
 }
 
-/// The end of every stream, also of failed ones, because clients wait for it.
-fn done(mut last: Vec<u8>) -> Bytes {
+/// One event with a name, as OpenAI's Responses API and Anthropic's API have them.
+///
+/// # Panics
+/// As [`event`].
+pub fn named_event(name: &str, value: &impl Serialize) -> Vec<u8> {
+    let mut event = format!("event: {name}\n").into_bytes();
+    write_data(&mut event, value);
+    event
+}
+
+fn write_data(event: &mut Vec<u8>, value: &impl Serialize) {
+    event.extend_from_slice(b"data: ");
+    serde_json::to_writer(&mut *event, value).expect("our shapes are plain strings and numbers");
+    event.extend_from_slice(b"\n\n");
+}
+
+/// Adds the end of the streams of completions and chat completions, for which clients wait.
+pub fn done(mut last: Vec<u8>) -> Vec<u8> {
     last.extend_from_slice(b"data: [DONE]\n\n");
-    last.into()
+    last
+}
+
+/// The end of a stream of completions or chat completions that fails.
+pub fn failure(error: &ApiError) -> Vec<u8> {
+    done(event(&error.body()))
 }

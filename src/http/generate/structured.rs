@@ -16,11 +16,15 @@ pub const MAX_CHOICES: usize = 1024;
 /// A grammar and the field that has it.
 pub type FromField = (&'static str, Grammar);
 
-/// Takes all fields that constrain the answer; returns the grammar and the field that has it.
+/// Takes all fields that constrain the answer; returns the grammar and the field that has it. `own` comes from the
+/// API's own field.
 ///
 /// # Errors
 /// When a field is not one of the documented forms, or there is more than one.
-pub fn grammar(fields: &mut Fields<'_>) -> Result<Option<FromField>, ApiError> {
+pub fn grammar(
+    fields: &mut Fields<'_>,
+    own: Option<FromField>,
+) -> Result<Option<FromField>, ApiError> {
     let given = [
         ("response_format", response_format(fields)?),
         ("structured_outputs", structured_outputs(fields)?),
@@ -43,10 +47,9 @@ pub fn grammar(fields: &mut Fields<'_>) -> Result<Option<FromField>, ApiError> {
     {
         fields.ignore("guided_decoding_backend");
     }
-    let mut given = given.into_iter();
-    let mut given = given
-        .by_ref()
-        .filter_map(|(param, grammar)| Some((param, grammar?)));
+    let given = given.into_iter();
+    let given = given.filter_map(|(param, grammar)| Some((param, grammar?)));
+    let mut given = own.into_iter().chain(given);
     let first = given.next();
     match (&first, given.next()) {
         (Some((first, _)), Some((second, _))) => Err(invalid(
