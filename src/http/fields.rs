@@ -190,7 +190,8 @@ impl<'a> Fields<'a> {
         param: impl Into<Cow<'static, str>>,
         expected: &str,
     ) -> Result<Self, ApiError> {
-        let fields = serde_json::from_str(json.get()).map_err(|_problem| invalid(param, expected))?;
+        let fields =
+            serde_json::from_str(json.get()).map_err(|_problem| invalid(param, expected))?;
         Ok(Self::of(fields))
     }
 

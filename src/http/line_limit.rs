@@ -3,7 +3,9 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Lines per second about requests that are refused for lack of capacity (429, 503). The metrics count all of them.
+/// The status of Anthropic's API in place of 503.
+pub const OVERLOADED: u16 = 529;
+/// Lines per second about requests that are refused for lack of capacity (429, 503, 529). The metrics count all of them.
 const REJECTED_LINES: u64 = 1;
 /// Lines per second about other refusals: enough that a request can be found by its id unless there is a flood of
 /// refusals.
@@ -16,7 +18,7 @@ static REFUSED: Limiter = Limiter::new(REFUSED_LINES);
 /// last line.
 pub fn suppressed(status: u16) -> Option<u64> {
     match status {
-        429 | 503 => REJECTED.admit(Instant::now()),
+        429 | 503 | OVERLOADED => REJECTED.admit(Instant::now()),
         400..500 => REFUSED.admit(Instant::now()),
         _ => Some(0),
     }

@@ -15,8 +15,9 @@ use axum::response::{IntoResponse, Response};
 use super::answer_body::{AnswerBody, Attendant};
 use super::app::App;
 use super::error_body::ApiError;
-use super::line_limit;
+use super::line_limit::{self, OVERLOADED};
 use super::memory::Held;
+use super::messages::errors;
 use crate::telemetry::Metrics;
 
 /// What kind of requests a route gets, which decides what is logged and counted.
@@ -116,7 +117,7 @@ impl Record {
     fn outcome(&self) -> &'static str {
         match self.status.load(Relaxed) {
             429 => "rejected",
-            503 => "unavailable",
+            503 | OVERLOADED => "unavailable",
             400..500 => "invalid",
             500.. => "error",
             _ if self.has_failed.load(Relaxed) => "error",
@@ -218,7 +219,12 @@ pub async fn observe(
     });
     request.extensions_mut().insert(Arc::clone(&record));
 
+    let root = &app.access().root_path;
+    let is_anthropics = errors::is_below(without_prefix(request.uri().path(), root));
     let mut response = next.run(request).await;
+    if is_anthropics {
+        response = errors::in_anthropics_shape(response, &id);
+    }
     record.status.store(response.status().as_u16(), Relaxed);
     if let Some(error) = response.extensions().get::<ApiError>() {
         let _first_counts = record.code.set(error.code());

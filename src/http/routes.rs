@@ -16,8 +16,8 @@ use super::app::App;
 use super::error_body::ApiError;
 use super::generate::{IGNORED, UNENFORCED};
 use super::observe::{self, Observer, Traffic};
-use super::openapi::{self, describe};
-use super::{auth, chat, completions, health, models, tokenize};
+use super::openapi::{self, anthropic, describe};
+use super::{auth, chat, completions, health, messages, models, tokenize};
 
 /// One route.
 struct Route {
@@ -63,6 +63,28 @@ const ROUTES: &[Route] = &[
         describe: || {
             let shapes = ("ChatRequest", "ChatCompletion");
             describe::generating("create_chat_completion", "Answer a conversation", shapes)
+        },
+    },
+    Route {
+        path: "/v1/messages",
+        audience: Audience::Clients,
+        traffic: Traffic::Counted,
+        handler: || post(messages::create),
+        describe: || {
+            let shapes = ("MessagesRequest", "AnthropicMessage");
+            let summary = "Answer a conversation: Anthropic's API";
+            anthropic::describe("create_message", summary, shapes, true)
+        },
+    },
+    Route {
+        path: "/v1/messages/count_tokens",
+        audience: Audience::Clients,
+        traffic: Traffic::Ordinary,
+        handler: || post(messages::count_tokens),
+        describe: || {
+            let shapes = ("CountTokensRequest", "TokenCount");
+            let summary = "The number of tokens of such a conversation";
+            anthropic::describe("count_message_tokens", summary, shapes, false)
         },
     },
     Route {
@@ -303,6 +325,7 @@ fn cors(origins: &[HeaderValue]) -> Option<CorsLayer> {
     };
     let exposed = [
         "x-request-id",
+        "request-id",
         IGNORED,
         UNENFORCED,
         "retry-after",

@@ -45,7 +45,7 @@ metrics! {
         process: Process,
     }
     /// Requests by outcome: ok; invalid (4xx); rejected, at capacity (429); unavailable, no model can be served at the
-    /// moment (503); cancelled by the client; error, a failure of the server.
+    /// moment (503, 529); cancelled by the client; error, a failure of the server.
     requests_total: IntCounterVec[outcome in OUTCOMES],
     /// Requests by HTTP status of the response.
     responses_total: IntCounterVec[code],

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 14] = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "README.md",
@@ -14,6 +14,7 @@ const DOCUMENTS: [&str; 13] = [
     "docs/api.md",
     "docs/clients.md",
     "docs/operations.md",
+    "docs/other-apis.md",
     "docs/performance.md",
     "docs/quantization.md",
     "examples/README.md",

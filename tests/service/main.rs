@@ -16,6 +16,7 @@ mod grammar_fields;
 mod grammars;
 mod harness;
 mod logs;
+mod messages;
 mod metrics;
 mod mixed;
 mod pressure;

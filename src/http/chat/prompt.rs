@@ -46,7 +46,10 @@ pub fn encode(
         Ok(prompt) => Ok(prompt),
         Err(ChatError::Template(problem)) => Err(match unreadable_call(template, conversation) {
             Some(at) if param == "messages" => messages::refused(at, messages::REFUSED_CALLS),
-            Some(_) => invalid(param, "a list of items in which the arguments of calls are objects"),
+            Some(_) => invalid(
+                param,
+                "a list of items in which the arguments of calls are objects",
+            ),
             None => refused(problem),
         }),
         Err(ChatError::Encode(problem)) => Err(encode_error(param, problem, room.context)),

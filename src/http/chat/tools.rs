@@ -74,9 +74,8 @@ pub fn take_flat(
     schema: &'static str,
     is_kind: impl Fn(Option<&str>) -> bool,
 ) -> Result<Given, ApiError> {
-    let expected = format!(
-        "a list of at most {MAX_TOOLS} of {{\"name\", \"description\", \"{schema}\"}}"
-    );
+    let expected =
+        format!("a list of at most {MAX_TOOLS} of {{\"name\", \"description\", \"{schema}\"}}");
     let given: Vec<&RawValue> = fields.take(PARAM, &expected)?.unwrap_or_default();
     each(given, &expected, "name", |json| {
         let mut tool = Fields::of_object(json, "", "an object")?;

@@ -2,8 +2,11 @@
 
 use serde_json::{Value, json};
 
+use super::schema::reference;
+use crate::http::line_limit::OVERLOADED;
+
 /// Error responses of all routes of the API.
-const ALWAYS: [(u16, &str); 3] = [
+pub const ALWAYS: [(u16, &str); 3] = [
     (401, "No valid API key, where the server has keys."),
     (500, "A defect of the server."),
     (
@@ -12,7 +15,7 @@ const ALWAYS: [(u16, &str); 3] = [
     ),
 ];
 /// Error responses of routes with a request body.
-const WITH_BODY: [(u16, &str); 5] = [
+pub const WITH_BODY: [(u16, &str); 5] = [
     (
         400,
         "A field is absent, of the wrong type, out of range or unsupported; `param` names it.",
@@ -28,7 +31,8 @@ const WITH_BODY: [(u16, &str); 5] = [
         "By its headers, the body is not JSON, not in UTF-8, or compressed.",
     ),
 ];
-const QUEUE_FULL: (u16, &str) = (429, "The queue is full; see Retry-After.");
+/// The error response of routes that generate.
+pub const QUEUE_FULL: (u16, &str) = (429, "The queue is full; see Retry-After.");
 
 /// A generating route: `POST`, with a stream of events if requested.
 pub fn generating(id: &str, summary: &str, shapes: (&str, &str)) -> Value {
@@ -82,7 +86,7 @@ pub fn open(id: &str, summary: &str, mime: &str) -> Value {
 }
 
 /// The ways to send a key, or none if the server has no keys.
-fn security() -> Value {
+pub fn security() -> Value {
     json!([{}, {"key": []}, {"header": []}])
 }
 
@@ -123,15 +127,21 @@ fn without_key(id: &str, summary: &str, mime: &str, failures: &[(u16, &str)]) ->
     json!({"get": operation})
 }
 
-fn ok(mime: &str, schema: Value) -> Value {
+/// A successful response.
+pub fn ok(mime: &str, schema: Value) -> Value {
     json!({"description": "The request succeeded.", "content": {mime: {"schema": schema}}})
 }
 
 fn errors(statuses: &[(u16, &str)]) -> Value {
+    errors_as("Error", statuses)
+}
+
+/// Error responses whose body has the schema `shape`.
+pub fn errors_as(shape: &str, statuses: &[(u16, &str)]) -> Value {
     let response = |&(status, description): &(u16, &str)| {
-        let mut response = ok("application/json", reference("Error"));
+        let mut response = ok("application/json", reference(shape));
         response["description"] = description.into();
-        if matches!(status, 429 | 503) {
+        if matches!(status, 429 | 503 | OVERLOADED) {
             response["headers"] = json!({"Retry-After": {
                 "description": "Seconds after which a retry makes sense.", "schema": {"type": "integer", "minimum": 1},
             }});
@@ -139,8 +149,4 @@ fn errors(statuses: &[(u16, &str)]) -> Value {
         (status.to_string(), response)
     };
     Value::Object(statuses.iter().map(response).collect())
-}
-
-fn reference(schema: &str) -> Value {
-    json!({"$ref": format!("#/components/schemas/{schema}")})
 }

@@ -4,11 +4,13 @@
 //! requests are checked against. The schemas are written out here and not derived from types: requests are read field
 //! by field, with an error for each field, so no type has the structure of a request.
 
+pub mod anthropic;
 pub mod describe;
 #[cfg(test)]
 mod documented;
 mod requests;
 mod responses;
+mod schema;
 
 use axum::http::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
@@ -41,13 +43,14 @@ fn described(limits: &Limits, paths: Map<String, Value>) -> Value {
     let mut schemas = Map::new();
     requests::add(&mut schemas, limits);
     responses::add(&mut schemas);
+    anthropic::add(&mut schemas, limits);
     json!({
         "openapi": "3.1.0",
         "info": {
             "title": "microgranite",
             "version": build::VERSION,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
-            "description": "IBM Granite in int8 behind OpenAI's API. The same request gives the same bytes, whatever \
+            "description": "IBM Granite in int8 behind OpenAI's and Anthropic's APIs. The same request gives the same bytes, whatever \
                 else the server is doing. In requests, null is the same as absent; fields that have no effect here \
                 are named in the response header X-Ignored-Params, or refused if the server is strict. The paths below /v1 \
                 also work without it.",
@@ -77,6 +80,7 @@ mod tests {
     use crate::http::chat::request::ChatRequest;
     use crate::http::completions::request::CompletionRequest;
     use crate::http::fields::Fields;
+    use crate::http::messages::{self, request::Purpose};
 
     /// The names of the fields that the parser of a route tries to take.
     fn asked(
@@ -100,9 +104,15 @@ mod tests {
             "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}",
             |fields, limits| ChatRequest::take(fields, limits).map(drop),
         );
+        let messages = asked(
+            "{\"max_tokens\": 9, \"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}",
+            |fields, limits| messages::request::take(fields, limits, Purpose::Answer).map(drop),
+        );
+        let others = include_str!("../../../docs/other-apis.md");
         for (schema, asked, text) in [
             ("CompletionRequest", completions, api.to_owned()),
             ("ChatRequest", conversations, api.to_owned() + chat),
+            ("MessagesRequest", messages, api.to_owned() + others),
         ] {
             let described = &document["components"]["schemas"][schema]["properties"];
             let described = described.as_object().unwrap().keys();

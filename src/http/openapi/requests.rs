@@ -2,9 +2,11 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::http::chat::messages::{MAX_DOCUMENTS, MAX_ROLE, MAX_TOOL_NAME, MAX_TOOLS};
+use super::schema::{flag, id, merge, model, optional, reference, tokens, within};
+use crate::http::chat::messages::{MAX_DOCUMENTS, MAX_ROLE};
 use crate::http::chat::request::UNSUPPORTED;
 use crate::http::chat::thinking::{ANSWER_SHARE, BUDGETS, EFFORTS, MOST_BUDGET};
+use crate::http::chat::tools::{MAX_TOOL_NAME, MAX_TOOLS};
 use crate::http::completions::request::DEFAULT_MAX_TOKENS;
 use crate::http::generate::output::{MAX_LOGPROBS, MAX_SCORED_IDS};
 use crate::http::generate::request::STOP_IDS_PER_STOP;
@@ -58,7 +60,7 @@ fn completion(limits: &Limits) -> Value {
             "Generate this many answers and return the `n` likeliest. Not in streams."})),
         "suffix": optional("string", json!({"description": "The text that follows the answer: fill in the middle."})),
     });
-    merge(&mut properties, sampling(limits));
+    merge(&mut properties, common(limits));
     merge(&mut properties, output());
     json!({"type": "object", "required": ["prompt"], "properties": properties})
 }
@@ -88,7 +90,7 @@ fn chat(limits: &Limits) -> Value {
             "echo": flag("Begin answers with the last message, if it is the assistant's."),
         }),
     );
-    merge(&mut properties, sampling(limits));
+    merge(&mut properties, common(limits));
     merge(&mut properties, output());
     for (name, instead) in UNSUPPORTED {
         let refused = json!({"type": "null", "description": format!("Refused: {instead}.")});
@@ -240,12 +242,39 @@ fn tool() -> Value {
     })
 }
 
-fn tool_name() -> Value {
+/// The name of a tool.
+pub fn tool_name() -> Value {
     json!({"type": "string", "pattern": format!("^[A-Za-z0-9_.-]{{1,{MAX_TOOL_NAME}}}$")})
 }
 
-/// The fields for sampling, stopping, streaming and grammars.
-fn sampling(limits: &Limits) -> Value {
+/// The fields that completions and chat completions have in common with each other, but not with other APIs.
+fn common(limits: &Limits) -> Value {
+    let mut properties = json!({
+        "n": optional("integer", json!({"minimum": 1, "maximum": limits.choices, "description": "Answers to each prompt."})),
+        "stop": strings(limits.stops, "Texts that end the answer; it ends before the text."),
+        "stream": flag("Respond with server-sent events."),
+        "stream_options": optional("object", json!({"description": "Only together with `stream`.", "properties": {
+            "include_usage": flag("End with an event that has the token counts."),
+            "continuous_usage_stats": flag("Token counts in every event."),
+        }})),
+        "priority": optional("integer", json!({"format": "int64", "description": "Changes nothing: requests are served in order."})),
+        "use_beam_search": optional("boolean", json!({"enum": [false, null], "description": "Only false is accepted."})),
+        "length_penalty": optional("number", json!({"description": "Changes nothing: it belongs to beam search."})),
+        "user": {"description": "Changes nothing."},
+    });
+    merge(&mut properties, shared(limits));
+    properties
+}
+
+/// One or several texts.
+pub fn strings(most: usize, description: &str) -> Value {
+    let text = json!({"type": "string", "minLength": 1});
+    json!({"description": description,
+        "anyOf": [text, {"type": "array", "maxItems": most, "items": text}, {"type": "null"}]})
+}
+
+/// The fields that have the same names in all APIs: for sampling, stopping and grammars.
+pub fn shared(limits: &Limits) -> Value {
     let number = |range: Range, description: &str| {
         let mut schema = within(range);
         schema["description"] = description.into();
@@ -257,11 +286,6 @@ fn sampling(limits: &Limits) -> Value {
             "array",
             json!({"minItems": least, "maxItems": most, "items": id(), "description": description}),
         )
-    };
-    let strings = |most: usize, description: &str| {
-        let text = json!({"type": "string", "minLength": 1});
-        json!({"description": description,
-            "anyOf": [text, {"type": "array", "maxItems": most, "items": text}, {"type": "null"}]})
     };
     let schema = json!({"type": ["object", "boolean"]});
     let mut logit_bias = within(LOGIT_BIAS);
@@ -283,18 +307,11 @@ fn sampling(limits: &Limits) -> Value {
         "bad_words": strings(MAX_ENTRIES, "Words that the answer must not contain."),
         "seed": optional("integer", json!({"format": "int64", "description":
             "The same seed gives the same answer. Answer i of n uses the seed plus i."})),
-        "n": optional("integer", json!({"minimum": 1, "maximum": limits.choices, "description": "Answers to each prompt."})),
-        "stop": strings(limits.stops, "Texts that end the answer; it ends before the text."),
         "stop_token_ids": token_ids(0, limits.stops.saturating_mul(STOP_IDS_PER_STOP), "Ids that end an answer."),
         "include_stop_str_in_output": flag("Whether the stop text or id that ended the answer is part of it."),
         "min_tokens": optional("integer", json!({"minimum": 0, "format": "int64", "description":
             "Nothing ends the answer before it has this many tokens; at most `max_tokens`."})),
         "ignore_eos": flag("Continue after the model's end-of-text token."),
-        "stream": flag("Respond with server-sent events."),
-        "stream_options": optional("object", json!({"description": "Only together with `stream`.", "properties": {
-            "include_usage": flag("End with an event that has the token counts."),
-            "continuous_usage_stats": flag("Token counts in every event."),
-        }})),
         "response_format": optional("object", json!({"required": ["type"], "description": "Constrains the answer.", "properties": {
             "type": {"enum": ["text", "json_object", "json_schema"]},
             "schema": schema,
@@ -315,12 +332,8 @@ fn sampling(limits: &Limits) -> Value {
         "guided_whitespace_pattern": {"type": "null"},
         "json_schema": {"description": "A JSON schema: llama.cpp's name."},
         "grammar": optional("string", json!({"description": "Lark: llama.cpp's name."})),
-        "priority": optional("integer", json!({"format": "int64", "description": "Changes nothing: requests are served in order."})),
-        "use_beam_search": optional("boolean", json!({"enum": [false, null], "description": "Only false is accepted."})),
-        "length_penalty": optional("number", json!({"description": "Changes nothing: it belongs to beam search."})),
         "cache_salt": optional("string", json!({"minLength": 1, "description":
             "Share the prefix cache only with requests that have the same salt."})),
-        "user": {"description": "Changes nothing."},
     })
 }
 
@@ -340,56 +353,4 @@ fn output() -> Value {
         "truncation_side": optional("string", json!({"enum": ["left", "right", null], "description":
             "The side that is cut off: `left` is the beginning and the default."})),
     })
-}
-
-fn reference(schema: &str) -> Value {
-    json!({"$ref": format!("#/components/schemas/{schema}")})
-}
-
-fn model() -> Value {
-    optional(
-        "string",
-        json!({"description": "The served name, if given."}),
-    )
-}
-
-fn id() -> Value {
-    json!({"type": "integer", "minimum": 0, "maximum": u32::MAX})
-}
-
-fn tokens(limits: &Limits, least: usize, description: &str) -> Value {
-    let most = (limits.tokens as u64).min(u64::from(u32::MAX));
-    optional(
-        "integer",
-        json!({"minimum": least, "maximum": most, "description": description}),
-    )
-}
-
-fn flag(description: &str) -> Value {
-    optional("boolean", json!({"description": description}))
-}
-
-/// The schema keywords for a range. Whole numbers are written without a decimal point.
-fn within(range: Range) -> Value {
-    let number = |value: f64| match value.fract() {
-        0.0 => json!(value as i64),
-        _ => json!(value),
-    };
-    let least = match range.excludes_least {
-        true => "exclusiveMinimum",
-        false => "minimum",
-    };
-    json!({least: number(range.least), "maximum": number(range.most)})
-}
-
-/// A schema that also allows `null`, which is the same as absent.
-fn optional(kind: &str, mut schema: Value) -> Value {
-    schema["type"] = json!([kind, "null"]);
-    schema
-}
-
-fn merge(into: &mut Value, from: Value) {
-    if let (Some(into), Value::Object(from)) = (into.as_object_mut(), from) {
-        into.extend(from);
-    }
 }

@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
+use super::schema::object;
+
 /// Adds the schemas of response bodies.
 pub fn add(schemas: &mut Map<String, Value>) {
     let mut add = |name: &str, schema| schemas.insert(name.to_owned(), schema);
@@ -152,17 +154,6 @@ fn answer(object_name: &str, choice: Value) -> Value {
         "choices": {"type": "array", "minItems": 1, "items": choice},
         "usage": {"$ref": "#/components/schemas/Usage"},
     }))
-}
-
-/// An object that has exactly these properties, or at least those that are added later.
-fn object(properties: Value) -> Value {
-    let names: Vec<String> = properties
-        .as_object()
-        .into_iter()
-        .flatten()
-        .map(|(name, _)| name.clone())
-        .collect();
-    json!({"type": "object", "properties": properties, "required": names, "additionalProperties": false})
 }
 
 fn nullable(schema: &str) -> Value {
