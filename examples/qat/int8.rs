@@ -67,7 +67,7 @@ pub fn quantize(model: &Granite, scheme: &Scheme) -> Result<Served> {
         &mut |_, _| (),
     )?;
     let pages = CONTEXT.div_ceil(PAGE_TOKENS);
-    Served::new(config, weights, pages, 1, CONTEXT, compute)
+    Served::new(config, weights, pages, [1, 0], CONTEXT, compute)
 }
 
 /// The logits after every token of a sequence that starts at position 0: `[ids.len()][vocab]`.
@@ -77,6 +77,9 @@ pub fn logits<'a>(model: &'a mut Served, ids: &[u32]) -> &'a [f32] {
         start: 0,
         pages: &[0],
         slot: 0,
+        certain: usize::MAX,
+        restore: None,
+        saves: &[],
         logit_rows: ids.len(),
     };
     model.forward(&[span])

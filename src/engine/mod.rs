@@ -30,6 +30,7 @@ pub(crate) mod request;
 pub mod sampler;
 pub mod scheduler;
 mod sequence;
+mod snapshots;
 mod speculation;
 mod step_times;
 mod worker;
@@ -105,21 +106,23 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Without what a model that cannot go back does not allow: a draft that is refused has changed its state, and the
-    /// pages of another sequence do not hold the state that follows them.
+    /// Without a prefix cache if the model cannot go back: the pages of another sequence do not hold the state that
+    /// follows them.
     fn for_model(self, rewind: Rewind) -> Self {
         match rewind {
             Rewind::Free => self,
-            Rewind::Never => {
-                if self.prefix_cache || self.speculation > 0 {
-                    info!("this model cannot go back: no prefix cache and no speculation");
+            Rewind::Snapshots(0) => {
+                if self.prefix_cache {
+                    info!(
+                        "this model goes back only to snapshots, and has no room for one: no prefix cache"
+                    );
                 }
                 Self {
                     prefix_cache: false,
-                    speculation: 0,
                     ..self
                 }
             }
+            Rewind::Snapshots(_) => self,
         }
     }
 

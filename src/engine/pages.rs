@@ -6,6 +6,7 @@
 //! recently used first.
 
 use super::prefix_cache::{Predecessor, PrefixCache};
+use super::snapshots::Snapshots;
 use crate::model::PAGE_TOKENS;
 
 /// The pages of the KV cache.
@@ -17,6 +18,8 @@ pub struct Pages {
     pages: Vec<Page>,
     /// `None` if pages are never published.
     cache: Option<PrefixCache>,
+    /// The snapshots at the ends of published pages, if the model needs them to go back.
+    snapshots: Option<Snapshots>,
     /// Published pages that no sequence holds.
     cached: usize,
     /// Counts releases.
@@ -33,14 +36,28 @@ struct Page {
     released: u64,
 }
 
+/// The beginning of a prompt that was computed before.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Its pages, in order.
+    pub pages: Vec<u32>,
+    /// The snapshot at their end, if the model needs one to go on from there.
+    pub snapshot: Option<u32>,
+    /// If more pages hold the beginning, but no snapshot was taken at their end: how many they are. A snapshot there
+    /// serves the next prompt that begins alike.
+    pub parting: Option<usize>,
+}
+
 impl Pages {
-    /// All pages of a cache of `count` pages, free and blank; `prefix_cache` says whether pages are published.
-    pub fn new(count: usize, prefix_cache: bool) -> Self {
+    /// All pages of a cache of `count` pages, free and blank; `prefix_cache` says whether pages are published, and
+    /// `snapshots` how many snapshots there are if a sequence can begin only behind one.
+    pub fn new(count: usize, prefix_cache: bool, snapshots: Option<usize>) -> Self {
         let end = u32::try_from(count).expect("page ids fit 32 bits");
         Self {
             blank: (0..end).rev().collect(),
             pages: vec![Page::default(); count],
             cache: prefix_cache.then(|| PrefixCache::new(count)),
+            snapshots: snapshots.map(Snapshots::new),
             cached: 0,
             releases: 0,
             evicted: 0,
@@ -53,9 +70,31 @@ impl Pages {
     }
 
     /// Published pages that hold the beginning of `prompt`, in order; never its last token. This does not hold them.
-    pub fn find(&self, prompt: &[u32], salt: u128) -> Vec<u32> {
+    pub fn find(&self, prompt: &[u32], salt: u128) -> Found {
         let find = |cache: &PrefixCache| cache.find(prompt, salt);
-        self.cache.as_ref().map(find).unwrap_or_default()
+        let mut pages = self.cache.as_ref().map(find).unwrap_or_default();
+        let (mut snapshot, mut parting) = (None, None);
+        if let Some(snapshots) = &self.snapshots {
+            let run = pages.len();
+            while let Some(last) = pages.last() {
+                snapshot = snapshots.at(*last);
+                if snapshot.is_some() {
+                    break;
+                }
+                pages.pop();
+            }
+            parting = (pages.len() < run).then_some(run);
+        }
+        Found {
+            pages,
+            snapshot,
+            parting,
+        }
+    }
+
+    /// The snapshots, if the model needs them to go back and pages are published.
+    pub(crate) const fn snapshots_mut(&mut self) -> Option<&mut Snapshots> {
+        self.snapshots.as_mut()
     }
 
     /// How many free pages it takes to hold the pages `found` and enough others to make `count`.
@@ -164,6 +203,9 @@ impl Pages {
         idle.select_nth_unstable_by_key(last, |&page| self.pages[page as usize].released);
         for &page in &idle[..count] {
             cache.remove(page);
+            if let Some(snapshots) = &mut self.snapshots {
+                snapshots.evict(page);
+            }
             self.blank.push(page);
         }
         self.cached -= count;

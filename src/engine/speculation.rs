@@ -99,7 +99,7 @@ impl<'a> DraftBudget<'a> {
             let seconds = self.times.seconds(self.rows + drafts, Beyond::Same)?;
             Some((self.tokens + acceptance.expected(drafts)) / seconds)
         };
-        let most = most.min(self.most_rows - self.rows);
+        let most = most.min(self.most_rows.saturating_sub(self.rows));
         let Some(without) = rate(0) else {
             return 0;
         };

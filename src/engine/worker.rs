@@ -16,7 +16,7 @@ use super::sequence::Sequence;
 use super::speculation::DraftBudget;
 use super::step_times::StepTimes;
 use super::{Health, PromptRows, Settings};
-use crate::model::{Forward, Span};
+use crate::model::{Forward, Rewind, Span};
 use crate::telemetry::Metrics;
 
 /// The state of the engine's thread.
@@ -52,9 +52,13 @@ impl Worker {
         let kv_bytes = |state| metrics.kv_cache_bytes.with_label_values(&[state]);
         kv_bytes("reserved").set(bytes(&*model, model.page_count()));
         let (kv_used, kv_cached) = (kv_bytes("used"), kv_bytes("cached"));
-        let pages = Pages::new(model.page_count(), settings.prefix_cache);
+        let (snapshots, keeps_states) = match model.rewind() {
+            Rewind::Free => (None, false),
+            Rewind::Snapshots(count) => (Some(count).filter(|_| settings.prefix_cache), true),
+        };
+        let pages = Pages::new(model.page_count(), settings.prefix_cache, snapshots);
         Self {
-            scheduler: Scheduler::new(settings.budget(), pages),
+            scheduler: Scheduler::new(settings.budget(), pages, keeps_states),
             model,
             plan: Vec::new(),
             spans: Vec::new(),
@@ -128,8 +132,8 @@ impl Worker {
         match self.settings.prompt_rows {
             PromptRows::Fixed(rows) => rows,
             PromptRows::Slowdown(factor) => {
-                let decoding = self.scheduler.decoding();
-                let most = self.settings.step_tokens - decoding;
+                let decoding = self.scheduler.decoding_rows();
+                let most = self.settings.step_tokens.saturating_sub(decoding);
                 self.times
                     .rows_within(factor * SLOWDOWN_SHARE, decoding, most)
             }
@@ -142,7 +146,8 @@ impl Worker {
         if most == 0 || decoding < self.scheduler.running().len() {
             return;
         }
-        let mut budget = DraftBudget::new(&self.times, decoding, self.settings.step_tokens);
+        let rows = self.scheduler.decoding_rows();
+        let mut budget = DraftBudget::new(&self.times, rows, self.settings.step_tokens);
         for running in self.scheduler.running_mut() {
             running.job.speculate(&mut budget, most);
         }
@@ -160,6 +165,9 @@ impl Worker {
                 start: work.start,
                 pages: running.pages(),
                 slot: running.slot(),
+                certain: work.rows - work.drafts,
+                restore: running.restore(),
+                saves: running.saves(),
                 logit_rows: work.logit_rows,
             }
         }));

@@ -16,9 +16,25 @@ pub struct Span<'a> {
     /// slots are below the number of sequences that the engine runs at once, and spans of one sequence have the same
     /// slot.
     pub slot: u32,
+    /// How many of the first tokens are certain, or more than there are. Those behind them are drafts, which may be refused: they leave no trace
+    /// in the slot, and the sequence goes on behind the certain ones. Only a model with a state in its slots cares.
+    pub certain: usize,
+    /// The snapshot that the span goes on from in place of its slot; it was taken at `start`, behind the same tokens.
+    pub restore: Option<u32>,
+    /// The snapshots to take, in ascending order of rows.
+    pub saves: &'a [Save],
     /// How many of the span's last tokens need the logits that follow them: 0 in the middle of a prompt, 1 to choose
     /// the next token, more to check drafts or to score a prompt. At most `tokens.len()`.
     pub logit_rows: usize,
+}
+
+/// A snapshot to take of the state of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Save {
+    /// Behind how many of the span's certain tokens; at least 1.
+    pub rows: usize,
+    /// Where it is kept; below the number of [`Rewind::Snapshots`].
+    pub snapshot: u32,
 }
 
 /// Whether a model can return to an earlier position of a sequence.
@@ -28,9 +44,10 @@ pub enum Rewind {
     /// position. Rows after any position may be run again with other tokens, and a sequence may begin after full pages
     /// that another sequence has filled.
     Free,
-    /// It can only return to the beginning, because the sequence's slot holds a state that each row changes. Every
-    /// position is run once, in order. A span that starts at 0 begins with a fresh state, whatever the slot holds.
-    Never,
+    /// It can only return to the beginning and to so many snapshots, because the sequence's slot holds a state that each
+    /// row changes. Every position is run once, in order, except for those behind a snapshot that is restored and for
+    /// drafts. A span that starts at 0 begins with a fresh state, whatever the slot holds.
+    Snapshots(usize),
 }
 
 /// What the engine needs from a model: one step over spans of any number of sequences.

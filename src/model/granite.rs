@@ -61,8 +61,8 @@ struct Workspace {
 }
 
 impl Granite {
-    /// Assembles a model. `page_count` KV pages and the states of `slots` sequences are reserved; no sequence may be
-    /// longer than `context`.
+    /// Assembles a model. `page_count` KV pages, the states of `slots` sequences and as many `snapshots` are reserved; no
+    /// sequence may be longer than `context`.
     ///
     /// # Errors
     /// [`crate::error::Error::Config`] if there is not enough memory for the pages or states.
@@ -70,7 +70,7 @@ impl Granite {
         config: ModelConfig,
         mut weights: Weights,
         page_count: usize,
-        slots: usize,
+        [slots, snapshots]: [usize; 2],
         context: usize,
         compute: Compute,
     ) -> Result<Self> {
@@ -91,7 +91,7 @@ impl Granite {
         Ok(Self {
             blueprint: blueprint(&config),
             cache: KvCache::new(&config, page_count)?,
-            states: States::new(&config, slots)?,
+            states: States::new(&config, slots, snapshots)?,
             rotary: (config.rope_theta).map(|theta| Rotary::new(config.head_dim, theta)),
             config,
             weights,
@@ -169,6 +169,9 @@ impl Granite {
             start: 0,
             pages: &pages,
             slot: 0,
+            certain: usize::MAX,
+            restore: None,
+            saves: &[],
             logit_rows: ids.len(),
         };
         self.forward(&[span])
@@ -204,7 +207,7 @@ impl Forward for Granite {
 
     fn rewind(&self) -> Rewind {
         match self.config.mamba {
-            Some(_) => Rewind::Never,
+            Some(_) => Rewind::Snapshots(self.states.snapshots()),
             None => Rewind::Free,
         }
     }

@@ -6,7 +6,7 @@
 
 use super::config;
 use super::norm::Normed;
-use super::state::LayerStates;
+use super::state::{LayerStates, WINDOW};
 use super::step::Step;
 use super::weights::Mamba;
 use crate::int8::PANEL;
@@ -81,21 +81,22 @@ fn convolve(
 ) {
     let (kernel, panel_len) = (compute.kernel, step.rows.len() * PANEL);
     let panels = channels.len() / panel_len;
+    let places: Vec<_> = step.spans.iter().map(|span| states.places(span)).collect();
     let parts = (PerUnit::new(channels, panel_len), states.windows());
     let (taps, _) = weights
         .taps
         .as_chunks::<{ config::CONVOLUTION_TAPS * PANEL }>();
     let (biases, _) = weights.convolution_bias.as_chunks::<PANEL>();
     (compute.pool).run(panels, parts, |_, range, (channels, mut windows)| {
+        let mut copy = [0.0; WINDOW * PANEL];
         for (panel, channels) in range.zip(channels.chunks_exact_mut(panel_len)) {
             let mut rest = channels;
-            for span in step.spans {
+            for (span, places) in step.spans.iter().zip(&places) {
                 let (rows, others) = rest.split_at_mut(span.tokens.len() * PANEL);
-                let window = windows.get(span.slot as usize, panel);
-                if span.start == 0 {
-                    window.fill(0.0);
-                }
-                kernel.conv_silu(window, rows, &taps[panel], &biases[panel]);
+                places.run(&mut windows, panel, &mut copy, |range, window| {
+                    let rows = &mut rows[range.start * PANEL..range.end * PANEL];
+                    kernel.conv_silu(window, rows, &taps[panel], &biases[panel]);
+                });
                 rest = others;
             }
         }
@@ -119,25 +120,38 @@ impl Scanned<'_> {
     fn scan(&self, compute: &mut Compute, states: &mut LayerStates, channels: &mut [f32]) {
         let (kernel, panel_len) = (compute.kernel, self.step.rows.len() * PANEL);
         let panels = channels.len() / panel_len;
+        let spans = self.step.spans;
+        let places: Vec<_> = spans.iter().map(|span| states.places(span)).collect();
         let parts = (
             PerUnit::new(channels, panel_len),
             states.states(),
             PerThread::new(&mut compute.scratch),
         );
+        let state_len = PANEL * self.shape.state_size;
+        let longest = spans.iter().map(|span| span.tokens.len()).max();
+        let longest = longest.unwrap_or(0);
         let pool = &mut compute.pool;
         pool.run(
             panels,
             parts,
             |_, range, (channels, mut states, scratch)| {
+                let scratch = scratch.set_len(state_len + 2 * longest);
+                let (copy, scratch) = scratch.split_at_mut(state_len);
                 for (panel, channels) in range.zip(channels.chunks_exact_mut(panel_len)) {
                     let (mut first, mut rest) = (0, channels);
-                    for span in self.step.spans {
+                    for (span, places) in spans.iter().zip(&places) {
                         let (rows, others) = rest.split_at_mut(span.tokens.len() * PANEL);
-                        let state = states.get(span.slot as usize, panel);
-                        if span.start == 0 {
-                            state.fill(0.0);
-                        }
-                        self.scan_panel(kernel, panel, first, state, rows, scratch);
+                        places.run(&mut states, panel, copy, |range, state| {
+                            let rows = &mut rows[range.start * PANEL..range.end * PANEL];
+                            self.scan_panel(
+                                kernel,
+                                panel,
+                                first + range.start,
+                                state,
+                                rows,
+                                scratch,
+                            );
+                        });
                         kernel.gate(rows, self.gates.stretch(panel, first, span.tokens.len()));
                         first += span.tokens.len();
                         rest = others;
@@ -147,7 +161,7 @@ impl Scanned<'_> {
         );
     }
 
-    /// Runs the heads of panel `panel` over the rows of a span, which begin at row `first` of the step.
+    /// Runs the heads of panel `panel` over consecutive rows of a span, which begin at row `first` of the step.
     fn scan_panel(
         &self,
         kernel: Kernel,
@@ -155,7 +169,7 @@ impl Scanned<'_> {
         first: usize,
         state: &mut [f32],
         rows: &mut [f32],
-        scratch: &mut Floats,
+        scratch: &mut [f32],
     ) {
         let config::Mamba {
             head_dim,
@@ -164,7 +178,7 @@ impl Scanned<'_> {
         } = self.shape;
         let width = head_dim.min(PANEL);
         let count = rows.len() / PANEL;
-        let (steps, decays) = scratch.set_len(2 * count).split_at_mut(count);
+        let (steps, decays) = scratch[..2 * count].split_at_mut(count);
         for (index, state) in state.chunks_exact_mut(width * state_size).enumerate() {
             let head = (panel * PANEL + index * width) / head_dim;
             for (row, step) in steps.iter_mut().enumerate() {

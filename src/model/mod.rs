@@ -43,7 +43,7 @@ pub mod weights;
 pub use accounts::{Operations, PartMemory, WeightMemory};
 pub use blueprint::blueprint;
 pub use config::{Experts, Mamba, MixerKind, ModelConfig};
-pub use forward::{Forward, PAGE_TOKENS, Rewind, Span};
+pub use forward::{Forward, PAGE_TOKENS, Rewind, Save, Span};
 pub use granite::Granite;
 pub use packed::Placement;
 
@@ -61,6 +61,8 @@ pub struct Settings {
     pub kv_bytes: u64,
     /// Sequences that have a state at the same time, if the model is recurrent; [`Span::slot`] is below this.
     pub slots: usize,
+    /// Snapshots of states that can be kept, if the model is recurrent.
+    pub snapshots: usize,
     /// The longest sequence, if shorter than the model's own limit.
     pub context: Option<usize>,
     /// Whether the weights of a packed model are mapped or copied.
@@ -144,7 +146,7 @@ pub fn load(
         config,
         weights,
         page_count,
-        settings.slots,
+        [settings.slots, settings.snapshots],
         context,
         compute,
     )
@@ -162,7 +164,7 @@ pub fn random(config: ModelConfig, settings: &Settings) -> Result<Granite> {
         config,
         weights,
         page_count,
-        settings.slots,
+        [settings.slots, settings.snapshots],
         context,
         compute,
     )

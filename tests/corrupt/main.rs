@@ -49,6 +49,7 @@ fn open_and_run(reference: &Reference) -> Result<(), Error> {
     let settings = granite::Settings {
         threads: 1,
         slots: 4,
+        snapshots: 0,
         kv_bytes: granite::footprint(&config).kv_page,
         context: None,
         weights: Placement::Mmap,
@@ -60,6 +61,9 @@ fn open_and_run(reference: &Reference) -> Result<(), Error> {
         start: 0,
         pages: &[0],
         slot: 0,
+        certain: usize::MAX,
+        restore: None,
+        saves: &[],
         logit_rows: 1,
     };
     assert_eq!(model.forward(&[span]).len(), config.vocab_size);

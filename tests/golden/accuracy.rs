@@ -44,6 +44,7 @@ fn int8_costs_hybrids_and_experts_no_more_than_q8_0_and_a_fifth() {
     let settings = model::Settings {
         threads: 2,
         slots: 1,
+        snapshots: 0,
         kv_bytes: 4 << 20,
         context: None,
         weights: model::Placement::default(),
@@ -130,6 +131,7 @@ fn int8_costs_no_more_than_q8_0_and_a_fifth_and_packed_three_tenths_less() {
     let settings = model::Settings {
         threads: 2,
         slots: 4,
+        snapshots: 0,
         kv_bytes: 64 << 20,
         context: None,
         weights: model::Placement::default(),

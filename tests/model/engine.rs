@@ -17,6 +17,7 @@ fn load(threads: usize, pages: usize) -> Granite {
     let settings = model::Settings {
         threads,
         slots: 4,
+        snapshots: 0,
         kv_bytes: pages as u64 * PAGE_BYTES,
         context: None,
         weights: model::Placement::default(),

@@ -3,6 +3,7 @@
 
 mod engine;
 mod quantized;
+mod snapshots;
 
 use std::path::{Path, PathBuf};
 
@@ -28,6 +29,7 @@ fn load(name: &str, threads: usize) -> Granite {
     let settings = model::Settings {
         threads,
         slots: 4,
+        snapshots: 0,
         kv_bytes: 8 << 20,
         context: None,
         weights: model::Placement::default(),
@@ -51,6 +53,7 @@ fn whole_groups(threads: usize) -> Granite {
     let settings = model::Settings {
         threads,
         slots: 4,
+        snapshots: 0,
         kv_bytes: 8 << 20,
         context: Some(512),
         weights: model::Placement::default(),
@@ -92,6 +95,7 @@ fn wide_hybrid(threads: usize) -> Granite {
     let settings = model::Settings {
         threads,
         slots: 4,
+        snapshots: 0,
         kv_bytes: 8 << 20,
         context: Some(512),
         weights: model::Placement::default(),
@@ -129,6 +133,9 @@ fn token_by_token(model: &mut Granite, ids: &[u32], first_page: u32) -> Vec<f32>
             start,
             pages: &pages,
             slot: 0,
+            certain: usize::MAX,
+            restore: None,
+            saves: &[],
             logit_rows: 1,
         };
         model.forward(&[span]).to_vec()
@@ -209,6 +216,9 @@ fn in_chunks(model: &mut Granite, sequences: [&[u32]; 2], cut: &Cut) -> [Vec<f32
                     start,
                     pages: &pages[which],
                     slot: which as u32,
+                    certain: usize::MAX,
+                    restore: None,
+                    saves: &[],
                     logit_rows: usize::from(chunk == left.len()),
                 });
                 owners.push((which, chunk));

@@ -178,6 +178,7 @@ fn errors_of_down(checkpoint: &Checkpoint) -> Vec<f64> {
     let settings = model::Settings {
         threads: 2,
         slots: 4,
+        snapshots: 0,
         kv_bytes: 1 << 20,
         context: None,
         weights: model::Placement::default(),

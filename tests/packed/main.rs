@@ -35,6 +35,7 @@ fn try_load(checkpoint: &Checkpoint, weights: Placement) -> microgranite::error:
     let settings = model::Settings {
         threads: 2,
         slots: 4,
+        snapshots: 0,
         kv_bytes: 8 << 20,
         context: None,
         weights,

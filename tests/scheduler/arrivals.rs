@@ -212,7 +212,7 @@ proptest! {
     fn the_scheduler_keeps_its_promises(
         budget in budgets(), prompt_rows in 0..40_usize, prefix_cache: bool, events in events(),
     ) {
-        let mut scheduler = Scheduler::new(budget, Pages::new(PAGES, prefix_cache));
+        let mut scheduler = Scheduler::new(budget, Pages::new(PAGES, prefix_cache, None), false);
         let mut in_flight: Vec<usize> = Vec::new();
         let mut admitted = Vec::new();
         let mut arrived = 0;
@@ -294,7 +294,7 @@ proptest! {
     #[test]
     fn whoever_stays_gets_all_its_tokens(
         budget in budgets(), prompt_rows in prompt_rows(), prefix_cache: bool,
-        speculation in 0..6_usize, recurrent: bool, generations in generations(),
+        speculation in 0..6_usize, snapshots in prop::option::of(0..5_usize), generations in generations(),
     ) {
         let settings = Settings {
             max_batch: budget.max_batch,
@@ -304,9 +304,9 @@ proptest! {
             prefix_cache,
             speculation,
         };
-        let model = Box::new(match recurrent {
-            true => CheckedModel::recurrent(&settings, PAGES),
-            false => CheckedModel::new(&settings, PAGES),
+        let model = Box::new(match snapshots {
+            Some(count) => CheckedModel::recurrent(&settings, PAGES, count),
+            None => CheckedModel::new(&settings, PAGES),
         });
         let metrics = Arc::new(Metrics::new());
         let engine = Engine::start(model, settings, Arc::clone(&metrics)).unwrap();

@@ -47,6 +47,7 @@ pub struct CheckedModel {
     pages: Vec<[Option<Row>; PAGE_TOKENS]>,
     /// By slot.
     states: Vec<Option<State>>,
+    snapshots: Vec<Option<State>>,
     rewind: Rewind,
     step_tokens: usize,
     logits: Vec<f32>,
@@ -89,6 +90,7 @@ impl CheckedModel {
         Self {
             pages: vec![[None; PAGE_TOKENS]; page_count],
             states: vec![None; settings.slots()],
+            snapshots: Vec::new(),
             rewind: Rewind::Free,
             step_tokens: settings.step_tokens,
             logits: Vec::new(),
@@ -96,10 +98,12 @@ impl CheckedModel {
         }
     }
 
-    /// The same model, but one that cannot go back: a state in the sequence's slot goes with it from row to row.
-    pub fn recurrent(settings: &Settings, page_count: usize) -> Self {
+    /// The same model, but one that can only go back to `snapshots` snapshots: a state in the sequence's slot goes with
+    /// it from row to row.
+    pub fn recurrent(settings: &Settings, page_count: usize, snapshots: usize) -> Self {
         Self {
-            rewind: Rewind::Never,
+            rewind: Rewind::Snapshots(snapshots),
+            snapshots: vec![None; snapshots],
             ..Self::new(settings, page_count)
         }
     }
@@ -160,16 +164,28 @@ impl CheckedModel {
             let behind = text.finish();
             assert_eq!(row.text, behind, "position {position} is of another text");
         }
-        let state = &mut self.states[span.slot as usize];
-        if self.rewind == Rewind::Never {
+        let is_recurrent = self.rewind != Rewind::Free;
+        if is_recurrent {
+            let state = match span.restore {
+                Some(snapshot) => self.snapshots[snapshot as usize],
+                None => self.states[span.slot as usize],
+            };
             let (rows, text) = (span.start, text.finish());
             let before = (rows > 0).then_some(State { rows, text });
             assert!(
-                rows == 0 || *state == before,
+                (rows == 0 && span.restore.is_none()) || state == before,
                 "the state in slot {} is {state:?}, not {before:?}",
                 span.slot
             );
         }
+        let certain = span.certain.min(span.tokens.len());
+        assert!(certain > 0, "the last token before the drafts is certain");
+        assert!(span.saves.is_sorted_by(|a, b| a.rows < b.rows));
+        assert!(
+            span.saves
+                .iter()
+                .all(|save| (1..=certain).contains(&save.rows))
+        );
         for (position, &token) in (span.start..).zip(span.tokens) {
             let (page, slot) = slot(position);
             if slot == 0 {
@@ -182,14 +198,25 @@ impl CheckedModel {
                 token,
                 text: text.finish(),
             };
-            // What is overwritten may be a refused draft, which is a different token.
+            // What is overwritten may be a refused draft, which is a different token. A recurrent model runs an accepted
+            // one again; that it runs nothing else twice shows in its state.
             let before = self.pages[page][slot].replace(row);
-            assert_ne!(before, Some(row), "position {position} is run twice");
+            assert!(
+                is_recurrent || before != Some(row),
+                "position {position} is run twice"
+            );
+            let state = Some(State {
+                rows: history.len(),
+                text: text.finish(),
+            });
+            let done = position + 1 - span.start;
+            if done == certain {
+                self.states[span.slot as usize] = state;
+            }
+            for save in span.saves.iter().filter(|save| save.rows == done) {
+                self.snapshots[save.snapshot as usize] = state;
+            }
         }
-        *state = Some(State {
-            rows: history.len(),
-            text: text.finish(),
-        });
         history
     }
 }

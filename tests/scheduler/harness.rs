@@ -44,8 +44,21 @@ pub fn start(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>) {
 
 /// As [`start`], with a model that cannot go back.
 pub fn start_recurrent(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>) {
+    start_with_snapshots(settings, pages, 0)
+}
+
+/// As [`start`], with a model that can go back to three snapshots.
+pub fn start_recurrent_with_snapshots(settings: Settings, pages: usize) -> (Engine, Arc<Metrics>) {
+    start_with_snapshots(settings, pages, 3)
+}
+
+pub fn start_with_snapshots(
+    settings: Settings,
+    pages: usize,
+    snapshots: usize,
+) -> (Engine, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
-    let model = Box::new(CheckedModel::recurrent(&settings, pages));
+    let model = Box::new(CheckedModel::recurrent(&settings, pages, snapshots));
     let engine = Engine::start(model, settings, Arc::clone(&metrics)).unwrap();
     (engine, metrics)
 }

@@ -8,7 +8,7 @@ use microgranite::telemetry::Metrics;
 use crate::checked_model::NAN_TOKEN;
 use crate::harness::{
     LENGTH, collect, events, eventually, generation, kv_bytes, small, start, start_gated,
-    start_recurrent, submit, within,
+    start_recurrent, start_recurrent_with_snapshots, submit, within,
 };
 
 /// Six answers longer than the initial estimate, with all features that a generation can have.
@@ -50,6 +50,7 @@ async fn whoever_is_preempted_gets_the_same_tokens_and_scores() {
         (false, 6, start_free),
         (true, 6, start_free),
         (true, 6, start_recurrent),
+        (true, 6, start_recurrent_with_snapshots),
     ] {
         let settings = Settings {
             max_batch: 6,

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use microgranite::engine::{Engine, Generation, PromptRows, Sampling, Settings, TokenEvent};
-use microgranite::model::{Forward, Rewind, Span};
+use microgranite::model::{Forward, PAGE_TOKENS, Rewind, Span};
 use microgranite::telemetry::Metrics;
 
 use crate::checked_model::{CheckedModel, PAGE_BYTES, VOCAB, greedy};
 use crate::harness::{
-    LENGTH, collect, generation, kv_bytes, small, start, start_gated, start_recurrent, submit,
-    within,
+    LENGTH, collect, generation, kv_bytes, small, start, start_gated, start_recurrent,
+    start_with_snapshots, submit, within,
 };
 
 fn caching() -> Settings {
@@ -105,7 +105,7 @@ async fn a_cache_too_small_for_all_prompts_forgets_and_stays_right() {
 }
 
 #[tokio::test]
-async fn a_model_that_cannot_go_back_runs_every_row_once_and_in_order() {
+async fn a_model_that_cannot_go_back_shares_no_beginnings() {
     let settings = Settings {
         prefix_cache: true,
         speculation: 8,
@@ -128,8 +128,79 @@ async fn a_model_that_cannot_go_back_runs_every_row_once_and_in_order() {
         }
     }
     assert_eq!(metrics.prefix_cache_hits_total.get(), 0);
-    assert_eq!(metrics.speculation_drafted_tokens_total.get(), 0);
     assert_eq!(kv_bytes(&metrics, "cached"), 0);
+}
+
+/// The answer to `prompt`, and how many of its tokens were not computed again.
+async fn answer(engine: &Engine, prompt: &[u32], max_tokens: usize) -> (Vec<u32>, usize) {
+    let mut stream = submit(
+        engine,
+        Generation {
+            prompt: prompt.to_vec(),
+            max_tokens,
+            ..Generation::default()
+        },
+    );
+    let mut tokens = Vec::new();
+    loop {
+        match within(stream.next()).await {
+            Some(TokenEvent::Token(token)) => tokens.push(token),
+            Some(TokenEvent::Finished(_)) => return (tokens, stream.cached_tokens()),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_conversation_goes_on_from_the_snapshots_of_the_turn_before() {
+    let (engine, _) = start_with_snapshots(caching(), 40, 3);
+    let mut conversation = generation(1, 100, 1).prompt;
+    let mut computed_before = 0;
+    for turn in 0..5 {
+        let (tokens, cached) = answer(&engine, &conversation, 50).await;
+        assert_eq!(tokens, greedy(&conversation, 50), "turn {turn}");
+        // All but the last token of the answer was computed, up to the last full page.
+        assert_eq!(
+            cached,
+            computed_before / PAGE_TOKENS * PAGE_TOKENS,
+            "turn {turn}"
+        );
+        conversation.extend(&tokens);
+        computed_before = conversation.len() - 1;
+        conversation.extend(generation(2 + turn, 30, 1).prompt);
+    }
+    // The same prompt again goes on where it ended, whatever was answered since.
+    let (tokens, _) = answer(&engine, &conversation, 10).await;
+    let (again, cached) = answer(&engine, &conversation, 10).await;
+    assert_eq!(tokens, again);
+    assert_eq!(cached, (conversation.len() - 1) / PAGE_TOKENS * PAGE_TOKENS);
+}
+
+#[tokio::test]
+async fn what_prompts_have_in_common_is_kept_from_the_second_on() {
+    let (engine, _) = start_with_snapshots(caching(), 40, 8);
+    let common = generation(1, 200, 1).prompt;
+    let mut cached = Vec::new();
+    for client in 0..4 {
+        let prompt = [common.clone(), generation(10 + client, 100, 1).prompt].concat();
+        let (tokens, reused) = answer(&engine, &prompt, 5).await;
+        assert_eq!(tokens, greedy(&prompt, 5));
+        cached.push(reused);
+    }
+    // The second one finds the common pages but no state behind them, and leaves one there.
+    assert_eq!(cached, [0, 0, 192, 192]);
+}
+
+#[tokio::test]
+async fn choices_of_one_prompt_compute_it_once() {
+    let (engine, metrics) = start_with_snapshots(caching(), 40, 8);
+    let one = generation(1, 150, 20);
+    let expected = (greedy(&one.prompt, 20), LENGTH);
+    let streams = engine.submit(vec![one.clone(), one.clone(), one.clone()]);
+    for stream in streams.unwrap() {
+        assert_eq!(collect(stream).await, expected);
+    }
+    assert_eq!(metrics.prefix_cache_hits_total.get(), 2 * 128);
 }
 
 /// A recurrent model that says it can go back: what the checks are worth shows where the engine believes it.
@@ -163,7 +234,7 @@ impl Forward for Boaster {
 
 #[tokio::test]
 async fn a_recurrent_model_notices_a_beginning_that_another_sequence_computed() {
-    let model = Boaster(CheckedModel::recurrent(&caching(), 20));
+    let model = Boaster(CheckedModel::recurrent(&caching(), 20, 0));
     let engine = Engine::start(Box::new(model), caching(), Arc::new(Metrics::new())).unwrap();
     let first = collect(submit(&engine, generation(1, 150, 1))).await;
     assert_eq!(first.1, LENGTH);

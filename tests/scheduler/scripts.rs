@@ -255,7 +255,7 @@ fn settings(values: &[usize; 4], prefix_cache: bool) -> Script {
         step_tokens,
     };
     Script {
-        scheduler: Scheduler::new(budget, Pages::new(pages, prefix_cache)),
+        scheduler: Scheduler::new(budget, Pages::new(pages, prefix_cache, None), false),
         prompt_rows,
         texts: Vec::new(),
     }

@@ -20,6 +20,7 @@ fn tiny(threads: usize) -> Granite {
         threads,
         // 56 pages: enough for the running requests, but not for all cached text, so pages are evicted.
         slots: 4,
+        snapshots: 0,
         kv_bytes: 1 << 20,
         context: None,
         weights: model::Placement::default(),

@@ -99,6 +99,7 @@ async fn clients_of_the_int8_model_do_not_touch_each_other() {
     let settings = model::Settings {
         threads: 2,
         slots: 4,
+        snapshots: 0,
         kv_bytes: 256 * model::footprint(&config).kv_page,
         context: None,
         weights: model::Placement::default(),

@@ -13,6 +13,7 @@ fn granite() -> Granite {
     let settings = model::Settings {
         threads: 2,
         slots: 4,
+        snapshots: 0,
         kv_bytes: 8 << 20,
         context: None,
         weights: model::Placement::default(),
@@ -41,6 +42,9 @@ fn in_process(model: &mut Granite, context: &[u32], continuation: &[u32]) -> (f6
         start: 0,
         pages: &[0, 1],
         slot: 0,
+        certain: usize::MAX,
+        restore: None,
+        saves: &[],
         logit_rows: tokens.len(),
     };
     let logits = model.forward(&[span]);

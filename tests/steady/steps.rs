@@ -23,6 +23,7 @@ pub fn tiny(threads: usize) -> Granite {
     let settings = model::Settings {
         threads,
         slots: 4,
+        snapshots: 0,
         kv_bytes: 4 << 20,
         context: None,
         weights: model::Placement::default(),
@@ -44,6 +45,9 @@ fn the_model_allocates_nothing_in_steps_of_sizes_it_has_seen() {
                     start: 11 * index,
                     pages: &pages[index],
                     slot: index as u32,
+                    certain: 1,
+                    restore: None,
+                    saves: &[],
                     logit_rows,
                 });
                 model.forward(&spans[..1]);

@@ -154,6 +154,9 @@ fn prefill(model: &mut Granite, tokens: usize) -> Duration {
         start: 0,
         pages: &pages,
         slot: 0,
+        certain: usize::MAX,
+        restore: None,
+        saves: &[],
         logit_rows: 1,
     }]);
     start.elapsed()
@@ -176,6 +179,9 @@ fn steps(model: &mut Granite, plan: &Plan, streams: usize) -> Duration {
                 start: STREAM_PROMPT + index,
                 pages,
                 slot,
+                certain: usize::MAX,
+                restore: None,
+                saves: &[],
                 logit_rows: 1,
             })
             .collect();

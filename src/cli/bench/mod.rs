@@ -98,6 +98,7 @@ fn load(
     let settings = |config: &model::ModelConfig| model::Settings {
         threads,
         slots: plan.sequences(),
+        snapshots: 0,
         kv_bytes: plan.pages() as u64 * model::footprint(config).kv_page,
         context: None,
         weights: args.weights.weights,

@@ -232,6 +232,7 @@ impl<'a> Candidate<'a> {
         let settings = model::Settings {
             threads,
             slots: 1,
+            snapshots: 0,
             kv_bytes: window.div_ceil(PAGE_TOKENS) as u64 * model::footprint(&config).kv_page,
             context: None,
             weights: model::Placement::default(),

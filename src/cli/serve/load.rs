@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::plan::Clients;
-use super::{Args, plan};
+use super::Args;
+use super::plan::{self, Batch, Clients, GivenCaches};
 use crate::build;
 use crate::cli::progress::Progress;
 use crate::config::{self, ByteSize};
@@ -256,19 +256,26 @@ fn model_settings(
         return Err(Error::Config(problem));
     }
     let slots = engine_settings(args).slots();
-    let kv_bytes = plan::kv_bytes(
-        batching.kv_cache,
-        model::footprint_of(checkpoint, &config),
+    let asked = GivenCaches {
+        kv: batching.kv_cache,
+        // Without a prefix cache nobody goes back to a snapshot.
+        states: match batching.prefix_cache {
+            true => batching.state_cache,
+            false => Some(ByteSize(0)),
+        },
+    };
+    let batch = Batch {
         context,
-        batching.max_batch,
+        max_batch: batching.max_batch,
         slots,
-        clients,
-        memory::limit(),
-    )?;
+    };
+    let footprint = model::footprint_of(checkpoint, &config);
+    let caches = plan::caches(asked, footprint, batch, clients, memory::limit())?;
     Ok(model::Settings {
         threads: config::threads(batching.threads),
-        kv_bytes,
+        kv_bytes: caches.kv_bytes,
         slots,
+        snapshots: caches.snapshots,
         context: Some(context),
         weights: args.model.weights.weights,
     })

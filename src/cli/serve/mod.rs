@@ -187,6 +187,13 @@ struct BatchArgs {
     #[arg(long, env = "MICROGRANITE_KV_CACHE", value_name = "SIZE")]
     kv_cache: Option<ByteSize>,
 
+    /// Memory for snapshots of the states of recurrent models (Granite 4.0's h- models): 512MiB, 2GiB, 1G or bytes. A
+    /// later prompt that begins like an earlier one can only go on from a snapshot, so more lets more conversations go on
+    /// without being computed again. Other models need none. [default: one per batch slot, at most a quarter of the free
+    /// memory]
+    #[arg(long, env = "MICROGRANITE_STATE_CACHE", value_name = "SIZE")]
+    state_cache: Option<ByteSize>,
+
     /// How much running answers may slow down while new prompts are processed: the time per token grows by at most this
     /// factor, 1 to 1000. Less keeps running answers steady; more gives new requests their first token sooner.
     #[arg(long, env = "MICROGRANITE_MAX_SLOWDOWN", value_name = "FACTOR", value_parser = config::factor, default_value = "3")]

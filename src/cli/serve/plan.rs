@@ -118,20 +118,53 @@ impl Clients {
     }
 }
 
-/// Bytes for the KV cache: as `asked`, or enough for `max_batch` sequences of ordinary length, though at most half of
-/// what `limit` leaves beside everything else, such as the states of `slots` sequences.
+/// The sizes of caches that the operator has given.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct GivenCaches {
+    /// Bytes for keys and values.
+    pub kv: Option<ByteSize>,
+    /// Bytes for snapshots of states.
+    pub states: Option<ByteSize>,
+}
+
+/// What sequences leave behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caches {
+    /// Bytes for the KV cache.
+    pub kv_bytes: u64,
+    /// Snapshots of states; 0 if the model is not recurrent.
+    pub snapshots: usize,
+}
+
+/// What runs at once.
+#[derive(Debug, Clone, Copy)]
+pub struct Batch {
+    /// The longest sequence.
+    pub context: usize,
+    /// Sequences in a batch.
+    pub max_batch: usize,
+    /// Sequences that have a state at the same time.
+    pub slots: usize,
+}
+
+/// The sizes of the caches: as `asked`, or by default a snapshot for each sequence of a batch, though at most a quarter
+/// of what `limit` leaves beside everything else, and then pages for sequences of ordinary length, though at most half of
+/// the rest.
 ///
 /// # Errors
-/// [`Error::Config`] with "needs X, limit Y" when weights, cache, clients and margin do not fit.
-pub fn kv_bytes(
-    asked: Option<ByteSize>,
+/// [`Error::Config`] with "needs X, limit Y" when weights, states, caches, clients and margin do not fit.
+pub fn caches(
+    asked: GivenCaches,
     footprint: Footprint,
-    context: usize,
-    max_batch: usize,
-    slots: usize,
+    batch: Batch,
     clients: Clients,
     limit: Option<Limit>,
-) -> Result<u64> {
+) -> Result<Caches> {
+    let Batch {
+        context,
+        max_batch,
+        slots,
+    } = batch;
     let pages_per_place = context.min(TOKENS_PER_PLACE).div_ceil(PAGE_TOKENS);
     let pages = (max_batch as u64).saturating_mul(pages_per_place as u64);
     let wanted = pages.saturating_mul(footprint.kv_page);
@@ -145,13 +178,16 @@ pub fn kv_bytes(
         .saturating_add(states)
         .saturating_add(margin)
         .saturating_add(clients.bytes());
-    if let Some(asked) = asked.filter(|asked| asked.0 < footprint.kv_page) {
+    let snapshots = snapshots(asked.states, footprint, max_batch, beside, limit.as_ref());
+    let states = states.saturating_add((snapshots as u64).saturating_mul(footprint.state));
+    let beside = beside.saturating_add((snapshots as u64).saturating_mul(footprint.state));
+    if let Some(asked) = asked.kv.filter(|asked| asked.0 < footprint.kv_page) {
         let page = ByteSize(footprint.kv_page);
         return Err(Error::Config(format!(
             "--kv-cache: {asked} is too small: one page takes {page}"
         )));
     }
-    let kv = match (asked, &limit) {
+    let kv_bytes = match (asked.kv, &limit) {
         (Some(ByteSize(asked)), _) => asked,
         (None, Some(limit)) => {
             let half_of_rest = limit.bytes.saturating_sub(beside) / 2;
@@ -161,26 +197,58 @@ pub fn kv_bytes(
         (None, None) => wanted,
     };
     match limit {
-        Some(limit) if beside.saturating_add(kv) > limit.bytes => Err(Error::Config(format!(
-            "not enough memory: needs {} ({} weights, {} KV cache, {}{} requests, {} to read one, {} for {} connections, {} beside), limit {} ({}); smaller {}--kv-cache, --max-body, --max-connections need less",
-            ByteSize(beside.saturating_add(kv)),
-            ByteSize(footprint.weights),
-            ByteSize(kv),
-            match states {
-                0 => String::new(),
-                _ => format!("{} for {slots} states, ", ByteSize(states)),
-            },
-            ByteSize(requests),
-            ByteSize(reading),
-            ByteSize(clients.connections()),
-            clients.connections,
-            ByteSize(margin),
-            ByteSize(limit.bytes),
-            limit.source,
-            if states > 0 { "--max-batch, " } else { "" },
-        ))),
-        _ => Ok(kv),
+        Some(limit) if beside.saturating_add(kv_bytes) > limit.bytes => {
+            Err(Error::Config(format!(
+                "not enough memory: needs {} ({} weights, {} KV cache, {}{} requests, {} to read one, {} for {} connections, {} beside), limit {} ({}); smaller {}--kv-cache, --max-body, --max-connections need less",
+                ByteSize(beside.saturating_add(kv_bytes)),
+                ByteSize(footprint.weights),
+                ByteSize(kv_bytes),
+                match states {
+                    0 => String::new(),
+                    _ => format!(
+                        "{} for {slots} states and {snapshots} snapshots, ",
+                        ByteSize(states)
+                    ),
+                },
+                ByteSize(requests),
+                ByteSize(reading),
+                ByteSize(clients.connections()),
+                clients.connections,
+                ByteSize(margin),
+                ByteSize(limit.bytes),
+                limit.source,
+                if states > 0 {
+                    "--max-batch, --state-cache, "
+                } else {
+                    ""
+                },
+            )))
+        }
+        _ => Ok(Caches {
+            kv_bytes,
+            snapshots,
+        }),
     }
+}
+
+/// How many snapshots of states are kept beside the `beside` bytes of everything else but pages.
+fn snapshots(
+    asked: Option<ByteSize>,
+    footprint: Footprint,
+    max_batch: usize,
+    beside: u64,
+    limit: Option<&Limit>,
+) -> usize {
+    if footprint.state == 0 {
+        return 0;
+    }
+    let wanted = (max_batch as u64).saturating_mul(footprint.state);
+    let bytes = match (asked, limit) {
+        (Some(ByteSize(asked)), _) => asked,
+        (None, Some(limit)) => wanted.min(limit.bytes.saturating_sub(beside) / 4),
+        (None, None) => wanted,
+    };
+    usize::try_from(bytes / footprint.state).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]
@@ -203,13 +271,26 @@ mod tests {
     /// All that is neither weights nor cache.
     const BESIDE: u64 = MARGIN + (112 << 20) + (64 << 20) + (320 << 20);
 
+    const BATCH: Batch = Batch {
+        context: 131_072,
+        max_batch: 16,
+        slots: 32,
+    };
+
+    const fn kv(asked: Option<ByteSize>) -> GivenCaches {
+        GivenCaches {
+            kv: asked,
+            states: None,
+        }
+    }
+
     fn plan(asked: Option<u64>, limit: u64) -> Result<u64> {
         let limit = Limit {
             bytes: limit,
             source: "cgroup v2",
         };
         let asked = asked.map(ByteSize);
-        kv_bytes(asked, GRANITE_2B, 131_072, 16, 32, CLIENTS, Some(limit))
+        caches(kv(asked), GRANITE_2B, BATCH, CLIENTS, Some(limit)).map(|caches| caches.kv_bytes)
     }
 
     fn sizes(given: GivenSizes, limit: u64) -> ClientSizes {
@@ -292,25 +373,37 @@ mod tests {
             state: 77_377_536,
             ..GRANITE_2B
         };
-        let plan = |limit| {
+        let plan = |states: Option<u64>, limit| {
+            let states = states.map(ByteSize);
             let limit = Limit {
                 bytes: limit,
                 source: "cgroup v2",
             };
-            kv_bytes(
-                Some(ByteSize(1 << 30)),
-                hybrid,
-                131_072,
-                16,
-                32,
-                CLIENTS,
-                Some(limit),
-            )
+            {
+                let asked = GivenCaches {
+                    kv: Some(ByteSize(1 << 30)),
+                    states,
+                };
+                caches(asked, hybrid, BATCH, CLIENTS, Some(limit))
+            }
         };
         let needed = GRANITE_2B.weights + (1 << 30) + BESIDE + 32 * 77_377_536;
-        assert_eq!(plan(needed).unwrap(), 1 << 30);
-        let error = plan(needed - 1).unwrap_err().to_string();
-        assert!(error.contains("2.31 GiB for 32 states"), "{error}");
+        let fits = Caches {
+            kv_bytes: 1 << 30,
+            snapshots: 0,
+        };
+        assert_eq!(plan(Some(0), needed).unwrap(), fits);
+        let error = plan(Some(0), needed - 1).unwrap_err().to_string();
+        let sum = "2.31 GiB for 32 states and 0 snapshots";
+        assert!(error.contains(sum), "{error}");
+        // By default a quarter of the rest is for snapshots, and at most one for each place in the batch.
+        let rest = |rest: u64| plan(None, needed - (1 << 30) + rest).unwrap().snapshots;
+        assert_eq!(rest(8 * 77_377_536 + (2 << 30)), 8);
+        assert_eq!(rest(16 << 30), 16);
+        assert_eq!(
+            plan(Some(3 * 77_377_536 + 1), 64 << 30).unwrap().snapshots,
+            3
+        );
         assert!(error.contains("smaller --max-batch"), "{error}");
     }
 
@@ -329,15 +422,14 @@ mod tests {
                 source: "cgroup v2",
             };
             let asked = Some(ByteSize(1 << 30));
-            kv_bytes(
-                asked,
-                GRANITE_2B,
-                131_072,
-                max_batch,
-                2 * max_batch,
-                CLIENTS,
-                Some(limit),
-            )
+            {
+                let batch = Batch {
+                    max_batch,
+                    slots: 2 * max_batch,
+                    ..BATCH
+                };
+                caches(kv(asked), GRANITE_2B, batch, CLIENTS, Some(limit))
+            }
         };
         let enough_for_128 = GRANITE_2B.weights + (1 << 30) + BESIDE;
         assert!(plan(128, enough_for_128).is_ok());

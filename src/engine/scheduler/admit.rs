@@ -1,7 +1,7 @@
 //! Gives slots and KV pages to waiting generations, and takes them back by preemption.
 
 use super::{Job, Running, Scheduler, Waiting, known};
-use crate::engine::pages::Pages;
+use crate::engine::pages::{Found, Pages};
 use crate::model::PAGE_TOKENS;
 
 impl<T: Job> Scheduler<T> {
@@ -19,10 +19,12 @@ impl<T: Job> Scheduler<T> {
             && let found = self.find(waiting)
             && self.is_likely_to_fit(waiting, &found)
             // Only one page more than was found: the others are taken when there are tokens to put into them.
-            && let Some(mut pages) = self.pages.take(&found, found.len() + 1)
+            && let Some(mut pages) = self.pages.take(&found.pages, found.pages.len() + 1)
             && let Some(waiting) = self.waiting.remove(index)
         {
-            let reused = found.len() * PAGE_TOKENS;
+            let published = found.pages.len();
+            let reused = published * PAGE_TOKENS;
+            self.hold(found.snapshot);
             // Capacity for all pages it may ever need, so that no later step allocates.
             pages.reserve_exact(Pages::needed(waiting.max_len).saturating_sub(pages.len()));
             self.running.push(Running {
@@ -35,7 +37,11 @@ impl<T: Job> Scheduler<T> {
                 planned: 0,
                 slot: self.slots.take(),
                 pages,
-                published: found.len(),
+                published,
+                restore: found.snapshot,
+                parting: found.parting,
+                saves: Vec::new(),
+                rolling: None,
             });
         }
         self.running.len() - before
@@ -62,7 +68,7 @@ impl<T: Job> Scheduler<T> {
 
     /// Whether the free pages suffice for `waiting`, whose pages `found` are cached already, and for all running
     /// generations, if each answer reaches the usual length.
-    fn is_likely_to_fit(&self, waiting: &Waiting<T>, found: &[u32]) -> bool {
+    fn is_likely_to_fit(&self, waiting: &Waiting<T>, found: &Found) -> bool {
         // All pages are free then, and no generation needs more than all of them.
         if self.running.is_empty() {
             return true;
@@ -73,7 +79,7 @@ impl<T: Job> Scheduler<T> {
             let all = self.likely_pages(one.prompt_len, at, one.max_len);
             all.saturating_sub(one.pages.len())
         });
-        self.pages.cost(found, own) + others.sum::<usize>() <= self.pages.free()
+        self.pages.cost(&found.pages, own) + others.sum::<usize>() <= self.pages.free()
     }
 
     /// Pages that a generation, now at position `at`, is likely to need in the end: enough for an answer of the usual
@@ -83,13 +89,14 @@ impl<T: Job> Scheduler<T> {
         Pages::needed(usual.max(at + PAGE_TOKENS).min(max_len))
     }
 
-    /// Gives every running generation a page for its next row. While none is free, preempts the newest generation.
+    /// Gives every running generation pages for the rows that it runs next at least. While none is free, preempts the newest generation.
     fn make_room(&mut self) {
         let mut index = 0;
-        while let Some(cached) = self.running.get(index).map(|running| running.cached) {
-            if self.cover(index, cached + 1) > cached {
+        while let Some(end) = self.running.get(index).map(Running::next_end) {
+            if self.cover(index, end) >= end {
                 index += 1;
-            } else if let Some(newest) = self.running.pop() {
+            } else if let Some(mut newest) = self.running.pop() {
+                newest.drop_snapshots(&mut self.pages);
                 self.pages.give_back(&newest.pages);
                 self.slots.give_back(newest.slot);
                 self.preemptions += 1;
@@ -122,21 +129,35 @@ impl<T: Job> Scheduler<T> {
             .filter(|one| one.awaits_its_first_step())
         {
             let found = self.pages.find(running.prefill(), running.job.salt());
-            if let Some(new @ [_, ..]) = found.get(running.published..) {
+            running.parting = found.parting;
+            if let Some(new @ [_, ..]) = found.pages.get(running.published..) {
+                running.drop_snapshots(&mut self.pages);
                 self.pages.give_back(&running.pages[running.published..]);
                 running.pages.truncate(running.published);
                 self.pages.share(new);
                 running.pages.extend(new);
-                running.published = found.len();
+                running.published = found.pages.len();
                 running.reused = running.published * PAGE_TOKENS;
                 running.cached = running.reused;
+                running.restore = found.snapshot;
+                if let (Some(snapshots), Some(found)) = (self.pages.snapshots_mut(), found.snapshot)
+                {
+                    snapshots.hold(found);
+                }
             }
         }
     }
 
-    fn find(&self, waiting: &Waiting<T>) -> Vec<u32> {
+    /// Holds the snapshot that a generation will begin with.
+    fn hold(&mut self, snapshot: Option<u32>) {
+        if let (Some(snapshots), Some(snapshot)) = (self.pages.snapshots_mut(), snapshot) {
+            snapshots.hold(snapshot);
+        }
+    }
+
+    fn find(&self, waiting: &Waiting<T>) -> Found {
         if waiting.job.scores_prompt() {
-            return Vec::new();
+            return Found::default();
         }
         let known = &waiting.job.tokens()[..known(&waiting.job)];
         self.pages.find(known, waiting.job.salt())

@@ -27,6 +27,7 @@ mod slots;
 use std::collections::VecDeque;
 
 use super::pages::Pages;
+use crate::model::{PAGE_TOKENS, Save};
 use slots::Slots;
 
 /// What one step may hold.
@@ -112,6 +113,14 @@ pub struct Running<T> {
     pages: Vec<u32>,
     /// How many of the first pages are published: other generations may hold them too, so they are never written.
     published: usize,
+    /// The snapshot that its first step begins with; it is held until then.
+    restore: Option<u32>,
+    /// How many pages other prompts have in common with this one, if a snapshot at their end would serve the next.
+    parting: Option<usize>,
+    /// The snapshots that the planned step takes.
+    saves: Vec<Save>,
+    /// The page at whose end the last snapshot was taken while it decoded.
+    rolling: Option<u32>,
 }
 
 impl<T> Running<T> {
@@ -129,6 +138,16 @@ impl<T> Running<T> {
     /// How many of the tokens known at admission were found in the prefix cache.
     pub const fn reused(&self) -> usize {
         self.reused
+    }
+
+    /// The snapshot that the planned step begins with.
+    pub const fn restore(&self) -> Option<u32> {
+        self.restore
+    }
+
+    /// The snapshots that the planned step takes.
+    pub fn saves(&self) -> &[Save] {
+        &self.saves
     }
 
     const fn is_decoding(&self) -> bool {
@@ -162,14 +181,18 @@ pub struct Scheduler<T> {
     preemptions: u64,
     /// Whether the next odd row goes to the prompts in order of admission.
     odd_row_in_order: bool,
+    /// Whether the model keeps a state of each sequence, which holds only what is certain.
+    keeps_states: bool,
     /// Scratch: the prompts in order of admission, and shortest first.
     prompts: [Vec<usize>; 2],
 }
 
 impl<T: Job> Scheduler<T> {
-    /// A scheduler without generations, over `pages` that are all free.
-    pub fn new(budget: Budget, pages: Pages) -> Self {
+    /// A scheduler without generations, over `pages` that are all free. `keeps_states` says whether the model keeps a
+    /// state of each sequence beside its pages.
+    pub fn new(budget: Budget, pages: Pages, keeps_states: bool) -> Self {
         Self {
+            keeps_states,
             budget,
             pages,
             slots: Slots::new(budget.max_running()),
@@ -197,8 +220,15 @@ impl<T: Job> Scheduler<T> {
     pub fn settle(&mut self, plan: &[Work]) {
         for work in plan {
             let running = &mut self.running[work.index];
+            let certain = running.planned - work.drafts;
             running.planned = 0;
-            running.cached = work.start + work.rows;
+            // A state does not hold the drafts that turned out right: they are run again as what they are.
+            running.cached = work.start
+                + if self.keeps_states {
+                    certain
+                } else {
+                    work.rows
+                };
             if !self.pages.publishes() {
                 continue;
             }
@@ -208,6 +238,7 @@ impl<T: Job> Scheduler<T> {
                 self.pages.publish(&mut running.pages, index, tokens, salt);
                 running.published += 1;
             }
+            running.keep_snapshots(&mut self.pages, work.start);
         }
     }
 
@@ -215,7 +246,8 @@ impl<T: Job> Scheduler<T> {
     /// their order.
     pub fn remove_if(&mut self, mut gone: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut removed = Vec::new();
-        for running in self.running.extract_if(.., |running| gone(&running.job)) {
+        for mut running in self.running.extract_if(.., |running| gone(&running.job)) {
+            running.drop_snapshots(&mut self.pages);
             self.pages.give_back(&running.pages);
             self.slots.give_back(running.slot);
             let tokens = known(&running.job) - running.prompt_len;
@@ -256,6 +288,13 @@ impl<T: Job> Scheduler<T> {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
+    /// Rows that decoding generations need in the next step: one each, and more for one whose drafts have to be run
+    /// again.
+    pub fn decoding_rows(&self) -> usize {
+        let decoding = self.running.iter().filter(|running| running.is_decoding());
+        decoding.map(|one| one.next_end() - one.cached).sum()
+    }
+
     /// How many generations are decoding.
     pub fn decoding(&self) -> usize {
         let decoding = self.running.iter().filter(|running| running.is_decoding());
@@ -281,9 +320,50 @@ impl<T: Job> Scheduler<T> {
     }
 }
 
+impl<T: Job> Running<T> {
+    /// The position behind the rows that the next step has to run at least: all certain tokens once it decodes.
+    fn next_end(&self) -> usize {
+        match self.is_decoding() {
+            true => known(&self.job),
+            false => self.cached + 1,
+        }
+    }
+}
+
 /// How many tokens of a job are certain: the prompt's and the generated ones, without the drafts.
 fn known(job: &impl Job) -> usize {
     job.tokens().len() - job.drafts()
+}
+
+impl<T> Running<T> {
+    /// Records the snapshots that the step from position `start` on has taken.
+    fn keep_snapshots(&mut self, pages: &mut Pages, start: usize) {
+        let decoded = self.cached > self.prefill_len;
+        let Some(snapshots) = pages.snapshots_mut() else {
+            return;
+        };
+        if let Some(restored) = self.restore.take() {
+            snapshots.release(restored);
+        }
+        for save in self.saves.drain(..) {
+            let page = self.pages[(start + save.rows) / PAGE_TOKENS - 1];
+            let is_new = snapshots.record(save.snapshot, page);
+            if is_new
+                && decoded
+                && let Some(before) = self.rolling.replace(page)
+            {
+                // Of an answer that grows only the last page matters: the next turn begins there.
+                snapshots.evict(before);
+            }
+        }
+    }
+
+    /// Gives up what it holds of snapshots before its first step, or in the middle of one.
+    fn drop_snapshots(&mut self, pages: &mut Pages) {
+        if let (Some(snapshots), Some(restore)) = (pages.snapshots_mut(), self.restore.take()) {
+            snapshots.release(restore);
+        }
+    }
 }
 
 impl<T: Job> Running<T> {

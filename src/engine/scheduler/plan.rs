@@ -1,7 +1,7 @@
 //! Chooses the rows of the next step.
 
 use super::{Job, Running, Scheduler, Work};
-use crate::model::PAGE_TOKENS;
+use crate::model::{PAGE_TOKENS, Save};
 
 impl<T: Job> Scheduler<T> {
     /// Plans the next step into `plan`, after [`Scheduler::admit`]. If no generation is decoding, prompts may fill the
@@ -12,7 +12,8 @@ impl<T: Job> Scheduler<T> {
     pub fn plan(&mut self, prompt_rows: usize, plan: &mut Vec<Work>) {
         plan.clear();
         let decoding = self.decoding();
-        let mut left = self.budget.step_tokens - decoding;
+        // A generation needs no more rows than it had in the step before, so all of them fit.
+        let mut left = self.budget.step_tokens.saturating_sub(self.decoding_rows());
         let mut drafts_left = if decoding == self.running.len() {
             left
         } else {
@@ -21,19 +22,20 @@ impl<T: Job> Scheduler<T> {
         for index in 0..self.running.len() {
             let running = &self.running[index];
             if running.is_decoding() {
-                let cached = running.cached;
+                let (cached, certain) = (running.cached, running.next_end());
                 // The last token is never computed, so a draft for it or behind it would be useless.
-                let most = (running.max_len - cached).saturating_sub(2);
+                let most = running.max_len.saturating_sub(certain + 1);
                 let drafts = running.job.drafts().min(most).min(drafts_left);
-                let rows = self.cover(index, cached + 1 + drafts) - cached;
-                drafts_left -= rows - 1;
-                plan.push(self.running[index].decode(index, rows));
+                let drafts = self.cover(index, certain + drafts) - certain;
+                drafts_left -= drafts;
+                plan.push(self.running[index].decode(index, certain - cached, drafts));
             }
         }
         if decoding > 0 {
             left = left.min(prompt_rows.max(1));
         }
         self.plan_prompts(left, self.budget.max_batch - decoding, plan);
+        self.plan_snapshots(plan);
     }
 
     /// Divides `rows` rows between the prompts, at most `slots` of which may finish their prefill and begin to decode.
@@ -74,6 +76,34 @@ impl<T: Job> Scheduler<T> {
         self.prompts = [in_order, shortest_first];
     }
 
+    /// Orders the snapshots of the planned step: where the prompt ends, so that the same prompt, another answer to it and
+    /// the next turn of a conversation can begin there; where it parts from other prompts; and the last full page of an
+    /// answer.
+    fn plan_snapshots(&mut self, plan: &[Work]) {
+        let Some(snapshots) = self.pages.snapshots_mut() else {
+            return;
+        };
+        for work in plan {
+            let running = &mut self.running[work.index];
+            let certain = work.start..work.start + work.rows - work.drafts;
+            let ends = match running.is_decoding() {
+                true => [Some(certain.end / PAGE_TOKENS), None],
+                false => {
+                    let end = (running.prefill_len - 1) / PAGE_TOKENS;
+                    let parting = running.parting.filter(|pages| *pages < end);
+                    [parting, Some(end)]
+                }
+            };
+            let ends = ends.into_iter().flatten().map(|pages| pages * PAGE_TOKENS);
+            for end in ends.filter(|end| *end > certain.start && *end <= certain.end) {
+                if let Some(snapshot) = snapshots.take() {
+                    let rows = end - certain.start;
+                    running.saves.push(Save { rows, snapshot });
+                }
+            }
+        }
+    }
+
     /// Adds up to `rows` rows to a prompt's plan; returns how many.
     fn add_rows(&mut self, index: usize, rows: usize, slots: &mut usize) -> usize {
         let running = &self.running[index];
@@ -104,9 +134,16 @@ impl<T: Job> Scheduler<T> {
             return false;
         }
         let begins_alike = |other: &Running<T>| {
+            // A prompt that needs a state to go on from waits until the other takes its snapshot.
+            let end = match self.keeps_states {
+                true => (other.prefill_len - 1) / PAGE_TOKENS * PAGE_TOKENS,
+                false => end,
+            };
             other.planned > 0
                 && !other.is_decoding()
                 && other.published * PAGE_TOKENS < end
+                && follower.cached < end
+                && end < follower.prefill_len
                 && other.job.salt() == follower.job.salt()
                 && other.prefill().starts_with(&follower.prefill()[..end])
         };
@@ -115,15 +152,15 @@ impl<T: Job> Scheduler<T> {
 }
 
 impl<T: Job> Running<T> {
-    /// The last token and the drafts behind it, `rows` rows in all.
-    fn decode(&mut self, index: usize, rows: usize) -> Work {
-        self.planned = rows;
+    /// The last `certain` tokens, of which all but one are drafts that turned out right, and the drafts behind them.
+    fn decode(&mut self, index: usize, certain: usize, drafts: usize) -> Work {
+        self.planned = certain + drafts;
         Work {
             index,
             start: self.cached,
-            rows,
-            drafts: rows - 1,
-            logit_rows: rows,
+            rows: certain + drafts,
+            drafts,
+            logit_rows: 1 + drafts,
         }
     }
 

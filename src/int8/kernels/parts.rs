@@ -194,6 +194,19 @@ impl<T> SlotUnits<'_, T> {
             std::slice::from_raw_parts_mut(first, self.each)
         }
     }
+
+    /// Copies unit `unit` of slot `from` to slot `to`.
+    pub fn copy(&mut self, from: usize, to: usize, unit: usize)
+    where
+        T: Copy,
+    {
+        assert_ne!(from, to, "another slot");
+        let source: *const [T] = self.get(from, unit);
+        // SAFETY: `get` checked the range; the values of different slots do not overlap, and nothing else refers to
+        // those of `from` while `self` is borrowed.
+        let source = unsafe { &*source };
+        self.get(to, unit).copy_from_slice(source);
+    }
 }
 
 // SAFETY: a share reaches only its own units, whose values are `Send`.
