@@ -354,23 +354,37 @@ mod tests {
     use crate::model::shapes;
 
     #[test]
-    fn a_gguf_file_can_hold_every_tensor_of_a_dense_granite() {
-        let config = ModelConfig {
-            tie_word_embeddings: false,
-            ..shapes::named("granite-3.3-2b").expect("a published shape")
-        };
-        let layers = config.num_layers();
-        let blueprint = blueprint(&config);
-        let matrices = blueprint.matrices().into_iter();
-        let mut tensors: Vec<&str> = matrices
-            .flat_map(|part| part.columns.tensors().map(|(tensor, _)| tensor))
-            .collect();
-        tensors.extend(blueprint.vectors().iter().map(|part| part.name.as_str()));
-        assert_eq!(tensors.len(), 3 + 9 * layers);
-        let names = |layer| names::OF_GGUF.map(|name| name.in_layer(layer));
-        let known: Vec<String> = (0..layers).flat_map(names).collect();
-        for tensor in tensors {
-            assert!(known.iter().any(|name| name == tensor), "{tensor}");
+    fn a_gguf_file_can_hold_every_tensor_of_a_granite_of_each_kind() {
+        use names::in_gguf::{ATTENTION, DENSE, DENSE_OF_HYBRID, EXPERTS, MAMBA, MODEL, NORMS};
+        for (shape, feed_forward) in [
+            ("granite-3.3-2b", DENSE),
+            ("granite-4.0-h-1b", DENSE_OF_HYBRID),
+            ("granite-4.0-h-tiny", EXPERTS),
+            ("granite-3.1-1b-a400m", EXPERTS),
+        ] {
+            let config = ModelConfig {
+                tie_word_embeddings: false,
+                ..shapes::named(shape).expect("a published shape")
+            };
+            let of_layer = |layer| {
+                let mixer = match config.mixers[layer] {
+                    MixerKind::Attention => ATTENTION,
+                    MixerKind::Mamba => MAMBA,
+                };
+                let tensors = [NORMS, mixer, feed_forward].concat();
+                tensors.into_iter().map(move |name| name.in_layer(layer))
+            };
+            let mut known: Vec<String> = MODEL.iter().map(|name| name.whole()).collect();
+            known.extend((0..config.num_layers()).flat_map(of_layer));
+            let blueprint = blueprint(&config);
+            let matrices = blueprint.matrices().into_iter();
+            let mut tensors: Vec<&str> = matrices
+                .flat_map(|part| part.columns.tensors().map(|(tensor, _)| tensor))
+                .collect();
+            tensors.extend(blueprint.vectors().iter().map(|part| part.name.as_str()));
+            for tensor in tensors {
+                assert!(known.iter().any(|name| name == tensor), "{shape}: {tensor}");
+            }
         }
     }
 }

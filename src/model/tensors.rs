@@ -45,7 +45,8 @@ fn stored_vector<'a>(part: &'a VectorPart, tensors: &dyn Tensors) -> (&'a str, b
 /// Reads the floats of a part.
 ///
 /// # Errors
-/// [`Error::BadModel`] if the tensor is missing, has another shape, or has a value that is not finite.
+/// [`Error::BadModel`] if the tensor is missing, has another shape, or has a value that is not finite, or not negative
+/// where it must be.
 pub fn read_vector(part: &VectorPart, tensors: &dyn Tensors) -> Result<Vec<f32>> {
     let (name, is_logarithm) = stored_vector(part, tensors);
     // Memory is allocated only after the check that the file has a tensor of this shape.
@@ -58,6 +59,15 @@ pub fn read_vector(part: &VectorPart, tensors: &dyn Tensors) -> Result<Vec<f32>>
             let problem = format!("value {index} is {logarithm}, whose exponential is infinite");
             return Err(Error::bad_model(tensors.file(name), name, problem));
         }
+    }
+    // A state that does not decay grows without bounds.
+    let is_rate = part.logarithm.is_some() && !is_logarithm;
+    if let Some(index) = values.iter().position(|value| is_rate && *value >= 0.0) {
+        let problem = format!(
+            "value {index} is {}, expected a negative number",
+            values[index]
+        );
+        return Err(Error::bad_model(tensors.file(name), name, problem));
     }
     Ok(values)
 }

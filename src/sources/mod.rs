@@ -125,7 +125,7 @@ impl Checkpoint {
 /// Tensors by their Hugging Face names (`model.layers.0.self_attn.q_proj.weight`), whatever the file calls them.
 ///
 /// Implementations have validated every name, dtype, shape and byte range against the file when they are constructed,
-/// and present rows in Hugging Face's order (GGUF's permuted Q and K rows are restored).
+/// and present rows in Hugging Face's order (GGUF's permuted Q and K rows are restored, and its gates and ups joined).
 pub trait Tensors: Send + Sync {
     /// The file that holds `name`, for error messages (the index or folder where `name` is absent).
     fn file(&self, name: &str) -> PathBuf;
@@ -133,7 +133,7 @@ pub trait Tensors: Send + Sync {
     /// The shape of `name`, or `None` if there is no such tensor.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
 
-    /// How the file stores `name`, such as `bf16` or `q8_0`; `None` if there is no such tensor or no file behind it.
+    /// How the file stores `name`, such as `bf16` or `q8_0`, or `mixed` if some rows differ from others; `None` if there is no such tensor or no file behind it.
     fn dtype(&self, name: &str) -> Option<&'static str> {
         let _ = name;
         None

@@ -4,6 +4,7 @@
 
 mod accuracy;
 mod demo;
+mod gguf;
 mod tiny;
 
 use std::path::{Path, PathBuf};

@@ -28,7 +28,7 @@ fn recorded(fixture: &str) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(file, &Device::Cpu).expect("the recorded outputs load")
 }
 
-fn rows(ids: &Tensor) -> Vec<Vec<u32>> {
+pub fn rows(ids: &Tensor) -> Vec<Vec<u32>> {
     let rows = ids.to_vec2::<i64>().expect("rows of ids");
     rows.into_iter()
         .map(|row| row.into_iter().map(|id| id as u32).collect())
@@ -43,7 +43,7 @@ fn f32_reference(fixture: &str) -> microgranite::study::reference::Reference {
 
 /// The largest difference, relative to the largest logit of the sequence: logits near zero are differences of large
 /// terms.
-fn relative_difference(found: &[f32], expected: &[f32]) -> f32 {
+pub fn relative_difference(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
     (found.iter().zip(expected))

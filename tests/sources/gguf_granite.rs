@@ -21,7 +21,7 @@ pub fn granite_3_tiny() -> Checkpoint {
 pub fn tensor(checkpoint: &Checkpoint, name: &str) -> Tensor {
     let shape = checkpoint.tensors.shape(name).unwrap();
     let mut values = vec![0.0; shape.iter().product()];
-    let rows = if shape.len() == 1 { 1 } else { shape[0] };
+    let rows = shape[..shape.len() - 1].iter().product();
     checkpoint
         .tensors
         .read_rows(name, 0..rows, &mut values)

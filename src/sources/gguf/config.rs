@@ -5,187 +5,136 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::header::Header;
+use super::keys::Keys;
+use super::layers;
 use crate::error::{Error, Result};
+use crate::sources::forms::OTHER_EXPERTS;
 
 /// The rotary base that llama.cpp uses when a file does not specify one.
 const DEFAULT_ROPE_THETA: f64 = 10000.0;
 
-/// Translates the metadata. Architectures other than `granite` and `llama`, experts and scaled rotary positions are refused.
+/// Translates the metadata. Other architectures, other mixtures of experts and scaled rotary positions are refused.
 ///
 /// # Errors
 /// [`Error::BadModel`] naming the metadata key.
 pub fn translate(file: &Path, header: &Header<'_>) -> Result<Value> {
-    let architecture = architecture(file, header)?;
-    let key = |name: &str| format!("{architecture}.{name}");
-    refuse_unsupported(file, header, architecture)?;
-
-    let count = |name: &str| {
-        let key = key(name);
-        header
-            .count_in_every_layer(&key)?
-            .ok_or_else(|| header.missing(&key))
+    let keys = Keys {
+        file,
+        header,
+        architecture: architecture(file, header)?,
     };
-    let number = |name: &str| header.number(&key(name));
-    let hidden_size = count("embedding_length")?;
-    let heads = count("attention.head_count")?;
-    if heads == 0 {
-        return Err(Error::bad_model(
-            file,
-            key("attention.head_count"),
-            "is zero",
-        ));
-    }
-    let kv_heads = header
-        .count_in_every_layer(&key("attention.head_count_kv"))?
-        .unwrap_or(heads);
-    let head_dim = head_dim(file, header, architecture, hidden_size / heads)?;
-    let eps = "attention.layer_norm_rms_epsilon";
+    refuse_unsupported(&keys)?;
 
+    let layers = layers(&keys)?;
+    let head_dim = head_dim(&keys)?;
     let mut config = json!({
         "_name_or_path": header.text("general.name")?,
         "bos_token_id": header.count("tokenizer.ggml.bos_token_id")?,
         "eos_token_id": eos_token_ids(header)?,
         "head_dim": head_dim,
         "hidden_act": "silu",
-        "hidden_size": hidden_size,
-        "intermediate_size": count("feed_forward_length")?,
-        "max_position_embeddings": count("context_length")?,
-        "num_attention_heads": heads,
-        "num_hidden_layers": count("block_count")?,
-        "num_key_value_heads": kv_heads,
-        "rms_norm_eps": number(eps)?.ok_or_else(|| header.missing(&key(eps)))?,
-        "rope_theta": number("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA),
+        "hidden_size": keys.size("embedding_length")?,
+        "intermediate_size": keys.size("feed_forward_length")?,
+        "max_position_embeddings": keys.size("context_length")?,
+        "num_attention_heads": keys.size("attention.head_count")?,
+        "num_hidden_layers": layers,
+        "rms_norm_eps": keys.required_number("attention.layer_norm_rms_epsilon")?,
+        "rope_theta": keys.number("rope.freq_base")?.unwrap_or(DEFAULT_ROPE_THETA),
         "tie_word_embeddings": !header.tensors.iter().any(|t| t.name == "output.weight"),
-        "vocab_size": vocab_size(file, header, &key("vocab_size"))?,
+        "vocab_size": vocab_size(file, header, &keys.key("vocab_size"))?,
     });
-    let neutral_attention = 1.0 / (head_dim as f64).sqrt();
-    let family = if architecture == "granite" {
-        // llama.cpp reads an absent scale and a zero alike: as no scaling. The last one has no such default.
-        let scale = |name: &str, neutral: f64| {
-            let value = number(name)?.filter(|value| *value != 0.0);
-            Ok::<_, Error>(value.unwrap_or(neutral))
-        };
-        let divisor = number("logit_scale")?.ok_or_else(|| header.missing(&key("logit_scale")))?;
-        json!({
-            "architectures": ["GraniteForCausalLM"],
-            "model_type": "granite",
-            "attention_multiplier": scale("attention.scale", neutral_attention)?,
-            "embedding_multiplier": scale("embedding_scale", 1.0)?,
-            "logits_scaling": divisor,
-            "residual_multiplier": scale("residual_scale", 1.0)?,
-        })
-    } else {
-        json!({
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "attention_multiplier": neutral_attention,
-            "embedding_multiplier": 1.0,
-            "logits_scaling": 1.0,
-            "residual_multiplier": 1.0,
-        })
-    };
-    if let (Value::Object(config), Value::Object(family)) = (&mut config, family) {
-        config.extend(family);
-    }
+    layers::extend(&mut config, layers::describe(&keys, layers, head_dim)?);
     Ok(config)
 }
 
 fn architecture<'a>(file: &Path, header: &Header<'a>) -> Result<&'a str> {
     let key = "general.architecture";
     match header.text(key)?.ok_or_else(|| header.missing(key))? {
-        known @ ("granite" | "llama") => Ok(known),
+        known @ ("granite" | "granitehybrid" | "granitemoe" | "llama") => Ok(known),
         other => {
-            let problem = match other {
-                "granitehybrid" => format!(
-                    "{other} is read from safetensors alone; take the repository with the model's safetensors"
-                ),
-                "granitemoe" => format!(
-                    "{other} is read from safetensors alone; take the repository with the model's safetensors"
-                ),
-                _ => format!("{other:?} is not supported, only granite and llama"),
-            };
+            let problem = format!(
+                "{other:?} is not supported, only granite, granitehybrid, granitemoe and llama"
+            );
             Err(Error::bad_model(file, key, problem))
         }
     }
 }
 
-/// Refuses what the forward pass does not support, so that no answer is silently wrong.
-fn refuse_unsupported(file: &Path, header: &Header<'_>, architecture: &str) -> Result<()> {
-    let refuse = |key: &str, problem: String| Err(Error::bad_model(file, key, problem));
-    let key = |name: &str| format!("{architecture}.{name}");
+/// The number of layers. What is allocated for each is bounded by the file, because each has tensors.
+fn layers(keys: &Keys<'_>) -> Result<usize> {
+    const NAME: &str = "block_count";
+    let (layers, tensors) = (keys.size(NAME)?, keys.header.tensors.len());
+    if layers > tensors {
+        let problem = format!("{layers} layers, but there are only {tensors} tensors");
+        return Err(keys.bad(NAME, problem));
+    }
+    Ok(layers)
+}
 
-    let experts = key("expert_count");
-    match header.count(&experts)? {
-        None | Some(0) => {}
-        Some(n) => {
-            return refuse(
-                &experts,
-                format!(
-                    "{n} experts are read from safetensors alone; take the repository with the model's safetensors"
-                ),
-            );
+/// Refuses what the forward pass does not support, so that no answer is silently wrong.
+fn refuse_unsupported(keys: &Keys<'_>) -> Result<()> {
+    let Keys {
+        header,
+        architecture,
+        ..
+    } = *keys;
+    if matches!(architecture, "granite" | "llama") {
+        match keys.count_or_zero("expert_count")? {
+            0 => {}
+            count => {
+                let problem = format!("a {architecture} with {count} experts {OTHER_EXPERTS}");
+                return Err(keys.bad("expert_count", problem));
+            }
         }
     }
-    let scaling = key("rope.scaling.type");
-    let kind = header.text(&scaling)?.unwrap_or("none");
-    let factor_keys = [key("rope.scaling.factor"), key("rope.scale_linear")];
-    for factor_key in &factor_keys {
-        let factor = header.number(factor_key)?.unwrap_or(1.0);
+    let scaling = "rope.scaling.type";
+    let kind = header.text(&keys.key(scaling))?.unwrap_or("none");
+    for factor_key in ["rope.scaling.factor", "rope.scale_linear"] {
+        let factor = keys.number(factor_key)?.unwrap_or(1.0);
         if kind != "none" && factor != 1.0 {
-            return refuse(
-                factor_key,
-                format!("{kind} rotary scaling by {factor} is not supported"),
-            );
+            let problem = format!("{kind} rotary scaling by {factor} is not supported");
+            return Err(keys.bad(factor_key, problem));
         }
         // The older key implies linear scaling without naming a type.
-        if factor_key.ends_with("scale_linear") && factor != 1.0 {
-            return refuse(
-                factor_key,
-                format!("rotary scaling by {factor} is not supported"),
-            );
+        if factor_key == "rope.scale_linear" && factor != 1.0 {
+            let problem = format!("rotary scaling by {factor} is not supported");
+            return Err(keys.bad(factor_key, problem));
         }
     }
     if !matches!(kind, "none" | "linear") {
-        return refuse(&scaling, format!("{kind} rotary scaling is not supported"));
+        let problem = format!("{kind} rotary scaling is not supported");
+        return Err(keys.bad(scaling, problem));
     }
-    // Granite converters use this flag to say whether there are rotary positions at all.
-    let rotary = key("rope.scaling.finetuned");
-    if architecture == "granite" && header.flag(&rotary)? == Some(false) {
-        return refuse(
-            &rotary,
-            "a Granite without rotary positions is not supported".into(),
-        );
+    // Converters of Granite use this flag to say whether there are rotary positions at all.
+    let rotary = "rope.scaling.finetuned";
+    let must_be_rotary = matches!(architecture, "granite" | "granitemoe");
+    if must_be_rotary && header.flag(&keys.key(rotary))? == Some(false) {
+        let problem = "a Granite without rotary positions or Mamba-2 layers is not supported";
+        return Err(keys.bad(rotary, problem));
     }
     Ok(())
 }
 
 /// The width of a head; the rotary positions must cover all of it.
-fn head_dim(
-    file: &Path,
-    header: &Header<'_>,
-    architecture: &str,
-    even_share: usize,
-) -> Result<usize> {
-    let rotary_key = format!("{architecture}.rope.dimension_count");
-    let rotary = header.count_in_every_layer(&rotary_key)?;
-    let mut head_dim = rotary.unwrap_or(even_share);
-    for name in ["attention.key_length", "attention.value_length"] {
-        let key = format!("{architecture}.{name}");
-        let Some(length) = header.count_in_every_layer(&key)? else {
-            continue;
-        };
-        if rotary.is_none() {
-            head_dim = length;
-        }
-        if length != head_dim {
+fn head_dim(keys: &Keys<'_>) -> Result<usize> {
+    const ROTARY: &str = "rope.dimension_count";
+    let stated = |name: &str| keys.header.count_in_every_layer(&keys.key(name));
+    let lengths = ["attention.key_length", "attention.value_length"];
+    let (rotary, [key, value]) = (stated(ROTARY)?, [stated(lengths[0])?, stated(lengths[1])?]);
+    let head_dim = match rotary.or(key).or(value) {
+        Some(width) => width,
+        None => keys.quotient("embedding_length", "attention.head_count")?,
+    };
+    for (name, length) in lengths.into_iter().zip([key, value]) {
+        if let Some(length) = length.filter(|length| *length != head_dim) {
             let problem = format!("{length} differs from the rotary width {head_dim}");
-            return Err(Error::bad_model(file, key, problem));
+            return Err(keys.bad(name, problem));
         }
     }
     // Restoring the row order pairs the halves of a head, and a rotation turns pairs.
     if head_dim == 0 || head_dim % 2 != 0 {
         let problem = format!("a head of {head_dim} values cannot be rotated in pairs");
-        return Err(Error::bad_model(file, rotary_key, problem));
+        return Err(keys.bad(ROTARY, problem));
     }
     Ok(head_dim)
 }

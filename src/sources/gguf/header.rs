@@ -230,6 +230,19 @@ impl<'a> Header<'a> {
         }
     }
 
+    /// A count for each of `layers` layers, given once for all or as a list. `layers` is bounded by the file.
+    pub fn count_by_layer(&self, key: &str, layers: usize) -> Result<Option<Vec<usize>>> {
+        if !matches!(self.values.get(key), Some(Value::Array(_))) {
+            return Ok(self.count(key)?.map(|count| vec![count; layers]));
+        }
+        let counts = self.counts(key)?.unwrap_or_default();
+        if counts.len() != layers {
+            let problem = format!("has {} entries for {layers} layers", counts.len());
+            return Err(Error::bad_model(self.file, key, problem));
+        }
+        Ok(Some(counts.into_iter().map(|n| n as usize).collect()))
+    }
+
     /// A list of whole numbers below 2^32.
     pub fn counts(&self, key: &str) -> Result<Option<Vec<u32>>> {
         let Some(Value::Array(array)) = self.values.get(key) else {

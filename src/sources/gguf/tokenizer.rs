@@ -109,7 +109,8 @@ fn pre_tokenizer(file: &Path, header: &Header<'_>, tokens: &[&str]) -> Result<Pr
     if let Some(found) = label.and_then(of_label) {
         return Ok(found);
     }
-    if header.text("general.architecture")? == Some("granite") {
+    let architecture = header.text("general.architecture")?;
+    if architecture.is_some_and(|name| name.starts_with("granite")) {
         let (split, family) = of_granite(tokens);
         tracing::warn!(
             "{PRE}: {} is not known here; text is split as by {family}",
