@@ -179,8 +179,9 @@ impl Hub<'_> {
                 }
             };
         }
-        match labels::best(&ggufs) {
-            Some(file) => {
+        let complete = labels::whole(&ggufs, has);
+        match (labels::best(&complete), ggufs.first()) {
+            (Some(file), _) => {
                 if ggufs.len() > 1 {
                     let (count, label) = (ggufs.len(), labels::label(file));
                     let there = labels::listed(&ggufs);
@@ -190,13 +191,15 @@ impl Hub<'_> {
                 }
                 whole(file)
             }
-            None if !ggufs.is_empty() => {
+            // Of none are all parts there.
+            (None, Some(first)) if complete.is_empty() => whole(first),
+            (None, Some(_)) => {
                 let there = labels::listed(&ggufs);
                 refused(format!(
                     "holds .gguf files of types that cannot be read ({there}); take a repository with a Q8_0 file"
                 ))
             }
-            None => match Form::by_files(&files) {
+            (None, None) => match Form::by_files(&files) {
                 Some((form, file)) => Err(form.refusal(self.to_string(), file)),
                 None if files.iter().any(|file| is_gguf(Path::new(file))) => refused(
                     "holds .gguf files in folders alone; download one and name the file".into(),
@@ -314,8 +317,8 @@ fn complete(snapshot: &Path, label: Option<&str>) -> Option<Local> {
         .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| has(name))
         .collect();
-    let mut ggufs = labels::models(names.iter().map(String::as_str));
-    ggufs.retain(|file| labels::files_of(file).iter().all(|part| has(part)));
+    let ggufs = labels::models(names.iter().map(String::as_str));
+    let ggufs = labels::whole(&ggufs, has);
     let file = match label {
         Some(label) => labels::named(&ggufs, label),
         None => labels::best(&ggufs),

@@ -46,6 +46,12 @@ pub fn files_of(model: &str) -> Vec<String> {
     }
 }
 
+/// Those of `models` of which all parts are among the files, as `has` says.
+pub fn whole<'n>(models: &[&'n str], has: impl Fn(&str) -> bool) -> Vec<&'n str> {
+    let is_whole = |model: &&str| files_of(model).iter().all(|file| has(file));
+    models.iter().copied().filter(is_whole).collect()
+}
+
 /// The label in a file's name: what follows the last `-`, or the last `.`, before the numbers of a part and the
 /// extension.
 pub fn label(file: &str) -> &str {

@@ -1,10 +1,12 @@
-"""IBM's mellea with its backend for compatible servers: instructions, chat, requirements, formats and tools."""
+"""IBM's mellea with its backend for compatible servers: instructions, chat, requirements, formats, tools, streams."""
 
+import asyncio
 import os
 
 import mellea
 from mellea.backends import ModelOption
 from mellea.backends.openai import OpenAIBackend
+from mellea.backends.tools import MelleaTool
 from mellea.core import Requirement
 from mellea.stdlib.context import ChatContext
 from mellea.stdlib.requirements import simple_validate
@@ -46,4 +48,37 @@ class Verdict(BaseModel):
 
 formatted = session.instruct("Do apples fall?", format=Verdict)
 assert isinstance(Verdict.model_validate_json(str(formatted)).holds, bool), formatted
+session.reset()
+
+
+def note(holds: bool) -> str:
+    """Notes whether a claim holds.
+
+    Args:
+        holds: Whether it holds.
+    """
+    return "held" if holds else "not held"
+
+
+options = {ModelOption.TOOLS: [MelleaTool.from_callable(note)], ModelOption.TOOL_CHOICE: "required"}
+# A call in tags has many tokens.
+options[ModelOption.MAX_NEW_TOKENS] = 300
+called = session.instruct("Do apples fall?", model_options=options, tool_calls=True, strategy=None)
+assert [call.name for call in called.tool_calls] == ["note"], called.tool_calls
+assert called.tool_calls[0].call_func() in ("held", "not held"), called.tool_calls
+session.reset()
+
+
+async def stream():
+    options = {ModelOption.STREAM: True}
+    thunk = await session.ainstruct("Say something.", strategy=None, model_options=options, await_result=False)
+    pieces = 0
+    while not thunk.is_computed():
+        await thunk.astream()
+        pieces += 1
+    return pieces, thunk.value
+
+
+pieces, text = asyncio.run(stream())
+assert pieces > 1 and text, (pieces, text)
 print("mellea is content")

@@ -411,6 +411,12 @@ fn parts_are_checked_and_resumed_like_single_files() {
         &["hf:granite/tiny:Q8_0", "but not its part", SECOND],
     );
     assert_eq!(files_asked_for(&hub), Vec::<String>::new());
+    // Without a label, a model that is complete is taken.
+    assert_eq!(embedding(&hub, "hf:granite/tiny").unwrap(), "q4_0");
+    hub.state.lock().unwrap().files.remove("tiny-Q4_0.gguf");
+    let hub = Hub::with(std::mem::take(&mut hub.state.lock().unwrap().files));
+    let missing = embedding(&hub, "hf:granite/tiny");
+    assert_refused(missing, 65, &["but not its part", SECOND]);
 }
 
 #[test]

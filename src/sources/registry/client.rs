@@ -77,7 +77,8 @@ impl Client {
 
     /// The bytes of the manifest with this tag or digest, and their SHA-256.
     pub fn manifest(&self, reference: &str) -> Result<(Vec<u8>, String), Failure> {
-        let mut response = self.get(&format!("manifests/{reference}"), 0)?;
+        let path = format!("manifests/{reference}");
+        let mut response = self.get(&path, &MANIFESTS.join(", "), 0)?;
         if response.status() != 200 {
             return Err(Failure::Status(response.status().as_u16()));
         }
@@ -137,7 +138,8 @@ impl Client {
         if there == blob.size {
             return Ok(());
         }
-        let mut response = self.get(&format!("blobs/sha256:{}", blob.hash), there)?;
+        let path = format!("blobs/sha256:{}", blob.hash);
+        let mut response = self.get(&path, "*/*", there)?;
         match response.status().as_u16() {
             206 if there > 0 && starts_at(&response, there) => {}
             // The server sends all of it.
@@ -168,12 +170,12 @@ impl Client {
         Ok(())
     }
 
-    /// Requests a path of the repository from byte `start` on. If the registry asks for a token, gets one and repeats
-    /// the request.
-    fn get(&self, path: &str, start: u64) -> Result<Response<Body>, Failure> {
+    /// Requests a path of the repository from byte `start` on, as one of the media types in `accept`. If the registry
+    /// asks for a token, gets one and repeats the request.
+    fn get(&self, path: &str, accept: &str, start: u64) -> Result<Response<Body>, Failure> {
         let url = format!("{}/v2/{}/{path}", self.base, self.repository);
         let request = || {
-            let mut request = self.agent.get(&url).header("Accept", &MANIFESTS.join(", "));
+            let mut request = self.agent.get(&url).header("Accept", accept);
             if start > 0 {
                 request = request.header("Range", format!("bytes={start}-"));
             }

@@ -247,18 +247,22 @@ impl Plan {
                 (all.map(str::to_owned).collect(), None)
             }
             _ => {
+                let has = |name: &str| files.contains_key(name);
                 let models = labels::models(files.keys().map(String::as_str));
-                match labels::best(&models) {
-                    Some(best) => (labels::files_of(best), Some(best.to_owned())),
-                    None if models.is_empty() => return Ok(None),
-                    None => {
+                let whole = labels::whole(&models, has);
+                let best = match (labels::best(&whole), models.first()) {
+                    (Some(best), _) => best,
+                    // Of none are all parts there; what is missing is named below.
+                    (None, Some(first)) if whole.is_empty() => first,
+                    (None, Some(_)) => {
                         let there = labels::listed(&models);
-                        return Err((
-                            "layers",
-                            format!("has GGUF files of types that cannot be read ({there})"),
-                        ));
+                        let problem =
+                            format!("has GGUF files of types that cannot be read ({there})");
+                        return Err(("layers", problem));
                     }
-                }
+                    (None, None) => return Ok(None),
+                };
+                (labels::files_of(best), Some(best.to_owned()))
             }
         };
         let mut chosen = Vec::new();

@@ -24,6 +24,8 @@ use crate::error::{Error, Result};
 const MANIFEST: &str = ".manifest.json";
 /// The file that a process locks while it fills the folder.
 const LOCK: &str = ".lock";
+/// The host in the names of Docker Hub's images, and the one that has its API.
+const DOCKER_HUB: (&str, &str) = ("docker.io", "registry-1.docker.io");
 /// How often the lock is tried, once per second, as for repositories of the hub.
 const LOCK_TRIES: usize = 6;
 
@@ -68,6 +70,9 @@ impl Registry<'_> {
         let Some(host) = &self.image.host else {
             return self.settings.ollama_endpoint.clone();
         };
+        if host == DOCKER_HUB.0 {
+            return format!("https://{}", DOCKER_HUB.1);
+        }
         let name = host.split(':').next().unwrap_or(host);
         let scheme = match ["localhost", "127.0.0.1"].contains(&name) {
             true => "http",
@@ -252,4 +257,31 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
         fs::rename(&new, path)
     });
     written.map_err(|e| Error::io(path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_registries_on_this_machine_are_asked_without_encryption() {
+        let settings = Settings::from_variables(|_| None, false);
+        for (text, base) in [
+            ("localhost:5000/m", "http://localhost:5000"),
+            ("127.0.0.1/m", "http://127.0.0.1"),
+            ("127.0.0.1.example.org/m", "https://127.0.0.1.example.org"),
+            (
+                "registry.example.org:5000/m",
+                "https://registry.example.org:5000",
+            ),
+            ("docker.io/ai/m", "https://registry-1.docker.io"),
+        ] {
+            let image = &Image::of_oci(text).unwrap();
+            let registry = Registry {
+                image,
+                settings: &settings,
+            };
+            assert_eq!(registry.base(), base);
+        }
+    }
 }
