@@ -171,6 +171,18 @@ pub enum Part {
     Answer(String),
 }
 
+/// How a thought is shown to who asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Shown {
+    /// Apart from the answer.
+    #[default]
+    Apart,
+    /// In front of the answer, as the model wrote it, with its tags.
+    InText,
+    /// Not at all: neither its text nor its tokens.
+    Not,
+}
+
 /// What the end of the text so far belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {

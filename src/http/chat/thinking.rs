@@ -6,9 +6,9 @@ use serde_json::value::RawValue;
 
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
-use crate::http::generate::answer::Shown;
 use crate::http::values::Range;
 use crate::text::chat::{ChatTemplate, Conversation};
+use crate::text::thoughts::Shown;
 
 /// The share of `max_tokens` that can be reserved for the answer. It is less than 1, so that there is room for a
 /// thought.

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use super::request::ChatRequest;
-use crate::http::generate::answer::{Finish, Piece, Shown};
+use crate::http::generate::answer::{Finish, Piece};
 use crate::http::generate::response::Counts;
 use crate::text::chat::calls::{CallParser, CallSyntax, Part};
+use crate::text::thoughts::Shown;
 use crate::text::values::Tools;
 
 /// The state at the end of a rendered conversation, where the answers begin.

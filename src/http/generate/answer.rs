@@ -13,7 +13,7 @@ use crate::http::error_body::ApiError;
 use crate::http::fields::invalid;
 use crate::http::observe::Record;
 use crate::text::stop::Scan;
-use crate::text::thoughts::{Part, Phase, Splitter};
+use crate::text::thoughts::{Part, Phase, Shown, Splitter};
 use crate::text::{Decoder, StopStrings, Tokenizer};
 
 /// Settings for all answers of a request.
@@ -43,18 +43,6 @@ pub struct Rules {
     pub thoughts: Option<Splitter>,
     /// How responses show thoughts.
     pub shown_thoughts: Shown,
-}
-
-/// How a response shows the thought of an answer.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Shown {
-    /// Apart from the answer.
-    #[default]
-    Apart,
-    /// In front of the answer, as the model wrote it, with its tags.
-    InText,
-    /// Not at all: neither its text nor its tokens.
-    Not,
 }
 
 /// An answer that is being generated.
