@@ -205,9 +205,9 @@ impl Client {
             #[serde(alias = "access_token")]
             token: String,
         }
-        let is_safe = challenge.realm.starts_with("https://");
-        if !is_safe && !(challenge.realm.starts_with("http://") && self.base.starts_with("http://"))
-        {
+        let starts = |address: &str, scheme: &str| address.starts_with(scheme);
+        let is_plain = starts(&challenge.realm, "http://") && starts(&self.base, "http://");
+        if !(starts(&challenge.realm, "https://") || is_plain) {
             let problem = "the registry names no https address that gives tokens";
             return Err(Failure::Wrong(problem.into()));
         }
