@@ -92,12 +92,14 @@ impl<W: Writer> Events<W> {
             };
             match piece {
                 Some(Ok(piece)) => {
-                    let events = self.writer.piece(&piece);
+                    let mut events = self.writer.piece(&piece);
                     let kept = self.writer.kept_bytes();
                     if kept > 0
                         && let Err(error) = self.pieces.hold(kept)
                     {
-                        return Some(self.fail(&error));
+                        // The writer has counted the events of this piece already.
+                        events.extend(self.fail(&error));
+                        return Some(events.into());
                     }
                     if !events.is_empty() {
                         return Some(events.into());
