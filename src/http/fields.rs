@@ -245,6 +245,20 @@ impl<'a> Fields<'a> {
         self.fields.contains_key(param)
     }
 
+    /// The JSON of a field that has not been taken yet; `None` if it is absent or `null`.
+    pub fn json(&self, param: &str) -> Option<&'a RawValue> {
+        let json = self.fields.get(param).copied();
+        json.filter(|json| json.get() != "null")
+    }
+
+    /// The names and values of the fields that have not been taken; `None` if a value is not a text.
+    pub fn texts(&self) -> Option<Vec<(&str, String)>> {
+        let fields = self.fields.iter();
+        fields
+            .map(|(name, json)| Some((name.as_str(), serde_json::from_str(json.get()).ok()?)))
+            .collect()
+    }
+
     /// Whether a field that has not been taken yet is absent or `null`.
     pub fn is_unset(&self, param: &str) -> bool {
         let field = self.fields.get(param);

@@ -7,7 +7,8 @@
 //! - [`body`] reads the body within a [`memory`] budget that all requests share, and [`fields`] takes it apart
 //!   field by field, each as one of the [`values`].
 //! - [`completions`] and [`chat`] each read a request and write its answer; [`generate`] is what they have in common.
-//!   [`messages`] has the same for Anthropic's API, as a translation to and from [`chat`].
+//!   [`responses`] has the same for OpenAI's Responses API and [`messages`] for Anthropic's API, as translations to and
+//!   from [`chat`].
 //! - [`models`], [`tokenize`], [`health`] and [`openapi`] answer the rest.
 //!
 //! They share the state in [`app`]. Every failure on the way is an [`error_body::ApiError`].
@@ -30,6 +31,7 @@ pub mod messages;
 pub mod models;
 pub mod observe;
 pub mod openapi;
+pub mod responses;
 pub mod routes;
 pub mod server;
 pub mod tokenize;

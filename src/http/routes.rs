@@ -17,7 +17,7 @@ use super::error_body::ApiError;
 use super::generate::{IGNORED, UNENFORCED};
 use super::observe::{self, Observer, Traffic};
 use super::openapi::{self, anthropic, describe};
-use super::{auth, chat, completions, health, messages, models, tokenize};
+use super::{auth, chat, completions, health, messages, models, responses, tokenize};
 
 /// One route.
 struct Route {
@@ -52,7 +52,12 @@ const ROUTES: &[Route] = &[
         handler: || post(completions::complete),
         describe: || {
             let shapes = ("CompletionRequest", "Completion");
-            describe::generating("create_completion", "Continue a text", shapes)
+            describe::generating(
+                "create_completion",
+                "Continue a text",
+                shapes,
+                describe::CHUNKS,
+            )
         },
     },
     Route {
@@ -62,7 +67,19 @@ const ROUTES: &[Route] = &[
         handler: || post(chat::complete),
         describe: || {
             let shapes = ("ChatRequest", "ChatCompletion");
-            describe::generating("create_chat_completion", "Answer a conversation", shapes)
+            let summary = "Answer a conversation";
+            describe::generating("create_chat_completion", summary, shapes, describe::CHUNKS)
+        },
+    },
+    Route {
+        path: "/v1/responses",
+        audience: Audience::Clients,
+        traffic: Traffic::Counted,
+        handler: || post(responses::create),
+        describe: || {
+            let shapes = ("ResponsesRequest", "Response");
+            let summary = "Answer a conversation: OpenAI's Responses API";
+            describe::generating("create_response", summary, shapes, describe::TYPED)
         },
     },
     Route {

@@ -58,7 +58,7 @@ export OPENAI_API_KEY=none LANGSMITH_TRACING=false TQDM_DISABLE=1 LITELLM_LOCAL_
 
 tests=(
     openai_completions langchain_completions lm_eval_completions structured_completions openai_chat openai_thinking
-    langchain_chat litellm_chat mellea_chat granite_io_chat anthropic_messages
+    langchain_chat litellm_chat mellea_chat granite_io_chat openai_responses anthropic_messages
 )
 for test in "${tests[@]}"; do
     echo "--- $test"

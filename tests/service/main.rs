@@ -22,6 +22,7 @@ mod mixed;
 mod pressure;
 mod process;
 mod refusals;
+mod responses;
 mod scores;
 mod stalls;
 mod stopping;

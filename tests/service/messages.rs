@@ -59,7 +59,7 @@ async fn error_of(response: Response) -> (u16, String, String) {
 }
 
 /// The events of a stream, each with the name of its type.
-async fn events(response: Response) -> Vec<Value> {
+pub async fn named_events(response: Response) -> Vec<Value> {
     assert_eq!(response.status(), 200);
     let text = response.text().await.unwrap();
     let parse = |event: &str| {
@@ -74,7 +74,7 @@ async fn events(response: Response) -> Vec<Value> {
 /// What a client joins from a stream: the message as it is in one body.
 async fn streamed(service: &Service, mut more: Value) -> Value {
     more["stream"] = json!(true);
-    let events = events(send(service, "/v1/messages", &body(more)).await).await;
+    let events = named_events(send(service, "/v1/messages", &body(more)).await).await;
     let [start, blocks @ .., delta, stop] = &events[..] else {
         panic!("{events:?}");
     };
@@ -818,7 +818,7 @@ async fn a_stream_that_fails_ends_with_an_error_event() {
         }
     }));
     let response = send(&service, "/v1/messages", &body(json!({"stream": true}))).await;
-    let events = events(response).await;
+    let events = named_events(response).await;
     assert_eq!(events[0]["type"], "message_start");
     let error =
         json!({"type": "error", "error": {"type": "api_error", "message": "internal error"}});

@@ -4,8 +4,8 @@
 //! with the model's own template, and [`thinking`] determines whether and how long the model thinks first. [`turn`]
 //! separates thoughts, text and tool calls in the answers, and [`response`] writes them with the types in `shapes`.
 //!
-//! Other APIs for conversations translate their requests into a [`ChatRequest`], and [`Exchange`] answers all of them.
-//! They write answers as [`blocks`].
+//! The other APIs for conversations, [`super::responses`] and [`super::messages`], translate their requests into a
+//! [`ChatRequest`], and [`Exchange`] answers all of them. They write answers as [`blocks`].
 
 pub mod blocks;
 pub mod messages;

@@ -57,12 +57,16 @@ enum Event<'a> {
 
 /// What a block gets.
 #[derive(Serialize)]
-#[serde(tag = "type", rename_all = "snake_case")]
+#[serde(tag = "type")]
 enum Delta {
-    TextDelta { text: String },
-    ThinkingDelta { thinking: String },
-    SignatureDelta { signature: &'static str },
-    InputJsonDelta { partial_json: String },
+    #[serde(rename = "text_delta")]
+    Text { text: String },
+    #[serde(rename = "thinking_delta")]
+    Thinking { thinking: String },
+    #[serde(rename = "signature_delta")]
+    Signature { signature: &'static str },
+    #[serde(rename = "input_json_delta")]
+    InputJson { partial_json: String },
 }
 
 impl Event<'_> {
@@ -110,9 +114,9 @@ impl MessageWriter {
             }
             Change::Add(text) => {
                 let delta = match self.kind {
-                    Kind::Thought => Delta::ThinkingDelta { thinking: text },
-                    Kind::Text => Delta::TextDelta { text },
-                    Kind::Call(_) => Delta::InputJsonDelta { partial_json: text },
+                    Kind::Thought => Delta::Thinking { thinking: text },
+                    Kind::Text => Delta::Text { text },
+                    Kind::Call(_) => Delta::InputJson { partial_json: text },
                 };
                 Event::ContentBlockDelta { index, delta }.write()
             }
@@ -121,7 +125,7 @@ impl MessageWriter {
                 let mut events = Vec::new();
                 if self.kind == Kind::Thought {
                     let signature = SIGNATURE;
-                    let delta = Delta::SignatureDelta { signature };
+                    let delta = Delta::Signature { signature };
                     events = Event::ContentBlockDelta { index, delta }.write();
                 }
                 events.extend(Event::ContentBlockStop { index }.write());
@@ -197,7 +201,7 @@ mod tests {
             },
             Event::ContentBlockDelta {
                 index: 0,
-                delta: Delta::TextDelta { text: "x".into() },
+                delta: Delta::Text { text: "x".into() },
             },
             Event::ContentBlockStop { index: 0 },
             Event::MessageDelta {

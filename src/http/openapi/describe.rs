@@ -34,13 +34,18 @@ pub const WITH_BODY: [(u16, &str); 5] = [
 /// The error response of routes that generate.
 pub const QUEUE_FULL: (u16, &str) = (429, "The queue is full; see Retry-After.");
 
+/// The streams of completions and chat completions.
+pub const CHUNKS: &str = "Server-sent events if `stream` is true: `data: ` and a chunk, and `data: [DONE]` at the end. Lines that begin with a colon are comments: the first token is still awaited. A failure after the first event is an event with the key `error`.";
+/// The streams of the Responses API.
+pub const TYPED: &str = "Server-sent events if `stream` is true, each with a `type` and a `sequence_number`, from `response.created` to `response.completed`, `response.incomplete` or `response.failed`. Lines that begin with a colon are comments: the first token is still awaited.";
+
 /// A generating route: `POST`, with a stream of events if requested.
-pub fn generating(id: &str, summary: &str, shapes: (&str, &str)) -> Value {
-    let event = "Server-sent events if `stream` is true: `data: ` and a chunk, and `data: [DONE]` at the end. Lines that begin with a colon are comments: the first token is still awaited. A failure after the first event is an event with the key `error`.";
+/// `events` describes the stream.
+pub fn generating(id: &str, summary: &str, shapes: (&str, &str), events: &str) -> Value {
     let mut operation = with_body(id, "generate", summary, shapes, &[QUEUE_FULL]);
     operation["responses"]["200"]["content"]["text/event-stream"] =
         // Without a type, because tools disagree on whether it describes the stream or one event.
-        json!({"schema": {"description": event}});
+        json!({"schema": {"description": events}});
     operation["responses"]["200"]["headers"] = json!({"X-Ignored-Params": {
         "description": "Names of fields that changed nothing.", "schema": {"type": "string"},
     }});

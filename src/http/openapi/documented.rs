@@ -10,11 +10,13 @@ use crate::http::generate::sampling::{
 };
 use crate::http::generate::structured::MAX_CHOICES;
 use crate::http::limits::Limits;
+use crate::http::responses::request::{MAX_METADATA, MAX_METADATA_NAME, MAX_METADATA_VALUE};
 use crate::http::server;
 use crate::http::values::Range;
 
 const API: &str = include_str!("../../../docs/api.md");
 const CHAT: &str = include_str!("../../../docs/chat.md");
+const OTHERS: &str = include_str!("../../../docs/other-apis.md");
 
 /// The second cell of the row whose first cell has `name`.
 fn cell(name: &str) -> &'static str {
@@ -77,6 +79,14 @@ fn the_values_of_fields_are_those_of_their_checks() {
         assert!(documented.contains(&values), "{name}: {documented}");
     }
     assert!(CHAT.contains(&format!("`top_logprobs` (0–{MAX_LOGPROBS})")));
+}
+
+#[test]
+fn the_limits_of_metadata_are_those_of_its_check() {
+    let limits = format!(
+        "at most {MAX_METADATA} texts of at most {MAX_METADATA_VALUE} characters, with names of at most {MAX_METADATA_NAME}"
+    );
+    assert!(OTHERS.contains(&limits), "{limits}");
 }
 
 #[test]

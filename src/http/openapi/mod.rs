@@ -8,6 +8,7 @@ pub mod anthropic;
 pub mod describe;
 #[cfg(test)]
 mod documented;
+mod openai_responses;
 mod requests;
 mod responses;
 mod schema;
@@ -43,6 +44,7 @@ fn described(limits: &Limits, paths: Map<String, Value>) -> Value {
     let mut schemas = Map::new();
     requests::add(&mut schemas, limits);
     responses::add(&mut schemas);
+    openai_responses::add(&mut schemas, limits);
     anthropic::add(&mut schemas, limits);
     json!({
         "openapi": "3.1.0",
@@ -81,6 +83,7 @@ mod tests {
     use crate::http::completions::request::CompletionRequest;
     use crate::http::fields::Fields;
     use crate::http::messages::{self, request::Purpose};
+    use crate::http::responses::request::ResponsesRequest;
 
     /// The names of the fields that the parser of a route tries to take.
     fn asked(
@@ -108,11 +111,19 @@ mod tests {
             "{\"max_tokens\": 9, \"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}",
             |fields, limits| messages::request::take(fields, limits, Purpose::Answer).map(drop),
         );
+        let responses = asked("{\"input\": \"x\"}", |fields, limits| {
+            ResponsesRequest::take(fields, limits).map(drop)
+        });
         let others = include_str!("../../../docs/other-apis.md");
         for (schema, asked, text) in [
             ("CompletionRequest", completions, api.to_owned()),
             ("ChatRequest", conversations, api.to_owned() + chat),
             ("MessagesRequest", messages, api.to_owned() + others),
+            (
+                "ResponsesRequest",
+                responses,
+                api.to_owned() + chat + others,
+            ),
         ] {
             let described = &document["components"]["schemas"][schema]["properties"];
             let described = described.as_object().unwrap().keys();

@@ -136,7 +136,7 @@ fn conversation() -> Value {
 
 /// The fields for whether and how long the model thinks before it answers. They have no effect on a model that does not
 /// think.
-fn thinking() -> Value {
+pub fn thinking() -> Value {
     let mut efforts: Vec<Value> = EFFORTS.map(Value::from).to_vec();
     efforts.push(Value::Null);
     let mut share = within(ANSWER_SHARE);
