@@ -6,7 +6,7 @@ use candle_core::{D, Device, Result, Tensor, Var};
 use candle_nn::{ops, rotary_emb};
 use microgranite::int8::scheme::Scheme;
 use microgranite::model::ModelConfig;
-use microgranite::study::reference::rms_norm;
+use microgranite::study::functions::rms_norm;
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use serde_json::{Value, json};

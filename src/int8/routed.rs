@@ -5,6 +5,8 @@
 //! without rows. The order in which a row's results are added depends on the row alone, so the rows beside it change no
 //! bit.
 
+use std::ops::Range;
+
 use super::activations::{Activations, GroupMut};
 use super::compute::Compute;
 use super::kernels::Rows;
@@ -13,6 +15,9 @@ use super::matmul::{PANELS_PER_SWIGLU_GROUP, panel_sums, swiglu_group};
 use super::matrix::Matrix;
 use super::rotation::Rotation;
 use super::{GROUP, PANEL};
+
+/// From this many rows on, the threads divide their copying. A row of 1.5 KiB takes a few hundredths of a microsecond.
+const SHARED_COPIES: usize = 64;
 
 /// Which rows have taken which experts.
 #[derive(Debug, Default)]
@@ -160,7 +165,8 @@ impl Compute {
         let groups = out.groups();
         let units = routes.experts.len() * groups;
         let parts = out.by_group();
-        self.pool.run(units, parts, |_, range, parts| {
+        type Share<'a> = (&'a mut [i8], &'a mut [f32], &'a mut [i32]);
+        let copy = |_: usize, range: Range<usize>, parts: Share<'_>| {
             let rows = range.clone().map(|unit| routes.rows_of(unit / groups));
             for (unit, out) in range.zip(groups_of(parts, rows)) {
                 let source = input.group(unit % groups);
@@ -173,7 +179,12 @@ impl Compute {
                     out.sums[index] = source.sums[row];
                 }
             }
-        });
+        };
+        if routes.rows.len() < SHARED_COPIES {
+            self.pool.run_alone(units, parts, copy);
+        } else {
+            self.pool.run(units, parts, copy);
+        }
     }
 
     /// `out = quantize(silu(gate) · up)` of each row with each expert that it has taken; as

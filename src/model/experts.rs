@@ -1,5 +1,7 @@
 //! Mixtures of experts: a router chooses a few feed-forward layers for each token.
 
+use std::ops::Range;
+
 use super::blueprint::ROUTER_LANES;
 use super::config::{self, ModelConfig};
 use super::norm;
@@ -16,6 +18,9 @@ use crate::int8::routed::{RoutedRows, Routes};
 /// Rows whose router outputs one thread computes together: enough that the router's weights are read from memory once
 /// for several rows, and few enough that the rows of a prompt are divided evenly.
 const ROUTER_ROWS: usize = 32;
+
+/// From this many rows on, the threads divide the choice of experts. A row takes half a microsecond.
+const SHARED_CHOICE_ROWS: usize = 8;
 
 /// The buffers of the experts, kept between layers and steps.
 pub struct Buffers {
@@ -70,21 +75,27 @@ impl Buffers {
             PerUnit::new(&mut self.taken, taken),
             PerUnit::new(&mut self.weights, taken),
         );
-        compute.pool.run(rows, parts, |_, range, parts| {
-            let (inverse_rms, experts, weights) = parts;
-            norm::inverse_rms(kernel, x, hidden, epsilon, range.start, inverse_rms);
-            let rows = experts
-                .chunks_exact_mut(taken)
-                .zip(weights.chunks_exact_mut(taken));
-            for ((row, (experts, weights)), factor) in range.zip(rows).zip(inverse_rms) {
-                let logit = |expert: usize| {
-                    let (block, lane) = (expert / ROUTER_LANES, expert % ROUTER_LANES);
-                    logits[(block * padded + row) * ROUTER_LANES + lane]
-                };
-                largest((0..shape.count).map(logit), experts, weights);
-                softmax(weights, *factor);
-            }
-        });
+        let choose =
+            |_: usize, range: Range<usize>, parts: (&mut [f32], &mut [u32], &mut [f32])| {
+                let (inverse_rms, experts, weights) = parts;
+                norm::inverse_rms(kernel, x, hidden, epsilon, range.start, inverse_rms);
+                let rows = experts
+                    .chunks_exact_mut(taken)
+                    .zip(weights.chunks_exact_mut(taken));
+                for ((row, (experts, weights)), factor) in range.zip(rows).zip(inverse_rms) {
+                    let logit = |expert: usize| {
+                        let (block, lane) = (expert / ROUTER_LANES, expert % ROUTER_LANES);
+                        logits[(block * padded + row) * ROUTER_LANES + lane]
+                    };
+                    largest((0..shape.count).map(logit), experts, weights);
+                    softmax(weights, *factor);
+                }
+            };
+        if rows < SHARED_CHOICE_ROWS {
+            compute.pool.run_alone(rows, parts, choose);
+        } else {
+            compute.pool.run(rows, parts, choose);
+        }
         self.routes
             .sort(shape.count, taken, &self.taken, &self.weights);
     }

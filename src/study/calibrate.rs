@@ -5,8 +5,9 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 
+use super::functions::{Look, rms_norm};
 use super::linear::{Arithmetic, FloatWeights, internal};
-use super::reference::{Layer, Look, Rotary, rms_norm};
+use super::reference::{Layer, Rotary};
 use crate::error::{Error, Result};
 use crate::int8::GROUP;
 use crate::int8::compensate::Factor;

@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Tensor};
 
+use super::functions::{Look, softmax};
 use super::linear::{FloatWeights, Linear};
-use super::reference::{Look, softmax};
 use crate::error::{Error, Result};
 use crate::model::ModelConfig;
 use crate::model::blueprint::{Input, MatrixPart, VectorPart};

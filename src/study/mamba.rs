@@ -2,8 +2,8 @@
 
 use candle_core::{Device, Tensor};
 
+use super::functions::{Look, rms_norm};
 use super::linear::{FloatWeights, Linear};
-use super::reference::{Look, rms_norm};
 use crate::error::Result;
 use crate::model::ModelConfig;
 use crate::model::blueprint::{Input, MatrixPart, VectorPart};

@@ -7,13 +7,14 @@
 //! | [`calibrate`] | the inputs of the linear layers on a sample text |
 //! | [`weight_error`] | the rounding errors of the weights |
 //! | [`evaluate`] | how much accuracy another arithmetic loses |
-//! | [`reference`], `mamba`, `experts`, `linear` | the forward pass in f32, written to be obviously correct |
+//! | `reference`, `mamba`, `experts`, `linear`, `functions` | the forward pass in f32, written to be obviously correct |
 //!
 //! Each file uses only those below it. `serve` uses nothing here.
 
 pub mod calibrate;
 pub mod evaluate;
 mod experts;
+pub mod functions;
 pub(crate) mod linear;
 mod mamba;
 pub mod pack;

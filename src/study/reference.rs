@@ -7,6 +7,7 @@ use candle_core::{D, Device, Tensor};
 
 use super::evaluate::most_likely;
 use super::experts::{Experts, SwiGlu};
+use super::functions::{Look, rms_norm, softmax};
 use super::linear::{FloatWeights, Linear, internal};
 use super::mamba::Mamba;
 use crate::error::Result;
@@ -28,9 +29,6 @@ pub struct Reference {
     norm: Tensor,
     head: Linear,
 }
-
-/// Receives the input of a linear layer, `[len, in]`.
-pub type Look<'a> = dyn FnMut(Input, &Tensor) -> candle_core::Result<()> + 'a;
 
 /// One layer.
 pub struct Layer {
@@ -143,13 +141,6 @@ impl Reference {
         let logits = (self.head.forward(&h)? / f64::from(config.logits_scaling))?;
         logits.flatten_all()?.to_vec1()
     }
-}
-
-/// `x / √(mean(x²) + ε) · weight`, row by row.
-pub fn rms_norm(config: &ModelConfig, x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-    let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
-    let rms = (mean_square + f64::from(config.rms_norm_eps))?.sqrt()?;
-    x.broadcast_div(&rms)?.broadcast_mul(weight)
 }
 
 impl Layer {
@@ -305,14 +296,6 @@ fn causal_mask(len: usize) -> candle_core::Result<Tensor> {
         })
         .collect();
     Tensor::from_vec(mask, (len, len), &Device::Cpu)
-}
-
-/// Over the last dimension.
-pub fn softmax(scores: &Tensor) -> candle_core::Result<Tensor> {
-    let exp = scores
-        .broadcast_sub(&scores.max_keepdim(D::Minus1)?)?
-        .exp()?;
-    exp.broadcast_div(&exp.sum_keepdim(D::Minus1)?)
 }
 
 #[cfg(test)]

@@ -162,6 +162,21 @@ impl Pool {
         });
     }
 
+    /// As [`Pool::run`], but all units on this thread: for work that takes less time than starting a phase.
+    pub fn run_alone<P: Parts>(
+        &mut self,
+        units: usize,
+        parts: P,
+        body: impl FnOnce(usize, Range<usize>, P::Share),
+    ) {
+        parts.check(units, self.threads());
+        if units > 0 {
+            // SAFETY: the only share.
+            let part = unsafe { parts.share(0, 0..units) };
+            body(0, 0..units, part);
+        }
+    }
+
     /// Runs one phase on all active threads. `&mut self` prevents two phases from running at once.
     fn phase(&mut self, phase: &Phase<'_>) {
         let looking = self.crew.is_due(Instant::now());
