@@ -68,6 +68,15 @@ impl VectorPart {
         (self.len() / width, width)
     }
 
+    /// What is wrong with the values of this part, which are finite, if anything is. A state that does not decay grows
+    /// without bounds; the exponential of a logarithm far below zero is a rate of -0.
+    pub fn problem(&self, values: &[f32]) -> Option<String> {
+        self.logarithm.as_ref()?;
+        let at = values.iter().position(|value| value.is_sign_positive())?;
+        let value = values[at];
+        Some(format!("value {at} is {value}, expected a negative number"))
+    }
+
     /// Number of values in a loaded model.
     pub fn loaded_len(&self) -> usize {
         let (rows, width) = self.rows();

@@ -158,7 +158,7 @@ impl ModelConfig {
             true => Some(fields.mamba(hidden_size)?),
             false => None,
         };
-        let experts = fields.experts(architecture, hidden_size)?;
+        let experts = fields.experts(architecture, hidden_size, num_layers)?;
         let num_heads = fields.count("num_attention_heads", 1_024)?;
         let num_kv_heads = fields.num_kv_heads(num_heads)?;
         let head_dim = fields.head_dim(hidden_size, num_heads)?;

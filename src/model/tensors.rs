@@ -60,13 +60,7 @@ pub fn read_vector(part: &VectorPart, tensors: &dyn Tensors) -> Result<Vec<f32>>
             return Err(Error::bad_model(tensors.file(name), name, problem));
         }
     }
-    // A state that does not decay grows without bounds.
-    let is_rate = part.logarithm.is_some() && !is_logarithm;
-    if let Some(index) = values.iter().position(|value| is_rate && *value >= 0.0) {
-        let problem = format!(
-            "value {index} is {}, expected a negative number",
-            values[index]
-        );
+    if let Some(problem) = part.problem(&values) {
         return Err(Error::bad_model(tensors.file(name), name, problem));
     }
     Ok(values)

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::gguf_writer::{ARRAY, TEXT, U32, array};
+use crate::hybrids;
 use crate::model::Format::{self, *};
 use crate::model::{CONFIG, Model, PACKED, QUANTIZATION, TOKENIZER, WEIGHTS};
 use crate::model::{GGUF, INDEX, Stored};
@@ -15,7 +16,8 @@ const DOWN_MAXIMUM: &str = "model.layers.1.mlp.down_proj.SCB";
 const PACKED_SCALES: &str = "model.layers.1.mlp.down_proj.scales";
 
 /// One kind of damage to a model's files.
-struct Class {
+#[derive(Clone, Copy)]
+pub struct Class {
     /// The damage, in words.
     what: &'static str,
     format: Format,
@@ -28,7 +30,7 @@ struct Class {
 }
 
 /// A kind of damage to models of `format`, still to be described.
-const fn class(what: &'static str, format: Format) -> Class {
+pub const fn class(what: &'static str, format: Format) -> Class {
     Class {
         what,
         format,
@@ -39,7 +41,7 @@ const fn class(what: &'static str, format: Format) -> Class {
 }
 
 impl Class {
-    const fn names(self, file: &'static str, field: &'static str) -> Self {
+    pub const fn names(self, file: &'static str, field: &'static str) -> Self {
         Self {
             file,
             field,
@@ -47,27 +49,27 @@ impl Class {
         }
     }
 
-    const fn after(self, change: fn(&Model)) -> Self {
+    pub const fn after(self, change: fn(&Model)) -> Self {
         Self { change, ..self }
     }
 }
 
 /// A bf16 value at the start of a tensor.
-fn first_bf16(bits: u16) -> impl FnOnce(Stored) -> Stored {
+pub fn first_bf16(bits: u16) -> impl FnOnce(Stored) -> Stored {
     move |(dtype, shape, mut data)| {
         data[..2].copy_from_slice(&bits.to_le_bytes());
         (dtype, shape, data)
     }
 }
 
-fn first_f32(value: f32) -> impl FnOnce(Stored) -> Stored {
+pub fn first_f32(value: f32) -> impl FnOnce(Stored) -> Stored {
     move |(dtype, shape, mut data)| {
         data[..4].copy_from_slice(&value.to_le_bytes());
         (dtype, shape, data)
     }
 }
 
-fn rows(count: usize) -> impl FnOnce(Stored) -> Stored {
+pub fn rows(count: usize) -> impl FnOnce(Stored) -> Stored {
     move |(dtype, mut shape, mut data)| {
         data.truncate(data.len() / shape[0] * count);
         shape[0] = count;
@@ -479,23 +481,24 @@ const CLASSES: &[Class] = &[
 ];
 
 /// The file with a copy of the tensor `from` as `to`.
-fn with_copy(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
+pub fn with_copy(bytes: &[u8], from: &str, to: &str) -> Vec<u8> {
     let views = safetensors::SafeTensors::deserialize(bytes).unwrap();
     let copy = (to, views.tensor(from).unwrap());
     safetensors::serialize(views.iter().chain([copy]), None).unwrap()
 }
 
 /// The file without the tensor `name`.
-fn without(bytes: &[u8], name: &str) -> Vec<u8> {
+pub fn without(bytes: &[u8], name: &str) -> Vec<u8> {
     let views = safetensors::SafeTensors::deserialize(bytes).unwrap();
     safetensors::serialize(views.iter().filter(|(other, _)| *other != name), None).unwrap()
 }
 
 #[test]
 fn every_known_damage_is_refused_by_file_and_field() {
-    assert!(CLASSES.len() >= 40);
+    let classes = [CLASSES, hybrids::CLASSES].concat();
+    assert!(classes.len() >= 140);
     let mut wrong = Vec::new();
-    for class in CLASSES {
+    for class in &classes {
         let Class {
             what, file, field, ..
         } = class;
@@ -517,7 +520,7 @@ fn every_known_damage_is_refused_by_file_and_field() {
         wrong.is_empty(),
         "{} of {}:\n{}",
         wrong.len(),
-        CLASSES.len(),
+        classes.len(),
         wrong.join("\n")
     );
 }

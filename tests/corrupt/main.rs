@@ -3,6 +3,7 @@
 //! its own size. `classes.rs` lists the known kinds of damage; `mutations.rs` adds random damage.
 
 mod classes;
+mod hybrids;
 mod model;
 mod mutations;
 

@@ -27,18 +27,27 @@ pub enum Format {
     CompressedTensors,
     ZeroPoints,
     LlmInt8,
+    /// Mamba-2 layers, and experts beside a shared layer.
+    Hybrid,
+    /// Attention, and experts alone.
+    Experts,
     /// A packed folder, with all four kinds of tensors.
     Packed,
+    /// The same of a hybrid.
+    PackedHybrid,
 }
 
-pub const ALL: [Format; 7] = [
+pub const ALL: [Format; 10] = [
     Format::Folder,
     Format::Shards,
     Format::Gguf,
     Format::CompressedTensors,
     Format::ZeroPoints,
     Format::LlmInt8,
+    Format::Hybrid,
+    Format::Experts,
     Format::Packed,
+    Format::PackedHybrid,
 ];
 
 pub const CONFIG: &str = "config.json";
@@ -72,14 +81,20 @@ impl Model {
             Format::CompressedTensors => copy("granite-3-tiny-w8a8", &all),
             Format::ZeroPoints => copy("granite-4-dense-tiny-w8a8-zp", &all),
             Format::LlmInt8 => copy("granite-3-tiny-llm-int8", &all),
+            Format::Hybrid => copy("granite-4-hybrid-moe-tiny", &all),
+            Format::Experts => copy("granite-3-moe-tiny", &all),
             Format::Shards => {
                 copy("granite-3-tiny", &all);
                 model.split();
             }
             Format::Gguf => granite(GgmlDType::Q8_0).write(&model.path(GGUF)),
-            Format::Packed => {
-                copy("granite-3-tiny", &all[..3]);
-                let source = Reference::Folder(fixture("granite-3-tiny"));
+            Format::Packed | Format::PackedHybrid => {
+                let source = match format {
+                    Format::Packed => "granite-3-tiny",
+                    _ => "granite-4-hybrid-moe-tiny",
+                };
+                copy(source, &all[..3]);
+                let source = Reference::Folder(fixture(source));
                 let checkpoint = sources::open(&source, &offline()).unwrap();
                 let scheme = Scheme {
                     mapping: Mapping::Affine,

@@ -10,6 +10,10 @@ use crate::int8::PANEL;
 /// Rows that a convolution looks at, its own included. No Granite has another number.
 pub const CONVOLUTION_TAPS: usize = 4;
 
+/// The most experts of all layers together, ten times as many as any Granite has. The blueprint lists them one by one, so
+/// without a limit a few numbers in a configuration would take gigabytes.
+const MOST_EXPERTS: usize = 1 << 15;
+
 impl Fields<'_> {
     /// What mixes the tokens in each of `num_layers` layers. Every architecture but the hybrid has attention everywhere.
     pub fn mixers(&self, architecture: Architecture, num_layers: usize) -> Result<Vec<MixerKind>> {
@@ -126,6 +130,7 @@ impl Fields<'_> {
         &self,
         architecture: Architecture,
         hidden_size: usize,
+        num_layers: usize,
     ) -> Result<Option<Experts>> {
         const COUNT: &str = "num_local_experts";
         let must_have = matches!(
@@ -145,6 +150,12 @@ impl Fields<'_> {
         }
         // Ten times as many as any Granite has.
         let count = self.count(COUNT, 1_024)?;
+        if count * num_layers > MOST_EXPERTS {
+            let problem = format!(
+                "is {count} in each of {num_layers} layers, expected at most {MOST_EXPERTS} in all"
+            );
+            return Err(self.bad(COUNT, problem));
+        }
         let taken = self.count("num_experts_per_tok", count)?;
         // In a model with experts this is the width of one of them.
         let width = self.count("intermediate_size", 1 << 20)?;

@@ -32,7 +32,7 @@ const CHUNK_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// [`Error::BadModel`] for a tensor that is missing, does not have the shape of the blueprint, differs from its
-/// checksum, is not finite, or is not part of the model.
+/// checksum, has a value that is not finite or out of range, or is not part of the model.
 pub fn load(
     blueprint: &Blueprint,
     packed: &Packed,
@@ -169,6 +169,10 @@ impl Source<&MatrixPart, &VectorPart> for Reader<'_> {
     fn vector(&mut self, part: &VectorPart) -> Result<Vec<f32>> {
         let mut values = self.floats(&tensor_of_vector(part))?;
         values.truncate(part.len());
+        if let Some(problem) = part.problem(&values) {
+            let file = self.packed.file().path();
+            return Err(Error::bad_model(file, &part.name, problem));
+        }
         Ok(values)
     }
 }
