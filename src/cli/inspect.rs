@@ -414,11 +414,14 @@ impl fmt::Display for Report {
                 ..
             }) = evaluations.last()
             {
+                let median = int8.kl_median.map_or(String::new(), |median| {
+                    format!(" (median {})", significant(median, 3))
+                });
                 let change = 100.0 * (int8.perplexity / int8.perplexity_reference - 1.0);
                 row(
                     "evaluated",
                     format!(
-                        "mean KL {} to {reference} in f32, same top token {:.1} %, perplexity {change:+.2} %",
+                        "mean KL {}{median} to {reference} in f32, same top token {:.1} %, perplexity {change:+.2} %",
                         significant(int8.kl_mean, 3),
                         100.0 * int8.same_top_token
                     ),

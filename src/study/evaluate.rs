@@ -12,7 +12,8 @@ pub const WINDOW_TOKENS: usize = 512;
 #[derive(Debug, Default)]
 pub struct Comparison {
     kl: Sample,
-    kl_max: f64,
+    /// The divergence at every token.
+    kl_of_tokens: Vec<f64>,
     same_top: Sample,
     /// Negative log-probability of the text's own next token.
     nll_reference: Sample,
@@ -49,12 +50,10 @@ impl Comparison {
         let kl: f64 = (reference.iter().zip(other))
             .map(|(&p, &q)| p.exp() * (p - q))
             .sum();
-        // A divergence below zero is a rounding error; NaN must stay visible.
-        let kl = if kl < 0.0 { 0.0 } else { kl };
+        // A divergence below zero is a rounding error; NaN must stay visible, and has no sign to sort by.
+        let kl = if kl.is_nan() { f64::NAN } else { kl.max(0.0) };
         self.kl.add(kl);
-        if kl > self.kl_max || kl.is_nan() {
-            self.kl_max = kl;
-        }
+        self.kl_of_tokens.push(kl);
         let same_top = most_likely(reference, f64::total_cmp) == most_likely(other, f64::total_cmp);
         self.same_top.add(f64::from(same_top));
         self.nll_reference.add(-reference[next]);
@@ -67,11 +66,14 @@ impl Comparison {
     ///
     /// # Errors
     /// [`Error::Usage`] if no window had two tokens.
-    pub fn finish(self) -> Result<Evaluation> {
+    pub fn finish(mut self) -> Result<Evaluation> {
         if self.kl.count == 0 {
             let problem = "the text is too short to evaluate on: it needs at least two tokens";
             return Err(Error::Usage(problem.into()));
         }
+        // NaN comes last, and so stays visible as the largest.
+        self.kl_of_tokens.sort_by(f64::total_cmp);
+        let largest = self.kl_of_tokens.last().copied();
         // The standard error of a function of a mean is the standard error of the mean times the derivative there.
         let perplexity = self.nll_other.mean().exp();
         let perplexity_reference = self.nll_reference.mean().exp();
@@ -84,7 +86,8 @@ impl Comparison {
             perplexity_reference_se: perplexity_reference * self.nll_reference.standard_error(),
             kl_mean: self.kl.mean(),
             kl_mean_se: self.kl.standard_error(),
-            kl_max: self.kl_max,
+            kl_median: Some(median(&self.kl_of_tokens)),
+            kl_max: largest.unwrap_or_default(),
             same_top_token: self.same_top.mean(),
             same_top_token_se: self.same_top.standard_error(),
             rms_dp,
@@ -95,6 +98,13 @@ impl Comparison {
             },
         })
     }
+}
+
+/// The middle of ascending `values`, or the mean of the two in the middle; NaN if there are none.
+pub fn median(values: &[f64]) -> f64 {
+    let middle =
+        &values[values.len().saturating_sub(1) / 2..values.len().min(values.len() / 2 + 1)];
+    middle.iter().sum::<f64>() / middle.len() as f64
 }
 
 /// Running mean and variance (Welford's method, which does not subtract large sums from each other).
@@ -184,6 +194,7 @@ mod tests {
         let kl = 0.25 * 2f64.ln();
         assert_eq!(found.tokens, 2);
         close(found.kl_mean, kl / 2.0);
+        close(found.kl_median.unwrap(), kl / 2.0);
         close(found.kl_max, kl);
         // Two values x and 0 have a sample standard deviation of x/√2, and their mean has a standard error of x/2.
         close(found.kl_mean_se, kl / 2.0);
@@ -196,6 +207,14 @@ mod tests {
         close(found.perplexity_reference_se, 8f64.sqrt() * 2f64.ln() / 2.0);
         close(found.rms_dp, (0.0625f64 / 2.0).sqrt());
         close(found.rms_dp_se, 0.0625 / 2.0 / (2.0 * found.rms_dp));
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median(&[1.0, 2.0, 9.0]), 2.0);
+        assert_eq!(median(&[1.0, 2.0, 4.0, 9.0]), 3.0);
+        assert_eq!(median(&[7.0]), 7.0);
+        assert!(median(&[]).is_nan());
     }
 
     #[test]

@@ -61,9 +61,7 @@ impl Drawing {
                 "root mean square of the error over that of the weights; outside the layers: {}",
                 others.join(", ")
             ),
-            lines: (blocks.into_iter())
-                .map(|(kind, line)| (kind.to_owned(), line))
-                .collect(),
+            lines: blocks,
         }
     }
 
@@ -99,14 +97,19 @@ impl Drawing {
 }
 
 /// `(layer, error in percent)` of each kind of matrix in a layer, and `(name, error in percent)` of the other matrices.
-type Errors<'a> = (BTreeMap<&'a str, Vec<(usize, f64)>>, Vec<(&'a str, f64)>);
+type Errors = (BTreeMap<String, Vec<(usize, f64)>>, Vec<(String, f64)>);
 
-fn by_kind(tensors: &[TensorError]) -> Errors<'_> {
-    let (mut blocks, mut others): Errors<'_> = Default::default();
+fn by_kind(tensors: &[TensorError]) -> Errors {
+    let (mut blocks, mut others) = Errors::default();
     for error in tensors {
         let percent = 100.0 * error.relative_error;
         let name = error.tensor.trim_end_matches(".weight");
         let kind = name.rsplit('.').next().unwrap_or(name);
+        // A shared layer has an `input_linear` as well.
+        let kind = match name.contains(".block_sparse_moe.") {
+            true => format!("expert {kind}"),
+            false => kind.to_owned(),
+        };
         match error.layer {
             Some(layer) => blocks.entry(kind).or_default().push((layer, percent)),
             None => others.push((kind, percent)),
@@ -139,7 +142,7 @@ fn draw_on(
     };
     root.draw_text(&drawing.title, &text(22), (24, 16))?;
     root.draw_text(&drawing.note, &text(14), (24, 46))?;
-    let (plot, legend) = root.margin(76, 8, 12, 12).split_horizontally(SIZE.0 - 170);
+    let (plot, legend) = root.margin(76, 8, 12, 12).split_horizontally(SIZE.0 - 200);
 
     let mut chart = ChartBuilder::on(&plot)
         .x_label_area_size(44)
@@ -229,7 +232,7 @@ mod tests {
         let (blocks, others) = by_kind(&tensors);
         assert_eq!(blocks["up_proj"], [(0, 1.0), (1, 2.0)]);
         assert_eq!(blocks["q_proj"], [(0, 4.0)]);
-        assert_eq!(others, [("embed_tokens", 3.0)]);
+        assert_eq!(others, [("embed_tokens".to_owned(), 3.0)]);
 
         let svg = drawn(&Drawing::of_one("tiny", &tensors));
         for part in [
@@ -242,6 +245,17 @@ mod tests {
         ] {
             assert!(svg.contains(part), "{part}");
         }
+    }
+
+    #[test]
+    fn experts_and_the_layer_beside_them_have_lines_of_their_own() {
+        let tensors = [
+            error(Some(0), "shared_mlp.input_linear", 0.01),
+            error(Some(0), "block_sparse_moe.input_linear", 0.02),
+        ];
+        let (blocks, _) = by_kind(&tensors);
+        assert_eq!(blocks["input_linear"], [(0, 1.0)]);
+        assert_eq!(blocks["expert input_linear"], [(0, 2.0)]);
     }
 
     #[test]

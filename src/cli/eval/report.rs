@@ -107,7 +107,8 @@ impl fmt::Display for Report {
         writeln!(f)?;
         for (index, evaluated) in self.models.iter().enumerate() {
             let name = self.row_name(index);
-            let sentence = verdict::of(evaluated.found.int8.kl_mean);
+            let found = &evaluated.found.int8;
+            let sentence = verdict::of(found.kl_mean, found.kl_median);
             let sentence = verdict::wrapped(&sentence, "      ");
             writeln!(f, "{name:<6}{sentence}")?;
         }
@@ -186,9 +187,11 @@ fn heading(all: usize) -> String {
     }
 }
 
-/// A matrix's name without the common suffix.
+/// A matrix's name without what all have in common: a table with `block_sparse_moe.output_linear` fits 80 columns only so.
 fn short(tensor: &str) -> &str {
-    tensor.trim_end_matches(".weight")
+    tensor
+        .trim_start_matches("model.")
+        .trim_end_matches(".weight")
 }
 
 /// Writes one line of the table.

@@ -26,11 +26,18 @@ static MARKS: [Mark; 3] = [
     },
 ];
 
-/// A sentence that judges a mean divergence.
-pub fn of(kl_mean: f64) -> String {
+/// A sentence that judges a mean divergence, beside the median if that is known.
+pub fn of(kl_mean: f64, kl_median: Option<f64>) -> String {
     let mark = MARKS.iter().find(|mark| kl_mean <= mark.below);
     let meaning = mark.map_or("not a number: something is broken.", |mark| mark.meaning);
-    format!("a mean KL of {} is {meaning}", significant(kl_mean, 3))
+    let mean = significant(kl_mean, 3);
+    match kl_median {
+        Some(median) => {
+            let median = significant(median, 3);
+            format!("a mean KL of {mean} (median {median}) is {meaning}")
+        }
+        None => format!("a mean KL of {mean} is {meaning}"),
+    }
 }
 
 /// How to try the model on a task, which a divergence cannot replace.
@@ -78,8 +85,18 @@ mod tests {
             (0.06, "more than bitsandbytes' LLM.int8 loses"),
             (f64::NAN, "not a number"),
         ] {
-            assert!(of(kl).contains(words), "{}", of(kl));
+            let sentence = of(kl, None);
+            assert!(sentence.contains(words), "{sentence}");
         }
+    }
+
+    #[test]
+    fn the_median_stands_beside_the_mean() {
+        let sentence = of(0.0187, Some(0.0091));
+        assert!(
+            sentence.starts_with("a mean KL of 0.0187 (median 0.00910) is more than"),
+            "{sentence}"
+        );
     }
 
     #[test]
@@ -91,12 +108,12 @@ mod tests {
 
     #[test]
     fn lines_hold_at_most_eighty_characters() {
-        let text = wrapped(&of(0.01), "           ");
+        let text = wrapped(&of(0.01, None), "           ");
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines.len() > 2, "{text}");
         assert!(lines[1..].iter().all(|line| line.chars().count() <= 80));
         assert!(lines[0].chars().count() <= 80 - 11);
         let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(words(&text), of(0.01));
+        assert_eq!(words(&text), of(0.01, None));
     }
 }

@@ -21,6 +21,10 @@ pub struct Evaluation {
     pub kl_mean: f64,
     /// Standard error of `kl_mean`.
     pub kl_mean_se: f64,
+    /// The divergence that half of the tokens stay below; absent in evaluations by earlier versions. In a mixture of experts
+    /// the mean is that of a few tokens for which a router was near a tie and chose other experts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kl_median: Option<f64>,
     /// The largest divergence at one token.
     pub kl_max: f64,
     /// Share of tokens for which both have the same most likely token.
