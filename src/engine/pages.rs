@@ -64,6 +64,11 @@ impl Pages {
         }
     }
 
+    /// How many snapshots hold a state.
+    pub fn snapshots(&self) -> usize {
+        self.snapshots.as_ref().map_or(0, Snapshots::kept)
+    }
+
     /// How many pages `tokens` tokens need.
     pub const fn needed(tokens: usize) -> usize {
         tokens.div_ceil(PAGE_TOKENS)

@@ -46,6 +46,11 @@ impl Snapshots {
         }
     }
 
+    /// How many hold a state.
+    pub fn kept(&self) -> usize {
+        self.of_page.len()
+    }
+
     /// The snapshot at the end of `page`.
     pub fn at(&self, page: u32) -> Option<u32> {
         self.of_page.get(&page).copied()

@@ -36,6 +36,10 @@ pub(super) struct Worker {
     kv_used: IntGauge,
     /// `kv_cache_bytes{state="cached"}`.
     kv_cached: IntGauge,
+    /// `recurrent_state_bytes{state="used"}`.
+    states_used: IntGauge,
+    /// `recurrent_state_bytes{state="cached"}`.
+    states_cached: IntGauge,
 }
 
 /// Fraction of the allowed slowdown that prompts may use: estimates lag behind the cost of a growing prompt, and a
@@ -52,10 +56,14 @@ impl Worker {
         let kv_bytes = |state| metrics.kv_cache_bytes.with_label_values(&[state]);
         kv_bytes("reserved").set(bytes(&*model, model.page_count()));
         let (kv_used, kv_cached) = (kv_bytes("used"), kv_bytes("cached"));
-        let (snapshots, keeps_states) = match model.rewind() {
+let (snapshots, keeps_states) = match model.rewind() {
             Rewind::Free => (None, false),
             Rewind::Snapshots(count) => (Some(count).filter(|_| settings.prefix_cache), true),
         };
+        let state_bytes = |state| metrics.recurrent_state_bytes.with_label_values(&[state]);
+        let reserved = settings.slots().saturating_add(snapshots.unwrap_or(0));
+        state_bytes("reserved").set(states(&*model, reserved));
+        let (states_used, states_cached) = (state_bytes("used"), state_bytes("cached"));
         let pages = Pages::new(model.page_count(), settings.prefix_cache, snapshots);
         Self {
             scheduler: Scheduler::new(settings.budget(), pages, keeps_states),
@@ -69,6 +77,8 @@ impl Worker {
             metrics,
             kv_used,
             kv_cached,
+            states_used,
+            states_cached,
         }
     }
 
@@ -88,6 +98,8 @@ impl Worker {
                 self.metrics.requests_running.set(0);
                 self.kv_used.set(0);
                 self.kv_cached.set(0);
+                self.states_used.set(0);
+                self.states_cached.set(0);
             }
         }
     }
@@ -231,7 +243,7 @@ impl Worker {
         rows
     }
 
-    /// Publishes how many generations run and wait, and how many pages they use, to the metrics and the queue.
+    /// Publishes how many generations run and wait, and the pages and states that they use, to the metrics and the queue.
     fn publish(&self, admitted: usize) {
         let running = self.scheduler.running().len();
         self.metrics.requests_running.set(gauge(running));
@@ -243,6 +255,9 @@ impl Worker {
         self.kv_cached.set(bytes(&*self.model, pages.cached()));
         self.kv_used
             .set(bytes(&*self.model, self.scheduler.pages_used()));
+        self.states_used.set(states(&*self.model, running));
+        self.states_cached
+            .set(states(&*self.model, pages.snapshots()));
         let waiting = self.scheduler.waiting();
         let places = self.settings.max_batch.saturating_sub(running);
         self.queue.report(waiting, places, admitted);
@@ -260,6 +275,11 @@ fn recycled<'b>(mut spans: Vec<Span<'_>>) -> Vec<Span<'b>> {
 /// Bytes of `pages` KV pages, as a gauge takes them.
 fn bytes(model: &dyn Forward, pages: usize) -> i64 {
     gauge(pages.saturating_mul(model.page_bytes()))
+}
+
+/// Bytes of `count` states of sequences, as a gauge takes them.
+fn states(model: &dyn Forward, count: usize) -> i64 {
+    gauge(count.saturating_mul(model.state_bytes()))
 }
 
 fn gauge(value: usize) -> i64 {

@@ -90,6 +90,8 @@ pub struct Facts {
     pub weight_bytes_f32: u64,
     /// Bytes of the KV cache.
     pub kv_cache_bytes: u64,
+    /// Bytes reserved for the states of running sequences and for snapshots; 0 for a model without Mamba-2 layers.
+    pub recurrent_state_bytes: u64,
     /// The loss of accuracy through quantization, as `eval` measured it last; `null` if it has not been measured, and
     /// for a model that was quantized while loading.
     pub accuracy: Option<EvaluationRecord>,

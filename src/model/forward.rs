@@ -67,6 +67,12 @@ pub trait Forward: Send {
     /// Bytes of one KV page over all layers.
     fn page_bytes(&self) -> usize;
 
+    /// Bytes of the state of one sequence outside its pages, over all layers; 0 if there is none. The model has reserved one
+    /// for every [`Span::slot`].
+    fn state_bytes(&self) -> usize {
+        0
+    }
+
     /// Whether the model can return to earlier positions.
     fn rewind(&self) -> Rewind;
 

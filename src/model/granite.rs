@@ -205,6 +205,10 @@ impl Forward for Granite {
         KvCache::page_bytes(&self.config)
     }
 
+    fn state_bytes(&self) -> usize {
+        States::bytes_per_slot(&self.config)
+    }
+
     fn rewind(&self) -> Rewind {
         match self.config.mamba {
             Some(_) => Rewind::Snapshots(self.states.snapshots()),

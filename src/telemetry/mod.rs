@@ -110,6 +110,9 @@ metrics! {
     /// Bytes of the KV cache by state: used pages hold tokens of running generations, cached pages are free but their
     /// content can be found again, reserved is the whole cache.
     kv_cache_bytes: IntGaugeVec[state in ["used", "cached", "reserved"]],
+    /// Bytes of the states that Mamba-2 layers keep of sequences, by state: used by running generations, cached as
+    /// snapshots from which later prompts can go on, and reserved for all slots and snapshots.
+    recurrent_state_bytes: IntGaugeVec[state in ["used", "cached", "reserved"]],
     /// The served model, described by labels; the value is 1.
     model_info: IntGaugeVec[model, architecture, scheme, context_length],
     /// Accuracy of the int8 model against its float original, by measure, from the last run of eval.

@@ -15,6 +15,7 @@ mod flags;
 mod grammar_fields;
 mod grammars;
 mod harness;
+mod hybrids;
 mod logs;
 mod messages;
 mod metrics;

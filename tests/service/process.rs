@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 
 use microgranite::build;
+use microgranite::config::ByteSize;
 use serde_json::Value;
 
 use crate::harness::fixture;
@@ -124,6 +125,50 @@ fn serve_prints_a_request_that_works_and_sigterm_ends_it_well() {
         !log.contains("capital of France"),
         "prompts are never logged"
     );
+}
+
+#[test]
+fn a_hybrid_says_what_its_states_take_and_refuses_what_does_not_fit() {
+    let hybrid = fixture("granite-4-hybrid-tiny").display().to_string();
+    let mut command = serve(&[
+        "--model",
+        &hybrid,
+        "--listen",
+        "127.0.0.1:0",
+        "--max-batch",
+        "8",
+    ]);
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut process = Running(command.spawn().unwrap());
+    let lines = BufReader::new(process.0.stdout.take().unwrap()).lines();
+    let lines: Vec<String> = lines.take(2).map(Result::unwrap).collect();
+    // Four Mamba-2 layers; for each of 16 slots and 8 snapshots 3 rows of 512 convolved channels, and 256 channels of 128
+    // values.
+    let states: u64 = (16 + 8) * 4 * 4 * (3 * 512 + 256 * 128);
+    let part = format!(" of KV cache, {} for 16 states and 8 snapshots, ", ByteSize(states));
+    assert!(lines[1].contains(&part), "{part:?} is not in {lines:?}");
+    let url = lines[0].rsplit_once(' ').unwrap().1;
+    let get = |path: &str| reqwest::blocking::get(format!("{url}{path}")).unwrap();
+    let models: Value = get("/v1/models").json().unwrap();
+    let facts = &models["data"][0]["quantization"];
+    assert_eq!(facts["recurrent_state_bytes"], states);
+    let line = format!("microgranite_recurrent_state_bytes{{state=\"reserved\"}} {states}\n");
+    assert!(get("/metrics").text().unwrap().contains(&line));
+    drop(process);
+
+    let (code, text) = run(serve(&[
+        "--log",
+        "error",
+        "--model",
+        &hybrid,
+        "--kv-cache",
+        "9999GiB",
+    ]));
+    assert_eq!((code, text.lines().count()), (78, 1), "{text}");
+    let part = format!("{} for 32 states and ", ByteSize(2 * states));
+    for part in [&*part, "smaller --max-batch, --state-cache, --kv-cache"] {
+        assert!(text.contains(part), "{part:?} is not in {text}");
+    }
 }
 
 #[test]

@@ -2,4 +2,5 @@
 
 mod counting;
 mod idle;
+mod memory;
 mod steps;

@@ -15,7 +15,7 @@ use crate::http::app::{self, Facts, ServedModel};
 use crate::int8::scheme::Scheme;
 use crate::memory;
 use crate::model::packed::Quantization;
-use crate::model::{self, ModelConfig};
+use crate::model::{self, Forward, ModelConfig};
 use crate::sources::packed::Packed;
 use crate::sources::{self, Checkpoint, Reference};
 use crate::telemetry::Metrics;
@@ -128,6 +128,8 @@ pub fn load(
     // The last entry is the newest.
     let accuracy = made.as_mut().and_then(|made| made.evaluations.pop());
     let (memory, kernel) = (granite.memory(), granite.kernel().name());
+    let states = (settings.slots as u64).saturating_add(settings.snapshots as u64)
+        .saturating_mul(granite.state_bytes() as u64);
     let (threads, architecture) = (granite.threads(), granite.config().architecture);
     let engine = Engine::start(
         Box::new(granite),
@@ -158,12 +160,21 @@ pub fn load(
     }
     let facts = format!(
         "{}: {} M parameters in {} of int8 weights ({:.0} % of f32), context {context}, {} of KV cache, \
-         {threads} threads, {kernel}; loaded in {:.1} s",
+         {}{threads} threads, {kernel}; loaded in {:.1} s",
         checkpoint.name,
         memory.elements / 1_000_000,
         ByteSize(memory.total()),
         100.0 * memory.total() as f64 / (4 * memory.elements) as f64,
         ByteSize(settings.kv_bytes),
+        match states {
+            0 => String::new(),
+            _ => format!(
+                "{} for {} states and {} snapshots, ",
+                ByteSize(states),
+                settings.slots,
+                settings.snapshots
+            ),
+        },
         started.elapsed().as_secs_f64(),
     );
     let model = ServedModel {
@@ -188,6 +199,7 @@ pub fn load(
             weight_bytes: memory.total(),
             weight_bytes_f32: 4 * memory.elements,
             kv_cache_bytes: settings.kv_bytes,
+            recurrent_state_bytes: states,
             accuracy,
         },
         defaults: args.generation.defaults(&checkpoint.generation),
