@@ -74,6 +74,10 @@ fn load(folder: &Path) -> Result<(), Error> {
     try_load(&try_open(folder)?, Placement::Mmap).map(drop)
 }
 
+fn packed_hybrid() -> TempDir {
+    pack("granite-4-hybrid-moe-tiny", &everything())
+}
+
 /// Changes bytes of one tensor in place.
 fn damage(folder: &Path, tensor: &str, change: impl FnOnce(&mut [u8])) {
     let path = folder.join(WEIGHTS);
@@ -108,17 +112,44 @@ fn damaged_scales_norms_and_zero_points_are_refused_when_the_model_is_loaded() {
 }
 
 #[test]
+fn damaged_parts_of_mixers_and_experts_are_refused_when_the_model_is_loaded() {
+    for tensor in [
+        "model.layers.0.mamba.in_proj.scales",
+        "model.layers.0.mamba.conv1d.weight",
+        "model.layers.0.mamba.conv1d.bias",
+        "model.layers.2.mamba.A",
+        "model.layers.2.mamba.D",
+        "model.layers.3.mamba.dt_bias",
+        "model.layers.3.mamba.norm.weight",
+        "model.layers.1.block_sparse_moe.router.layer.weight",
+        "model.layers.1.experts.gate_up_proj.group_scales",
+        "model.layers.1.experts.down_proj.zero_points",
+    ] {
+        let folder = packed_hybrid();
+        damage(folder.path(), tensor, |bytes| bytes[5] ^= 1);
+        refused(load(folder.path()), &[WEIGHTS, tensor, "is damaged"]);
+    }
+}
+
+#[test]
 fn damaged_codes_are_found_by_verify() {
-    let folder = packed();
     let verify = |folder: &Path| {
         let checkpoint = open(folder);
         let packed = checkpoint.packed.as_ref().unwrap();
         packed::verify(packed, &mut Pool::new(2).unwrap(), &mut |_, _| ())
     };
-    verify(folder.path()).unwrap();
-    let tensor = "model.layers.0.self_attn.o_proj.codes";
-    damage(folder.path(), tensor, |bytes| bytes[0] ^= 128);
-    refused(verify(folder.path()), &[WEIGHTS, tensor, "is damaged"]);
+    for (folder, tensor) in [
+        (packed(), "model.layers.0.self_attn.o_proj.codes"),
+        (packed_hybrid(), "model.layers.0.mamba.out_proj.codes"),
+        (packed_hybrid(), "model.layers.3.experts.down_proj.codes"),
+    ] {
+        verify(folder.path()).unwrap();
+        damage(folder.path(), tensor, |bytes| {
+            // Of the last expert, if there are some.
+            *bytes.last_mut().unwrap() ^= 128;
+        });
+        refused(verify(folder.path()), &[WEIGHTS, tensor, "is damaged"]);
+    }
 }
 
 #[test]

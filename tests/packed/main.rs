@@ -2,6 +2,7 @@
 //! written atomically.
 
 mod calibrated;
+mod earlier;
 mod files;
 mod killed;
 mod schemes;
@@ -14,7 +15,15 @@ use microgranite::sources::{self, Checkpoint, Reference};
 use microgranite::study::pack::{self, Plan};
 use tempfile::TempDir;
 
-const FIXTURES: [&str; 2] = ["granite-3-tiny", "granite-4-dense-tiny"];
+/// Every kind of layer: attention and Mamba-2, one feed-forward layer, experts, and experts beside a shared layer.
+const FIXTURES: [&str; 6] = [
+    "granite-3-tiny",
+    "granite-4-dense-tiny",
+    "granite-4-hybrid-tiny",
+    "granite-4-hybrid-moe-tiny",
+    "granite-3-moe-tiny",
+    "granite-moe-shared-tiny",
+];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
