@@ -293,10 +293,11 @@ mamba | {"mamba_n_heads": 31, "mamba_d_head": "auto"} | mamba_d_head | mamba_exp
 mamba | {"mamba_n_heads": 256, "mamba_d_head": 8} | mamba_d_head | 16, 32 or a multiple of 64
 mamba | {"num_local_experts": -1} | num_local_experts | a number from 0
 mamba | {"num_local_experts": 1025} | num_local_experts | to 1024
+granite | {"architectures": ["GraniteMoeForCausalLM"], "num_hidden_layers": 33, "num_local_experts": 1000} | num_local_experts | 1000 in each of 33 layers, expected at most 32768 in all
 mamba | {"num_local_experts": 64} | num_experts_per_tok | missing
 mamba | {"num_local_experts": 4, "num_experts_per_tok": 5} | num_experts_per_tok | from 1 to 4
 mamba | {"num_local_experts": 4, "num_experts_per_tok": 2} | intermediate_size | a multiple of 32
-mamba | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 512, "hidden_size": 1008, "mamba_n_heads": 63, "mamba_d_head": 32} | hidden_size | a multiple of 64
+mamba | {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 512, "hidden_size": 1056, "mamba_n_heads": 66, "mamba_d_head": 32} | hidden_size | a multiple of 64
 hybrid | {"layer_types": "attention"} | layer_types | expected 2 layer types
 hybrid | {"shared_intermediate_size": null} | shared_intermediate_size | missing
 llama | {"attention_bias": true} | attention_bias | expected false
