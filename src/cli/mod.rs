@@ -32,6 +32,10 @@ use crate::sources;
 use crate::text::grammar;
 
 /// Serve IBM Granite at eight bits on plain CPUs.
+///
+/// Granite's text models of generations 3 and 4 run: dense ones, mixtures of experts (1b-a400m, 3b-a800m), hybrids of
+/// Mamba-2 and attention (h-350m, h-1b, h-micro) and hybrids with experts (h-tiny, h-small); so do models of Llama's
+/// architecture with a byte-level BPE tokenizer. Anything else is refused in one line that says what to take instead.
 #[derive(Debug, Parser)]
 #[command(version = build::VERSION_AND_ID, about, after_help = EXIT_CODES, max_term_width = 100)]
 pub struct Cli {

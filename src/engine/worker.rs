@@ -56,7 +56,7 @@ impl Worker {
         let kv_bytes = |state| metrics.kv_cache_bytes.with_label_values(&[state]);
         kv_bytes("reserved").set(bytes(&*model, model.page_count()));
         let (kv_used, kv_cached) = (kv_bytes("used"), kv_bytes("cached"));
-let (snapshots, keeps_states) = match model.rewind() {
+        let (snapshots, keeps_states) = match model.rewind() {
             Rewind::Free => (None, false),
             Rewind::Snapshots(count) => (Some(count).filter(|_| settings.prefix_cache), true),
         };

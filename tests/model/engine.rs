@@ -17,7 +17,7 @@ fn load(name: &str, threads: usize, pages: usize, engine: &Settings) -> Granite 
     let page_bytes = model::footprint(&config.expect("a configuration")).kv_page;
     let settings = model::Settings {
         threads,
-slots: engine.slots(),
+        slots: engine.slots(),
         // Some, but not one for everybody.
         snapshots: pages / 8,
         kv_bytes: pages as u64 * page_bytes,

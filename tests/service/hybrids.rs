@@ -198,7 +198,10 @@ async fn each_of_two_hundred_requests_to_a_hybrid_gets_the_bytes_it_gets_alone()
     together.within(limit, "no state is in use", none).await;
     assert_eq!(states("reserved"), (16 + SNAPSHOTS as i64) * STATE);
     assert!((0..=SNAPSHOTS as i64).contains(&(states("cached") / STATE)));
-    assert!(metrics.prefix_cache_hits_total.get() > 0, "no snapshot helped");
+    assert!(
+        metrics.prefix_cache_hits_total.get() > 0,
+        "no snapshot helped"
+    );
 }
 
 #[tokio::test]

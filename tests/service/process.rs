@@ -145,7 +145,10 @@ fn a_hybrid_says_what_its_states_take_and_refuses_what_does_not_fit() {
     // Four Mamba-2 layers; for each of 16 slots and 8 snapshots 3 rows of 512 convolved channels, and 256 channels of 128
     // values.
     let states: u64 = (16 + 8) * 4 * 4 * (3 * 512 + 256 * 128);
-    let part = format!(" of KV cache, {} for 16 states and 8 snapshots, ", ByteSize(states));
+    let part = format!(
+        " of KV cache, {} for 16 states and 8 snapshots, ",
+        ByteSize(states)
+    );
     assert!(lines[1].contains(&part), "{part:?} is not in {lines:?}");
     let url = lines[0].rsplit_once(' ').unwrap().1;
     let get = |path: &str| reqwest::blocking::get(format!("{url}{path}")).unwrap();

@@ -128,7 +128,8 @@ pub fn load(
     // The last entry is the newest.
     let accuracy = made.as_mut().and_then(|made| made.evaluations.pop());
     let (memory, kernel) = (granite.memory(), granite.kernel().name());
-    let states = (settings.slots as u64).saturating_add(settings.snapshots as u64)
+    let states = (settings.slots as u64)
+        .saturating_add(settings.snapshots as u64)
         .saturating_mul(granite.state_bytes() as u64);
     let (threads, architecture) = (granite.threads(), granite.config().architecture);
     let engine = Engine::start(

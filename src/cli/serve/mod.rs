@@ -167,7 +167,7 @@ struct BatchArgs {
     threads: Option<usize>,
 
     /// Answers to generate at once, 1 to 1024. More increase the total throughput, and the time per token of each
-    /// answer.
+    /// answer. A model with Mamba-2 layers reserves memory for two states of fixed size for each.
     #[arg(long, env = "MICROGRANITE_MAX_BATCH", value_name = "N", value_parser = config::whole::<1, 1024>, default_value_t = engine::Settings::default().max_batch)]
     max_batch: usize,
 
