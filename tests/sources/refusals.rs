@@ -196,17 +196,21 @@ fn a_value_that_is_not_finite_is_refused_with_its_row_when_it_is_read() {
 }
 
 #[test]
-fn only_vectors_and_matrices_that_exist_have_rows() {
+fn only_tensors_that_exist_have_rows_and_single_numbers_have_none() {
     let folder = Folder::new();
-    let values = [0u8; 4 * 8];
+    let values: Vec<u8> = (0..8u8).flat_map(|i| f32::from(i).to_le_bytes()).collect();
     let cube = TensorView::new(Dtype::F32, vec![2, 2, 2], &values).unwrap();
-    folder.write(FILE, serialize([("cube", cube)], None).unwrap());
+    let number = TensorView::new(Dtype::F32, vec![], &values[..4]).unwrap();
+    let both = serialize([("cube", cube), ("number", number)], None).unwrap();
+    folder.write(FILE, both);
     let tensors = folder.open().unwrap().tensors;
     let mut out = [0.0; 4];
+    tensors.read_rows("cube", 1..3, &mut out).unwrap();
+    assert_eq!(out, [2.0, 3.0, 4.0, 5.0]);
     assert_refused(
-        tensors.read_rows("cube", 0..1, &mut out),
+        tensors.read_rows("number", 0..1, &mut out[..1]),
         BAD_MODEL,
-        &[FILE, "cube", "[2, 2, 2]"],
+        &[FILE, "number", "no rows"],
     );
     assert_refused(
         tensors.read_rows("ball", 0..1, &mut out),
