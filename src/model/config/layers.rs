@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::{Architecture, Experts, Mamba, MixerKind};
+use super::kinds::{Architecture, Experts, Mamba, MixerKind};
 use crate::error::Result;
 use crate::int8::PANEL;
 
