@@ -14,8 +14,8 @@
 //! They share the state in [`app`]. Every failure on the way is an [`error_body::ApiError`].
 
 pub mod access;
-mod answer_body;
 pub mod app;
+mod attended_body;
 pub mod auth;
 pub mod body;
 pub mod chat;

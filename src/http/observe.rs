@@ -12,8 +12,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::answer_body::{AnswerBody, Attendant};
 use super::app::App;
+use super::attended_body::{Attendant, AttendedBody};
 use super::error_body::ApiError;
 use super::line_limit::{self, OVERLOADED};
 use super::memory::Held;
@@ -231,7 +231,7 @@ pub async fn observe(
     }
     let header = HeaderName::from_static("x-request-id");
     response.headers_mut().insert(header, id);
-    response.map(|body| Body::new(AnswerBody::new(body, record)))
+    response.map(|body| Body::new(AttendedBody::new(body, record)))
 }
 
 /// The path of a route without the prefix that all paths have.

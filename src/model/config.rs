@@ -192,6 +192,11 @@ impl Fields<'_> {
             }
         }
         self.only("hidden_act", "silu")?;
+        self.only("normalization_function", "rmsnorm")?;
+        if let Some(value) = self.get("sliding_window") {
+            let expected = "expected null: attention that looks back only so far is not supported";
+            return Err(self.is_but("sliding_window", value, expected));
+        }
         if architecture != Architecture::GraniteHybrid {
             self.only("position_embedding_type", "rope")?;
         }

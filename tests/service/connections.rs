@@ -267,6 +267,26 @@ async fn refusals_arrive_before_a_connection_with_unread_input_is_closed() {
 }
 
 #[tokio::test]
+async fn a_body_that_follows_its_refusal_is_read_so_that_the_refusal_arrives() {
+    let service = Service::start(Fake::babbling());
+    for (path, status) in [("/v1/completions", 413), ("/nowhere", 404)] {
+        let mut socket = TcpStream::connect(service.address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\ncontent-type: application/json\r\ncontent-length: 12000000\r\n\r\n"
+        );
+        socket.write_all(head.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        for _ in 0..20 {
+            socket.write_all(&[b' '; 64 << 10]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let mut answer = [0; 12];
+        socket.read_exact(&mut answer).await.unwrap();
+        assert_eq!(answer, format!("HTTP/1.1 {status}").as_bytes());
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_closes_its_sending_side_gets_its_answer() {
     let model = Fake::babbling().with_step_time(Duration::from_millis(20));
     let service = Service::start(model);

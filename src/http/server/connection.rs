@@ -198,8 +198,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<S> {
             Some(left) => left,
             None => {
                 ready!(Pin::new(&mut self.socket).poll_shutdown(context))?;
-                let is_idle =
-                    self.exchanges.count() == self.seen && !self.is_answering() && !self.is_in_head;
+                let is_idle = self.exchanges.count() == self.seen
+                    && !self.is_answering()
+                    && !self.is_in_head
+                    && !self.exchanges.is_unread();
                 if is_idle || self.half_closed.is_some() {
                     return Poll::Ready(Ok(()));
                 }
@@ -262,10 +264,10 @@ mod tests {
         let (mut connection, mut client, exchanges) = connection();
         client.write_all(b"GET /").await.unwrap();
         connection.read_exact(&mut [0; 5]).await.unwrap();
-        drop(exchanges.begin());
+        drop(exchanges.begin(false));
         assert!(time_out(&mut connection).await >= IDLE);
 
-        drop(exchanges.begin());
+        drop(exchanges.begin(false));
         let waited = tokio::time::timeout(2 * HEAD, connection.read(&mut [0; 8])).await;
         assert!(
             waited.is_err(),
@@ -287,7 +289,7 @@ mod tests {
     #[tokio::test]
     async fn a_half_closed_client_is_waited_for_as_long_as_it_takes_bytes() {
         let (mut connection, mut client, exchanges) = connection();
-        let _exchange = exchanges.begin();
+        let _exchange = exchanges.begin(false);
         client.shutdown().await.unwrap();
         for _ in 0..5 {
             let waited = HALF_CLOSED_GRACE / 2;
@@ -313,6 +315,22 @@ mod tests {
         idle.shutdown().await.unwrap();
         assert!(start.elapsed() < LINGER / 2, "it was idle");
 
+        // The body comes only after the answer was written and hyper has looked for it in vain.
+        let (mut refused, mut client, exchanges) = self::connection();
+        client.write_all(b"POST /").await.unwrap();
+        refused.read_exact(&mut [0; 6]).await.unwrap();
+        drop(exchanges.begin(true));
+        let waited = tokio::time::timeout(HEAD, refused.read(&mut [0; 8])).await;
+        assert!(waited.is_err(), "nothing to read yet");
+        let start = Instant::now();
+        let late = async {
+            client.write_all(&[b'x'; 10_000]).await.unwrap();
+            client
+        };
+        let (shut, _client) = tokio::join!(refused.shutdown(), late);
+        shut.unwrap();
+        assert!(start.elapsed() >= LINGER, "{:?}", start.elapsed());
+
         let (mut connection, mut client, _) = self::connection();
         client.write_all(b"GET /").await.unwrap();
         connection.read_exact(&mut [0; 5]).await.unwrap();
@@ -331,7 +349,7 @@ mod tests {
     /// after what time writing failed.
     async fn write_to_reader_of(bytes: usize, times: usize) -> Duration {
         let (mut server, mut client, exchanges) = connection();
-        let _exchange = exchanges.begin();
+        let _exchange = exchanges.begin(false);
         let start = Instant::now();
         let reader = tokio::spawn(async move {
             for _ in 0..times {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, HttpBody};
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderName, HeaderValue, Request, Response, Version};
 use hyper::body::Incoming;
@@ -28,8 +28,8 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
-use super::answer_body::AnswerBody;
 use super::app::{App, Phase};
+use super::attended_body::AttendedBody;
 use super::routes;
 use accept::{Acceptor, Refusals, refuse_at_once};
 use connection::{Connection, Deadlines};
@@ -210,9 +210,9 @@ pub async fn serve(
             let exchanges = Exchanges::default();
             let io = TokioIo::new(Connection::new(socket, deadlines, exchanges.clone()));
             let (service, promise) = (service.clone(), promise.clone());
-            let service = service_fn(move |request| {
+            let service = service_fn(move |request: Request<Incoming>| {
                 // Begun here and not when the future is first polled, because hyper has read again by then.
-                let exchange = exchanges.begin();
+                let exchange = exchanges.begin(!request.body().is_end_stream());
                 answer(request, service.clone(), exchange, promise.clone())
             });
             let connection = connections.watch(http.serve_connection(io, service));
@@ -241,13 +241,15 @@ async fn answer(
     service: TowerToHyperService<Router>,
     exchange: Exchange,
     promise: KeepAlive,
-) -> Result<Response<AnswerBody<Exchange>>, Infallible> {
+) -> Result<Response<AttendedBody<Exchange>>, Infallible> {
     let is_kept = is_kept(&request);
+    let reading = exchange.reading();
+    let request = request.map(|body| AttendedBody::new(Body::new(body), reading));
     let mut response = service.call(request).await?;
     if is_kept && !response.headers().contains_key(CONNECTION) {
         promise.add_to(&mut response);
     }
-    Ok(response.map(|body| AnswerBody::new(body, exchange)))
+    Ok(response.map(|body| AttendedBody::new(body, exchange)))
 }
 
 /// Whether the client wants to keep the connection open for another request.

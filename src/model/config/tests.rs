@@ -256,6 +256,8 @@ granite | {"residual_multiplier": 1e7} | residual_multiplier | to 1000000
 granite | {"logits_scaling": 0} | logits_scaling | a number from
 granite | {"tie_word_embeddings": 1} | tie_word_embeddings | true or false
 granite | {"hidden_act": "gelu"} | hidden_act | "silu"
+granite | {"normalization_function": "layernorm"} | normalization_function | "rmsnorm"
+granite | {"sliding_window": 4096} | sliding_window | expected null
 granite | {"attention_bias": true} | attention_bias | expected false
 granite | {"mlp_bias": true} | mlp_bias | expected false
 granite | {"mlp_bias": "no"} | mlp_bias | true or false

@@ -1,4 +1,4 @@
-//! A response body with a value that is dropped together with it.
+//! A body with a value that is dropped together with it, and that learns when it was read to its end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -13,19 +13,19 @@ pub trait Attendant: Unpin {
 }
 
 /// A body and its attendant.
-pub struct AnswerBody<A> {
+pub struct AttendedBody<A> {
     body: Body,
     attendant: A,
 }
 
-impl<A> AnswerBody<A> {
+impl<A> AttendedBody<A> {
     /// Keeps `attendant` until `body` is dropped.
     pub const fn new(body: Body, attendant: A) -> Self {
         Self { body, attendant }
     }
 }
 
-impl<A: Attendant> HttpBody for AnswerBody<A> {
+impl<A: Attendant> HttpBody for AttendedBody<A> {
     type Data = Bytes;
     type Error = axum::Error;
 
