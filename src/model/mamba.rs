@@ -6,7 +6,7 @@
 
 use super::config;
 use super::norm::Normed;
-use super::state::{LayerStates, WINDOW};
+use super::state::{LayerStates, Places, WINDOW};
 use super::step::Step;
 use super::weights::Mamba;
 use crate::int8::PANEL;
@@ -81,7 +81,7 @@ fn convolve(
 ) {
     let (kernel, panel_len) = (compute.kernel, step.rows.len() * PANEL);
     let panels = channels.len() / panel_len;
-    let places: Vec<_> = step.spans.iter().map(|span| states.places(span)).collect();
+    let slots = states.slots();
     let parts = (PerUnit::new(channels, panel_len), states.windows());
     let (taps, _) = weights
         .taps
@@ -91,8 +91,9 @@ fn convolve(
         let mut copy = [0.0; WINDOW * PANEL];
         for (panel, channels) in range.zip(channels.chunks_exact_mut(panel_len)) {
             let mut rest = channels;
-            for (span, places) in step.spans.iter().zip(&places) {
+            for span in step.spans {
                 let (rows, others) = rest.split_at_mut(span.tokens.len() * PANEL);
+                let places = Places::of(span, slots);
                 places.run(&mut windows, panel, &mut copy, |range, window| {
                     let rows = &mut rows[range.start * PANEL..range.end * PANEL];
                     kernel.conv_silu(window, rows, &taps[panel], &biases[panel]);
@@ -121,7 +122,7 @@ impl Scanned<'_> {
         let (kernel, panel_len) = (compute.kernel, self.step.rows.len() * PANEL);
         let panels = channels.len() / panel_len;
         let spans = self.step.spans;
-        let places: Vec<_> = spans.iter().map(|span| states.places(span)).collect();
+        let slots = states.slots();
         let parts = (
             PerUnit::new(channels, panel_len),
             states.states(),
@@ -139,8 +140,9 @@ impl Scanned<'_> {
                 let (copy, scratch) = scratch.split_at_mut(state_len);
                 for (panel, channels) in range.zip(channels.chunks_exact_mut(panel_len)) {
                     let (mut first, mut rest) = (0, channels);
-                    for (span, places) in spans.iter().zip(&places) {
+                    for span in spans {
                         let (rows, others) = rest.split_at_mut(span.tokens.len() * PANEL);
+                        let places = Places::of(span, slots);
                         places.run(&mut states, panel, copy, |range, state| {
                             let rows = &mut rows[range.start * PANEL..range.end * PANEL];
                             self.scan_panel(

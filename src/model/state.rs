@@ -37,17 +37,9 @@ impl LayerStates {
         self.shape
     }
 
-    /// Where a span reads and writes a part of its state.
-    pub fn places<'a>(&self, span: &Span<'a>) -> Places<'a> {
-        Places {
-            slot: span.slot as usize,
-            is_fresh: span.start == 0,
-            restore: span.restore.map(|snapshot| self.slots + snapshot as usize),
-            saves: span.saves,
-            slots: self.slots,
-            rows: span.tokens.len(),
-            certain: span.certain,
-        }
+    /// The slots of sequences, behind which those of snapshots begin.
+    pub const fn slots(&self) -> usize {
+        self.slots
     }
 
     /// The windows as parts with one unit per panel of convolved channels.
@@ -76,7 +68,20 @@ pub struct Places<'a> {
     certain: usize,
 }
 
-impl Places<'_> {
+impl<'a> Places<'a> {
+    /// Those of `span`, where the slots of snapshots begin behind `slots` slots of sequences.
+    pub fn of(span: &Span<'a>, slots: usize) -> Self {
+        Self {
+            slot: span.slot as usize,
+            is_fresh: span.start == 0,
+            restore: span.restore.map(|snapshot| slots + snapshot as usize),
+            saves: span.saves,
+            slots,
+            rows: span.tokens.len(),
+            certain: span.certain,
+        }
+    }
+
     /// Runs the rows of a span over unit `unit` of its state: `run(rows, state)` for consecutive ranges of rows. The
     /// state begins fresh, restored or where it was, is copied to the snapshots to take, and is left as the last certain
     /// row makes it. Drafts run on a copy in `scratch`, which is as long as a unit.
