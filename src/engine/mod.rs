@@ -10,7 +10,8 @@
 //! | `worker` | the loop |
 //! | [`scheduler`] | pure: which rows the next step has |
 //! | [`pages`], `prefix_cache` | which sequence holds which KV page, and which pages hold the beginning of which text |
-//! | `sequence` | one generation's tokens, events and times |
+//! | `sequence` | one generation's tokens and events |
+//! | [`receipt`] | what a generation has taken: times, processor time, cached tokens |
 //! | `step_times` | measured step times by number of rows |
 //! | `speculation` | drafts of the next tokens, and whether they pay |
 //! | `adjust` | penalties, biases, bans and constraints, applied to the logits before sampling |
@@ -25,6 +26,7 @@ mod adjust;
 pub mod pages;
 pub(crate) mod prefix_cache;
 mod queue;
+pub mod receipt;
 mod recent_steps;
 pub(crate) mod request;
 pub mod sampler;
@@ -40,6 +42,7 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
+pub use receipt::{OpenReceipt, Receipt};
 pub use request::{Constraint, FinishReason, Generation, Sampling, Score, TokenEvent, Turn};
 pub use sequence::TokenStream;
 

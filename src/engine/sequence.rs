@@ -1,14 +1,13 @@
 //! All that is known about one generation, except for its slot and pages, which belong to the scheduler.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand_pcg::Pcg64;
 use tokio::sync::mpsc;
 use tracing::error;
 
 use super::adjust::{Adjustments, Undecided};
+use super::receipt::OpenReceipt;
 use super::request::{FinishReason, Generation, Sampling, Score, TokenEvent};
 use super::sampler::{self, Sampler};
 use super::scheduler::Job;
@@ -45,9 +44,7 @@ pub(super) struct Sequence {
     computed: usize,
     /// The channel for events. Its capacity is enough for all of them, so sending never blocks.
     events: mpsc::Sender<TokenEvent>,
-    /// The value of [`TokenStream::cached_tokens`].
-    cached_tokens: Arc<AtomicUsize>,
-    arrived: Instant,
+    receipt: OpenReceipt,
     last_token: Option<Instant>,
     /// The last event, once it is known.
     end: Option<TokenEvent>,
@@ -58,7 +55,7 @@ pub(super) struct Sequence {
 #[derive(Debug)]
 pub struct TokenStream {
     events: mpsc::Receiver<TokenEvent>,
-    cached_tokens: Arc<AtomicUsize>,
+    receipt: OpenReceipt,
     ended: bool,
 }
 
@@ -74,7 +71,7 @@ impl Sequence {
             room += generation.prompt.len();
         }
         let (events, receiver) = mpsc::channel(room);
-        let cached_tokens = Arc::new(AtomicUsize::new(0));
+        let receipt = OpenReceipt::new(arrived);
         let adjustments = Adjustments::new(&mut generation);
         let mut tokens = generation.prompt;
         let prompt_len = tokens.len();
@@ -104,14 +101,13 @@ impl Sequence {
             generator: sampler::generator(generation.sampling.seed),
             sampling: generation.sampling,
             events,
-            cached_tokens: Arc::clone(&cached_tokens),
-            arrived,
+            receipt: receipt.clone(),
             last_token: None,
             end: None,
         };
         let stream = TokenStream {
             events: receiver,
-            cached_tokens,
+            receipt,
             ended: false,
         };
         (sequence, stream)
@@ -125,11 +121,6 @@ impl Sequence {
         self.max_tokens
     }
 
-    /// When it was submitted.
-    pub const fn arrived(&self) -> Instant {
-        self.arrived
-    }
-
     /// How many tokens it has generated.
     pub const fn generated(&self) -> usize {
         self.tokens.len() - self.drafts - self.prompt_len
@@ -140,10 +131,21 @@ impl Sequence {
         self.computed == 0
     }
 
-    /// Records that the first `count` tokens of the prompt came from the prefix cache.
-    pub fn set_cached_tokens(&mut self, count: usize) {
-        self.cached_tokens.store(count, Ordering::Relaxed);
-        self.computed = count;
+    /// Records that its first step begins, and that the first `cached` tokens of the prompt came from the prefix cache.
+    /// Returns how long it has waited.
+    pub fn begin(&mut self, cached: usize, now: Instant) -> Duration {
+        self.computed = cached;
+        let receipt = self.receipt.update(|receipt| {
+            receipt.began = Some(now);
+            receipt.cached_tokens = cached;
+        });
+        receipt.queue().unwrap_or_default()
+    }
+
+    /// Adds its share of a step.
+    pub fn add_cpu_seconds(&self, seconds: f64) {
+        self.receipt
+            .update(|receipt| receipt.cpu_seconds += seconds);
     }
 
     /// Records that all positions before `end` are computed. Returns how many tokens of the prompt are newly computed.
@@ -223,6 +225,11 @@ impl Sequence {
             }
             return !self.has_ended();
         }
+        // The last row of all: a token comes of it, or the end.
+        self.receipt.update(|receipt| {
+            receipt.answered = receipt.answered.or(Some(now));
+            receipt.ended = Some(now);
+        });
         if self.max_tokens == 0 {
             self.end = Some(TokenEvent::Finished(FinishReason::Length));
             return false;
@@ -305,11 +312,17 @@ impl Sequence {
         let was_drafted = self.append(token);
         self.report(TokenEvent::Token(token));
         metrics.generation_tokens_total.inc();
-        let (histogram, since) = match self.last_token.replace(now) {
-            None => (&metrics.time_to_first_token_seconds, self.arrived),
-            Some(last) => (&metrics.inter_token_latency_seconds, last),
+        let (histogram, time) = match self.last_token.replace(now) {
+            None => {
+                let time = self.receipt.so_far().first_token();
+                (
+                    &metrics.time_to_first_token_seconds,
+                    time.unwrap_or_default(),
+                )
+            }
+            Some(last) => (&metrics.inter_token_latency_seconds, now - last),
         };
-        histogram.observe((now - since).as_secs_f64());
+        histogram.observe(time.as_secs_f64());
         let adjustments = self.adjustments.as_mut();
         if adjustments.is_some_and(|all| all.accept(token, &self.sampling)) {
             self.end = Some(TokenEvent::Finished(FinishReason::Complete));
@@ -378,7 +391,12 @@ impl Job for Sequence {
 impl TokenStream {
     /// How many tokens of the prompt were found in the prefix cache. Known once the first event has come; zero before.
     pub fn cached_tokens(&self) -> usize {
-        self.cached_tokens.load(Ordering::Relaxed)
+        self.receipt.so_far().cached_tokens
+    }
+
+    /// What the generation takes.
+    pub fn receipt(&self) -> OpenReceipt {
+        self.receipt.clone()
     }
 
     /// The next event, or `None` after the last one.

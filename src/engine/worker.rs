@@ -17,7 +17,7 @@ use super::speculation::DraftBudget;
 use super::step_times::StepTimes;
 use super::{Health, PromptRows, Settings};
 use crate::model::{Forward, Rewind, Span};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, cpu_seconds};
 
 /// The state of the engine's thread.
 pub(super) struct Worker {
@@ -40,6 +40,8 @@ pub(super) struct Worker {
     states_used: IntGauge,
     /// `recurrent_state_bytes{state="cached"}`.
     states_cached: IntGauge,
+    /// The processor time of the process up to which it has been divided between generations.
+    cpu_seconds: f64,
 }
 
 /// Fraction of the allowed slowdown that prompts may use: estimates lag behind the cost of a growing prompt, and a
@@ -79,6 +81,7 @@ impl Worker {
             kv_cached,
             states_used,
             states_cached,
+            cpu_seconds: 0.0,
         }
     }
 
@@ -105,7 +108,15 @@ impl Worker {
     }
 
     fn run(&mut self) {
-        while let Some(arrivals) = self.queue.take(self.scheduler.is_empty()) {
+        loop {
+            let was_idle = self.scheduler.is_empty();
+            let Some(arrivals) = self.queue.take(was_idle) else {
+                return;
+            };
+            if was_idle {
+                // No generation is charged for what the process did while it waited.
+                self.cpu_seconds = cpu_seconds();
+            }
             for sequence in arrivals {
                 let (prompt_len, max_tokens) = (sequence.prompt_len(), sequence.max_tokens());
                 self.scheduler.arrive(sequence, prompt_len, max_tokens);
@@ -187,6 +198,13 @@ impl Worker {
         let logits = self.model.forward(&spans);
         self.spans = recycled(spans);
         let now = Instant::now();
+        let until = cpu_seconds();
+        let used = until - std::mem::replace(&mut self.cpu_seconds, until);
+        let rows: usize = self.plan.iter().map(|work| work.rows).sum();
+        for work in &self.plan {
+            let share = work.rows as f64 / rows as f64;
+            running[work.index].job.add_cpu_seconds(used * share);
+        }
 
         let wanted: usize = self.plan.iter().map(|work| work.logit_rows).sum();
         assert_eq!(
@@ -226,9 +244,8 @@ impl Worker {
             let sequence = &mut running.job;
             rows += work.rows;
             if sequence.is_new() {
-                let wait = now - sequence.arrived();
+                let wait = sequence.begin(reused, now);
                 metrics.queue_wait_seconds.observe(wait.as_secs_f64());
-                sequence.set_cached_tokens(reused);
                 prompt_tokens += reused;
                 if self.settings.prefix_cache {
                     let queries = &metrics.prefix_cache_queries_total;

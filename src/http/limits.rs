@@ -17,6 +17,8 @@ pub struct Limits {
     pub stops: usize,
     /// Whether unknown fields are refused; otherwise they are named in `X-Ignored-Params`.
     pub strict: bool,
+    /// Whether responses have a `receipt`: what the request took.
+    pub receipts: bool,
 }
 
 impl Default for Limits {
@@ -38,6 +40,7 @@ impl Default for Limits {
             // answer.
             stops: 16,
             strict: false,
+            receipts: false,
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! In the order in which a request passes them:
 //!
-//! - [`server`] accepts the connection, within limits, and [`observe`] logs and counts the request when it ends.
+//! - [`server`] accepts the connection, within limits, and [`observe`] logs and counts the request when it ends, by its
+//!   [`receipt`].
 //! - [`routes`] is the table of all routes, and [`auth`] checks the API key.
 //! - [`body`] reads the body within a [`memory`] budget that all requests share, and [`fields`] takes it apart
 //!   field by field, each as one of the [`values`].
@@ -31,6 +32,7 @@ pub mod messages;
 pub mod models;
 pub mod observe;
 pub mod openapi;
+pub mod receipt;
 pub mod responses;
 pub mod routes;
 pub mod server;

@@ -18,6 +18,7 @@ use super::error_body::ApiError;
 use super::line_limit::{self, OVERLOADED};
 use super::memory::Held;
 use super::messages::errors;
+use super::receipt::{Generations, Receipt};
 use crate::telemetry::Metrics;
 
 /// What kind of requests a route gets, which decides what is logged and counted.
@@ -56,6 +57,8 @@ pub struct Record {
     code: OnceLock<&'static str>,
     prompt_tokens: AtomicUsize,
     completion_tokens: AtomicUsize,
+    /// What the engine takes for it, once it was handed over.
+    generations: OnceLock<Generations>,
     has_failed: AtomicBool,
     is_complete: AtomicBool,
     /// The part of the memory budget that the request and its answer hold.
@@ -101,6 +104,21 @@ impl Record {
         self.completion_tokens.fetch_add(count, Relaxed);
     }
 
+    /// Keeps the receipts of its generations, when they are handed to the engine.
+    pub fn set_generations(&self, generations: Generations) {
+        let _handed_over_once = self.generations.set(generations);
+    }
+
+    /// What the request has taken so far, with the outcome that it has if nothing more happens.
+    pub fn receipt(&self, outcome: &'static str) -> Receipt {
+        Receipt::new(
+            self.generations.get(),
+            self.prompt_tokens.load(Relaxed),
+            self.completion_tokens.load(Relaxed),
+            outcome,
+        )
+    }
+
     /// Counts an answer that is complete, by its finish reason.
     pub fn count_answer(&self, finish_reason: &str) {
         let answers = &self.metrics.answers_total;
@@ -128,13 +146,14 @@ impl Record {
 }
 
 impl Record {
-    fn count(&self, outcome: &str, status: u16, elapsed: Duration) {
-        let metrics = &self.metrics;
+    fn count(&self, receipt: &Receipt, status: u16, elapsed: Duration) {
+        let (metrics, outcome) = (&self.metrics, receipt.outcome);
         metrics.requests_total.with_label_values(&[outcome]).inc();
         let duration = metrics
             .request_duration_seconds
             .with_label_values(&[outcome]);
         duration.observe(elapsed.as_secs_f64());
+        receipt.count(metrics);
         // 0: the client disconnected before there was a response.
         if status == 0 {
             return;
@@ -142,10 +161,10 @@ impl Record {
         let responses = &metrics.responses_total;
         responses.with_label_values(&[&status.to_string()]).inc();
         if status == 200 {
-            let prompt_tokens = self.prompt_tokens.load(Relaxed);
-            metrics.request_prompt_tokens.observe(prompt_tokens as f64);
-            let tokens = self.completion_tokens.load(Relaxed);
-            metrics.request_generation_tokens.observe(tokens as f64);
+            let tokens = &metrics.request_prompt_tokens;
+            tokens.observe(receipt.prompt_tokens as f64);
+            let tokens = &metrics.request_generation_tokens;
+            tokens.observe(receipt.generated_tokens as f64);
         }
     }
 }
@@ -153,14 +172,17 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let outcome = self.outcome();
+        let receipt = self.receipt(outcome);
         let elapsed = self.started.elapsed();
         let status = self.status.load(Relaxed);
         if self.traffic == Traffic::Counted {
-            self.count(outcome, status, elapsed);
+            self.count(&receipt, status, elapsed);
         }
         let Some(suppressed) = line_limit::suppressed(status) else {
             return;
         };
+        let milliseconds = |seconds: f64| (seconds * 1e3).round() as u64;
+        let was_begun = receipt.queue_seconds.is_some();
         // The line never contains the prompt, the answer, the key or a path invented by the client.
         macro_rules! line {
             ($level:expr) => {
@@ -172,8 +194,13 @@ impl Drop for Record {
                     status,
                     outcome,
                     code = self.code.get(),
-                    prompt_tokens = self.prompt_tokens.load(Relaxed),
-                    completion_tokens = self.completion_tokens.load(Relaxed),
+                    prompt_tokens = receipt.prompt_tokens,
+                    cached_tokens = was_begun.then_some(receipt.cached_tokens),
+                    completion_tokens = receipt.generated_tokens,
+                    queue_ms = receipt.queue_seconds.map(milliseconds),
+                    prefill_ms = receipt.prefill_seconds.map(milliseconds),
+                    decode_ms = receipt.decode_seconds.map(milliseconds),
+                    cpu_ms = was_begun.then_some(milliseconds(receipt.cpu_seconds)),
                     duration_ms = elapsed.as_millis() as u64,
                     suppressed = (suppressed > 0).then_some(suppressed),
                     "request"
@@ -212,6 +239,7 @@ pub async fn observe(
         code: OnceLock::new(),
         prompt_tokens: AtomicUsize::new(0),
         completion_tokens: AtomicUsize::new(0),
+        generations: OnceLock::new(),
         has_failed: AtomicBool::new(false),
         is_complete: AtomicBool::new(false),
         held: Mutex::new(None),

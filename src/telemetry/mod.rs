@@ -9,7 +9,7 @@ mod process;
 use prometheus::{Registry, TextEncoder};
 
 pub use model::WeightsState;
-pub use process::Process;
+pub use process::{Process, cpu_seconds};
 
 use buckets::{
     BATCH_ROWS, FIRST_TOKEN_SECONDS, INTER_TOKEN_SECONDS, REQUEST_SECONDS, REQUEST_TOKENS,
@@ -74,6 +74,13 @@ metrics! {
     request_duration_seconds: HistogramVec[outcome in OUTCOMES] by REQUEST_SECONDS,
     /// Seconds from the arrival of a request to the first step that computes rows of the generation.
     queue_wait_seconds: Histogram by REQUEST_SECONDS,
+    /// Seconds from the first step that computes rows of a request to its first token, of requests that got one.
+    request_prefill_seconds: Histogram by REQUEST_SECONDS,
+    /// Seconds from the first token of a request to its last, of requests that were answered completely.
+    request_decode_seconds: Histogram by REQUEST_SECONDS,
+    /// Seconds of processor time per request that reached a step: its share, by rows, of what all threads used for its
+    /// steps.
+    request_cpu_seconds: Histogram by REQUEST_SECONDS,
     /// Prompt tokens processed, including those found in the prefix cache.
     prompt_tokens_total: IntCounter,
     /// Tokens generated.

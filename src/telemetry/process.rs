@@ -47,9 +47,14 @@ impl Process {
             }
         }
         let _one_at_a_time = self.updating.lock();
-        let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-        let seconds = used.tv_sec as f64 + used.tv_nsec as f64 / 1e9;
+        let seconds = cpu_seconds();
         let total = &self.process_cpu_seconds_total;
         total.inc_by((seconds - total.get()).max(0.0));
     }
+}
+
+/// The processor time of all threads of this process so far, in user and system mode.
+pub fn cpu_seconds() -> f64 {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    used.tv_sec as f64 + used.tv_nsec as f64 / 1e9
 }

@@ -22,6 +22,7 @@ mod metrics;
 mod mixed;
 mod pressure;
 mod process;
+mod receipts;
 mod refusals;
 mod responses;
 mod scores;

@@ -72,6 +72,11 @@ pub struct LimitArgs {
     /// completely, instead of listing the keywords in X-Unenforced-Schema-Keywords.
     #[arg(long, env = "MICROGRANITE_STRICT", value_parser = clap::builder::BoolishValueParser::new())]
     strict: bool,
+
+    /// Add a receipt to responses: the time that the request waited, was prefilled and decoded, its share of processor time, and
+    /// its tokens. Clients that check responses strictly may refuse the additional field.
+    #[arg(long, env = "MICROGRANITE_RECEIPTS", value_parser = clap::builder::BoolishValueParser::new())]
+    receipts: bool,
 }
 
 /// Larger than the headers of any real request.
@@ -133,6 +138,7 @@ impl LimitArgs {
             tokens: self.max_tokens.unwrap_or(unlimited),
             stops: self.max_stops,
             strict: self.strict,
+            receipts: self.receipts,
         })
     }
 }

@@ -20,6 +20,7 @@ use crate::http::generate::logprobs::{self, PromptLogprobs};
 use crate::http::generate::output::StreamOptions;
 use crate::http::generate::response::{Counts, Head, UsageField, Writer};
 use crate::http::generate::streaming::{done, event, failure};
+use crate::http::receipt::Receipt;
 
 /// The `object` of the chunks of a stream in OpenAI's API.
 const CHUNK: &str = "chat.completion.chunk";
@@ -213,20 +214,21 @@ impl Writer for ChatWriter {
         events
     }
 
-    fn last(&mut self) -> Vec<u8> {
+    fn last(&mut self, receipt: Option<Receipt>) -> Vec<u8> {
         if !self.stream.include_usage {
             return done(Vec::new());
         }
         let none: Vec<ChunkChoice> = Vec::new();
         let usage = UsageField::Counts(self.counts.usage());
-        done(event(&self.head.body(CHUNK, none, usage)))
+        let body = self.head.body(CHUNK, none, usage);
+        done(event(&body.with_receipt(receipt)))
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<u8> {
         failure(error)
     }
 
-    fn whole(mut self, answers: Vec<Piece>) -> Response {
+    fn whole(mut self, answers: Vec<Piece>, receipt: Option<Receipt>) -> Response {
         for answer in &answers {
             self.counts.add_cached(answer);
             self.counts.add_generated(answer);
@@ -238,6 +240,7 @@ impl Writer for ChatWriter {
         let choices = choices.map(|(turn, answer)| self.choice(turn, answer));
         let usage = UsageField::Counts(self.counts.usage());
         let body = self.head.body("chat.completion", choices.collect(), usage);
+        let body = body.with_receipt(receipt);
         let prompt = about_prompt.unwrap_or_default();
         Json(Completion { body, prompt }).into_response()
     }

@@ -14,6 +14,7 @@ use crate::http::generate::logprobs::{Logprobs, PromptLogprobs, name_or_id};
 use crate::http::generate::output::StreamOptions;
 use crate::http::generate::response::{Counts, Head, UsageField, Writer};
 use crate::http::generate::streaming::{done, event, failure};
+use crate::http::receipt::Receipt;
 
 /// OpenAI's value of `object`, for whole responses and for events.
 const OBJECT: &str = "text_completion";
@@ -112,20 +113,21 @@ impl Writer for CompletionWriter {
         event(&self.head.body(OBJECT, vec![choice], usage))
     }
 
-    fn last(&mut self) -> Vec<u8> {
+    fn last(&mut self, receipt: Option<Receipt>) -> Vec<u8> {
         if !self.stream.include_usage {
             return done(Vec::new());
         }
         let none: Vec<Choice<'_>> = Vec::new();
         let usage = UsageField::Counts(self.counts.usage());
-        done(event(&self.head.body(OBJECT, none, usage)))
+        let body = self.head.body(OBJECT, none, usage);
+        done(event(&body.with_receipt(receipt)))
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<u8> {
         failure(error)
     }
 
-    fn whole(mut self, answers: Vec<Piece>) -> Response {
+    fn whole(mut self, answers: Vec<Piece>, receipt: Option<Receipt>) -> Response {
         for answer in &answers {
             self.counts.add_cached(answer);
             self.counts.add_generated(answer);
@@ -143,7 +145,8 @@ impl Writer for CompletionWriter {
         let choices = given.into_iter().enumerate();
         let choices = choices.map(|(index, answer)| self.choice(index, answer));
         let usage = UsageField::Counts(self.counts.usage());
-        Json(self.head.body(OBJECT, choices.collect(), usage)).into_response()
+        let body = self.head.body(OBJECT, choices.collect(), usage);
+        Json(body.with_receipt(receipt)).into_response()
     }
 }
 

@@ -12,6 +12,7 @@ use crate::engine::{FinishReason, Score, TokenEvent, TokenStream};
 use crate::http::error_body::ApiError;
 use crate::http::fields::invalid;
 use crate::http::observe::Record;
+use crate::http::receipt::Receipt;
 use crate::text::stop::Scan;
 use crate::text::thoughts::{Part, Phase, Shown, Splitter};
 use crate::text::{Decoder, StopStrings, Tokenizer};
@@ -72,6 +73,8 @@ pub struct Pieces {
     answers: SelectAll<BoxStream<'static, Result<Piece, ApiError>>>,
     cut: Pin<Box<dyn Future<Output = ApiError> + Send>>,
     record: Arc<Record>,
+    /// Whether the response has a receipt.
+    has_receipt: bool,
 }
 
 /// What one token adds to an answer. The text is often empty, when the token is only a part of a character or may begin
@@ -411,11 +414,13 @@ impl Piece {
 }
 
 impl Pieces {
-    /// The pieces of `answers`, which are generated concurrently. `cut` resolves when they must end, to the reason.
+    /// The pieces of `answers`, which are generated concurrently. `cut` resolves when they must end, to the
+    /// reason. `has_receipt` says whether the response has a receipt.
     pub fn new(
         answers: Vec<Answer>,
         cut: impl Future<Output = ApiError> + Send + 'static,
         record: Arc<Record>,
+        has_receipt: bool,
     ) -> Self {
         let answers = answers.into_iter().enumerate().map(|(index, answer)| {
             stream::unfold(Some(answer), move |answer| async move {
@@ -427,6 +432,7 @@ impl Pieces {
             answers: stream::select_all(answers),
             cut: Box::pin(cut),
             record,
+            has_receipt,
         }
     }
 
@@ -458,11 +464,16 @@ impl Pieces {
         held.inspect_err(|error| self.record.set_failed(error))
     }
 
+    /// The receipt of the request when all answers are complete, if the response has one.
+    pub fn receipt(&self) -> Option<Receipt> {
+        self.has_receipt.then(|| self.record.receipt("ok"))
+    }
+
     /// All answers, each joined from its pieces.
     ///
     /// # Errors
     /// When a generation fails, is cut off, or has no memory left. Incomplete answers are not returned.
-    pub async fn collect(mut self) -> Result<Vec<Piece>, ApiError> {
+    pub async fn collect(&mut self) -> Result<Vec<Piece>, ApiError> {
         let mut answers = Vec::new();
         answers.resize_with(self.answers.len(), Piece::default);
         let mut bytes = 0;

@@ -22,12 +22,13 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 
-use crate::engine::{Generation, Refusal};
+use crate::engine::{Generation, Refusal, TokenStream};
 use crate::http::app::{App, ServedModel};
 use crate::http::error_body::ApiError;
 use crate::http::fields::{ignored_header, invalid};
 use crate::http::memory::copied;
 use crate::http::observe::Record;
+use crate::http::receipt::Generations;
 use crate::text::Tokenizer;
 use crate::text::grammar::Problem;
 use crate::text::thoughts::{Bounds, Form, Phase, Shown, Splitter, ThoughtFirst, ThoughtTokens};
@@ -210,17 +211,21 @@ pub async fn respond(
     work.begin_with_thoughts();
     let answers = work.generations.len() / work.prompts.len().max(1);
     let streams = model.engine.submit(work.generations).map_err(refused)?;
+    let receipts = streams.iter().map(TokenStream::receipt).collect();
+    record.set_generations(Generations::new(receipts, answers));
     let rules = Arc::new(work.rules);
     let answers = streams.into_iter().enumerate().map(|(index, events)| {
         let prompt = Arc::clone(&work.prompts[index / answers]);
         let (tokenizer, rules) = (Arc::clone(&model.tokenizer), Arc::clone(&rules));
         Answer::new(events, prompt, tokenizer, rules)
     });
-    let pieces = Pieces::new(answers.collect(), app.cut(), record);
+    let has_receipt = app.limits().receipts;
+    let mut pieces = Pieces::new(answers.collect(), app.cut(), record, has_receipt);
     let mut response = if request.output.stream.is_some() {
         streaming::events(pieces, writer).await?
     } else {
-        writer.whole(pieces.collect().await?)
+        let answers = pieces.collect().await?;
+        writer.whole(answers, pieces.receipt())
     };
     let ignored = ignored_header(&request.ignored);
     for (name, value) in [(IGNORED, ignored), (UNENFORCED, unenforced)] {

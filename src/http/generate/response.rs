@@ -8,6 +8,7 @@ use serde::{Serialize, Serializer};
 use super::answer::Piece;
 use crate::http::app::{ServedModel, unix_seconds};
 use crate::http::error_body::ApiError;
+use crate::http::receipt::Receipt;
 use crate::text::Tokenizer;
 
 /// How a route writes its answers: as events, one for each piece that completes some text, or in one body.
@@ -15,8 +16,8 @@ pub trait Writer: Send + 'static {
     /// The events for a piece, made with [`event`](super::streaming::event); empty if the piece adds nothing yet.
     fn piece(&mut self, piece: &Piece) -> Vec<u8>;
 
-    /// The last events of a complete stream.
-    fn last(&mut self) -> Vec<u8>;
+    /// The last events of a complete stream, with the `receipt` if there is a place for it.
+    fn last(&mut self, receipt: Option<Receipt>) -> Vec<u8>;
 
     /// The last events of a stream that fails.
     fn failed(&mut self, error: &ApiError) -> Vec<u8>;
@@ -31,8 +32,8 @@ pub trait Writer: Send + 'static {
         0
     }
 
-    /// The response with all answers in one body, each joined from its pieces.
-    fn whole(self, answers: Vec<Piece>) -> Response;
+    /// The response with all answers in one body, each joined from its pieces, and with the `receipt`.
+    fn whole(self, answers: Vec<Piece>, receipt: Option<Receipt>) -> Response;
 }
 
 /// The fields that all events of a response share.
@@ -59,6 +60,8 @@ pub struct Body<'a, C> {
     choices: Vec<C>,
     #[serde(skip_serializing_if = "UsageField::is_absent")]
     usage: UsageField,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<Receipt>,
 }
 
 impl Head {
@@ -83,7 +86,17 @@ impl Head {
             system_fingerprint: &self.fingerprint,
             choices,
             usage,
+            receipt: None,
         }
+    }
+}
+
+impl<C> Body<'_, C> {
+    /// The same with a receipt.
+    #[must_use]
+    pub const fn with_receipt(mut self, receipt: Option<Receipt>) -> Self {
+        self.receipt = receipt;
+        self
     }
 }
 

@@ -108,7 +108,8 @@ impl<W: Writer> Events<W> {
                 Some(Err(error)) => return Some(self.fail(&error)),
                 None => {
                     self.is_over = true;
-                    return Some(self.writer.last().into());
+                    let receipt = self.pieces.receipt();
+                    return Some(self.writer.last(receipt).into());
                 }
             }
         }

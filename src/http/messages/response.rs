@@ -7,6 +7,7 @@ use crate::http::chat::blocks::{Block, Kind};
 use crate::http::chat::turn::Turn;
 use crate::http::generate::answer::{Finish, StopReason};
 use crate::http::generate::response::{self, Head, new_id};
+use crate::http::receipt::Receipt;
 
 /// The signature of thoughts. Thoughts are not signed here, so clients may send back any signature, but they expect one.
 pub const SIGNATURE: &str = "unsigned";
@@ -22,6 +23,8 @@ pub struct Message<'a> {
     #[serde(flatten)]
     end: End,
     usage: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<Receipt>,
 }
 
 /// Why a message ended. Both are `null` in the first event of a stream.
@@ -78,7 +81,15 @@ impl<'a> Message<'a> {
             content,
             end,
             usage: Usage::of(usage),
+            receipt: None,
         }
+    }
+
+    /// The same with a receipt.
+    #[must_use]
+    pub fn with_receipt(mut self, receipt: Option<Receipt>) -> Self {
+        self.receipt = receipt;
+        self
     }
 }
 

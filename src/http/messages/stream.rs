@@ -16,6 +16,7 @@ use crate::http::error_body::ApiError;
 use crate::http::generate::answer::{Finish, Piece};
 use crate::http::generate::response::{Counts, Head, Writer};
 use crate::http::generate::streaming::named_event;
+use crate::http::receipt::Receipt;
 
 /// Writes the response to a request, which has one answer.
 pub struct MessageWriter {
@@ -52,7 +53,10 @@ enum Event<'a> {
         delta: End,
         usage: Usage,
     },
-    MessageStop,
+    MessageStop {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        receipt: Option<Receipt>,
+    },
 }
 
 /// What a block gets.
@@ -77,7 +81,7 @@ impl Event<'_> {
             Self::ContentBlockDelta { .. } => "content_block_delta",
             Self::ContentBlockStop { .. } => "content_block_stop",
             Self::MessageDelta { .. } => "message_delta",
-            Self::MessageStop => "message_stop",
+            Self::MessageStop { .. } => "message_stop",
         }
     }
 
@@ -158,8 +162,8 @@ impl Writer for MessageWriter {
         events
     }
 
-    fn last(&mut self) -> Vec<u8> {
-        Event::MessageStop.write()
+    fn last(&mut self, receipt: Option<Receipt>) -> Vec<u8> {
+        Event::MessageStop { receipt }.write()
     }
 
     fn failed(&mut self, error: &ApiError) -> Vec<u8> {
@@ -174,7 +178,7 @@ impl Writer for MessageWriter {
         }
     }
 
-    fn whole(mut self, answers: Vec<Piece>) -> Response {
+    fn whole(mut self, answers: Vec<Piece>, receipt: Option<Receipt>) -> Response {
         let mut answer = answers.into_iter().next().unwrap_or_default();
         self.counts.add_cached(&answer);
         self.counts.add_generated(&answer);
@@ -183,7 +187,8 @@ impl Writer for MessageWriter {
         let content = blocks.map(Content::of).collect();
         let end = End::of(&self.turn, &finish);
         let usage = self.counts.usage();
-        Json(Message::new(&self.head, content, end, usage)).into_response()
+        let message = Message::new(&self.head, content, end, usage);
+        Json(message.with_receipt(receipt)).into_response()
     }
 }
 
@@ -208,7 +213,7 @@ mod tests {
                 delta: End::default(),
                 usage: Usage::of(usage),
             },
-            Event::MessageStop,
+            Event::MessageStop { receipt: None },
         ];
         for event in events {
             let text = String::from_utf8(event.write()).unwrap();

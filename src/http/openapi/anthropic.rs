@@ -100,19 +100,18 @@ pub fn add(schemas: &mut Map<String, Value>, limits: &Limits) {
             json!({"id": text(), "name": text(), "input": {"type": "object"}}),
         ),
     ];
-    add(
-        "AnthropicMessage",
-        object(json!({
-            "id": text(),
-            "type": {"const": "message"},
-            "role": {"const": "assistant"},
-            "model": text(),
-            "content": {"type": "array", "items": {"oneOf": blocks}},
-            "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
-            "stop_sequence": {"type": ["string", "null"]},
-            "usage": usage,
-        })),
-    );
+    let mut message = object(json!({
+        "id": text(),
+        "type": {"const": "message"},
+        "role": {"const": "assistant"},
+        "model": text(),
+        "content": {"type": "array", "items": {"oneOf": blocks}},
+        "stop_reason": {"enum": ["end_turn", "max_tokens", "stop_sequence", "tool_use"]},
+        "stop_sequence": {"type": ["string", "null"]},
+        "usage": usage,
+    }));
+    message["properties"]["receipt"] = reference("Receipt");
+    add("AnthropicMessage", message);
 }
 
 /// The fields that become the prompt.

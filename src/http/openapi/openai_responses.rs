@@ -160,7 +160,7 @@ fn response() -> Value {
         "total_tokens": count(),
     }));
     let nullable = |schema: Value| json!({"anyOf": [schema, {"type": "null"}]});
-    object(json!({
+    let mut response = object(json!({
         "id": text(),
         "object": {"const": "response"},
         "created_at": count(),
@@ -186,5 +186,7 @@ fn response() -> Value {
         "usage": nullable(usage),
         "user": {"type": ["string", "null"]},
         "metadata": {"type": "object"},
-    }))
+    }));
+    response["properties"]["receipt"] = reference("Receipt");
+    response
 }

@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::schema::object;
+use super::schema::{object, reference};
+use crate::telemetry::OUTCOMES;
 
 /// Adds the schemas of response bodies.
 pub fn add(schemas: &mut Map<String, Value>) {
@@ -46,6 +47,15 @@ pub fn add(schemas: &mut Map<String, Value>) {
     choice["properties"]["prompt_token_ids"] = optional_ids();
     choice["properties"]["token_ids"] = optional_ids();
     choice["properties"]["prompt_logprobs"] = prompt_logprobs();
+    let seconds = || json!({"type": ["number", "null"], "minimum": 0});
+    let mut receipt = object(json!({
+        "queue_seconds": seconds(), "prefill_seconds": seconds(), "decode_seconds": seconds(),
+        "cpu_seconds": {"type": "number", "minimum": 0},
+        "prompt_tokens": count(), "cached_tokens": count(), "generated_tokens": count(),
+        "outcome": {"enum": OUTCOMES},
+    }));
+    receipt["description"] = json!("What the request took, with `serve --receipts`.");
+    add("Receipt", receipt);
     add("Completion", answer("text_completion", choice));
     add(
         "Logprobs",
@@ -146,7 +156,7 @@ pub fn add(schemas: &mut Map<String, Value>) {
 
 /// The response of a generating route in one body.
 fn answer(object_name: &str, choice: Value) -> Value {
-    object(json!({
+    let mut answer = object(json!({
         "id": {"type": "string"},
         "object": {"const": object_name},
         "created": {"type": "integer"},
@@ -154,7 +164,9 @@ fn answer(object_name: &str, choice: Value) -> Value {
         "system_fingerprint": {"type": "string"},
         "choices": {"type": "array", "minItems": 1, "items": choice},
         "usage": {"$ref": "#/components/schemas/Usage"},
-    }))
+    }));
+    answer["properties"]["receipt"] = reference("Receipt");
+    answer
 }
 
 fn nullable(schema: &str) -> Value {

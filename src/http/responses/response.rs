@@ -8,6 +8,7 @@ use super::request::Echo;
 use crate::http::chat::blocks::Kind;
 use crate::http::chat::turn::new_call_id;
 use crate::http::generate::response::{self, Head, new_id};
+use crate::http::receipt::Receipt;
 
 /// How far a response or an item has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -189,6 +190,8 @@ pub struct Body<'a> {
     top_p: f32,
     truncation: &'static str,
     usage: Option<Usage>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    receipt: Option<Receipt>,
     user: Option<&'a RawValue>,
     metadata: Json<'a>,
 }
@@ -293,6 +296,7 @@ impl<'a> Body<'a> {
                 "disabled"
             },
             usage: None,
+            receipt: None,
             user: echo.user.as_deref(),
             metadata: json(&echo.metadata, Json::NoObject {}),
         }
@@ -314,6 +318,13 @@ impl<'a> Body<'a> {
             },
             total_tokens: usage.total_tokens,
         });
+        self
+    }
+
+    /// The same with a receipt.
+    #[must_use]
+    pub const fn with_receipt(mut self, receipt: Option<Receipt>) -> Self {
+        self.receipt = receipt;
         self
     }
 

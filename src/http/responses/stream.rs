@@ -145,7 +145,12 @@ impl ResponseWriter {
     }
 
     /// An event with the whole response so far.
-    fn whole_event(&mut self, name: &'static str, failure: Option<Failure>) -> Vec<u8> {
+    fn whole_event(
+        &mut self,
+        name: &'static str,
+        failure: Option<Failure>,
+        receipt: Option<Receipt>,
+    ) -> Vec<u8> {
         let mut response = Body::new(&self.head, &self.about, &self.items, self.status);
         if self.status != Status::InProgress {
             response = response.with_usage(self.counts.usage());
@@ -153,6 +158,7 @@ impl ResponseWriter {
         if let Some(failure) = failure {
             response = response.with_error(failure);
         }
+        response = response.with_receipt(receipt);
         let response = Box::new(response);
         write(&mut self.events, name, Data::Response { response })
     }
@@ -256,8 +262,8 @@ impl Writer for ResponseWriter {
         self.counts.add_cached(piece);
         let mut events = Vec::new();
         if !mem::replace(&mut self.has_begun, true) {
-            events = self.whole_event("response.created", None);
-            events.extend(self.whole_event("response.in_progress", None));
+            events = self.whole_event("response.created", None, None);
+            events.extend(self.whole_event("response.in_progress", None, None));
         }
         self.counts.add_generated(piece);
         let changes = self.blocks.push(&mut self.turn, piece);
@@ -279,10 +285,10 @@ impl Writer for ResponseWriter {
         events
     }
 
-    fn last(&mut self) -> Vec<u8> {
+    fn last(&mut self, receipt: Option<Receipt>) -> Vec<u8> {
         match self.status {
-            Status::Incomplete => self.whole_event("response.incomplete", None),
-            _ => self.whole_event("response.completed", None),
+            Status::Incomplete => self.whole_event("response.incomplete", None, receipt),
+            _ => self.whole_event("response.completed", None, receipt),
         }
     }
 
@@ -308,14 +314,14 @@ impl Writer for ResponseWriter {
         {
             item.status = Status::Incomplete;
         }
-        self.whole_event("response.failed", Some(Failure { code, message }))
+        self.whole_event("response.failed", Some(Failure { code, message }), None)
     }
 
     fn kept_bytes(&self) -> usize {
         COPIES.saturating_mul(self.text_bytes)
     }
 
-    fn whole(mut self, answers: Vec<Piece>) -> Response {
+    fn whole(mut self, answers: Vec<Piece>, receipt: Option<Receipt>) -> Response {
         let mut answer = answers.into_iter().next().unwrap_or_default();
         self.counts.add_cached(&answer);
         self.counts.add_generated(&answer);
@@ -331,6 +337,7 @@ impl Writer for ResponseWriter {
             item.status = last;
         }
         let body = Body::new(&self.head, &self.about, &self.items, status);
-        Json(body.with_usage(self.counts.usage())).into_response()
+        let body = body.with_usage(self.counts.usage());
+        Json(body.with_receipt(receipt)).into_response()
     }
 }
