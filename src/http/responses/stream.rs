@@ -16,6 +16,7 @@ use crate::http::error_body::ApiError;
 use crate::http::generate::answer::{Finish, Piece};
 use crate::http::generate::response::{Counts, Head, Writer};
 use crate::http::generate::streaming::named_event;
+use crate::http::receipt::Receipt;
 
 /// Copies of an item's text in memory at the end of a stream: the item, and the text in the four last events that have
 /// it, of which JSON may take twice the length.
