@@ -4,17 +4,8 @@
 use std::arch::x86_64::*;
 
 use super::super::{PANEL, ZERO_POINT};
+use super::zmm::{LINES, UNROLLED, ask, finish, tile_512};
 use super::{Candidate, Kernel, Tile, avx512_vector, peak, scan_blocks};
-
-/// Rows in a register tile: 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast they take 29
-/// of 32 registers. Each accumulator is used every 12 cycles, which is more than the instruction's latency.
-const ROWS_MAX: usize = 6;
-
-/// Unrolled K-steps: their loads can be interleaved, and the prefetches are spread over them.
-const UNROLLED: usize = 4;
-
-/// Cache lines of weights in a K-step.
-const LINES: usize = 4;
 
 /// The CPU features this kernel needs, and whether this CPU has them.
 fn features() -> Vec<(&'static str, bool)> {
@@ -41,203 +32,26 @@ pub(super) const CANDIDATE: Candidate = Candidate {
     features,
 };
 
-/// # Safety
-/// `tile` was checked by [`Kernel::tile`], and the CPU has [`features`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn tile(t: &Tile) {
-    // Divide the rows into passes as evenly as possible: 8 rows are 4 + 4, not 6 + 2.
-    let blocks = t.rows.div_ceil(ROWS_MAX);
-    let (size, larger) = (t.rows / blocks, t.rows % blocks);
-    // Each pass over the weights prefetches a part of `ahead`, the same number of lines in each unrolled round, and all
-    // passes together prefetch the whole of it. This spreads the memory traffic evenly over the arithmetic.
-    let rounds = (t.steps / UNROLLED).max(1);
-    let lines = (t.ahead_len / 64).div_ceil(rounds);
-    let (mut first, mut asked) = (0, 0);
-    for block in 0..blocks {
-        let rows = size + usize::from(block < larger);
-        let ahead = t.ahead.wrapping_add(64 * asked * rounds);
-        // SAFETY: rows `first .. first + rows` are within the tile; the caller guarantees the features.
-        asked += unsafe {
-            match (lines * (block + 1)).div_ceil(blocks).saturating_sub(asked) {
-                0 => some_rows::<0>(t, first, rows, ahead),
-                1..=2 => some_rows::<2>(t, first, rows, ahead),
-                3..=4 => some_rows::<4>(t, first, rows, ahead),
-                5..=8 => some_rows::<8>(t, first, rows, ahead),
-                _ => some_rows::<16>(t, first, rows, ahead),
-            }
-        };
-        first += rows;
-    }
+// 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast they take 29 of 32 registers. Each
+// accumulator is used every 12 cycles, which is more than the instruction's latency.
+tile_512!("avx512f,avx512bw,avx512vl,avx512vnni,fma", rows: [2, 3, 4, 5, 6]);
+
+/// The instruction takes unsigned codes `q = w + 128`, so the sums come out too large by 128 times the sum of the row;
+/// the accumulators start at minus that.
+#[inline(always)]
+fn start(sum: i32) -> i32 {
+    -ZERO_POINT * sum
 }
 
-/// Multiplies rows `first .. first + rows` and prefetches `ASKED` lines from `ahead` on in each unrolled round; returns
-/// `ASKED`.
-///
+#[inline(always)]
+fn prepare(weights: __m512i) -> __m512i {
+    weights
+}
+
 /// # Safety
-/// Those rows, at most [`ROWS_MAX`], exist in the checked tile.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn some_rows<const ASKED: usize>(
-    t: &Tile,
-    first: usize,
-    rows: usize,
-    ahead: *const u8,
-) -> usize {
+/// The CPU has [`features`].
+#[inline(always)]
+unsafe fn dot(sums: __m512i, weights: __m512i, row: __m512i) -> __m512i {
     // SAFETY: guaranteed by the caller.
-    unsafe {
-        match rows {
-            1 => one_row::<ASKED>(t, first, ahead),
-            2 => rows_block::<2, ASKED>(t, first, ahead),
-            3 => rows_block::<3, ASKED>(t, first, ahead),
-            4 => rows_block::<4, ASKED>(t, first, ahead),
-            5 => rows_block::<5, ASKED>(t, first, ahead),
-            _ => rows_block::<6, ASKED>(t, first, ahead),
-        }
-    }
-    ASKED
-}
-
-/// Prefetches the `i`th part of `ASKED` lines from `ahead` on into the first-level cache: they are needed within a
-/// microsecond, and the current group leaves room for them. A first-level cache of 32 KiB is then full, and lines
-/// evicted from it are still in the second level.
-#[inline(always)]
-fn ask<const ASKED: usize>(ahead: *const u8, i: usize) {
-    for line in ASKED * i / UNROLLED..ASKED * (i + 1) / UNROLLED {
-        // SAFETY: a prefetch needs no valid address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(64 * line).cast()) }
-    }
-}
-
-/// Multiplies rows `first .. first + R`, with four accumulators per row.
-///
-/// # Safety
-/// Those rows exist in the checked tile.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn rows_block<const R: usize, const ASKED: usize>(
-    t: &Tile,
-    first: usize,
-    mut ahead: *const u8,
-) {
-    // SAFETY: `Tile` guarantees the lengths of weights, codes, sums and out.
-    unsafe {
-        let codes = t.codes.add(first * t.stride);
-        let mut sums: [[__m512i; LINES]; R] = std::array::from_fn(|r| {
-            [_mm512_set1_epi32(-ZERO_POINT * *t.sums.add(first + r)); LINES]
-        });
-        let rounds = t.steps / UNROLLED;
-        for round in 0..rounds {
-            for i in 0..UNROLLED {
-                ask::<ASKED>(ahead, i);
-                add_step(t, round * UNROLLED + i, codes, &mut sums);
-            }
-            ahead = ahead.wrapping_add(64 * ASKED);
-        }
-        for step in rounds * UNROLLED..t.steps {
-            add_step(t, step, codes, &mut sums);
-        }
-        for (r, row) in sums.into_iter().enumerate() {
-            finish(t, first + r, row);
-        }
-    }
-}
-
-/// Adds the products of one K-step for the rows whose codes begin at `codes`.
-///
-/// # Safety
-/// The K-step and the rows exist in the checked tile, and the CPU has [`features`]. There is no `#[target_feature]`
-/// here, for the reason given at [`finish`].
-#[inline(always)]
-unsafe fn add_step<const R: usize>(
-    t: &Tile,
-    step: usize,
-    codes: *const i8,
-    sums: &mut [[__m512i; LINES]; R],
-) {
-    // SAFETY: guaranteed by the caller.
-    unsafe {
-        let line = t.weights.add(step * PANEL * 4);
-        let weights: [__m512i; LINES] =
-            std::array::from_fn(|j| _mm512_loadu_si512(line.add(64 * j).cast()));
-        for (r, row) in sums.iter_mut().enumerate() {
-            let four = codes.add(r * t.stride + 4 * step).cast::<i32>();
-            let four = _mm512_set1_epi32(four.read_unaligned());
-            for j in 0..LINES {
-                row[j] = _mm512_dpbusd_epi32(row[j], weights[j], four);
-            }
-        }
-    }
-}
-
-/// Multiplies one row with two sets of accumulators, for even and odd K-steps: with only four accumulators each
-/// instruction would wait for an earlier one.
-///
-/// # Safety
-/// Row `first` exists in the checked tile.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,fma")]
-unsafe fn one_row<const ASKED: usize>(t: &Tile, first: usize, mut ahead: *const u8) {
-    // SAFETY: as in `rows_block`.
-    unsafe {
-        let codes = t.codes.add(first * t.stride);
-        let mut even = [[_mm512_set1_epi32(-ZERO_POINT * *t.sums.add(first)); LINES]];
-        let mut odd = [[_mm512_setzero_si512(); LINES]];
-        let rounds = t.steps / UNROLLED;
-        for round in 0..rounds {
-            for i in 0..UNROLLED {
-                ask::<ASKED>(ahead, i);
-                let sums = if i % 2 == 0 { &mut even } else { &mut odd };
-                add_step(t, round * UNROLLED + i, codes, sums);
-            }
-            ahead = ahead.wrapping_add(64 * ASKED);
-        }
-        for step in rounds * UNROLLED..t.steps {
-            add_step(t, step, codes, &mut even);
-        }
-        let ([even], [odd]) = (even, odd);
-        finish(
-            t,
-            first,
-            std::array::from_fn(|j| _mm512_add_epi32(even[j], odd[j])),
-        );
-    }
-}
-
-/// Adds a row's sums to the output: corrects them where zero points differ from 128, converts them to floats and scales
-/// them.
-///
-/// # Safety
-/// Row `row` exists in the checked tile, and the CPU has [`features`]. There is no `#[target_feature]` here, because it
-/// cannot be combined with `#[inline(always)]`, and a call that is not inlined would spill the accumulators.
-#[inline(always)]
-unsafe fn finish(t: &Tile, row: usize, sums: [__m512i; 4]) {
-    // SAFETY: `Tile` guarantees one scale, one sum and 64 outputs per row, and 64 values behind pointers that are not
-    // null.
-    unsafe {
-        let row_scale = _mm512_set1_ps(*t.scales.add(row));
-        let out = t.out.add(row * PANEL);
-        for (j, mut sum) in sums.into_iter().enumerate() {
-            if !t.zero_points.is_null() {
-                let zero_points = _mm_loadu_si128(t.zero_points.add(16 * j).cast());
-                let difference = _mm512_sub_epi32(
-                    _mm512_set1_epi32(ZERO_POINT),
-                    _mm512_cvtepu8_epi32(zero_points),
-                );
-                let row_sum = _mm512_set1_epi32(*t.sums.add(row));
-                sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(difference, row_sum));
-            }
-            let scale = if t.column_scales.is_null() {
-                row_scale
-            } else {
-                _mm512_mul_ps(row_scale, _mm512_loadu_ps(t.column_scales.add(16 * j)))
-            };
-            let slot = out.add(16 * j);
-            let before = if t.accumulate {
-                _mm512_loadu_ps(slot)
-            } else {
-                _mm512_setzero_ps()
-            };
-            _mm512_storeu_ps(
-                slot,
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, before),
-            );
-        }
-    }
+    unsafe { _mm512_dpbusd_epi32(sums, weights, row) }
 }

@@ -20,15 +20,29 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx512_bw;
+#[cfg(target_arch = "x86_64")]
 mod avx512_vector;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
 #[cfg(target_arch = "x86_64")]
 mod avx_vnni;
-#[cfg(target_arch = "x86_64")]
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_dotprod;
+#[cfg(target_arch = "aarch64")]
+mod neon_i8mm;
+#[cfg(target_arch = "aarch64")]
+mod neon_tile;
+#[cfg(target_arch = "aarch64")]
+mod neon_vector;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod scan_blocks;
 #[cfg(target_arch = "x86_64")]
 mod ymm;
+#[cfg(target_arch = "x86_64")]
+mod zmm;
 
 #[cfg(test)]
 mod contract;
@@ -120,7 +134,15 @@ const ALL: &[Candidate] = &[
     #[cfg(target_arch = "x86_64")]
     avx_vnni::CANDIDATE,
     #[cfg(target_arch = "x86_64")]
+    avx512_bw::CANDIDATE,
+    #[cfg(target_arch = "x86_64")]
     avx2::CANDIDATE,
+    #[cfg(target_arch = "aarch64")]
+    neon_i8mm::CANDIDATE,
+    #[cfg(target_arch = "aarch64")]
+    neon_dotprod::CANDIDATE,
+    #[cfg(target_arch = "aarch64")]
+    neon::CANDIDATE,
     scalar::CANDIDATE,
 ];
 

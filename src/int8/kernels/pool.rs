@@ -215,7 +215,8 @@ impl Pool {
         shared.looking.store(looking, Ordering::Relaxed);
         let phases = shared.generation.load(Ordering::Relaxed) >> ACTIVE_BITS;
         let generation = (phases.wrapping_add(1) << ACTIVE_BITS) | helpers;
-        shared.generation.store(generation, Ordering::SeqCst);
+        // A swap for the reason given at `next_generation`.
+        shared.generation.swap(generation, Ordering::SeqCst);
         for ((worker, _), parked) in self.workers.iter().zip(&shared.parked).take(helpers) {
             if parked.load(Ordering::SeqCst) {
                 worker.unpark();
@@ -255,9 +256,9 @@ fn wait_for_workers(shared: &Shared) {
         }
     }
     *shared.lock_caller() = Some(std::thread::current());
-    shared.caller_parked.store(true, Ordering::SeqCst);
     // The last worker decrements `unfinished` before it reads `caller_parked`, so either this thread sees 0 or the
-    // worker sees that it must unpark it.
+    // worker sees that it must unpark it. A swap for the reason given at `next_generation`.
+    shared.caller_parked.swap(true, Ordering::SeqCst);
     while shared.unfinished.load(Ordering::SeqCst) > 0 {
         std::thread::park();
     }
@@ -333,9 +334,10 @@ fn next_generation(shared: &Shared, index: usize, seen: usize, idle_since: Insta
             std::hint::spin_loop();
         }
         if idle_since.elapsed() > SPIN {
-            shared.parked[index].store(true, Ordering::SeqCst);
             // The caller stores `generation` before it reads `parked`, so either this thread sees the new phase or the
-            // caller sees that it must unpark it.
+            // caller sees that it must unpark it. A swap and not a store: emulators of ARM on x86 let a load overtake a
+            // store before it, where the architecture forbids that, and a swap costs nothing where a thread goes to sleep.
+            shared.parked[index].swap(true, Ordering::SeqCst);
             while shared.generation.load(Ordering::SeqCst) == seen {
                 std::thread::park();
             }

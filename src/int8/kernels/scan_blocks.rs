@@ -1,7 +1,10 @@
-//! [`Kernel::scan`](super::Kernel::scan) with vectors of x86. A block of the state stays in registers over many rows,
+//! [`Kernel::scan`](super::Kernel::scan) with vector registers. A block of the state stays in registers over many rows,
 //! which the compiler does not arrange by itself. Each element's operations are those of [`super::recurrence`] in the
 //! same order, so the bits are the same.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
+#[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
@@ -9,22 +12,38 @@ use super::super::PANEL;
 use super::recurrence::{self, Functions, Scan};
 
 /// All functions of the instruction set.
+#[cfg(target_arch = "x86_64")]
 pub(super) const AVX2: Functions = Functions {
     scan: avx2,
     ..recurrence::AVX2
 };
 
 /// All functions of the instruction set.
+#[cfg(target_arch = "x86_64")]
 pub(super) const AVX512: Functions = Functions {
     scan: avx512,
     ..recurrence::AVX512
 };
 
+/// All functions of the instruction set.
+#[cfg(target_arch = "aarch64")]
+pub(super) const NEON: Functions = Functions {
+    scan: neon,
+    ..recurrence::PORTABLE
+};
+
 /// Rows that a block stays in registers for: what they need besides the state fits the first-level cache.
 const ROWS: usize = 32;
 
+/// Values of all columns for that many rows, aligned so that no load crosses a cache line.
+#[repr(align(64))]
+struct Buffer {
+    _values: [f32; ROWS * PANEL],
+}
+
 /// # Safety
 /// `scan` was checked by [`super::Kernel::scan`].
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn avx2(scan: Scan<'_>) {
     if scan.width == PANEL && scan.steps.len() == 1 {
@@ -38,6 +57,7 @@ unsafe fn avx2(scan: Scan<'_>) {
 
 /// # Safety
 /// `scan` was checked by [`super::Kernel::scan`].
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
 unsafe fn avx512(scan: Scan<'_>) {
     // Sixteen of 32 registers hold whole rows of the state, so that it is read in the order of memory.
@@ -49,6 +69,19 @@ unsafe fn avx512(scan: Scan<'_>) {
             _ => run::<__m512, 4, 4>(scan),
         }
     }
+}
+
+/// # Safety
+/// `scan` was checked by [`super::Kernel::scan`].
+#[cfg(target_arch = "aarch64")]
+unsafe fn neon(scan: Scan<'_>) {
+    if scan.width == PANEL && scan.steps.len() == 1 {
+        // As in `avx2`: one row reads the state in the order of memory.
+        return recurrence::scan_columns::<PANEL>(scan);
+    }
+    // Sixteen of 32 registers hold the state; sixteen columns fit every width.
+    // SAFETY: the caller guarantees the lengths, and every CPU of this architecture has the registers.
+    unsafe { run::<float32x4_t, 4, 4>(scan) }
 }
 
 /// A vector register of floats. Its functions may be used only on a CPU that has it, and pointers must hold
@@ -65,6 +98,7 @@ trait Lanes: Copy {
     unsafe fn mul_add(self, factor: Self, sum: Self) -> Self;
 }
 
+#[cfg(target_arch = "x86_64")]
 macro_rules! lanes {
     ($register:ident, $count:literal, $zero:ident, $splat:ident, $load:ident, $store:ident, $mul:ident, $mul_add:ident) => {
         impl Lanes for $register {
@@ -109,6 +143,7 @@ macro_rules! lanes {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
 lanes!(
     __m256,
     8,
@@ -120,6 +155,7 @@ lanes!(
     _mm256_fmadd_ps
 );
 
+#[cfg(target_arch = "x86_64")]
 lanes!(
     __m512,
     16,
@@ -130,6 +166,47 @@ lanes!(
     _mm512_mul_ps,
     _mm512_fmadd_ps
 );
+
+#[cfg(target_arch = "aarch64")]
+impl Lanes for float32x4_t {
+    const COUNT: usize = 4;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: guaranteed by the caller, as in the functions below.
+        unsafe { vdupq_n_f32(0.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        // SAFETY: as above.
+        unsafe { vdupq_n_f32(value) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: as above.
+        unsafe { vld1q_f32(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: as above.
+        unsafe { vst1q_f32(to, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, factor: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { vmulq_f32(self, factor) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, factor: Self, sum: Self) -> Self {
+        // SAFETY: as above. The instruction takes the sum first.
+        unsafe { vfmaq_f32(sum, self, factor) }
+    }
+}
 
 /// Runs the scan in blocks of `N` times `C` vectors of the state.
 ///
@@ -142,9 +219,8 @@ unsafe fn run<V: Lanes, const N: usize, const C: usize>(scan: Scan<'_>) {
     let state = scan.state.as_mut_ptr();
     // `steps · x` and `y` of some rows, `[width / columns][ROWS][columns]`. They are written before they are read.
     let columns = C * V::COUNT;
-    // As arrays of vectors they are aligned, so that no load crosses a cache line.
-    let mut entering = MaybeUninit::<[__m512; ROWS * PANEL / 16]>::uninit();
-    let mut sums = MaybeUninit::<[__m512; ROWS * PANEL / 16]>::uninit();
+    let mut entering = MaybeUninit::<Buffer>::uninit();
+    let mut sums = MaybeUninit::<Buffer>::uninit();
     let entering: *mut f32 = entering.as_mut_ptr().cast();
     let sums: *mut f32 = sums.as_mut_ptr().cast();
     let chunks = scan.steps.chunks(ROWS).zip(scan.decays.chunks(ROWS));
