@@ -7,6 +7,7 @@ mod choices;
 pub mod eval;
 mod figures;
 pub mod inspect;
+pub mod manual;
 mod parse;
 mod progress;
 pub mod pull;
@@ -86,6 +87,8 @@ enum Command {
     Bench(bench::Args),
     Pull(pull::Args),
     Inspect(inspect::Args),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
     /// For internal use by the server: compiles one grammar within limits.
     #[command(hide = true, name = grammar::trial::COMMAND)]
     CheckGrammar,
@@ -120,6 +123,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Bench(args) => bench::run(&args, &sources),
         Command::Pull(args) => pull::run(args, &sources),
         Command::Inspect(args) => inspect::run(args, &sources),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
         Command::CheckGrammar => unreachable!("it ran above"),
     }
 }

@@ -6,6 +6,7 @@ mod dashboard;
 mod live;
 mod load;
 mod manifests;
+mod manual;
 mod metrics;
 mod printed;
 mod processes;
