@@ -14,12 +14,13 @@
 //! | [`int8`] | the number format: quantize, packed matrices, matrix multiply, kernels |
 //!
 //! [`build`], [`config`], [`error`], [`memory`] and [`telemetry`] are used everywhere: the id of the build, parsers for
-//! what users type, errors, memory limits, and metrics.
+//! what users type, errors, memory limits, and metrics. [`lookup`] is for static builds.
 //!
 //! `tests/imports.rs` keeps that order.
 //!
 //! Invariants: the engine never sees text; `http` never sees a tensor; nothing below `cli` reads the environment;
-//! `unsafe` lives only in `int8/kernels` and in the one memory map (`sources/mapped.rs`).
+//! `unsafe` lives only in `int8/kernels`, in the one memory map (`sources/mapped.rs`), and in one call of static builds
+//! (`lookup.rs`).
 
 pub mod cli;
 pub mod engine;
@@ -34,5 +35,6 @@ pub mod build;
 pub mod config;
 pub mod error;
 pub mod logging;
+pub mod lookup;
 pub mod memory;
 pub mod telemetry;

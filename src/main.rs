@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use microgranite::cli::{self, Ending};
 use microgranite::error::Error;
-use microgranite::logging;
+use microgranite::{logging, lookup};
 
 /// Wrong usage, by the `sysexits` numbers; clap's own code would be 2.
 const EXIT_USAGE: u8 = 64;
@@ -19,6 +19,7 @@ const EXIT_USAGE: u8 = 64;
 const FLUSH_LIMIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    lookup::use_built_in_modules();
     let code = run();
     logging::flush(FLUSH_LIMIT);
     ExitCode::from(code)
