@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
+use super::access::ApiKeys;
 use super::app::App;
 use super::error_body::ApiError;
 
@@ -15,14 +16,18 @@ pub async fn require_key(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    if let Some(keys) = &app.access().keys {
-        let headers = request.headers();
-        let mut given = [bearer(headers), api_key(headers)].into_iter().flatten();
-        if !given.any(|key| keys.accept(key)) {
-            return Err(ApiError::Unauthorized);
-        }
+    if let Some(keys) = &app.access().keys
+        && !has_key(request.headers(), keys)
+    {
+        return Err(ApiError::Unauthorized);
     }
     Ok(next.run(request).await)
+}
+
+/// Whether a request with these headers carries one of `keys`.
+pub fn has_key(headers: &HeaderMap, keys: &ApiKeys) -> bool {
+    let mut given = [bearer(headers), api_key(headers)].into_iter().flatten();
+    given.any(|key| keys.accept(key))
 }
 
 /// The key in the `Authorization: Bearer` header, if there is exactly one.

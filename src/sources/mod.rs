@@ -50,6 +50,8 @@ use generation::GenerationDefaults;
 pub use image::Image;
 pub use mapped::{Change, Mapped};
 pub use reference::Reference;
+#[cfg(feature = "fuzzing")]
+pub use registry::manifest::Manifest;
 pub use settings::{Settings, Token};
 
 /// A checkpoint that has been opened and whose headers have been checked; tensor data is read on demand.

@@ -7,6 +7,7 @@
 
 mod grammars;
 mod inputs;
+mod requests;
 mod server;
 mod targets;
 mod templates;

@@ -3,7 +3,7 @@
 //! The cache has a folder of files for each manifest, and a file for each tag with the SHA-256 of its manifest.
 
 mod client;
-mod manifest;
+pub(super) mod manifest;
 
 use std::fs::{self, File, TryLockError};
 use std::io::Write;

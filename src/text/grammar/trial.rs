@@ -159,6 +159,22 @@ pub fn run_here(mut input: impl Read, mut output: impl Write) -> std::io::Result
     output.write_all(&serde_json::to_vec(&verdict)?)
 }
 
+/// Compiles a grammar as the child does, in this process and without its limits. Returns whether it compiles.
+#[cfg(feature = "fuzzing")]
+pub fn try_here(grammar: Grammar) -> bool {
+    let job = Job {
+        grammar,
+        seconds: 1,
+        vocabulary_size: 2,
+        eos: vec![0],
+        special: Vec::new(),
+    };
+    let thread = std::thread::Builder::new().stack_size(2 * STACK);
+    let thread = thread.spawn(move || verdict(&job)).expect("a thread");
+    let verdict = thread.join().expect("no panic");
+    matches!(verdict, Verdict::Fits { .. })
+}
+
 fn verdict(job: &Job) -> Verdict {
     let vocabulary = Vocabulary::bytes(job.vocabulary_size, job.eos.clone(), job.special.clone());
     let held = || memory::resident().map_or(0, |resident| resident.anon);
