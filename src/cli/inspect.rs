@@ -1,5 +1,7 @@
 //! `microgranite inspect`: describes a model without loading it.
 
+mod kubernetes;
+
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -30,7 +32,10 @@ pub struct Args {
     /// Verify all weights of a packed model against their checksums. This reads the whole file.
     #[arg(long)]
     verify: bool,
-    /// Print JSON instead of a table.
+    /// Print values for the Helm chart instead: the sizes of the model, and what serve takes with its default settings.
+    #[arg(long, conflicts_with = "verify")]
+    kubernetes: bool,
+    /// Print JSON instead of text.
     #[arg(long)]
     json: bool,
 }
@@ -41,6 +46,12 @@ pub struct Args {
 /// As [`sources::open`], and [`Error::BadModel`] for an unsupported configuration or damaged weights.
 pub fn run(args: Args, settings: &Settings) -> Result<()> {
     let checkpoint = sources::open(&args.reference, settings)?;
+    if args.kubernetes {
+        let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+        let footprint = model::footprint_of(&checkpoint, &config);
+        let values = kubernetes::Values::of(&checkpoint.name, &config, footprint)?;
+        return print(&values, args.json);
+    }
     let mut report = Report::of(&checkpoint)?;
     if args.verify {
         report.verified = Some(verify(&checkpoint, settings.progress_bar)?);

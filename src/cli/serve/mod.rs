@@ -1,11 +1,11 @@
 //! `microgranite serve`: loads a model, answers requests, and shuts down gracefully.
 
 mod access;
-mod descriptors;
+pub(super) mod descriptors;
 mod generation;
 mod limits;
 mod load;
-mod plan;
+pub(super) mod plan;
 mod ready;
 mod signals;
 mod verify;

@@ -14,7 +14,7 @@ const MARGIN: u64 = 256 << 20;
 const ROWS_IN_MARGIN: usize = 128;
 /// Context per batch slot that the default KV cache has room for: enough for prompts and answers in chat or retrieval,
 /// and longer ones use what shorter ones leave.
-const TOKENS_PER_PLACE: usize = 4096;
+pub const TOKENS_PER_PLACE: usize = 4096;
 
 /// The memory for requests must hold at least this many of the largest bodies: parsing a body of plain text takes twice its
 /// size, and one with many commas takes more.
@@ -147,6 +147,59 @@ pub struct Batch {
     pub slots: usize,
 }
 
+/// What the process takes, part by part, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parts {
+    /// The packed weights.
+    pub weights: u64,
+    /// The KV cache.
+    pub kv: u64,
+    /// States and snapshots of states.
+    pub states: u64,
+    /// All requests together.
+    pub requests: u64,
+    /// Reading the longest one.
+    pub reading: u64,
+    /// Buffers of connections.
+    pub connections: u64,
+    /// Everything else.
+    pub rest: u64,
+}
+
+impl Parts {
+    /// The parts of a process with these caches.
+    pub fn new(footprint: Footprint, batch: Batch, clients: Clients, caches: Caches) -> Self {
+        // A step has a row for every batch slot.
+        let rows = batch.max_batch.saturating_sub(ROWS_IN_MARGIN) as u64;
+        let states = (batch.slots as u64).saturating_add(caches.snapshots as u64);
+        Self {
+            weights: footprint.weights,
+            kv: caches.kv_bytes,
+            states: states.saturating_mul(footprint.state),
+            requests: clients.request_bytes as u64,
+            reading: clients.reading_bytes as u64,
+            connections: clients.connections(),
+            rest: MARGIN.saturating_add(rows.saturating_mul(footprint.step_row)),
+        }
+    }
+
+    /// Their sum.
+    pub fn total(&self) -> u64 {
+        let Self {
+            weights,
+            kv,
+            states,
+            requests,
+            reading,
+            connections,
+            rest,
+        } = *self;
+        [weights, kv, states, requests, reading, connections, rest]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+}
+
 /// The sizes of the caches: as `asked`, or by default a snapshot for each sequence of a batch, though at most a quarter
 /// of what `limit` leaves beside everything else, and then pages for sequences of ordinary length, though at most half of
 /// the rest.
@@ -160,26 +213,18 @@ pub fn caches(
     clients: Clients,
     limit: Option<Limit>,
 ) -> Result<Caches> {
-    let Batch {
-        context,
-        max_batch,
-        slots,
-    } = batch;
-    let pages_per_place = context.min(TOKENS_PER_PLACE).div_ceil(PAGE_TOKENS);
-    let pages = (max_batch as u64).saturating_mul(pages_per_place as u64);
-    let wanted = pages.saturating_mul(footprint.kv_page);
-    let (requests, reading) = (clients.request_bytes as u64, clients.reading_bytes as u64);
-    // A step has a row for every batch slot.
-    let rows = max_batch.saturating_sub(ROWS_IN_MARGIN) as u64;
-    let margin = MARGIN.saturating_add(rows.saturating_mul(footprint.step_row));
-    let states = (slots as u64).saturating_mul(footprint.state);
-    let beside = footprint
-        .weights
-        .saturating_add(states)
-        .saturating_add(margin)
-        .saturating_add(clients.bytes());
-    let snapshots = snapshots(asked.states, footprint, max_batch, beside, limit.as_ref());
-    let states = states.saturating_add((snapshots as u64).saturating_mul(footprint.state));
+    let none = Caches {
+        kv_bytes: 0,
+        snapshots: 0,
+    };
+    let beside = Parts::new(footprint, batch, clients, none).total();
+    let snapshots = snapshots(
+        asked.states,
+        footprint,
+        batch.max_batch,
+        beside,
+        limit.as_ref(),
+    );
     let beside = beside.saturating_add((snapshots as u64).saturating_mul(footprint.state));
     if let Some(asked) = asked.kv.filter(|asked| asked.0 < footprint.kv_page) {
         let page = ByteSize(footprint.kv_page);
@@ -192,43 +237,53 @@ pub fn caches(
         (None, Some(limit)) => {
             let half_of_rest = limit.bytes.saturating_sub(beside) / 2;
             // At least one page, so that the check below reports what is missing.
+            let wanted = usual_kv_bytes(footprint, batch);
             wanted.min(half_of_rest).max(footprint.kv_page)
         }
-        (None, None) => wanted,
+        (None, None) => usual_kv_bytes(footprint, batch),
     };
+    let caches = Caches {
+        kv_bytes,
+        snapshots,
+    };
+    let parts = Parts::new(footprint, batch, clients, caches);
     match limit {
-        Some(limit) if beside.saturating_add(kv_bytes) > limit.bytes => {
-            Err(Error::Config(format!(
-                "not enough memory: needs {} ({} weights, {} KV cache, {}{} requests, {} to read one, {} for {} connections, {} beside), limit {} ({}); smaller {}--kv-cache, --max-body, --max-connections need less",
-                ByteSize(beside.saturating_add(kv_bytes)),
-                ByteSize(footprint.weights),
-                ByteSize(kv_bytes),
-                match states {
-                    0 => String::new(),
-                    _ => format!(
-                        "{} for {slots} states and {snapshots} snapshots, ",
-                        ByteSize(states)
-                    ),
-                },
-                ByteSize(requests),
-                ByteSize(reading),
-                ByteSize(clients.connections()),
-                clients.connections,
-                ByteSize(margin),
-                ByteSize(limit.bytes),
-                limit.source,
-                if states > 0 {
-                    "--max-batch, --state-cache, "
-                } else {
-                    ""
-                },
-            )))
-        }
-        _ => Ok(Caches {
-            kv_bytes,
-            snapshots,
-        }),
+        Some(limit) if parts.total() > limit.bytes => Err(Error::Config(format!(
+            "not enough memory: needs {} ({} weights, {} KV cache, {}{} requests, {} to read one, {} for {} connections, {} beside), limit {} ({}); smaller {}--kv-cache, --max-body, --max-connections need less",
+            ByteSize(parts.total()),
+            ByteSize(parts.weights),
+            ByteSize(parts.kv),
+            match parts.states {
+                0 => String::new(),
+                states => format!(
+                    "{} for {} states and {snapshots} snapshots, ",
+                    ByteSize(states),
+                    batch.slots
+                ),
+            },
+            ByteSize(parts.requests),
+            ByteSize(parts.reading),
+            ByteSize(parts.connections),
+            clients.connections,
+            ByteSize(parts.rest),
+            ByteSize(limit.bytes),
+            limit.source,
+            if parts.states > 0 {
+                "--max-batch, --state-cache, "
+            } else {
+                ""
+            },
+        ))),
+        _ => Ok(caches),
     }
+}
+
+/// Bytes of a KV cache with room for [`TOKENS_PER_PLACE`] tokens in each place of the batch, or for fewer if no sequence can
+/// be as long.
+fn usual_kv_bytes(footprint: Footprint, batch: Batch) -> u64 {
+    let pages_per_place = batch.context.min(TOKENS_PER_PLACE).div_ceil(PAGE_TOKENS);
+    let pages = (batch.max_batch as u64).saturating_mul(pages_per_place as u64);
+    pages.saturating_mul(footprint.kv_page)
 }
 
 /// How many snapshots of states are kept beside the `beside` bytes of everything else but pages.
