@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
@@ -31,6 +31,32 @@ pub async fn live(State(app): State<App>) -> Result<Response, ApiError> {
         check_engine(model)?;
     }
     Ok(status("alive"))
+}
+
+/// `GET /v2/health/live` of the Open Inference Protocol: as [`live`].
+pub async fn inference_live(state: State<App>) -> Result<Response, ApiError> {
+    live(state).await?;
+    Ok(Json(json!({"live": true})).into_response())
+}
+
+/// `GET /v2/health/ready` of the Open Inference Protocol: as [`ready`].
+pub async fn inference_ready(state: State<App>) -> Result<Response, ApiError> {
+    ready(state).await?;
+    Ok(Json(json!({"ready": true})).into_response())
+}
+
+/// `GET /v2/models/{name}/ready` of the Open Inference Protocol: as [`ready`], for a name that the model is served under.
+pub async fn inference_model_ready(
+    State(app): State<App>,
+    Path(name): Path<String>,
+) -> Result<Response, ApiError> {
+    let model = app.model()?;
+    check_engine(model)?;
+    // Whoever asks has no key, so unlike elsewhere the refusal does not say what is served.
+    if model.check_name(&name).is_err() {
+        return Err(ApiError::PathNotFound);
+    }
+    Ok(Json(json!({"name": name, "ready": true})).into_response())
 }
 
 /// Reads the engine's health without giving it work.

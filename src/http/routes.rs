@@ -193,6 +193,37 @@ const ROUTES: &[Route] = &[
         describe: || describe::probe("livez", "Fails when only a restart can help"),
     },
     Route {
+        path: "/v2/health/live",
+        audience: Audience::Probes,
+        traffic: Traffic::Frequent,
+        handler: || get(health::inference_live),
+        describe: || {
+            let summary = "As livez, in the Open Inference Protocol";
+            describe::probe("inference_live", summary)
+        },
+    },
+    Route {
+        path: "/v2/health/ready",
+        audience: Audience::Probes,
+        traffic: Traffic::Frequent,
+        handler: || get(health::inference_ready),
+        describe: || {
+            let summary = "As readyz, in the Open Inference Protocol";
+            describe::probe("inference_ready", summary)
+        },
+    },
+    Route {
+        // A slash in a name is written %2F here.
+        path: "/v2/models/{name}/ready",
+        audience: Audience::Probes,
+        traffic: Traffic::Frequent,
+        handler: || get(health::inference_model_ready),
+        describe: || {
+            let summary = "Whether this model is served, in the Open Inference Protocol";
+            describe::probe_by_name("inference_model_ready", summary)
+        },
+    },
+    Route {
         path: "/version",
         audience: Audience::Operations,
         traffic: Traffic::Ordinary,

@@ -30,7 +30,14 @@ fn service(access: Access) -> Service {
     Service::with(Fake::babbling(), options)
 }
 
-const PROBES: [&str; 4] = ["/health", "/livez", "/readyz", "/ping"];
+const PROBES: [&str; 6] = [
+    "/health",
+    "/livez",
+    "/readyz",
+    "/ping",
+    "/v2/health/live",
+    "/v2/health/ready",
+];
 const OPERATIONS: [&str; 5] = ["/", "/version", "/metrics", "/openapi.json", "/docs"];
 
 #[tokio::test]
@@ -63,6 +70,8 @@ async fn with_keys_only_probes_and_what_has_no_other_port_are_open() {
             "//metrics",
             "/v1/../metrics/x",
             "/health/x",
+            "/v2",
+            "/v2/health",
         ] {
             assert_eq!(service.get(path).await.status(), 401, "{path}");
         }
@@ -338,9 +347,9 @@ async fn the_admin_port_answers_probes_and_operations_without_a_key() {
     let served = tokio::spawn(served);
     for (paths, status) in [
         (&OPERATIONS[1..], 200),
-        (&["/livez"], 200),
+        (&["/livez", "/v2/health/live"], 200),
         // No model is loaded.
-        (&["/health", "/ping"], 503),
+        (&["/health", "/ping", "/v2/health/ready"], 503),
         (&["/", "/v1/models", "/completions"], 404),
     ] {
         for path in paths {

@@ -183,6 +183,31 @@ async fn the_model_is_listed_with_its_context() {
     assert_eq!(one.json::<Value>().await.unwrap(), card);
 }
 
+/// KServe and its clients ask these.
+#[tokio::test]
+async fn the_open_inference_protocols_probes_answer_in_its_form() {
+    let service = Service::start(Fake::babbling());
+    let encoded = MODEL.replace('/', "%2F");
+    for (path, expected) in [
+        ("/v2/health/live", json!({"live": true})),
+        ("/v2/health/ready", json!({"ready": true})),
+        (
+            &format!("/v2/models/{encoded}/ready"),
+            json!({"name": MODEL, "ready": true}),
+        ),
+    ] {
+        let answer: Value = service.get(path).await.json().await.unwrap();
+        assert_eq!(answer, expected, "{path}");
+    }
+    let other = service.get("/v2/models/other/ready").await;
+    assert_eq!(other.status(), 404);
+    let text = other.text().await.unwrap();
+    assert!(!text.contains(MODEL), "no key was sent: {text}");
+    for path in ["/v2/models//ready", "/v2/models/a/b/ready", "/v2/models"] {
+        assert_eq!(service.get(path).await.status(), 404, "{path}");
+    }
+}
+
 #[tokio::test]
 async fn probes_say_what_state_the_service_is_in() {
     let service = Service::start(Fake::babbling());
@@ -200,6 +225,9 @@ async fn probes_say_what_state_the_service_is_in() {
         ("/version", 200),
         ("/health", 503),
         ("/readyz", 503),
+        ("/v2/health/live", 200),
+        ("/v2/health/ready", 503),
+        ("/v2/models/anything/ready", 503),
         ("/v1/models", 503),
     ] {
         let response = loading.get(path).await;

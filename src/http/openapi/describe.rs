@@ -85,6 +85,15 @@ pub fn probe(id: &str, summary: &str) -> Value {
     without_key(id, summary, "application/json", &ALWAYS[2..])
 }
 
+/// `GET` of a probe of a model, whose name is in the path.
+pub fn probe_by_name(id: &str, summary: &str) -> Value {
+    let more = [&[(404, "No such model.")], &ALWAYS[2..]].concat();
+    let mut probe = without_key(id, summary, "application/json", &more);
+    probe["get"]["parameters"] = json!([{"name": "name", "in": "path", "required": true,
+        "description": "A slash is written %2F.", "schema": {"type": "string", "minLength": 1}}]);
+    probe
+}
+
 /// `GET` that needs no key and always succeeds.
 pub fn open(id: &str, summary: &str, mime: &str) -> Value {
     without_key(id, summary, mime, &[])
