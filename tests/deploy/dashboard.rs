@@ -1,9 +1,13 @@
-//! The Grafana dashboard follows the rules of Grafana's dashboard linter, and queries only metrics that the service
-//! exposes.
+//! The Grafana dashboards follow the rules of Grafana's dashboard linter, and query only metrics that there are: the
+//! service's, those that its rules record, and some of the cluster.
 
 use serde_json::Value;
 
 use crate::metrics::{self, Catalog};
+use crate::{alerts, cluster};
+
+/// The files of the dashboards.
+const FILES: [&str; 3] = ["memory.json", "load.json", "slo.json"];
 
 /// Grafana's names of the units that the panels use; it silently ignores an unknown one.
 const UNITS: &[&str] = &[
@@ -16,9 +20,18 @@ const UNITS: &[&str] = &[
     "short",
 ];
 
-/// The dashboard as shipped.
-pub fn shipped() -> Value {
-    serde_json::from_str(&crate::read("deploy/grafana/microgranite.json")).expect("valid JSON")
+/// The dashboards as shipped.
+pub fn shipped() -> [Value; 3] {
+    FILES.map(|file| {
+        let text = crate::read(&format!("deploy/grafana/{file}"));
+        serde_json::from_str(&text).unwrap_or_else(|e| panic!("{file}: {e}"))
+    })
+}
+
+/// The one of memory savings.
+fn memory() -> Value {
+    let [memory, ..] = shipped();
+    memory
 }
 
 /// Every panel that is not a row.
@@ -69,6 +82,48 @@ fn selectors(expr: &str) -> Vec<Selector<'_>> {
             }
         })
         .collect()
+}
+
+/// Selectors of metrics that are not ours: names with the matchers behind them.
+fn foreign_selectors(expr: &str) -> Vec<(&str, &str)> {
+    let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+    expr.match_indices('{')
+        .map(|(brace, _)| {
+            let start = expr[..brace].rfind(|c| !is_name(c)).map_or(0, |at| at + 1);
+            let matchers = expr[brace + 1..].split('}').next().unwrap_or_default();
+            (&expr[start..brace], matchers)
+        })
+        .filter(|(name, _)| !name.starts_with("microgranite_"))
+        .collect()
+}
+
+/// What is wrong with selectors of metrics that are not ours.
+fn lint_foreign(expr: &str) -> Vec<String> {
+    let mut findings = Vec::new();
+    let recorded = alerts::recorded();
+    for (name, matchers) in foreign_selectors(expr) {
+        let needed: &[&str] = match cluster::find(name) {
+            _ if recorded.contains(name) || name == cluster::ALERTS => &["namespace", "job"],
+            // A node is in no namespace.
+            Some(_) if name.starts_with("kube_node_") => &[],
+            Some(_) => &["namespace"],
+            None => {
+                findings.push(format!("{name} is not known"));
+                continue;
+            }
+        };
+        for variable in needed {
+            if !matchers.contains(&format!("{variable}=~\"${variable}\"")) {
+                findings.push(format!("{name} is not limited to ${variable}"));
+            }
+        }
+        let is_counter = cluster::find(name).is_some_and(|foreign| foreign.is_counter);
+        let is_rate = format!("{name}{{{matchers}}}[$__rate_interval]");
+        if is_counter && !expr.contains(&is_rate) {
+            findings.push(format!("{name} is a raw counter"));
+        }
+    }
+    findings
 }
 
 /// Everything that is wrong with a dashboard, one line each.
@@ -183,19 +238,21 @@ fn lint_panel(panel: &Value) -> Vec<String> {
 fn lint_query(expr: &str, exposed: &Catalog) -> Vec<String> {
     let mut findings = Vec::new();
     let selectors = selectors(expr);
-    if selectors.is_empty() {
+    if selectors.is_empty() && foreign_selectors(expr).is_empty() {
         findings.push("it reads none of our metrics".to_owned());
     }
+    findings.extend(lint_foreign(expr));
     let grouped_by = expr
         .split("by (")
         .skip(1)
         .filter_map(|rest| rest.split_once(')'))
         .flat_map(|(labels, _)| labels.split(", "));
     for label in grouped_by {
-        let is_known = selectors
-            .iter()
-            .filter_map(|selector| exposed.get(selector.metric))
-            .any(|sample| sample.labels.contains(label));
+        let is_known = cluster::OF_TARGETS.contains(&label)
+            || selectors
+                .iter()
+                .filter_map(|selector| exposed.get(selector.metric))
+                .any(|sample| sample.labels.contains(label));
         if !is_known {
             findings.push(format!("nothing to group by in label {label}"));
         }
@@ -258,15 +315,19 @@ fn lint_grid(dashboard: &Value) -> Vec<String> {
 }
 
 #[test]
-fn the_shipped_dashboard_breaks_no_rule() {
-    let findings = lint(&shipped(), &metrics::declared());
+fn the_shipped_dashboards_break_no_rule() {
+    let exposed = metrics::declared();
+    let dashboards = shipped();
+    let findings: Vec<String> = dashboards.iter().flat_map(|d| lint(d, &exposed)).collect();
     assert!(findings.is_empty(), "{}", findings.join("\n"));
 }
 
 #[test]
-fn every_metric_is_on_the_dashboard() {
-    let shipped = shipped();
-    let shown: String = panels(&shipped)
+fn every_metric_is_on_a_dashboard() {
+    let dashboards = shipped();
+    let shown: String = dashboards
+        .iter()
+        .flat_map(panels)
         .flat_map(queries)
         .map(|(_, expr)| expr)
         .collect();
@@ -281,17 +342,50 @@ fn every_metric_is_on_the_dashboard() {
 }
 
 #[test]
-fn the_first_row_is_about_memory_savings() {
-    let shipped = shipped();
-    let titles: Vec<&str> = array(&shipped["panels"])
-        .iter()
-        .filter(|panel| panel["type"] == "row")
-        .map(|row| text(&row["title"]))
-        .collect();
-    assert_eq!(titles.first(), Some(&"Memory savings"), "{titles:?}");
+fn every_file_is_a_dashboard_with_an_address_of_its_own() {
+    let folder = std::fs::read_dir(crate::package_file("deploy/grafana")).expect("the folder");
+    let names = folder.map(|entry| entry.expect("an entry").file_name().into_string().unwrap());
+    let mut found: Vec<String> = names.filter(|name| name.ends_with(".json")).collect();
+    found.sort();
+    let mut files = FILES;
+    files.sort_unstable();
+    assert_eq!(found, files);
+    let kustomization = crate::read("deploy/grafana/kustomization.yaml");
+    for file in FILES {
+        assert!(kustomization.contains(&format!("- {file}\n")), "{file}");
+    }
+    let mut addresses = shipped().map(|dashboard| text(&dashboard["uid"]).to_owned());
+    addresses.sort_unstable();
+    assert!(addresses.windows(2).all(|pair| pair[0] != pair[1]));
 }
 
-/// Tests the linter itself: each rule, violated once in the shipped dashboard, is reported.
+/// Figures of one row are never of both kinds.
+#[test]
+fn what_is_computed_and_what_is_measured_are_apart() {
+    let memory = memory();
+    let mut rows: Vec<(&str, String)> = Vec::new();
+    for panel in array(&memory["panels"]) {
+        if panel["type"] == "row" {
+            rows.push((text(&panel["title"]), String::new()));
+        } else {
+            let (_, expressions) = rows.last_mut().expect("a row comes first");
+            expressions.extend(queries(panel).map(|(_, expr)| expr));
+        }
+    }
+    let [(computed, of_tensors), (measured, of_kernel), ..] = &rows[..] else {
+        panic!("{rows:?}");
+    };
+    assert_eq!(*computed, "Computed from the loaded tensors");
+    assert_eq!(*measured, "Measured");
+    for (expressions, own, other) in [
+        (of_tensors, "memory_saved_bytes", "process_resident_bytes"),
+        (of_kernel, "process_resident_bytes", "memory_saved_bytes"),
+    ] {
+        assert!(expressions.contains(own) && !expressions.contains(other));
+    }
+}
+
+/// Tests the linter itself: each rule, violated once in a shipped dashboard, is reported.
 #[test]
 fn each_broken_rule_is_found() {
     let exposed = metrics::declared();
@@ -333,6 +427,22 @@ fn each_broken_rule_is_found() {
         (set("/panels/2/gridPos/x", 0.into()), "overlap"),
         (set("/panels/2/id", 1.into()), "two panels with id"),
         (query("up"), "none of our metrics"),
+        (
+            query("kube_typo{namespace=~\"$namespace\"}"),
+            "kube_typo is not known",
+        ),
+        (
+            query("container_memory_working_set_bytes{container=\"server\"}"),
+            "not limited to $namespace",
+        ),
+        (
+            query("sum(container_cpu_cfs_periods_total{namespace=~\"$namespace\"})"),
+            "raw counter",
+        ),
+        (
+            query("microgranite:request_errors:ratio_rate5m{job=~\"$job\"}"),
+            "not limited to $namespace",
+        ),
         (query("microgranite_typo{job=~\"$job\"}"), "not exposed"),
         (
             query("microgranite_requests_running"),
@@ -358,7 +468,7 @@ fn each_broken_rule_is_found() {
         ),
     ];
     for ((pointer, value), expected) in cases {
-        let mut dashboard = shipped();
+        let mut dashboard = memory();
         *dashboard.pointer_mut(pointer).expect("the pointer exists") = value.clone();
         let findings = lint(&dashboard, &exposed);
         assert!(

@@ -1,4 +1,4 @@
-//! Every query of the dashboard returns data from a Prometheus that scrapes the running service under load.
+//! Every query of the dashboards returns data from a Prometheus that scrapes the running service under load.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 
 use crate::processes::{Prometheus, Service};
-use crate::{dashboard, load};
+use crate::{cluster, dashboard, load};
 
 /// Forty scrapes, ten times the interval of a rate.
 const LOAD: Duration = Duration::from_secs(40);
@@ -16,6 +16,7 @@ const LOAD: Duration = Duration::from_secs(40);
 /// four of them.
 fn with_variables(expr: &str) -> String {
     expr.replace("$__rate_interval", "4s")
+        .replace("$namespace", ".*")
         .replace("$job", ".+")
         .replace("$instance", ".+")
 }
@@ -42,15 +43,15 @@ fn finite_values(series: &Value) -> Vec<f64> {
 #[ignore = "needs Debian's prometheus package on PATH and takes a minute"]
 fn every_panel_shows_data_under_load() {
     let service = Service::start();
-    let prometheus = Prometheus::start(&service.admin);
+    let prometheus = Prometheus::start(&service.admin, &cluster::serve());
     let from = unix_seconds();
     load::run(&service.api, LOAD);
     let to = unix_seconds();
 
-    let shipped = dashboard::shipped();
+    let dashboards = dashboard::shipped();
     let mut queried = 0;
     let mut problems = Vec::new();
-    for panel in dashboard::panels(&shipped) {
+    for panel in dashboards.iter().flat_map(dashboard::panels) {
         for (letter, expr) in dashboard::queries(panel) {
             let name = format!("{} {letter}", panel["title"]);
             queried += 1;
@@ -81,10 +82,12 @@ fn every_panel_shows_data_under_load() {
             .expect("understood");
         assert_eq!(values.len(), 1, "{label}: {values:?}");
     }
-    let annotation = dashboard::text(&shipped["annotations"]["list"][0]["expr"]);
-    prometheus
-        .query_range(&with_variables(annotation), from, to)
-        .expect("the annotation's query is understood");
+    for dashboard in &dashboards {
+        let annotation = dashboard::text(&dashboard["annotations"]["list"][0]["expr"]);
+        prometheus
+            .query_range(&with_variables(annotation), from, to)
+            .expect("the annotation's query is understood");
+    }
 
     figures_are_plausible(&prometheus, from, to);
     promtool_finds_nothing(&service.metrics());

@@ -8,6 +8,9 @@ use reqwest::Url;
 use reqwest::blocking::Client;
 use serde_json::Value;
 
+use crate::alerts;
+use crate::cluster::POD;
+
 /// A child process that is killed when the test ends.
 struct Running(Child);
 
@@ -104,7 +107,7 @@ impl Service {
     }
 }
 
-/// A Prometheus that scrapes one service every second.
+/// A Prometheus that scrapes one service and the metrics of the cluster every second, and evaluates the shipped rules.
 pub struct Prometheus {
     _process: Running,
     _data: tempfile::TempDir,
@@ -112,15 +115,20 @@ pub struct Prometheus {
 }
 
 impl Prometheus {
-    pub fn start(target: &str) -> Self {
+    pub fn start(target: &str, cluster: &str) -> Self {
         let data = tempfile::tempdir().expect("a folder");
         let address = free_address();
         let config = data.path().join("prometheus.yml");
         std::fs::write(
             &config,
             format!(
-                "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\n\
-                 scrape_configs: [{{job_name: microgranite, static_configs: [{{targets: ['{target}']}}]}}]\n"
+                "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\n\
+                 rule_files: ['{}']\n\
+                 scrape_configs:\n\
+                 - {{job_name: microgranite, static_configs: [{{targets: ['{target}'], labels: {{{}}}}}]}}\n\
+                 - {{job_name: cluster, honor_labels: true, static_configs: [{{targets: ['{cluster}']}}]}}\n",
+                crate::package_file(alerts::RULES).display(),
+                POD.map(|(label, value)| format!("{label}: {value}")).join(", "),
             ),
         )
         .expect("written");
