@@ -1,13 +1,16 @@
 //! Checks the deployment files against the service they deploy: dashboard against metrics, manifests against flags, and
 //! every dashboard query against a Prometheus that scrapes the running binary.
 
+mod alerts;
 mod build;
+mod cluster;
 mod dashboard;
 mod live;
 mod load;
 mod manifests;
 mod manual;
 mod metrics;
+mod pools;
 mod printed;
 mod processes;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-const DOCUMENTS: [&str; 15] = [
+const DOCUMENTS: [&str; 17] = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "README.md",
@@ -13,11 +13,13 @@ const DOCUMENTS: [&str; 15] = [
     "docs/accuracy.md",
     "docs/api.md",
     "docs/clients.md",
+    "docs/kubernetes.md",
     "docs/operations.md",
     "docs/other-apis.md",
     "docs/performance.md",
     "docs/quantization.md",
     "docs/reliability.md",
+    "docs/runbook.md",
     "examples/README.md",
     "tests/README.md",
 ];
@@ -68,6 +70,8 @@ fn scripts_without_their_arguments_say_how_they_are_used() {
         "compare/run.sh",
         "tests/clients/run.sh",
         "tests/clients/fuzz.sh",
+        "tests/deploy/play.sh",
+        "tests/deploy/validate.sh",
     ] {
         let output = Command::new(crate::package_file(script)).output().unwrap();
         assert_eq!(output.status.code(), Some(64), "{script}");
