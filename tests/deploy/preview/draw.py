@@ -106,7 +106,7 @@ def main(binary, model, folder, seconds):
             children.append(subprocess.Popen([*watch, f"--web.listen-address=127.0.0.1:{web}", "--log.level=error"]))
             wait_for(f"http://127.0.0.1:{web}/-/ready", children[-1])
             start = time.time()
-            threads = [threading.Thread(target=client, args=(api, start + seconds, n)) for n in range(12)]
+            threads = [threading.Thread(target=client, args=(api, start + seconds, n)) for n in range(5)]
             for thread in threads:
                 thread.start()
             for thread in threads:
