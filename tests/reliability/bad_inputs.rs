@@ -139,8 +139,13 @@ pub async fn parameter_limits(context: Context) -> Result<Findings, Problem> {
             .as_str()
             .unwrap_or_default()
             .to_owned();
-        let is_named =
-            message.contains(&case.field) || answer.json()["error"]["param"] == *case.field;
+        // What is no number of JSON is refused before the fields are looked at.
+        let is_no_json = ["NaN", "Infinity", "1e999"]
+            .iter()
+            .any(|value| case.body.contains(value));
+        let is_named = (is_no_json && message.contains("JSON"))
+            || message.contains(&case.field)
+            || answer.json()["error"]["param"] == *case.field;
         if answer.status == 400 && is_named {
             refused += 1;
         } else {
@@ -211,13 +216,18 @@ fn cases() -> Vec<Case> {
     };
     for value in NUMBERS {
         for field in WHOLE {
-            // Any 64-bit integer is a seed, and any text that is one too; vLLM has -1 and -2 for whole vocabularies.
-            if value != "-2" || !["seed", "top_k"].contains(&field) {
+            // Any 64-bit integer is a seed, and a prompt of any length may be truncated to any number.
+            let is_fine = match field {
+                "seed" => value == "-2",
+                "truncate_prompt_tokens" => value == "9223372036854775808",
+                _ => false,
+            };
+            if !is_fine {
                 add(COMPLETIONS, field, value);
             }
         }
         for field in REAL {
-            if !(value == "-2" && field.ends_with("y_penalty")) {
+            if !(value == "-2" && ["presence_penalty", "frequency_penalty"].contains(&field)) {
                 add(COMPLETIONS, field, value);
             }
         }

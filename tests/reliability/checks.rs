@@ -5,7 +5,7 @@ use futures_util::future::LocalBoxFuture;
 use crate::arguments::Context;
 use crate::findings::{Findings, Problem};
 use crate::{
-    access, bad_inputs, covered, damaged_files, disconnect, drain, egress, idle, memory,
+    access, bad_inputs, covered, damaged_files, disconnect, drain, egress, fairness, idle, memory,
     observability, overload, proxies, raw_http, restart, same_bytes, slow_clients, soak, supply,
     text,
 };
@@ -72,4 +72,6 @@ pub const CHECKS: &[Check] = checks![
     "R35" "interleavings" "queue, cancellation, preemption and pages in random orders" => |_| covered::elsewhere("cargo test --release --manifest-path tests/interleavings/Cargo.toml, and --test scheduler"),
     "R36" "faults" "stalls, panics, numbers that are none, refused memory" => covered::faults,
     "R37" "same bytes" "answers do not depend on their neighbours" => same_bytes::same_bytes,
+    "R38" "fairness" "a client that floods the server does not hold up the others" => fairness::fairness,
+    "R39" "explained memory" "the parts that are counted explain what is resident" => memory::explained,
 ];

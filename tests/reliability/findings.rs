@@ -109,22 +109,22 @@ impl Findings {
         });
     }
 
-    /// Judges the figures. `others` is the load of other programs in cores, which excuses times, and nothing else.
-    pub fn verdict(&self, others: f64, quiet: f64) -> Verdict {
+    /// Judges the figures. `others` is the load of other programs in cores, which excuses times, and nothing else; times
+    /// may also be longer by the factor `slack`.
+    pub fn verdict(&self, others: f64, quiet: f64, slack: f64) -> Verdict {
         if let Some(why) = &self.missing {
             return Verdict::Skipped(why.clone());
         }
-        let broken: Vec<&Figure> = self
-            .figures
-            .iter()
-            .filter(|figure| !figure.is_kept())
-            .collect();
+        let broken = self.figures.iter().filter(|figure| match figure.is_time {
+            true => !figure.is_kept_with(slack),
+            false => !figure.is_kept(),
+        });
+        let broken: Vec<&Figure> = broken.collect();
         match broken {
             broken if broken.is_empty() => Verdict::Passed,
             broken if others > quiet && broken.iter().all(|figure| figure.is_time) => {
-                Verdict::Skipped(format!(
-                    "no core to spare: other programs used {others:.1} of them"
-                ))
+                let why = format!("no core to spare: other programs used {others:.1} of them");
+                Verdict::Skipped(why)
             }
             _ => Verdict::Failed,
         }
@@ -145,9 +145,13 @@ impl Findings {
 
 impl Figure {
     fn is_kept(&self) -> bool {
+        self.is_kept_with(1.0)
+    }
+
+    fn is_kept_with(&self, slack: f64) -> bool {
         match self.limit {
-            Limit::AtMost(most) => self.value <= most,
-            Limit::AtLeast(least) => self.value >= least,
+            Limit::AtMost(most) => self.value <= most * slack,
+            Limit::AtLeast(least) => self.value >= least / slack,
             Limit::Shown => true,
         }
     }

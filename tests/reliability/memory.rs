@@ -1,6 +1,9 @@
-//! R19, R20, R21: memory and processors as the start has planned them.
+//! R19, R20, R21, R39: memory and processors as the start has planned them.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
 
 use crate::arguments::Context;
 use crate::client::Events;
@@ -105,8 +108,9 @@ pub async fn memory_bound(context: Context) -> Result<Findings, Problem> {
         .get("kv_cache_bytes{state=\"reserved\"}");
     let before = machine::memory(server.id);
     let mut random = random(8);
+    // Half of each context is generated, so that all are running when the first one ends.
     let answers = (0..PLACES).map(|_| {
-        let body = stream_body(&mut random, tokens - 40, 40);
+        let body = stream_body(&mut random, tokens / 2, tokens / 2);
         let address = server.address;
         async move { load::stream(address, &body).await }
     });
@@ -189,6 +193,43 @@ pub async fn processors(context: Context) -> Result<Findings, Problem> {
             );
         }
         _ => found.note(format!("quota not tried: {NO_GROUP}")),
+    }
+    Ok(found)
+}
+
+/// R39: the parts that the server counts its memory by explain what the kernel counts.
+pub async fn explained(context: Context) -> Result<Findings, Problem> {
+    const GAUGE: &str = "memory_unexplained_bytes";
+    let mut found = Findings::default();
+    let packed = models::packed(&context, 2048)?;
+    let floats = models::tiny(2048)?;
+    let gguf = models::of_tests("fixtures/granite-3-moe-tiny/granite-3-moe-tiny-Q8_0.gguf");
+    let kinds: [(&str, &Path, &[&str]); 4] = [
+        ("floats", &floats.path, &[]),
+        ("GGUF", &gguf, &[]),
+        ("packed, mapped", &packed.path, &["--weights", "mmap"]),
+        ("packed, copied", &packed.path, &["--weights", "copy"]),
+    ];
+    for (kind, model, flags) in kinds {
+        let server = Server::start(&context, model, flags).await?;
+        for moment in ["at rest", "under load", "after it"] {
+            let load = (moment == "under load").then(|| {
+                let time = Duration::from_secs(3);
+                tokio::spawn(closed_loop(server.address, 8, time, |random| {
+                    stream_body(random, 64, 64)
+                }))
+            });
+            sleep(Duration::from_secs(1)).await;
+            let unexplained = server.metrics().await?.get(GAUGE);
+            if unexplained.is_nan() {
+                return Ok(Findings::skipped(format!("this build has no {GAUGE}")));
+            }
+            let share = unexplained.abs() / machine::memory(server.id).all as f64;
+            found.at_most(&format!("{kind} {moment}"), 100.0 * share, "%", 5.0);
+            if let Some(load) = load {
+                load.await?;
+            }
+        }
     }
     Ok(found)
 }

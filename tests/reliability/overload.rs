@@ -32,8 +32,8 @@ pub const FLAGS: [&str; 6] = [
 ];
 const PLACES: u64 = 4;
 const QUEUE: f64 = 16.0;
-/// The most that memory may grow under overload: a twentieth of what the server plans for such a model (351 MiB).
-const GROWTH_MIB: f64 = 16.0;
+/// The most that memory may grow under overload: what the plan of the start has for 1,024 connections.
+const GROWTH_MIB: f64 = 112.0;
 
 /// Requests that keep a place for some time.
 pub fn body(random: &mut Pcg64) -> Value {
