@@ -7,7 +7,7 @@ use std::ops::Range;
 use super::activations::{Activations, GroupMut, groups_of};
 use super::compute::Compute;
 use super::floats::Floats;
-use super::kernels::pool::{PerThread, PerUnit};
+use super::kernels::pool::{Parts, PerThread, PerUnit};
 use super::kernels::{Kernel, Rows};
 use super::matrix::Matrix;
 use super::rotation::Rotation;
@@ -111,14 +111,28 @@ pub(super) const PANELS_PER_SWIGLU_GROUP: usize = GROUP / (PANEL / 2);
 impl Compute {
     /// `out = input · matrixᵀ`; `out` is `[panels][rows][64]`.
     pub fn multiply(&mut self, matrix: &Matrix, input: &Activations, out: &mut [f32]) {
+        self.multiply_then(matrix, input, out, (), |_, _, ()| ());
+    }
+
+    /// [`Compute::multiply`], and then `then(panel, its part of out, the thread's share of parts)` for each panel on the
+    /// thread that has computed it. The units of `parts` are the panels.
+    pub fn multiply_then<P: Parts>(
+        &mut self,
+        matrix: &Matrix,
+        input: &Activations,
+        out: &mut [f32],
+        parts: P,
+        then: impl Fn(usize, &mut [f32], &mut P::Share) + Sync,
+    ) {
         check(matrix, input);
         let Self { kernel, pool, .. } = self;
         let panel_len = input.rows() * PANEL;
-        let parts = PerUnit::new(out, panel_len);
-        pool.run(matrix.panels(), parts, |_, range, out| {
+        let parts = (PerUnit::new(out, panel_len), parts);
+        pool.run(matrix.panels(), parts, |_, range, (out, mut share)| {
             for (panel, out) in range.zip(out.chunks_exact_mut(panel_len)) {
                 panel_sums(*kernel, matrix, panel, |group| input.group(group), out);
                 kernel.scale_columns(out, matrix.scales(panel));
+                then(panel, out, &mut share);
             }
         });
     }

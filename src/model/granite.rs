@@ -39,7 +39,7 @@ pub struct Granite {
 /// What a layer's mixer keeps of every sequence.
 enum MixerState<'a> {
     Pages(&'a mut LayerCache),
-    States(&'a mut LayerStates),
+    States(LayerStates<'a>),
 }
 
 /// The buffers of a step, kept between steps. Float rows are panel-major, `[panels][rows][64]`.
@@ -326,9 +326,17 @@ fn mix(
             let buffers = &mut work.attention;
             attention(step, compute, weights, cache, input, buffers, residual);
         }
-        (Mixer::Mamba(weights), MixerState::States(states)) => {
+        (Mixer::Mamba(weights), MixerState::States(mut states)) => {
             let buffers = &mut work.mamba;
-            mamba(step, compute, weights, states, input, buffers, residual);
+            mamba(
+                step,
+                compute,
+                weights,
+                &mut states,
+                input,
+                buffers,
+                residual,
+            );
         }
         _ => unreachable!("every layer has the state of its kind"),
     }

@@ -87,10 +87,10 @@ impl KvCache {
             Ok(LayerCache {
                 pages: page_count,
                 head_dim: config.head_dim,
-                keys: Lazy::zeroed(tokens * config.head_dim)?,
-                values: Lazy::zeroed(tokens * config.head_dim)?,
-                key_scales: Lazy::zeroed(tokens)?,
-                value_scales: Lazy::zeroed(tokens)?,
+                keys: Lazy::in_small_pages(tokens * config.head_dim)?,
+                values: Lazy::in_small_pages(tokens * config.head_dim)?,
+                key_scales: Lazy::in_small_pages(tokens)?,
+                value_scales: Lazy::in_small_pages(tokens)?,
             })
         };
         let layers = (0..config.layers_with(MixerKind::Attention))

@@ -5,6 +5,7 @@
 //! divide the channels; the rows of a sequence follow each other on one thread.
 
 use super::config;
+use super::forward::Span;
 use super::norm::Normed;
 use super::state::{LayerStates, Places, WINDOW};
 use super::step::Step;
@@ -13,7 +14,7 @@ use crate::int8::PANEL;
 use crate::int8::activations::Activations;
 use crate::int8::compute::Compute;
 use crate::int8::floats::Floats;
-use crate::int8::kernels::pool::{PerThread, PerUnit};
+use crate::int8::kernels::pool::{PerThread, PerUnit, SlotUnits, Within};
 use crate::int8::kernels::{Kernel, Scan};
 use crate::int8::matmul::Panels;
 
@@ -40,7 +41,7 @@ pub fn mamba(
     step: &Step<'_>,
     compute: &mut Compute,
     weights: &Mamba,
-    states: &mut LayerStates,
+    states: &mut LayerStates<'_>,
     input: &Activations,
     buffers: &mut Buffers,
     residual: &mut Floats,
@@ -49,16 +50,39 @@ pub fn mamba(
     let (rows, inner) = (step.rows.len(), shape.inner());
     let Buffers { projected, normed } = buffers;
     projected.set_len(weights.input.panels() * rows * PANEL);
-    compute.multiply(&weights.input, input, projected);
-    let (gates, rest) = projected.split_at_mut(inner * rows);
-    let (convolved, steps) = rest.split_at_mut(shape.convolved() * rows);
-    convolve(step, compute, weights, states, convolved);
-    let (channels, rest) = convolved.split_at_mut(inner * rows);
-    let (inputs, outputs) = rest.split_at(shape.state_size * rows);
-    let scanned = Scanned {
+    // All channels need the inputs and outputs of the state, so they are convolved where they are computed. A panel of
+    // channels is convolved where its states are.
+    let convolution = Convolution {
+        kernel: compute.kernel,
         step,
-        shape,
         weights,
+        slots: states.slots(),
+    };
+    let (channels, convolved) = (inner / PANEL, shape.convolved() / PANEL);
+    let shared = 2 * channels..channels + convolved;
+    let windows = Within::new(states.windows(channels..convolved), shared.clone());
+    compute.multiply_then(
+        &weights.input,
+        input,
+        projected,
+        windows,
+        |panel, rows, windows| {
+            if !shared.contains(&panel) {
+                return;
+            }
+            for (span, own) in step.spans_and_rows() {
+                let rows = &mut rows[own.start * PANEL..own.end * PANEL];
+                convolution.run(panel - channels, span, rows, windows, panel - shared.start);
+            }
+        },
+    );
+    let (gates, rest) = projected.split_at_mut(inner * rows);
+    let (channels, rest) = rest.split_at_mut(inner * rows);
+    let (inputs, rest) = rest.split_at(shape.state_size * rows);
+    let (outputs, steps) = rest.split_at(shape.state_size * rows);
+    let scanned = Scanned {
+        convolution,
+        shape,
         gates: Panels::new(gates, rows),
         inputs,
         outputs,
@@ -71,44 +95,40 @@ pub fn mamba(
     compute.multiply_add(&weights.output, &normed.rows, residual);
 }
 
-/// Replaces the convolved channels, `[panels][rows][64]`, by `silu(convolution + bias)`.
-fn convolve(
-    step: &Step<'_>,
-    compute: &mut Compute,
-    weights: &Mamba,
-    states: &mut LayerStates,
-    channels: &mut [f32],
-) {
-    let (kernel, panel_len) = (compute.kernel, step.rows.len() * PANEL);
-    let panels = channels.len() / panel_len;
-    let slots = states.slots();
-    let parts = (PerUnit::new(channels, panel_len), states.windows());
-    let (taps, _) = weights
-        .taps
-        .as_chunks::<{ config::CONVOLUTION_TAPS * PANEL }>();
-    let (biases, _) = weights.convolution_bias.as_chunks::<PANEL>();
-    (compute.pool).run(panels, parts, |_, range, (channels, mut windows)| {
+/// What the convolution needs.
+struct Convolution<'a> {
+    kernel: Kernel,
+    step: &'a Step<'a>,
+    weights: &'a Mamba,
+    slots: usize,
+}
+
+impl Convolution<'_> {
+    /// Replaces the rows of `span` in panel `panel` of the convolved channels, `[rows][64]`, by
+    /// `silu(convolution + bias)`. The window of the panel is unit `unit` of `windows`.
+    fn run(
+        &self,
+        panel: usize,
+        span: &Span<'_>,
+        rows: &mut [f32],
+        windows: &mut SlotUnits<'_, f32>,
+        unit: usize,
+    ) {
+        let (taps, _) = (self.weights.taps).as_chunks::<{ config::CONVOLUTION_TAPS * PANEL }>();
+        let (biases, _) = self.weights.convolution_bias.as_chunks::<PANEL>();
         let mut copy = [0.0; WINDOW * PANEL];
-        for (panel, channels) in range.zip(channels.chunks_exact_mut(panel_len)) {
-            let mut rest = channels;
-            for span in step.spans {
-                let (rows, others) = rest.split_at_mut(span.tokens.len() * PANEL);
-                let places = Places::of(span, slots);
-                places.run(&mut windows, panel, &mut copy, |range, window| {
-                    let rows = &mut rows[range.start * PANEL..range.end * PANEL];
-                    kernel.conv_silu(window, rows, &taps[panel], &biases[panel]);
-                });
-                rest = others;
-            }
-        }
-    });
+        let places = Places::of(span, self.slots);
+        places.run(windows, unit, &mut copy, |range, window| {
+            let rows = &mut rows[range.start * PANEL..range.end * PANEL];
+            (self.kernel).conv_silu(window, rows, &taps[panel], &biases[panel]);
+        });
+    }
 }
 
 /// What the recurrence reads.
 struct Scanned<'a> {
-    step: &'a Step<'a>,
+    convolution: Convolution<'a>,
     shape: config::Mamba,
-    weights: &'a Mamba,
     gates: Panels<'a>,
     /// What each row writes to the states and reads from them, `[state_size/64][rows][64]` each.
     inputs: &'a [f32],
@@ -117,50 +137,42 @@ struct Scanned<'a> {
 }
 
 impl Scanned<'_> {
-    /// Replaces the channels, `[panels][rows][64]`, by their gated outputs.
-    fn scan(&self, compute: &mut Compute, states: &mut LayerStates, channels: &mut [f32]) {
-        let (kernel, panel_len) = (compute.kernel, self.step.rows.len() * PANEL);
+    /// Replaces the channels before their convolution, `[panels][rows][64]`, by their gated outputs.
+    fn scan(&self, compute: &mut Compute, states: &mut LayerStates<'_>, channels: &mut [f32]) {
+        let Convolution {
+            kernel,
+            step,
+            slots,
+            ..
+        } = self.convolution;
+        let panel_len = step.rows.len() * PANEL;
         let panels = channels.len() / panel_len;
-        let spans = self.step.spans;
-        let slots = states.slots();
-        let parts = (
-            PerUnit::new(channels, panel_len),
-            states.states(),
-            PerThread::new(&mut compute.scratch),
-        );
+        let (windows, states) = states.windows_and_states();
+        let scratch = PerThread::new(&mut compute.scratch);
+        let parts = (PerUnit::new(channels, panel_len), windows, states, scratch);
         let state_len = PANEL * self.shape.state_size;
-        let longest = spans.iter().map(|span| span.tokens.len()).max();
+        let longest = step.spans.iter().map(|span| span.tokens.len()).max();
         let longest = longest.unwrap_or(0);
-        let pool = &mut compute.pool;
-        pool.run(
-            panels,
-            parts,
-            |_, range, (channels, mut states, scratch)| {
-                let scratch = scratch.set_len(state_len + 2 * longest);
-                let (copy, scratch) = scratch.split_at_mut(state_len);
-                for (panel, channels) in range.zip(channels.chunks_exact_mut(panel_len)) {
-                    let (mut first, mut rest) = (0, channels);
-                    for span in spans {
-                        let (rows, others) = rest.split_at_mut(span.tokens.len() * PANEL);
-                        let places = Places::of(span, slots);
-                        places.run(&mut states, panel, copy, |range, state| {
-                            let rows = &mut rows[range.start * PANEL..range.end * PANEL];
-                            self.scan_panel(
-                                kernel,
-                                panel,
-                                first + range.start,
-                                state,
-                                rows,
-                                scratch,
-                            );
-                        });
-                        kernel.gate(rows, self.gates.stretch(panel, first, span.tokens.len()));
-                        first += span.tokens.len();
-                        rest = others;
-                    }
+        (compute.pool).run(panels, parts, |_, range, parts| {
+            let (channels, mut windows, mut states, scratch) = parts;
+            let scratch = scratch.set_len(state_len + 2 * longest);
+            let (copy, scratch) = scratch.split_at_mut(state_len);
+            // Panels are innermost, because the states of a span follow each other in memory.
+            for (span, own) in step.spans_and_rows() {
+                let places = Places::of(span, slots);
+                let channels = channels.chunks_exact_mut(panel_len);
+                for (panel, channels) in range.clone().zip(channels) {
+                    let rows = &mut channels[own.start * PANEL..own.end * PANEL];
+                    (self.convolution).run(panel, span, rows, &mut windows, panel);
+                    places.run(&mut states, panel, copy, |range, state| {
+                        let rows = &mut rows[range.start * PANEL..range.end * PANEL];
+                        let first = own.start + range.start;
+                        self.scan_panel(kernel, panel, first, state, rows, scratch);
+                    });
+                    kernel.gate(rows, self.gates.stretch(panel, own.start, own.len()));
                 }
-            },
-        );
+            }
+        });
     }
 
     /// Runs the heads of panel `panel` over consecutive rows of a span, which begin at row `first` of the step.
@@ -186,7 +198,7 @@ impl Scanned<'_> {
             for (row, step) in steps.iter_mut().enumerate() {
                 *step = self.steps.row(head / PANEL, first + row)[head % PANEL];
             }
-            let weights = self.weights;
+            let weights = self.convolution.weights;
             kernel.discretize(steps, decays, weights.step_bias[head], weights.rate[head]);
             kernel.scan(Scan {
                 state,
@@ -194,7 +206,7 @@ impl Scanned<'_> {
                 x: &mut rows[index * width..],
                 b: &self.inputs[first * PANEL..],
                 c: &self.outputs[first * PANEL..],
-                panel_stride: self.step.rows.len() * PANEL,
+                panel_stride: self.convolution.step.rows.len() * PANEL,
                 steps,
                 decays,
                 skip: weights.skip[head],

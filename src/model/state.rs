@@ -13,25 +13,32 @@ use crate::int8::kernels::pool::{SlotUnits, Slots};
 /// Earlier rows that a convolution looks at.
 pub const WINDOW: usize = CONVOLUTION_TAPS - 1;
 
-/// The states of all layers, with a slot for each running sequence, and behind those one for each snapshot.
+/// The states of all layers, with a slot for each running sequence, and behind those one for each snapshot. What a
+/// sequence has is in one piece, so that huge pages waste none of it.
 pub struct States {
-    layers: Vec<LayerStates>,
+    shape: Option<Mamba>,
+    layers: usize,
+    /// The slots of sequences; those behind them are of snapshots.
+    slots: usize,
     snapshots: usize,
+    /// The last inputs of the convolution, oldest first: `[slot][layer][convolved/64][3][64]`.
+    windows: Lazy<f32>,
+    /// The state of each channel: `[slot][layer][inner/64][columns of a head in the panel][state_size][columns]`.
+    states: Lazy<f32>,
 }
 
 /// The states of one layer. All of it is divided by panels of 64 channels, so that threads can work on different panels
 /// of a sequence at the same time.
-pub struct LayerStates {
+pub struct LayerStates<'a> {
     shape: Mamba,
-    /// The slots of sequences; those behind them are of snapshots.
+    layer: usize,
+    layers: usize,
     slots: usize,
-    /// The last inputs of the convolution, oldest first: `[slot][convolved/64][3][64]`.
-    windows: Lazy<f32>,
-    /// The state of each channel: `[slot][inner/64][columns of a head in the panel][state_size][columns]`.
-    states: Lazy<f32>,
+    windows: &'a mut [f32],
+    states: &'a mut [f32],
 }
 
-impl LayerStates {
+impl LayerStates<'_> {
     /// The shape of the layer.
     pub const fn shape(&self) -> Mamba {
         self.shape
@@ -42,16 +49,35 @@ impl LayerStates {
         self.slots
     }
 
-    /// The windows as parts with one unit per panel of convolved channels.
-    pub fn windows(&mut self) -> Slots<'_, f32> {
-        let panels = self.shape.convolved() / PANEL;
-        Slots::new(&mut self.windows, panels, WINDOW * PANEL)
+    /// The windows as parts: one unit for each of `panels`, which are panels of convolved channels.
+    pub fn windows(&mut self, panels: Range<usize>) -> Slots<'_, f32> {
+        let len = self.shape.window_len();
+        let (first, units) = (
+            panels.start * WINDOW * PANEL,
+            [panels.len(), WINDOW * PANEL],
+        );
+        let first = self.layer * len + first;
+        Slots::new(self.windows, self.layers * len, first, units)
     }
 
-    /// The states as parts with one unit per panel of channels.
-    pub fn states(&mut self) -> Slots<'_, f32> {
-        let panels = self.shape.inner() / PANEL;
-        Slots::new(&mut self.states, panels, PANEL * self.shape.state_size)
+    /// The windows of the channels and their states, as parts with one unit per panel of channels.
+    pub fn windows_and_states(&mut self) -> (Slots<'_, f32>, Slots<'_, f32>) {
+        let Self {
+            shape,
+            layer,
+            layers,
+            windows,
+            states,
+            ..
+        } = self;
+        let panels = shape.inner() / PANEL;
+        let slots = |values, len: usize, each| {
+            Slots::new(values, *layers * len, *layer * len, [panels, each])
+        };
+        (
+            slots(&mut **windows, shape.window_len(), WINDOW * PANEL),
+            slots(&mut **states, shape.state_len(), PANEL * shape.state_size),
+        )
     }
 }
 
@@ -115,9 +141,14 @@ impl<'a> Places<'a> {
 }
 
 impl Mamba {
-    /// Bytes that one layer keeps of one sequence.
-    const fn state_bytes(self) -> usize {
-        (WINDOW * self.convolved() + self.inner() * self.state_size) * size_of::<f32>()
+    /// Values that one layer keeps of one sequence's inputs of the convolution.
+    const fn window_len(self) -> usize {
+        WINDOW * self.convolved()
+    }
+
+    /// Values of one sequence's state in one layer.
+    const fn state_len(self) -> usize {
+        self.inner() * self.state_size
     }
 }
 
@@ -125,7 +156,8 @@ impl States {
     /// Bytes that all layers keep of one sequence; 0 if the model has no Mamba-2 layers.
     pub fn bytes_per_slot(config: &ModelConfig) -> usize {
         let layers = config.layers_with(MixerKind::Mamba);
-        config.mamba.map_or(0, |shape| layers * shape.state_bytes())
+        let len = |shape: Mamba| shape.window_len() + shape.state_len();
+        config.mamba.map_or(0, |shape| layers * len(shape)) * size_of::<f32>()
     }
 
     /// Reserves `slots` slots and `snapshots` snapshots. The system allocates the memory when they are first written.
@@ -133,31 +165,25 @@ impl States {
     /// # Errors
     /// [`Error::Config`] if the system cannot provide the address space.
     pub fn new(config: &ModelConfig, slots: usize, snapshots: usize) -> Result<Self> {
-        let Some(shape) = config.mamba else {
-            return Ok(Self {
-                layers: Vec::new(),
-                snapshots: 0,
-            });
-        };
-        let all = slots + snapshots;
-        let layer = |_| {
-            Ok(LayerStates {
-                shape,
-                slots,
-                windows: Lazy::zeroed(all * shape.convolved() * WINDOW)?,
-                states: Lazy::zeroed(all * shape.inner() * shape.state_size)?,
+        let (layers, all) = (config.layers_with(MixerKind::Mamba), slots + snapshots);
+        let reserve = |len: fn(Mamba) -> usize| {
+            let len = all * layers * config.mamba.map_or(0, len);
+            Lazy::in_huge_pages(len).map_err(|problem| {
+                let state = Self::bytes_per_slot(config) as u64;
+                let (size, state) = (ByteSize(state * all as u64), ByteSize(state));
+                Error::Config(format!(
+                    "no memory for states of {size} ({all} of {state}): {problem}"
+                ))
             })
         };
-        let layers = (0..config.layers_with(MixerKind::Mamba)).map(layer);
-        let layers = layers.collect::<std::io::Result<_>>();
-        let layers = layers.map_err(|problem| {
-            let state = Self::bytes_per_slot(config) as u64;
-            let (size, state) = (ByteSize(state * all as u64), ByteSize(state));
-            Error::Config(format!(
-                "no memory for states of {size} ({all} of {state}): {problem}"
-            ))
-        })?;
-        Ok(Self { layers, snapshots })
+        Ok(Self {
+            shape: config.mamba,
+            layers,
+            slots,
+            snapshots: if layers > 0 { snapshots } else { 0 },
+            windows: reserve(Mamba::window_len)?,
+            states: reserve(Mamba::state_len)?,
+        })
     }
 
     /// Number of snapshots.
@@ -166,15 +192,23 @@ impl States {
     }
 
     /// The Mamba-2 layer that `index` others come before.
-    pub fn layer(&mut self, index: usize) -> &mut LayerStates {
-        &mut self.layers[index]
+    ///
+    /// # Panics
+    /// If the model has none.
+    pub fn layer(&mut self, index: usize) -> LayerStates<'_> {
+        LayerStates {
+            shape: self.shape.expect("a model with Mamba-2 layers"),
+            layer: index,
+            layers: self.layers,
+            slots: self.slots,
+            windows: &mut self.windows,
+            states: &mut self.states,
+        }
     }
 
     /// Fills every state with `value`.
     pub fn fill(&mut self, value: f32) {
-        for layer in &mut self.layers {
-            layer.windows.fill(value);
-            layer.states.fill(value);
-        }
+        self.windows.fill(value);
+        self.states.fill(value);
     }
 }

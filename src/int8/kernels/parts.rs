@@ -150,21 +150,36 @@ unsafe impl<'a, T: Send> Parts for Ragged<'a, T> {
     }
 }
 
-/// A slice `[slots][units][each]`, of which a thread gets its units in every slot.
+/// A slice `[slots][stride]`, each of whose slots has `[units][each]` somewhere: a thread gets its units in every slot.
 pub struct Slots<'a, T> {
     data: *mut T,
     slots: usize,
+    stride: usize,
     units: usize,
     each: usize,
     _borrow: PhantomData<&'a mut [T]>,
 }
 
 impl<'a, T> Slots<'a, T> {
-    /// `data` is `[slots][units][each]` for as many slots as fit.
-    pub fn new(data: &'a mut [T], units: usize, each: usize) -> Self {
+    /// As many slots of `stride` values as there are in `data`, in each of which `units` units of `each` values begin at
+    /// `first`.
+    ///
+    /// # Panics
+    /// If a slot is too short for them.
+    pub fn new(data: &'a mut [T], stride: usize, first: usize, [units, each]: [usize; 2]) -> Self {
+        // Checked arithmetic: a product that wraps around would let a unit reach past the end.
+        let end = (units.checked_mul(each)).and_then(|len| len.checked_add(first));
+        assert!(
+            stride > 0 && end.is_some_and(|end| end <= stride),
+            "{units} units of {each} from {first} on in slots of {stride}"
+        );
+        let slots = data.len() / stride;
+        // Without slots there is nothing behind the pointer, and nothing that reaches it.
+        let first = if slots > 0 { first } else { 0 };
         Self {
-            slots: data.len() / (units * each),
-            data: data.as_mut_ptr(),
+            data: data[first..].as_mut_ptr(),
+            slots,
+            stride,
             units,
             each,
             _borrow: PhantomData,
@@ -176,7 +191,7 @@ impl<'a, T> Slots<'a, T> {
 pub struct SlotUnits<'a, T> {
     data: *mut T,
     slots: usize,
-    units: usize,
+    stride: usize,
     each: usize,
     own: Range<usize>,
     _borrow: PhantomData<&'a mut [T]>,
@@ -187,10 +202,10 @@ impl<T> SlotUnits<'_, T> {
     #[inline]
     pub fn get(&mut self, slot: usize, unit: usize) -> &mut [T] {
         assert!(slot < self.slots && self.own.contains(&unit), "own units");
-        // SAFETY: `Slots` holds `slots · units · each` values, and both indices are in range; no other thread has this
-        // unit, and `&mut self` prevents two references on this one.
+        // SAFETY: `Slots::new` compared the units with the length of a slot, and both indices are in range; no other
+        // thread has this unit, and `&mut self` prevents two references on this one.
         unsafe {
-            let first = self.data.add((slot * self.units + unit) * self.each);
+            let first = self.data.add(slot * self.stride + unit * self.each);
             std::slice::from_raw_parts_mut(first, self.each)
         }
     }
@@ -224,11 +239,40 @@ unsafe impl<'a, T: Send> Parts for Slots<'a, T> {
         SlotUnits {
             data: self.data,
             slots: self.slots,
-            units: self.units,
+            stride: self.stride,
             each: self.each,
             own: units,
             _borrow: PhantomData,
         }
+    }
+}
+
+/// Parts that only some of the units have: a thread gets those of its own units that are among them.
+pub struct Within<P> {
+    parts: P,
+    units: Range<usize>,
+}
+
+impl<P> Within<P> {
+    /// The first unit of `parts` is the first of `units`, and so on.
+    pub const fn new(parts: P, units: Range<usize>) -> Self {
+        Self { parts, units }
+    }
+}
+
+// SAFETY: what disjoint ranges have in common with `units` is disjoint, and `check` asks for all of `units`.
+unsafe impl<P: Parts> Parts for Within<P> {
+    type Share = P::Share;
+
+    fn check(&self, _units: usize, threads: usize) {
+        self.parts.check(self.units.len(), threads);
+    }
+
+    unsafe fn share(&self, thread: usize, units: Range<usize>) -> P::Share {
+        let Range { start, end } = self.units;
+        let own = units.start.clamp(start, end) - start..units.end.clamp(start, end) - start;
+        // SAFETY: by the caller's guarantee, and because `own` is within what `check` asked for.
+        unsafe { self.parts.share(thread, own) }
     }
 }
 
@@ -257,3 +301,44 @@ macro_rules! parts_of_tuples {
 parts_of_tuples!(A.0, B.1);
 parts_of_tuples!(A.0, B.1, C.2);
 parts_of_tuples!(A.0, B.1, C.2, D.3);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_of_slots_begin_where_they_are_said_to() {
+        let mut data: Vec<usize> = (0..30).collect();
+        let slots = Slots::new(&mut data, 10, 2, [3, 2]);
+        slots.check(3, 1);
+        // SAFETY: checked, and the only share.
+        let mut share = unsafe { slots.share(0, 1..3) };
+        assert_eq!(share.get(0, 1), [4, 5]);
+        assert_eq!(share.get(2, 2), [26, 27]);
+        share.copy(2, 1, 2);
+        assert_eq!(data[16..18], [26, 27]);
+    }
+
+    #[test]
+    #[should_panic(expected = "3 units of 3 from 2 on in slots of 10")]
+    fn slots_too_short_for_their_units_are_refused() {
+        Slots::new(&mut [0u8; 30], 10, 2, [3, 3]);
+    }
+
+    #[test]
+    fn parts_of_some_units_are_shared_by_those() {
+        let mut data = [0, 1, 2, 3, 4, 5];
+        let parts = Within::new(PerUnit::new(&mut data, 2), 10..13);
+        parts.check(20, 1);
+        for (units, values) in [
+            (0..11, 0..2),
+            (11..12, 2..4),
+            (12..20, 4..6),
+            (14..20, 6..6),
+        ] {
+            // SAFETY: checked, and the shares are disjoint.
+            let share = unsafe { parts.share(0, units) };
+            assert!(share.iter().copied().eq(values));
+        }
+    }
+}

@@ -13,7 +13,7 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use super::crew::{Account, Crew, Given};
-pub use super::parts::{Parts, PerThread, PerUnit, Ragged, SlotUnits, Slots};
+pub use super::parts::{Parts, PerThread, PerUnit, Ragged, SlotUnits, Slots, Within};
 use crate::error::{Error, Result};
 
 /// How long a thread spins, waiting for the next phase or for the other threads to finish their shares, before it
