@@ -81,6 +81,11 @@ impl Activations {
         self.rows
     }
 
+    /// Number of values of each row, without padding.
+    pub const fn width(&self) -> usize {
+        self.width
+    }
+
     /// Number of groups.
     pub const fn groups(&self) -> usize {
         self.width.div_ceil(GROUP)
@@ -123,10 +128,13 @@ impl Activations {
 /// Codes, scales and sums, to be divided among threads.
 pub type GroupParts<'a> = (PerUnit<'a, i8>, PerUnit<'a, f32>, PerUnit<'a, i32>);
 
+/// A thread's shares of [`GroupParts`].
+pub type GroupShares<'a> = (&'a mut [i8], &'a mut [f32], &'a mut [i32]);
+
 /// The shares of [`Activations::by_group`] as groups.
 pub fn groups_of<'a>(
     rows: usize,
-    (codes, scales, sums): (&'a mut [i8], &'a mut [f32], &'a mut [i32]),
+    (codes, scales, sums): GroupShares<'a>,
 ) -> impl Iterator<Item = GroupMut<'a>> {
     let codes: &mut [[i8; GROUP]] = bytemuck::cast_slice_mut(codes);
     codes

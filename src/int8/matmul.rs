@@ -4,10 +4,10 @@
 
 use std::ops::Range;
 
-use super::activations::{Activations, GroupMut, groups_of};
+use super::activations::{Activations, GroupMut, GroupShares, groups_of};
 use super::compute::Compute;
 use super::floats::Floats;
-use super::kernels::pool::{Parts, PerThread, PerUnit};
+use super::kernels::pool::{PerThread, PerUnit, UnitParts};
 use super::kernels::{Kernel, Rows};
 use super::matrix::Matrix;
 use super::rotation::Rotation;
@@ -68,6 +68,20 @@ pub(super) fn panel_sums<'a>(
     }
 }
 
+/// Adds one panel of `input · matrixᵀ` to `target`, `[rows][64]`.
+pub(super) fn add_panel(
+    kernel: Kernel,
+    matrix: &Matrix,
+    panel: usize,
+    input: &Activations,
+    target: &mut [f32],
+    scratch: &mut Floats,
+) {
+    let sums = scratch.set_len(target.len());
+    panel_sums(kernel, matrix, panel, |group| input.group(group), sums);
+    kernel.add_scaled_columns(target, sums, matrix.scales(panel));
+}
+
 /// Fills one group of `quantize(silu(gate) · up)` for all rows of `out`, from the panels of an interleaved
 /// gate-and-up matrix that make it. `input` gives the rows of each group of the matrix's depth; `width` of the group's
 /// values are not padding.
@@ -116,7 +130,7 @@ impl Compute {
 
     /// [`Compute::multiply`], and then `then(panel, its part of out, the thread's share of parts)` for each panel on the
     /// thread that has computed it. The units of `parts` are the panels.
-    pub fn multiply_then<P: Parts>(
+    pub fn multiply_then<P: UnitParts>(
         &mut self,
         matrix: &Matrix,
         input: &Activations,
@@ -128,7 +142,7 @@ impl Compute {
         let Self { kernel, pool, .. } = self;
         let panel_len = input.rows() * PANEL;
         let parts = (PerUnit::new(out, panel_len), parts);
-        pool.run(matrix.panels(), parts, |_, range, (out, mut share)| {
+        pool.balance(matrix.panels(), parts, (), |range, (out, mut share), ()| {
             for (panel, out) in range.zip(out.chunks_exact_mut(panel_len)) {
                 panel_sums(*kernel, matrix, panel, |group| input.group(group), out);
                 kernel.scale_columns(out, matrix.scales(panel));
@@ -146,58 +160,77 @@ impl Compute {
             scratch,
         } = self;
         let panel_len = input.rows() * PANEL;
-        let parts = (PerUnit::new(target, panel_len), PerThread::new(scratch));
-        pool.run(matrix.panels(), parts, |_, range, (target, scratch)| {
-            let sums = scratch.set_len(panel_len);
+        let parts = PerUnit::new(target, panel_len);
+        let scratch = PerThread::new(scratch);
+        pool.balance(matrix.panels(), parts, scratch, |range, target, scratch| {
             for (panel, target) in range.zip(target.chunks_exact_mut(panel_len)) {
-                panel_sums(*kernel, matrix, panel, |group| input.group(group), sums);
-                kernel.add_scaled_columns(target, sums, matrix.scales(panel));
+                add_panel(*kernel, matrix, panel, input, target, scratch);
             }
         });
     }
 
-    /// `out = quantize(silu(gate) · up)`; each panel of `matrix` holds 32 gate columns and the corresponding 32 up
-    /// columns.
+    /// `out = quantize(silu(gate) · up)`.
     ///
-    /// Each thread computes whole groups of the result, so that it can rotate them by `rotation` and quantize them.
-    pub fn multiply_swiglu(
-        &mut self,
-        matrix: &Matrix,
-        input: &Activations,
-        rotation: Rotation,
-        out: &mut Activations,
-    ) {
-        check(matrix, input);
-        let Self {
-            kernel,
-            pool,
-            scratch,
-        } = self;
-        let rows = input.rows();
-        out.set_rows(rows);
-        let groups = out.groups();
-        assert!(
-            groups == matrix.panels().div_ceil(PANELS_PER_SWIGLU_GROUP),
-            "{matrix:?} and its product differ in width"
-        );
-        let widths: [usize; 2] = [GROUP, out.group_width(groups - 1)];
-        let (codes, scales, sums) = out.by_group();
-        let parts = (codes, scales, sums, PerThread::new(scratch));
-        pool.run(groups, parts, |_, range, (codes, scales, sums, scratch)| {
-            for (group, out) in range.zip(groups_of(rows, (codes, scales, sums))) {
-                let first = group * PANELS_PER_SWIGLU_GROUP;
-                let panels = first..matrix.panels().min(first + PANELS_PER_SWIGLU_GROUP);
-                let width = widths[usize::from(group == groups - 1)];
-                let input = |group| input.group(group);
-                swiglu_group(
-                    *kernel, matrix, panels, input, rotation, width, scratch, out,
-                );
-            }
-        });
+    /// Whole groups of the result are computed by one thread, so that it can rotate and quantize them.
+    pub fn multiply_swiglu(&mut self, product: GateUp<'_>, out: &mut Activations) {
+        let (units, width) = (product.set_rows(out), out.width());
+        let (kernel, scratch) = (self.kernel, PerThread::new(&mut self.scratch));
+        let fill = |range: Range<usize>, parts: GroupShares<'_>, scratch: &mut &mut Floats| {
+            product.fill(kernel, width, range, parts, scratch);
+        };
+        self.pool.balance(units, out.by_group(), scratch, fill);
     }
 }
 
-fn check(matrix: &Matrix, input: &Activations) {
+/// The product of rows with a gate-and-up matrix that all of them take.
+#[derive(Clone, Copy)]
+pub struct GateUp<'a> {
+    /// Each panel holds 32 gate columns and the corresponding 32 up columns.
+    pub matrix: &'a Matrix,
+    /// The rows.
+    pub input: &'a Activations,
+    /// The rotation of the result.
+    pub rotation: Rotation,
+}
+
+impl GateUp<'_> {
+    /// Prepares `out` for the product's rows; returns its number of groups.
+    pub(super) fn set_rows(&self, out: &mut Activations) -> usize {
+        let Self { matrix, input, .. } = *self;
+        check(matrix, input);
+        out.set_rows(input.rows());
+        assert!(
+            out.groups() == matrix.panels().div_ceil(PANELS_PER_SWIGLU_GROUP),
+            "{matrix:?} and its product differ in width"
+        );
+        out.groups()
+    }
+
+    /// Fills groups `range` of `quantize(silu(gate) · up)`, which has `width` values.
+    pub(super) fn fill(
+        &self,
+        kernel: Kernel,
+        width: usize,
+        range: Range<usize>,
+        parts: GroupShares<'_>,
+        scratch: &mut Floats,
+    ) {
+        let Self {
+            matrix,
+            input,
+            rotation,
+        } = *self;
+        for (group, out) in range.zip(groups_of(input.rows(), parts)) {
+            let first = group * PANELS_PER_SWIGLU_GROUP;
+            let panels = first..matrix.panels().min(first + PANELS_PER_SWIGLU_GROUP);
+            let width = GROUP.min(width - group * GROUP);
+            let input = |group| input.group(group);
+            swiglu_group(kernel, matrix, panels, input, rotation, width, scratch, out);
+        }
+    }
+}
+
+pub(super) fn check(matrix: &Matrix, input: &Activations) {
     assert_eq!(
         matrix.groups(),
         input.groups(),

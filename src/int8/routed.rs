@@ -7,11 +7,11 @@
 
 use std::ops::Range;
 
-use super::activations::{Activations, GroupMut};
+use super::activations::{Activations, GroupMut, GroupShares};
 use super::compute::Compute;
 use super::kernels::Rows;
 use super::kernels::pool::{PerThread, PerUnit, Ragged};
-use super::matmul::{PANELS_PER_SWIGLU_GROUP, panel_sums, swiglu_group};
+use super::matmul::{GateUp, PANELS_PER_SWIGLU_GROUP, add_panel, check, panel_sums, swiglu_group};
 use super::matrix::Matrix;
 use super::rotation::Rotation;
 use super::{GROUP, PANEL};
@@ -141,7 +141,7 @@ impl RoutedRows {
 
 /// The shares of [`RoutedRows::by_group`] as groups; `rows` gives the number of rows of each.
 fn groups_of<'a>(
-    (mut codes, mut scales, mut sums): (&'a mut [i8], &'a mut [f32], &'a mut [i32]),
+    (mut codes, mut scales, mut sums): GroupShares<'a>,
     rows: impl Iterator<Item = usize>,
 ) -> impl Iterator<Item = GroupMut<'a>> {
     rows.map(move |rows| GroupMut {
@@ -165,8 +165,7 @@ impl Compute {
         let groups = out.groups();
         let units = routes.experts.len() * groups;
         let parts = out.by_group();
-        type Share<'a> = (&'a mut [i8], &'a mut [f32], &'a mut [i32]);
-        let copy = |_: usize, range: Range<usize>, parts: Share<'_>| {
+        let copy = |_: usize, range: Range<usize>, parts: GroupShares<'_>| {
             let rows = range.clone().map(|unit| routes.rows_of(unit / groups));
             for (unit, out) in range.zip(groups_of(parts, rows)) {
                 let source = input.group(unit % groups);
@@ -188,7 +187,9 @@ impl Compute {
     }
 
     /// `out = quantize(silu(gate) · up)` of each row with each expert that it has taken; as
-    /// [`Compute::multiply_swiglu`], with a matrix that has equally many panels for every one of `count` experts.
+    /// [`Compute::multiply_swiglu`], with a matrix that has equally many panels for every one of `count` experts. What all
+    /// rows take, `shared`, is computed in the same phase.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of one product")]
     pub fn multiply_swiglu_routed(
         &mut self,
         matrix: &Matrix,
@@ -197,6 +198,7 @@ impl Compute {
         input: &RoutedRows,
         rotation: Rotation,
         out: &mut RoutedRows,
+        shared: Option<(GateUp<'_>, &mut Activations)>,
     ) {
         assert_eq!(matrix.groups(), input.groups(), "{matrix:?} and its input");
         out.set_routes(routes);
@@ -207,15 +209,28 @@ impl Compute {
             "{matrix:?}"
         );
         let last = out.width - (groups - 1) * GROUP;
-        let units = routes.experts.len() * groups;
-        let (kernel, scratch) = (self.kernel, PerThread::new(&mut self.scratch));
-        let (codes, scales, sums) = out.by_group();
-        let parts = (codes, scales, sums, scratch);
-        self.pool
-            .run(units, parts, |_, range, (codes, scales, sums, scratch)| {
+        let mut nothing = Activations::new(0, 0);
+        let (of_all, shared_out) = match shared {
+            Some((product, out)) => (Some(product), out),
+            None => (None, &mut nothing),
+        };
+        let shared_groups = of_all.map_or(0, |product| product.set_rows(shared_out));
+        let shared_width = shared_out.width();
+        let (kernel, units) = (self.kernel, routes.experts.len() * groups);
+        self.pool.balance_both(
+            PerThread::new(&mut self.scratch),
+            (
+                shared_groups,
+                shared_out.by_group(),
+                |range, parts, scratch| {
+                    if let Some(product) = of_all {
+                        product.fill(kernel, shared_width, range, parts, scratch);
+                    }
+                },
+            ),
+            (units, out.by_group(), |range, parts, scratch| {
                 let rows = range.clone().map(|unit| routes.rows_of(unit / groups));
-                let outs = groups_of((codes, scales, sums), rows);
-                for (unit, out) in range.zip(outs) {
+                for (unit, out) in range.zip(groups_of(parts, rows)) {
                     let (index, group) = (unit / groups, unit % groups);
                     let first = group * PANELS_PER_SWIGLU_GROUP;
                     let width = if group + 1 == groups { last } else { GROUP };
@@ -225,11 +240,14 @@ impl Compute {
                     let input = |group| input.group(index, group);
                     swiglu_group(kernel, matrix, panels, input, rotation, width, scratch, out);
                 }
-            });
+            }),
+        );
     }
 
     /// `target[row] += weight · (input · matrixᵀ)` for each row and each expert that it has taken, experts in ascending
-    /// order. `target` is `[panels][rows][64]`; the matrix has equally many panels for every one of `count` experts.
+    /// order. `target` is `[panels][rows][64]`; the matrix has equally many panels for every one of `count` experts. The
+    /// product of all rows with `shared` is added first.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of one product")]
     pub fn multiply_add_routed(
         &mut self,
         matrix: &Matrix,
@@ -238,30 +256,40 @@ impl Compute {
         input: &RoutedRows,
         target: &mut [f32],
         rows: usize,
+        shared: Option<(&Matrix, &Activations)>,
     ) {
         assert_eq!(matrix.groups(), input.groups(), "{matrix:?} and its input");
         let (panels, panel_len) = (matrix.panels() / count, rows * PANEL);
+        if let Some((matrix, input)) = shared {
+            check(matrix, input);
+            assert!(
+                matrix.panels() == panels && input.rows() == rows,
+                "{matrix:?}"
+            );
+        }
         let kernel = self.kernel;
-        let parts = (
+        let (parts, scratch) = (
             PerUnit::new(target, panel_len),
             PerThread::new(&mut self.scratch),
         );
-        self.pool.run(panels, parts, |_, range, (target, scratch)| {
-            for (panel, target) in range.zip(target.chunks_exact_mut(panel_len)) {
-                let (target, _) = target.as_chunks_mut::<PANEL>();
-                for (index, expert) in routes.experts.iter().enumerate() {
-                    let own = routes.starts[index]..routes.starts[index + 1];
-                    let sums = scratch.set_len(own.len() * PANEL);
+        (self.pool).balance(panels, parts, scratch, |range, target, scratch| {
+            if let Some((matrix, input)) = shared {
+                for (panel, target) in range.clone().zip(target.chunks_exact_mut(panel_len)) {
+                    add_panel(kernel, matrix, panel, input, target, scratch);
+                }
+            }
+            // Panels are innermost, because those of an expert follow each other in memory.
+            for (index, expert) in routes.experts.iter().enumerate() {
+                let own = routes.starts[index]..routes.starts[index + 1];
+                let (taking, weights) = (&routes.rows[own.clone()], &routes.weights[own]);
+                let sums = scratch.set_len(taking.len() * PANEL);
+                for (panel, target) in range.clone().zip(target.chunks_exact_mut(panel_len)) {
+                    let (target, _) = target.as_chunks_mut::<PANEL>();
                     let panel = expert * panels + panel;
-                    panel_sums(
-                        kernel,
-                        matrix,
-                        panel,
-                        |group| input.group(index, group),
-                        sums,
-                    );
+                    let input = |group| input.group(index, group);
+                    panel_sums(kernel, matrix, panel, input, sums);
                     let scales = matrix.scales(panel);
-                    let rows = routes.rows[own.clone()].iter().zip(&routes.weights[own]);
+                    let rows = taking.iter().zip(weights);
                     for (sums, (row, weight)) in sums.chunks_exact_mut(PANEL).zip(rows) {
                         kernel.scale(sums, *weight);
                         kernel.add_scaled_columns(&mut target[*row as usize], sums, scales);

@@ -137,12 +137,14 @@ impl Buffers {
         compute.gather(&self.routes, normed, &mut self.input);
     }
 
-    /// Adds what the chosen experts make of their rows to the `rows` rows of the residual stream.
+    /// Adds what the chosen experts make of their rows to the `rows` rows of the residual stream, and what `shared`, if
+    /// there is one, makes of all rows: a layer, its input and a buffer for its gated values.
     pub fn add(
         &mut self,
         shape: config::Experts,
         compute: &mut Compute,
         experts: &SwiGlu,
+        mut shared: Option<(&SwiGlu, &Activations, &mut Activations)>,
         residual: &mut Floats,
         rows: usize,
     ) {
@@ -154,8 +156,13 @@ impl Buffers {
             ..
         } = self;
         let (count, rotation) = (shape.count, down.rotation());
-        compute.multiply_swiglu_routed(gate_up, count, routes, input, rotation, gated);
-        compute.multiply_add_routed(down, count, routes, gated, residual, rows);
+        let first =
+            (shared.as_mut()).map(|(layer, input, gated)| (layer.gate_up(input), &mut **gated));
+        compute.multiply_swiglu_routed(gate_up, count, routes, input, rotation, gated, first);
+        let second = shared
+            .as_ref()
+            .map(|(layer, _, gated)| (&layer.down, &**gated));
+        compute.multiply_add_routed(down, count, routes, gated, residual, rows, second);
     }
 }
 

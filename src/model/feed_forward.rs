@@ -4,11 +4,12 @@ use super::weights::SwiGlu;
 use crate::int8::activations::Activations;
 use crate::int8::compute::Compute;
 use crate::int8::floats::Floats;
+use crate::int8::matmul::GateUp;
 
 /// The buffers of a feed-forward layer, kept between layers and steps.
 pub struct Buffers {
     /// The gated values, quantized.
-    gated: Activations,
+    pub gated: Activations,
 }
 
 impl Buffers {
@@ -16,6 +17,17 @@ impl Buffers {
     pub fn new(width: usize) -> Self {
         Self {
             gated: Activations::new(0, width),
+        }
+    }
+}
+
+impl SwiGlu {
+    /// The first product of the layer.
+    pub fn gate_up<'a>(&'a self, input: &'a Activations) -> GateUp<'a> {
+        GateUp {
+            matrix: &self.gate_up,
+            input,
+            rotation: self.down.rotation(),
         }
     }
 }
@@ -28,7 +40,6 @@ pub fn feed_forward(
     buffers: &mut Buffers,
     residual: &mut Floats,
 ) {
-    let SwiGlu { gate_up, down } = weights;
-    compute.multiply_swiglu(gate_up, input, down.rotation(), &mut buffers.gated);
-    compute.multiply_add(down, &buffers.gated, residual);
+    compute.multiply_swiglu(weights.gate_up(input), &mut buffers.gated);
+    compute.multiply_add(&weights.down, &buffers.gated, residual);
 }

@@ -372,15 +372,15 @@ fn process(step: &Step<'_>, compute: &mut Compute, layer: &Layer, work: &mut Wor
     expert_buffers.route(shape, compute, &experts.router, x, epsilon);
     normed.fill(compute, x, norm, epsilon, rotation);
     expert_buffers.gather(compute, &normed.rows);
-    if let Some(shared) = &experts.shared {
-        // Only codes that a checkpoint had already can be rotated in another way.
-        if shared.gate_up.rotation() != rotation {
-            let x = Panels::new(residual, rows);
-            normed.fill(compute, x, norm, epsilon, shared.gate_up.rotation());
-        }
-        feed_forward(compute, shared, &normed.rows, buffers, residual);
+    let shared = experts.shared.as_ref();
+    // Only codes that a checkpoint had already can be rotated in another way.
+    if let Some(shared) = shared
+        && shared.gate_up.rotation() != rotation
+    {
+        normed.fill(compute, x, norm, epsilon, shared.gate_up.rotation());
     }
-    expert_buffers.add(shape, compute, &experts.experts, residual, rows);
+    let shared = shared.map(|shared| (shared, &normed.rows, &mut buffers.gated));
+    expert_buffers.add(shape, compute, &experts.experts, shared, residual, rows);
 }
 
 /// The logits of the rows that need them, `[rows][vocab]`.

@@ -149,12 +149,12 @@ impl Scanned<'_> {
         let panels = channels.len() / panel_len;
         let (windows, states) = states.windows_and_states();
         let scratch = PerThread::new(&mut compute.scratch);
-        let parts = (PerUnit::new(channels, panel_len), windows, states, scratch);
+        let parts = (PerUnit::new(channels, panel_len), windows, states);
         let state_len = PANEL * self.shape.state_size;
         let longest = step.spans.iter().map(|span| span.tokens.len()).max();
         let longest = longest.unwrap_or(0);
-        (compute.pool).run(panels, parts, |_, range, parts| {
-            let (channels, mut windows, mut states, scratch) = parts;
+        (compute.pool).balance(panels, parts, scratch, |range, parts, scratch| {
+            let (channels, mut windows, mut states) = parts;
             let scratch = scratch.set_len(state_len + 2 * longest);
             let (copy, scratch) = scratch.split_at_mut(state_len);
             // Panels are innermost, because the states of a span follow each other in memory.

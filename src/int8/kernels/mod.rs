@@ -50,6 +50,7 @@ mod contract;
 mod crew;
 mod parts;
 pub mod pool;
+mod shares;
 
 pub use recurrence::Scan;
 pub(crate) use vector::{LN_2_HIGH, LN_2_LOW, ROUND, exp, tree_sum};

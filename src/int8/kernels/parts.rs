@@ -22,6 +22,12 @@ pub unsafe trait Parts: Sync {
     unsafe fn share(&self, thread: usize, units: Range<usize>) -> Self::Share;
 }
 
+/// Parts whose shares depend on the units alone and not on the thread, so that one thread may have several at once.
+///
+/// # Safety
+/// [`Parts::share`] with disjoint units must give disjoint memory, whatever the threads.
+pub unsafe trait UnitParts: Parts {}
+
 /// A slice with the same number of values for each unit.
 pub struct PerUnit<'a, T> {
     data: *mut T,
@@ -276,6 +282,17 @@ unsafe impl<P: Parts> Parts for Within<P> {
     }
 }
 
+// SAFETY: disjoint units have disjoint values in each of these.
+unsafe impl<T: Send> UnitParts for PerUnit<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> UnitParts for Ragged<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> UnitParts for Slots<'_, T> {}
+// SAFETY: as above.
+unsafe impl<P: UnitParts> UnitParts for Within<P> {}
+// SAFETY: there is no data.
+unsafe impl UnitParts for () {}
+
 // SAFETY: there is no data.
 unsafe impl Parts for () {
     type Share = ();
@@ -296,6 +313,9 @@ macro_rules! parts_of_tuples {
                 unsafe { ($(self.$index.share(thread, units.clone()),)+) }
             }
         }
+
+        // SAFETY: as above.
+        unsafe impl<$($name: UnitParts),+> UnitParts for ($($name,)+) {}
     };
 }
 parts_of_tuples!(A.0, B.1);

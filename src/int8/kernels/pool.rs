@@ -13,7 +13,8 @@ use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use super::crew::{Account, Crew, Given};
-pub use super::parts::{Parts, PerThread, PerUnit, Ragged, SlotUnits, Slots, Within};
+pub use super::parts::{Parts, PerThread, PerUnit, Ragged, SlotUnits, Slots, UnitParts, Within};
+use super::shares::{Shares, share_of};
 use crate::error::{Error, Result};
 
 /// How long a thread spins, waiting for the next phase or for the other threads to finish their shares, before it
@@ -38,6 +39,8 @@ struct Shared {
     generation: AtomicUsize,
     /// Workers that have not finished the current phase.
     unfinished: AtomicUsize,
+    /// The units that threads have left in a phase of [`Pool::balance`].
+    left: Shares,
     stopping: AtomicBool,
     parked: Vec<AtomicBool>,
     /// The calling thread, if it is parked until the last worker finishes.
@@ -101,6 +104,7 @@ impl Pool {
             phase: UnsafeCell::new(None),
             generation: AtomicUsize::new(0),
             unfinished: AtomicUsize::new(0),
+            left: Shares::new(workers + 1),
             stopping: AtomicBool::new(false),
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             caller: Mutex::new(None),
@@ -158,6 +162,62 @@ impl Pool {
                 // SAFETY: the shares of `0..units` are disjoint, and each thread takes its own once.
                 let part = unsafe { parts.share(thread, share.clone()) };
                 body(thread, share, part);
+            }
+        });
+    }
+
+    /// As [`Pool::run`], but a thread that has finished its own units takes some of the others': for work that takes so
+    /// long that threads would finish at different times. `body(units, its share of parts, the thread's share of own)`
+    /// runs several times on each thread.
+    pub fn balance<P: UnitParts, T: Parts>(
+        &mut self,
+        units: usize,
+        parts: P,
+        own: T,
+        body: impl Fn(Range<usize>, P::Share, &mut T::Share) + Sync,
+    ) {
+        let nothing = |_: Range<usize>, (), _: &mut T::Share| ();
+        self.balance_both(own, (units, parts, body), (0, (), nothing));
+    }
+
+    /// [`Pool::balance`] of two kinds of units in one phase, for work that does not depend on each other.
+    pub fn balance_both<A: UnitParts, B: UnitParts, T: Parts>(
+        &mut self,
+        own: T,
+        first: (
+            usize,
+            A,
+            impl Fn(Range<usize>, A::Share, &mut T::Share) + Sync,
+        ),
+        second: (
+            usize,
+            B,
+            impl Fn(Range<usize>, B::Share, &mut T::Share) + Sync,
+        ),
+    ) {
+        first.1.check(first.0, self.threads());
+        second.1.check(second.0, self.threads());
+        own.check(0, self.threads());
+        let threads = self.active();
+        let shared = Arc::clone(&self.shared);
+        shared.left.divide(first.0 + second.0, threads);
+        self.phase(&|thread| {
+            // SAFETY: each thread takes its own share once.
+            let mut own = unsafe { own.share(thread, 0..0) };
+            while let Some(claimed) = shared.left.claim(thread, threads) {
+                let Range { start, end } = claimed;
+                let units = start.min(first.0)..end.min(first.0);
+                if !units.is_empty() {
+                    // SAFETY: every unit is claimed once, and `UnitParts` share nothing but units.
+                    let part = unsafe { first.1.share(thread, units.clone()) };
+                    (first.2)(units, part, &mut own);
+                }
+                let units = start.max(first.0) - first.0..end.max(first.0) - first.0;
+                if !units.is_empty() {
+                    // SAFETY: as above.
+                    let part = unsafe { second.1.share(thread, units.clone()) };
+                    (second.2)(units, part, &mut own);
+                }
             }
         });
     }
@@ -346,10 +406,6 @@ fn next_generation(shared: &Shared, index: usize, seen: usize, idle_since: Insta
     }
 }
 
-fn share_of(units: usize, thread: usize, threads: usize) -> Range<usize> {
-    units * thread / threads..units * (thread + 1) / threads
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -367,6 +423,47 @@ mod tests {
                     });
                 }
                 assert!(data.iter().all(|&value| value == 50));
+            }
+        }
+    }
+
+    #[test]
+    fn balanced_units_are_visited_once_whatever_the_number_of_threads() {
+        for threads in [1, 2, 3, 5] {
+            let mut pool = Pool::new(threads).unwrap();
+            for [first, second] in [[0, 0], [1, 0], [0, 7], [7, 64]] {
+                let (mut of_first, mut of_second) = (vec![0u32; first * 3], vec![0u32; second]);
+                let mut visits = vec![0; threads];
+                for _ in 0..50 {
+                    let visit = |range: Range<usize>, share: &mut [u32], each: usize| {
+                        assert_eq!(share.len(), each * range.len());
+                        // Uneven work, so that threads take units of others.
+                        if range.contains(&0) {
+                            std::thread::yield_now();
+                        }
+                        share.iter_mut().for_each(|value| *value += 1);
+                        range.len()
+                    };
+                    pool.balance_both(
+                        PerThread::new(&mut visits),
+                        (
+                            first,
+                            PerUnit::new(&mut of_first, 3),
+                            |range, share, own| {
+                                **own += visit(range, share, 3);
+                            },
+                        ),
+                        (
+                            second,
+                            PerUnit::new(&mut of_second, 1),
+                            |range, share, own| {
+                                **own += visit(range, share, 1);
+                            },
+                        ),
+                    );
+                }
+                assert!(of_first.iter().chain(&of_second).all(|value| *value == 50));
+                assert_eq!(visits.iter().sum::<usize>(), 50 * (first + second));
             }
         }
     }
