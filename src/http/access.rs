@@ -1,14 +1,13 @@
 //! Access to the server: API keys, allowed origins and the path prefix.
 
 use std::collections::HashSet;
-use std::fs::Metadata;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use axum::http::HeaderValue;
 use sha2::{Digest, Sha256};
 
+use super::secret_file::{self, Stamp, stamp_of};
 use crate::error::{Error, Result};
 
 /// Who may send requests, from which origins, and under which path prefix.
@@ -42,9 +41,6 @@ struct Known {
     /// The stamp of the file when it was read; `None` if its metadata could not be read.
     stamp: Option<Stamp>,
 }
-
-/// Metadata that changes when a file, or the link to it, is rewritten or replaced.
-type Stamp = (u64, u64, u64, i64, i64);
 
 impl ApiKeys {
     /// Reads a file with one key per line; blank lines and lines that begin with `#` are skipped.
@@ -100,7 +96,7 @@ impl Known {
     fn read(file: &Path) -> Result<Self> {
         // Taken before the text is read, so that a change in between is noticed at the next check.
         let stamp = stamp_of(file);
-        let bytes = std::fs::read(file).map_err(|problem| Error::not_found(file, problem))?;
+        let bytes = secret_file::read(file)?;
         let refused = |problem| {
             let problem = format!("{}: the file of API keys {problem}", file.display());
             Error::Config(problem)
@@ -114,10 +110,7 @@ impl Known {
         if digests.is_empty() {
             return Err(refused("is empty"));
         }
-        if std::fs::metadata(file).is_ok_and(|metadata| is_open_to_others(&metadata)) {
-            let file = file.display();
-            tracing::warn!(%file, "everybody on this machine can read the API keys; take away the right of others");
-        }
+        secret_file::warn_if_open(file, "the API keys");
         Ok(Self {
             salt,
             digests,
@@ -129,22 +122,6 @@ impl Known {
 fn digest(salt: &[u8; 32], key: &[u8]) -> [u8; 32] {
     let digest = Sha256::new().chain_update(salt).chain_update(key);
     digest.finalize().into()
-}
-
-fn stamp_of(file: &Path) -> Option<Stamp> {
-    let metadata = std::fs::metadata(file).ok()?;
-    let (seconds, nanoseconds) = (metadata.mtime(), metadata.mtime_nsec());
-    Some((
-        metadata.dev(),
-        metadata.ino(),
-        metadata.len(),
-        seconds,
-        nanoseconds,
-    ))
-}
-
-fn is_open_to_others(metadata: &Metadata) -> bool {
-    metadata.permissions().mode() & 0o004 != 0
 }
 
 #[cfg(test)]

@@ -162,6 +162,11 @@ pub const TOO_MANY_CONNECTIONS: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\n\
     content-type: application/json\r\ncontent-length: 123\r\nconnection: close\r\nretry-after: 1\r\n\r\n\
     {\"error\":{\"message\":\"too many connections; retry later\",\"type\":\"server_error\",\"param\":null,\"code\":\"too_many_connections\"}}\n";
 
+/// The response to plain HTTP on a port that speaks TLS.
+pub const PLAIN_HTTP: &[u8] = b"HTTP/1.1 400 Bad Request\r\n\
+    content-type: application/json\r\ncontent-length: 138\r\nconnection: close\r\n\r\n\
+    {\"error\":{\"message\":\"this port speaks HTTPS; write https:// in the URL\",\"type\":\"invalid_request_error\",\"param\":null,\"code\":\"plain_http\"}}\n";
+
 /// `Retry-After` while loading, draining or short of memory: long enough that clients do not flood the server, short
 /// enough that they notice soon when it is ready.
 const RETRY_SOON: Duration = Duration::from_secs(1);
@@ -326,14 +331,19 @@ mod tests {
 
     #[test]
     fn the_bytes_that_refuse_a_connection_are_a_whole_response() {
-        let text = std::str::from_utf8(TOO_MANY_CONNECTIONS).unwrap();
-        let (head, body) = text.split_once("\r\n\r\n").unwrap();
-        assert!(
-            head.contains(&format!("content-length: {}\r\n", body.len())),
-            "{}",
-            body.len()
-        );
-        let body: serde_json::Value = serde_json::from_str(body).unwrap();
-        assert_eq!(body["error"]["code"], "too_many_connections");
+        for (response, code) in [
+            (TOO_MANY_CONNECTIONS, "too_many_connections"),
+            (PLAIN_HTTP, "plain_http"),
+        ] {
+            let text = std::str::from_utf8(response).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            assert!(
+                head.contains(&format!("content-length: {}\r\n", body.len())),
+                "{code}: {}",
+                body.len()
+            );
+            let body: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert_eq!(body["error"]["code"], code);
+        }
     }
 }

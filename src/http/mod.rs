@@ -35,6 +35,7 @@ pub mod openapi;
 pub mod receipt;
 pub mod responses;
 pub mod routes;
+mod secret_file;
 pub mod server;
 pub mod tokenize;
 pub mod values;

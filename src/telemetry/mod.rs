@@ -37,6 +37,16 @@ const GRAMMAR_OUTCOMES: [&str; 6] = [
     "unavailable",
 ];
 
+/// Why TLS handshakes fail.
+pub const TLS_FAILURES: [&str; 6] = [
+    "timeout",
+    "displaced",
+    "plain_http",
+    "client_certificate",
+    "refused_by_client",
+    "protocol",
+];
+
 metrics! {
     /// Every metric of the service.
     pub struct Metrics {
@@ -124,6 +134,15 @@ metrics! {
     model_info: IntGaugeVec[model, architecture, scheme, context_length],
     /// Accuracy of the int8 model against its float original, by measure, from the last run of eval.
     model_accuracy: GaugeVec[measure],
+    /// TLS handshakes that failed, by reason: timeout; displaced by a new connection when no other place was free;
+    /// plain_http on a port with TLS; client_certificate, which is missing or not acceptable; refused_by_client, which
+    /// does not trust the server's certificate; protocol, anything else.
+    tls_handshake_failures_total: IntCounterVec[reason in TLS_FAILURES],
+    /// Changed certificate files that could not be used, so that the old certificate stayed.
+    tls_reload_failures_total: IntCounter,
+    /// When the certificate in use ends, in seconds since the Unix epoch, by usage: server, or client_ca for the first
+    /// of the authorities that issue certificates for clients. Absent without TLS.
+    tls_certificate_expiry_timestamp_seconds: IntGaugeVec[usage],
     /// The running build, described by labels; the value is 1.
     build_info: IntGaugeVec[version, build, instruction_set],
 }

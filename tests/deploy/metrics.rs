@@ -29,6 +29,9 @@ pub fn declared() -> Catalog {
         .with_label_values(&["granite", "GraniteForCausalLM", "int8", "4096"]);
     metrics.model_accuracy.with_label_values(&["kl_mean"]);
     metrics
+        .tls_certificate_expiry_timestamp_seconds
+        .with_label_values(&["server"]);
+    metrics
         .build_info
         .with_label_values(&["0", "commit", "scalar"]);
     parse(&metrics.render())

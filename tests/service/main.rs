@@ -30,3 +30,4 @@ mod stalls;
 mod stopping;
 mod streaming;
 mod thinking;
+mod tls;

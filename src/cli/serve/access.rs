@@ -1,6 +1,7 @@
 //! The flags of `serve` for API keys, CORS and the path prefix.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::HeaderValue;
@@ -11,6 +12,7 @@ use tokio::time::sleep;
 use crate::error::{Error, Result};
 use crate::http::access::{Access, ApiKeys};
 use crate::http::app::App;
+use crate::http::server::tls::Tls;
 
 /// Access to the API: keys, origins of web pages, and the path prefix.
 #[derive(Debug, clap::Args)]
@@ -33,7 +35,7 @@ pub struct AccessArgs {
     root_path: String,
 }
 
-/// How often to check the key file for changes. Kubernetes takes a minute to update a mounted secret.
+/// How often to check the files for changes. Kubernetes takes a minute to update a mounted secret.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 impl AccessArgs {
@@ -61,17 +63,20 @@ pub fn hangups() -> Result<Signal> {
     hangups.map_err(|problem| Error::Internal(format!("signals: {problem}")))
 }
 
-/// Reads the key file again when it changes, and at every item of `hangups`.
-pub async fn keep_keys(app: App, mut hangups: Signal) {
+/// Reads the key file and the files of TLS again when they change, and at every item of `hangups`.
+pub async fn keep_files(app: App, tls: Option<Arc<Tls>>, mut hangups: Signal) {
     loop {
         let is_asked = tokio::select! {
             _ = hangups.recv() => true,
             () = sleep(LOOK_EVERY) => false,
         };
-        let app = app.clone();
+        let (app, tls) = (app.clone(), tls.clone());
         let look = move || {
             if let Some(keys) = &app.access().keys {
                 keys.reload(is_asked);
+            }
+            if let Some(tls) = &tls {
+                tls.reload(is_asked);
             }
         };
         // On another thread: many keys take a moment, and this thread streams all responses.

@@ -8,6 +8,7 @@ mod load;
 pub(super) mod plan;
 mod ready;
 mod signals;
+mod tls;
 mod verify;
 
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use crate::engine::{self, Health};
 use crate::error::{Error, Result};
 use crate::http::app::App;
 use crate::http::routes;
+use crate::http::server::tls::Tls;
 use crate::http::server::{self, Server};
 use crate::memory as machine;
 use crate::sources::{self, Reference};
@@ -33,7 +35,9 @@ use generation::GenerationArgs;
 use limits::LimitArgs;
 use load::{Loaded, Prepared};
 use plan::{ClientSizes, Clients, GivenSizes};
+use ready::Ready;
 use signals::StopSignals;
+use tls::TlsArgs;
 use verify::Verify;
 
 /// Serve a model over POST /v1/completions and /v1/chat/completions.
@@ -56,6 +60,9 @@ pub struct Args {
 
     #[command(flatten)]
     access: AccessArgs,
+
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 /// The model to serve, and its name.
@@ -228,16 +235,18 @@ const BLOCKING_STACK_BYTES: usize = 64 << 20;
 /// Every error that keeps the service from starting, and [`Error::Internal`] if its engine dies.
 pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     let stop_signals = StopSignals::listen(args.listening.drain_timeout)?;
-    let sizes = args.client_sizes();
+    let metrics = Arc::new(Metrics::new());
+    let tls = args.tls.read(&metrics)?;
+    let sizes = args.client_sizes(tls.as_ref());
     let has_admin_port = args.listening.admin_listen.is_some();
     let access = args.access.access(has_admin_port)?;
     let limits = args.limits.limits(sizes)?;
-    let prepared = load::prepare_local(&args, &sources, args.clients(sizes))?;
-    let metrics = Arc::new(Metrics::new());
+    let prepared = load::prepare_local(&args, &sources, args.clients(sizes, tls.as_ref()))?;
     let app = App::new(Arc::clone(&metrics), access, limits);
     if let Some(address) = args.listening.admin_listen {
         check_distinct(args.listening.listen, address)?;
-        serve_admin(address, app.clone())?;
+        let tls = tls.clone().filter(|_| args.tls.is_on_for_admin());
+        serve_admin(address, app.clone(), tls)?;
     }
     // One thread for the network, because it only moves bytes and the cores belong to the compute threads.
     let runtime = runtime::Builder::new_current_thread()
@@ -253,6 +262,7 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
         app,
         prepared,
         sizes,
+        tls,
     };
     let outcome = runtime.block_on(service.serve(stop_signals));
     // This does not wait for a model that is still loading.
@@ -263,13 +273,13 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
 impl Args {
     /// Limits on what clients may send and hold: those that the operator gave, or defaults that suit the memory of this
     /// process. Connections are limited by the file descriptors as well.
-    fn client_sizes(&self) -> ClientSizes {
+    fn client_sizes(&self, tls: Option<&Arc<Tls>>) -> ClientSizes {
         let given = GivenSizes {
             connections: self.listening.max_connections,
             ..self.limits.given_sizes()
         };
         let limit = machine::limit();
-        let connection_bytes = self.connection_settings().connection_bytes();
+        let connection_bytes = self.connection_settings(tls).connection_bytes();
         let mut sizes = ClientSizes::new(given, connection_bytes, limit.as_ref());
         if let Some(limit) = limit.filter(|_| sizes != ClientSizes::new(given, 0, None)) {
             let (memory, source) = (ByteSize(limit.bytes), limit.source);
@@ -286,8 +296,9 @@ impl Args {
     }
 
     /// How connections are kept, with as many as by default.
-    fn connection_settings(&self) -> server::Settings {
+    fn connection_settings(&self, tls: Option<&Arc<Tls>>) -> server::Settings {
         server::Settings {
+            tls: tls.cloned(),
             keep_alive: self.listening.keep_alive,
             header_bytes: self.limits.header_bytes(),
             ..server::Settings::default()
@@ -295,16 +306,16 @@ impl Args {
     }
 
     /// How connections are kept.
-    fn server(&self, sizes: ClientSizes) -> server::Settings {
+    fn server(&self, sizes: ClientSizes, tls: Option<&Arc<Tls>>) -> server::Settings {
         server::Settings {
             max_connections: sizes.connections,
-            ..self.connection_settings()
+            ..self.connection_settings(tls)
         }
     }
 
     /// What clients can make this process hold.
-    fn clients(&self, sizes: ClientSizes) -> Clients {
-        let clients = sizes.clients(self.connection_settings().connection_bytes());
+    fn clients(&self, sizes: ClientSizes, tls: Option<&Arc<Tls>>) -> Clients {
+        let clients = sizes.clients(self.connection_settings(tls).connection_bytes());
         match self.listening.admin_listen {
             Some(_) => Clients {
                 connections: clients.connections + descriptors::ADMIN_CONNECTIONS,
@@ -323,6 +334,7 @@ struct Service {
     app: App,
     prepared: Option<Prepared>,
     sizes: ClientSizes,
+    tls: Option<Arc<Tls>>,
 }
 
 impl Service {
@@ -332,13 +344,15 @@ impl Service {
         let Self { args, app, .. } = &self;
         let (app, drain_timeout) = (app.clone(), args.listening.drain_timeout);
         let needs_key = app.access().keys.is_some();
-        tokio::spawn(access::keep_keys(app.clone(), access::hangups()?));
+        let (hangups, tls) = (access::hangups()?, self.tls.clone());
+        tokio::spawn(access::keep_files(app.clone(), tls.clone(), hangups));
         let listen = args.listening.listen;
         let listener = TcpListener::bind(listen)
             .await
             .map_err(|problem| cannot_listen("--listen", listen, problem))?;
         let address = listener.local_addr().unwrap_or(listen);
-        let server = Server::start(listener, app.clone(), args.server(self.sizes));
+        let settings = args.server(self.sizes, tls.as_ref());
+        let server = Server::start(listener, app.clone(), settings);
         tracing::info!(%address, "listening; loading the model");
 
         let loading = tokio::task::spawn_blocking(move || self.load());
@@ -347,7 +361,12 @@ impl Service {
             () = stop_signals.next() => return Ok(()),
         };
         let engine = model.engine.clone();
-        let ready = ready::ready_text(address, &model.name, &facts, needs_key);
+        let ready = Ready {
+            address,
+            is_tls: tls.is_some(),
+            needs_key,
+        };
+        let ready = ready.text(&model.name, &facts);
         app.serve_model(model);
         stop_signals.set_serving();
         ready::show(ready);
@@ -387,10 +406,11 @@ impl Service {
             app,
             prepared,
             sizes,
+            tls,
         } = self;
         let prepared = match prepared {
             Some(prepared) => prepared,
-            None => load::prepare(&args, &sources, args.clients(sizes))?,
+            None => load::prepare(&args, &sources, args.clients(sizes, tls.as_ref()))?,
         };
         let packed = prepared.packed();
         if let (Verify::Start, Some(packed)) = (args.model.verify, &packed) {
@@ -406,7 +426,7 @@ impl Service {
 }
 
 /// Answers probes and Prometheus on a separate thread and runtime, until the process ends.
-fn serve_admin(address: SocketAddr, app: App) -> Result<()> {
+fn serve_admin(address: SocketAddr, app: App, tls: Option<Arc<Tls>>) -> Result<()> {
     let failed = |problem| cannot_listen("--admin-listen", address, problem);
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -418,10 +438,11 @@ fn serve_admin(address: SocketAddr, app: App) -> Result<()> {
     let router = routes::admin_router(app);
     let never = std::future::pending();
     let serve = server::serve(
-        listener,
+        listener.into(),
         router,
         server::Settings {
             max_connections: descriptors::ADMIN_CONNECTIONS,
+            tls,
             ..server::Settings::default()
         },
         never,

@@ -12,24 +12,42 @@ pub fn show(text: String) {
         .spawn(write);
 }
 
-/// The text of the message: the address, the model, and a command that works.
-pub fn ready_text(address: SocketAddr, name: &str, facts: &str, needs_key: bool) -> String {
-    let mut reachable = address;
-    if address.ip().is_unspecified() {
-        reachable.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+/// How clients reach the service.
+pub struct Ready {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Whether it speaks HTTPS.
+    pub is_tls: bool,
+    /// Whether requests need a key.
+    pub needs_key: bool,
+}
+
+impl Ready {
+    /// The text of the message: the address, the model, and a command that works.
+    pub fn text(&self, name: &str, facts: &str) -> String {
+        let address = self.address;
+        let mut reachable = address;
+        if address.ip().is_unspecified() {
+            reachable.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        }
+        // The certificate is for the server's name, which is not its address.
+        let (scheme, insecure) = match self.is_tls {
+            true => ("https", " --insecure"),
+            false => ("http", ""),
+        };
+        let key = if self.needs_key {
+            " -H \"authorization: Bearer $API_KEY\""
+        } else {
+            ""
+        };
+        // The name of a folder can contain any character, so it is quoted for JSON and for the shell.
+        let body = serde_json::json!({
+            "model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0,
+        });
+        let body = body.to_string().replace('\'', r"'\''");
+        format!(
+            "{name} is ready on {scheme}://{address}\n{facts}\n\n\
+             curl {scheme}://{reachable}/v1/completions{insecure}{key} -H 'content-type: application/json' -d '{body}'\n"
+        )
     }
-    let key = if needs_key {
-        " -H \"authorization: Bearer $API_KEY\""
-    } else {
-        ""
-    };
-    // The name of a folder can contain any character, so it is quoted for JSON and for the shell.
-    let body = serde_json::json!({
-        "model": name, "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0,
-    });
-    let body = body.to_string().replace('\'', r"'\''");
-    format!(
-        "{name} is ready on http://{address}\n{facts}\n\n\
-         curl http://{reachable}/v1/completions{key} -H 'content-type: application/json' -d '{body}'\n"
-    )
 }

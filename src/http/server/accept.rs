@@ -1,17 +1,16 @@
 //! Accepts connections and refuses those beyond the limit, even when the process has no file descriptor left.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use super::listener::{Listener, Socket};
 use crate::http::error_body::TOO_MANY_CONNECTIONS;
 
 /// The pause after a failed accept: retrying at once would only use up processor time.
@@ -27,13 +26,13 @@ const MAX_REFUSALS: usize = 64;
 /// Accepts connections. It keeps a file descriptor in reserve: without it, when descriptors run out, a connection could
 /// be neither accepted nor refused, and its client would wait until its own timeout.
 pub struct Acceptor {
-    listener: TcpListener,
+    listener: Listener,
     spare: Option<File>,
 }
 
 impl Acceptor {
     /// Accepts from `listener`.
-    pub fn new(listener: TcpListener) -> Self {
+    pub fn new(listener: Listener) -> Self {
         Self {
             listener,
             spare: reserve(),
@@ -44,13 +43,13 @@ impl Acceptor {
     ///
     /// # Errors
     /// A connection that took the last descriptor; the caller must refuse it.
-    pub async fn accept(&mut self) -> Result<TcpStream, TcpStream> {
+    pub async fn accept(&mut self) -> Result<Socket, Socket> {
         loop {
             if self.spare.is_none() {
                 self.spare = reserve();
             }
             let problem = match self.listener.accept().await {
-                Ok((socket, _peer)) => return Ok(socket),
+                Ok(socket) => return Ok(socket),
                 Err(problem) => problem,
             };
             // The client closed the connection before it was accepted: not an error of the server. Other errors need a
@@ -62,7 +61,7 @@ impl Acceptor {
                 // The connection waits in the listener's backlog, so accepting it does not take long, unless its client
                 // has closed it.
                 let accepted = timeout(PAUSE_AFTER_FAILED_ACCEPT, self.listener.accept()).await;
-                if let Ok(Ok((socket, _peer))) = accepted {
+                if let Ok(Ok(socket)) = accepted {
                     tracing::debug!("no file descriptor left: a connection is refused");
                     return Err(socket);
                 }
@@ -84,6 +83,7 @@ fn is_out_of_descriptors(problem: &io::Error) -> bool {
 }
 
 /// Refuses connections, a bounded number at a time.
+#[derive(Clone)]
 pub struct Refusals(Arc<Semaphore>);
 
 impl Default for Refusals {
@@ -94,11 +94,17 @@ impl Default for Refusals {
 
 impl Refusals {
     /// Tells the client that there are too many connections, and closes the connection when the client has read that.
-    pub fn refuse(&self, mut socket: TcpStream) {
-        send_refusal(&socket);
+    pub fn refuse(&self, socket: Socket) {
+        self.close_with(socket, TOO_MANY_CONNECTIONS);
+    }
+
+    /// Sends `answer`, and closes the connection when the client has read it.
+    pub fn close_with(&self, socket: Socket, answer: &[u8]) {
+        socket.send_at_once(answer);
         let Ok(place) = Arc::clone(&self.0).try_acquire_owned() else {
             return;
         };
+        let mut socket = socket.into_bytes();
         tokio::spawn(async move {
             let read_on = async {
                 socket.shutdown().await?;
@@ -113,9 +119,9 @@ impl Refusals {
 
 /// The same for a connection whose descriptor is needed for the next one: closes it at once. The bytes of its request
 /// that have arrived are read first, so that the connection is not reset.
-pub fn refuse_at_once(socket: TcpStream) {
-    send_refusal(&socket);
-    let Ok(mut socket) = socket.into_std() else {
+pub fn refuse_at_once(socket: Socket) {
+    socket.send_at_once(TOO_MANY_CONNECTIONS);
+    let Ok(mut socket) = socket.into_reader() else {
         return;
     };
     let mut left = MOST_UNREAD_BYTES;
@@ -126,10 +132,4 @@ pub fn refuse_at_once(socket: TcpStream) {
             return;
         }
     }
-}
-
-fn send_refusal(socket: &TcpStream) {
-    // The send buffer of a new connection has room for these few bytes, though the runtime does not know yet that the
-    // socket is writable.
-    let _client_may_be_gone = send(socket, TOO_MANY_CONNECTIONS, SendFlags::NOSIGNAL);
 }

@@ -185,10 +185,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<S> {
         self.socket.is_write_vectored()
     }
 
-    /// hyper flushes when all bytes have been written to the socket.
+    /// hyper flushes when it has written all its bytes. Of a TLS connection some may still be on their way to the socket.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stall.end();
-        Pin::new(&mut self.socket).poll_flush(context)
+        match Pin::new(&mut self.socket).poll_flush(context) {
+            Poll::Pending => self.stall.watch(Poll::Pending, context).map_ok(drop),
+            flushed => {
+                self.stall.end();
+                flushed
+            }
+        }
     }
 
     /// Closes the sending side. If the client may be in the middle of sending a request, its input is then read and

@@ -6,7 +6,10 @@
 mod accept;
 mod connection;
 mod exchange;
+pub mod handshake;
+mod listener;
 mod stall;
+pub mod tls;
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -20,13 +23,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use rustix::net::sockopt::set_socket_send_buffer_size;
-use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::app::{App, Phase};
 use super::attended_body::AttendedBody;
@@ -34,6 +35,10 @@ use super::routes;
 use accept::{Acceptor, Refusals, refuse_at_once};
 use connection::{Connection, Deadlines};
 use exchange::{Exchange, Exchanges};
+use handshake::Handshakes;
+use listener::Bytes;
+pub use listener::{Address, Listener};
+use tls::{TLS_BYTES, Tls};
 
 /// Limits on connections. The defaults are safe for a public port.
 #[derive(Debug, Clone)]
@@ -41,7 +46,7 @@ pub struct Settings {
     /// Open connections at once; any more are refused.
     pub max_connections: usize,
     /// From the first byte of a request until its head is complete. A new connection has as long to send its first
-    /// byte.
+    /// byte, and before that for the handshake of TLS.
     pub head_deadline: Duration,
     /// How long a connection may be idle between requests. Clients and proxies that reuse connections should close idle
     /// ones earlier than the server does. Otherwise a request is sometimes sent on a connection that the server is
@@ -51,6 +56,8 @@ pub struct Settings {
     pub write_stall: Duration,
     /// Bytes of a request's headers; hyper answers 431 to more.
     pub header_bytes: usize,
+    /// The settings of TLS; without them the port speaks plain HTTP.
+    pub tls: Option<Arc<Tls>>,
 }
 
 impl Default for Settings {
@@ -63,6 +70,7 @@ impl Default for Settings {
             write_stall: Duration::from_secs(30),
             // Requests with cookies and single sign-on tokens stay below this.
             header_bytes: 32 << 10,
+            tls: None,
         }
     }
 }
@@ -85,7 +93,8 @@ impl Settings {
     /// The most memory that one connection takes beside the body of its request: its input and output buffers, here and
     /// in the kernel, and its state.
     pub fn connection_bytes(&self) -> usize {
-        self.buffer_bytes() + BUFFER_BYTES + 2 * SEND_BUFFER_BYTES + STATE_BYTES
+        let tls = self.tls.as_ref().map_or(0, |_| TLS_BYTES);
+        self.buffer_bytes() + BUFFER_BYTES + 2 * SEND_BUFFER_BYTES + STATE_BYTES + tls
     }
 
     fn buffer_bytes(&self) -> usize {
@@ -105,14 +114,14 @@ const FLUSH_GRACE: Duration = Duration::from_secs(5);
 
 impl Server {
     /// Starts serving `app` on `listener`, in the caller's runtime.
-    pub fn start(listener: TcpListener, app: App, settings: Settings) -> Self {
+    pub fn start(listener: impl Into<Listener>, app: App, settings: Settings) -> Self {
         let (stop, stopped) = oneshot::channel();
         let stopped = async {
             // An error means that the server was dropped, which stops it too.
             let _ = stopped.await;
         };
         let serve = serve(
-            listener,
+            listener.into(),
             routes::router(app.clone()),
             settings,
             stopped,
@@ -157,72 +166,68 @@ impl Server {
     }
 }
 
+/// How long to wait for the place of a handshake that was ended.
+const DISPLACING_TIME: Duration = Duration::from_millis(100);
+
 /// Serves `router` on `listener` until `stop` resolves. Then it accepts no more connections, lets responses that are
 /// being written finish, and returns when all connections are closed, or after `grace`.
 pub async fn serve(
-    listener: TcpListener,
+    listener: Listener,
     router: Router,
     settings: Settings,
     stop: impl Future<Output = ()>,
     grace: Duration,
 ) {
-    let deadlines = Deadlines {
-        head: settings.head_deadline,
-        idle: settings.keep_alive + KEEP_ALIVE_MARGIN,
-        stall: settings.write_stall,
-    };
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
-        // The deadlines of [`Connection`] expire before this one. It must be set all the same: without it, hyper would
-        // not poll the connection between requests until bytes arrive, and our deadlines would never start.
-        .header_read_timeout(deadlines.idle + deadlines.head)
-        .max_headers(MAX_HEADERS)
-        .max_header_size(settings.header_bytes)
-        .max_buf_size(settings.buffer_bytes());
-    let promise = KeepAlive::new(settings.keep_alive);
-    let service = TowerToHyperService::new(router);
     let places = Arc::new(Semaphore::new(settings.max_connections));
     let connections = GracefulShutdown::new();
     let mut acceptor = Acceptor::new(listener);
     let refusals = Refusals::default();
+    let max_connections = settings.max_connections;
+    let tls = settings.tls.clone();
+    let mut handshakes = tls.map(|tls| Handshakes::new(tls, max_connections));
+    let head_deadline = settings.head_deadline;
+    let host = Host::new(router, &settings);
 
     let accept_all = async {
         loop {
             let socket = match acceptor.accept().await {
                 Ok(socket) => socket,
                 Err(without_descriptor) => {
-                    refuse_at_once(without_descriptor);
+                    // A refusal in plain text would be no answer to a client that expects TLS.
+                    if handshakes.is_none() {
+                        refuse_at_once(without_descriptor);
+                    }
                     continue;
                 }
             };
-            let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-                refusals.refuse(socket);
+            let mut place = Arc::clone(&places).try_acquire_owned().ok();
+            if place.is_none() && handshakes.as_mut().is_some_and(Handshakes::displace) {
+                let free = timeout(DISPLACING_TIME, Arc::clone(&places).acquire_owned()).await;
+                place = free.ok().and_then(Result::ok);
+            }
+            let Some(place) = place else {
+                if handshakes.is_none() {
+                    refusals.refuse(socket);
+                }
                 continue;
             };
             // Set on each connection: set on the listener, it would not apply to connections that were made before.
-            if let Err(error) = set_socket_send_buffer_size(&socket, SEND_BUFFER_BYTES) {
-                tracing::debug!(%error, "cannot set SO_SNDBUF");
-            }
-            // Tokens are small packets that should be sent at once.
-            if let Err(error) = socket.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY");
-            }
-            let exchanges = Exchanges::default();
-            let io = TokioIo::new(Connection::new(socket, deadlines, exchanges.clone()));
-            let (service, promise) = (service.clone(), promise.clone());
-            let service = service_fn(move |request: Request<Incoming>| {
-                // Begun here and not when the future is first polled, because hyper has read again by then.
-                let exchange = exchanges.begin(!request.body().is_end_stream());
-                answer(request, service.clone(), exchange, promise.clone())
-            });
-            let connection = connections.watch(http.serve_connection(io, service));
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    // Clients that disconnect or misbehave are not the server's faults, so this is for debugging only.
-                    tracing::debug!(%error, "connection ended early");
+            socket.configure(SEND_BUFFER_BYTES);
+            let (host, watcher) = (host.clone(), connections.watcher());
+            let Some(handshakes) = &mut handshakes else {
+                tokio::spawn(host.serve(socket.into_bytes(), watcher, place));
+                continue;
+            };
+            let (tls, refusals) = (Arc::clone(handshakes.tls()), refusals.clone());
+            let deadline = Instant::now() + head_deadline;
+            let handshake = tokio::spawn(async move {
+                let shaken = handshake::shake(&tls, socket, deadline, &refusals).await;
+                if let Some(bytes) = shaken {
+                    // A task of its own, which is not ended together with the handshakes.
+                    tokio::spawn(host.serve(bytes, watcher, place));
                 }
-                drop(place);
             });
+            handshakes.add(handshake.abort_handle());
         }
     };
     tokio::select! {
@@ -230,8 +235,65 @@ pub async fn serve(
         () = stop => {}
     }
     drop(acceptor);
+    drop(handshakes);
     if timeout(grace, connections.shutdown()).await.is_err() {
         tracing::warn!("connections were cut off at the end of the grace period");
+    }
+}
+
+/// What every connection is served with.
+#[derive(Clone)]
+struct Host {
+    http: http1::Builder,
+    service: TowerToHyperService<Router>,
+    promise: KeepAlive,
+    deadlines: Deadlines,
+}
+
+impl Host {
+    fn new(router: Router, settings: &Settings) -> Self {
+        let deadlines = Deadlines {
+            head: settings.head_deadline,
+            idle: settings.keep_alive + KEEP_ALIVE_MARGIN,
+            stall: settings.write_stall,
+        };
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new())
+            // The deadlines of [`Connection`] expire before this one. It must be set all the same: without it, hyper
+            // would not poll the connection between requests until bytes arrive, and our deadlines would never start.
+            .header_read_timeout(deadlines.idle + deadlines.head)
+            .max_headers(MAX_HEADERS)
+            .max_header_size(settings.header_bytes)
+            .max_buf_size(settings.buffer_bytes());
+        Self {
+            http,
+            service: TowerToHyperService::new(router),
+            promise: KeepAlive::new(settings.keep_alive),
+            deadlines,
+        }
+    }
+
+    /// Serves one connection, which holds its place among the connections until it is closed.
+    async fn serve(self, bytes: Box<dyn Bytes>, watcher: Watcher, place: OwnedSemaphorePermit) {
+        let Self {
+            http,
+            service,
+            promise,
+            deadlines,
+        } = self;
+        let exchanges = Exchanges::default();
+        let io = TokioIo::new(Connection::new(bytes, deadlines, exchanges.clone()));
+        let service = service_fn(move |request: Request<Incoming>| {
+            // Begun here and not when the future is first polled, because hyper has read again by then.
+            let exchange = exchanges.begin(!request.body().is_end_stream());
+            answer(request, service.clone(), exchange, promise.clone())
+        });
+        let connection = watcher.watch(http.serve_connection(io, service));
+        if let Err(error) = connection.await {
+            // Clients that disconnect or misbehave are not the server's faults, so this is for debugging only.
+            tracing::debug!(%error, "connection ended early");
+        }
+        drop(place);
     }
 }
 

@@ -1,0 +1,136 @@
+//! Sockets: those that listen, and the connections they accept.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::net::{TcpListener, TcpStream};
+
+/// A socket that listens.
+pub enum Listener {
+    /// On a TCP port.
+    Tcp(TcpListener),
+}
+
+/// A connection that was accepted.
+pub enum Socket {
+    /// Over TCP.
+    Tcp(TcpStream),
+}
+
+/// Bytes in both directions, with or without TLS.
+pub trait Bytes: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Bytes for T {}
+
+/// Where clients find the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// An address and a port.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+        }
+    }
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+impl Listener {
+    /// The address that it is bound to.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn address(&self) -> io::Result<Address> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+        }
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Self::Tcp(listener) => listener
+                .accept()
+                .await
+                .map(|(socket, _)| Socket::Tcp(socket)),
+        }
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl Socket {
+    /// Sets the size of the kernel's send buffer, and that small packets are sent at once, since tokens are small.
+    pub fn configure(&self, send_buffer: usize) {
+        if let Err(error) = set_socket_send_buffer_size(self, send_buffer) {
+            tracing::debug!(%error, "cannot set SO_SNDBUF");
+        }
+        match self {
+            Self::Tcp(socket) => {
+                if let Err(error) = socket.set_nodelay(true) {
+                    tracing::debug!(%error, "cannot set TCP_NODELAY");
+                }
+            }
+        }
+    }
+
+    /// Sends a few bytes at once. The send buffer of a new connection has room for them, though the runtime does not know
+    /// yet that the socket is writable.
+    pub fn send_at_once(&self, bytes: &[u8]) {
+        let _client_may_be_gone = send(self, bytes, SendFlags::NOSIGNAL);
+    }
+
+    /// The first byte that the client sends, which stays unread; `None` if it sends none and closes the connection.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub async fn first_byte(&self) -> io::Result<Option<u8>> {
+        let peek = || {
+            let mut first = [0];
+            let (_, count) = recv(self, &mut first, RecvFlags::PEEK)?;
+            Ok((count > 0).then_some(first[0]))
+        };
+        match self {
+            Self::Tcp(socket) => socket.async_io(Interest::READABLE, peek).await,
+        }
+    }
+
+    /// The socket for blocking reads, which return at once because it stays non-blocking.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn into_reader(self) -> io::Result<Box<dyn Read>> {
+        match self {
+            Self::Tcp(socket) => Ok(Box::new(socket.into_std()?)),
+        }
+    }
+
+    /// The socket as bytes.
+    pub fn into_bytes(self) -> Box<dyn Bytes> {
+        match self {
+            Self::Tcp(socket) => Box::new(socket),
+        }
+    }
+}
