@@ -27,9 +27,7 @@ pub async fn ready(State(app): State<App>) -> Result<Response, ApiError> {
 
 /// `GET /livez`: fails when only a restart can help. Loading and draining are not failures.
 pub async fn live(State(app): State<App>) -> Result<Response, ApiError> {
-    if let Some(model) = app.loaded_model() {
-        check_engine(model)?;
-    }
+    app.loaded_model().map_or(Ok(()), check_engine)?;
     Ok(status("alive"))
 }
 
@@ -57,6 +55,12 @@ pub async fn inference_model_ready(
         return Err(ApiError::PathNotFound);
     }
     Ok(Json(json!({"name": name, "ready": true})).into_response())
+}
+
+/// Whether `GET /livez` would succeed.
+pub(crate) fn is_alive(app: &App) -> bool {
+    app.loaded_model()
+        .is_none_or(|model| check_engine(model).is_ok())
 }
 
 /// Reads the engine's health without giving it work.

@@ -16,6 +16,7 @@ mod grammar_fields;
 mod grammars;
 mod harness;
 mod hybrids;
+mod listening;
 mod logs;
 mod messages;
 mod metrics;

@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
+use super::notify::{Manager, Message};
 use crate::error::{Error, Result};
 use crate::http::access::{Access, ApiKeys};
 use crate::http::app::App;
@@ -63,24 +64,44 @@ pub fn hangups() -> Result<Signal> {
     hangups.map_err(|problem| Error::Internal(format!("signals: {problem}")))
 }
 
-/// Reads the key file and the files of TLS again when they change, and at every item of `hangups`.
-pub async fn keep_files(app: App, tls: Option<Arc<Tls>>, mut hangups: Signal) {
-    loop {
-        let is_asked = tokio::select! {
-            _ = hangups.recv() => true,
-            () = sleep(LOOK_EVERY) => false,
-        };
-        let (app, tls) = (app.clone(), tls.clone());
-        let look = move || {
-            if let Some(keys) = &app.access().keys {
-                keys.reload(is_asked);
+/// The files that are read again while the service runs.
+pub struct KeptFiles {
+    /// Has the keys.
+    pub app: App,
+    /// Has the certificate, if there is one.
+    pub tls: Option<Arc<Tls>>,
+    /// Is told when SIGHUP makes them be read.
+    pub manager: Manager,
+}
+
+impl KeptFiles {
+    /// Reads them again when they change, and at every item of `hangups`.
+    pub async fn keep(self, mut hangups: Signal) {
+        loop {
+            let is_asked = tokio::select! {
+                _ = hangups.recv() => true,
+                () = sleep(LOOK_EVERY) => false,
+            };
+            // While the model is loading, the end of reloading would mean that the service is ready.
+            let tells = is_asked && self.app.loaded_model().is_some();
+            if tells {
+                self.manager.tell(Message::Reloading);
             }
-            if let Some(tls) = &tls {
-                tls.reload(is_asked);
+            let (app, tls) = (self.app.clone(), self.tls.clone());
+            let look = move || {
+                if let Some(keys) = &app.access().keys {
+                    keys.reload(is_asked);
+                }
+                if let Some(tls) = &tls {
+                    tls.reload(is_asked);
+                }
+            };
+            // On another thread: many keys take a moment, and this thread streams all responses.
+            let _a_panic_is_in_the_log = spawn_blocking(look).await;
+            if tells {
+                self.manager.tell(Message::Reloaded);
             }
-        };
-        // On another thread: many keys take a moment, and this thread streams all responses.
-        let _a_panic_is_in_the_log = spawn_blocking(look).await;
+        }
     }
 }
 

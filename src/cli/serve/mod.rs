@@ -4,19 +4,19 @@ mod access;
 pub(super) mod descriptors;
 mod generation;
 mod limits;
+mod listening;
 mod load;
+mod notify;
 pub(super) mod plan;
 mod ready;
 mod signals;
 mod tls;
 mod verify;
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::runtime;
 
 use super::WeightsArg;
@@ -26,14 +26,16 @@ use crate::error::{Error, Result};
 use crate::http::app::App;
 use crate::http::routes;
 use crate::http::server::tls::Tls;
-use crate::http::server::{self, Server};
+use crate::http::server::{self, Address, Server};
 use crate::memory as machine;
 use crate::sources::{self, Reference};
 use crate::telemetry::Metrics;
-use access::AccessArgs;
+use access::{AccessArgs, KeptFiles};
 use generation::GenerationArgs;
 use limits::LimitArgs;
+use listening::{Open, Passed, PassedSocket, SocketFile, SocketMode, check_distinct};
 use load::{Loaded, Prepared};
+use notify::{Manager, Message};
 use plan::{ClientSizes, Clients, GivenSizes};
 use ready::Ready;
 use signals::StopSignals;
@@ -120,19 +122,22 @@ impl ModelArgs {
 #[command(next_help_heading = "Listening")]
 struct ListenArgs {
     /// The address of the API. The default can only be reached from this machine; 0.0.0.0:8080 can be reached from
-    /// everywhere.
+    /// everywhere; unix:PATH is a Unix socket. A socket that systemd passes takes its place.
     #[arg(
         long,
         env = "MICROGRANITE_LISTEN",
         value_name = "ADDR",
-        value_parser = config::address,
         default_value = "127.0.0.1:8080"
     )]
-    listen: SocketAddr,
+    listen: Address,
 
     /// A second address for probes and Prometheus, served by a separate thread that load on the API cannot starve.
-    #[arg(long, env = "MICROGRANITE_ADMIN_LISTEN", value_name = "ADDR", value_parser = config::address)]
-    admin_listen: Option<SocketAddr>,
+    #[arg(long, env = "MICROGRANITE_ADMIN_LISTEN", value_name = "ADDR")]
+    admin_listen: Option<Address>,
+
+    /// The permissions of Unix sockets, in octal: who may write to them may connect.
+    #[arg(long, env = "MICROGRANITE_SOCKET_MODE", value_name = "MODE", value_parser = listening::socket_mode, default_value = "660")]
+    socket_mode: SocketMode,
 
     /// Half of --listen, as other servers have it.
     #[arg(long, hide = true, value_name = "HOST", value_parser = part_of_listen)]
@@ -234,20 +239,32 @@ const BLOCKING_STACK_BYTES: usize = 64 << 20;
 /// # Errors
 /// Every error that keeps the service from starting, and [`Error::Internal`] if its engine dies.
 pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
+    // First of all, because it changes the environment, and other threads would make that unsound.
+    let Passed { api, admin } = Passed::take()?;
+    let manager = Manager::of_environment();
     let stop_signals = StopSignals::listen(args.listening.drain_timeout)?;
     let metrics = Arc::new(Metrics::new());
     let tls = args.tls.read(&metrics)?;
-    let sizes = args.client_sizes(tls.as_ref());
-    let has_admin_port = args.listening.admin_listen.is_some();
+    let listening = &args.listening;
+    let is_tcp = match &api {
+        Some(passed) => passed.is_tcp(),
+        None => matches!(listening.listen, Address::Tcp(_)),
+    };
+    if tls.is_some() && !is_tcp {
+        let problem = "--tls-cert: the API listens on a Unix socket, which has no TLS";
+        return Err(Error::Usage(problem.to_owned()));
+    }
+    let has_admin_port = admin.is_some() || listening.admin_listen.is_some();
+    let held = Held {
+        tls: tls.clone(),
+        has_admin_port,
+    };
+    let sizes = args.client_sizes(&held);
     let access = args.access.access(has_admin_port)?;
     let limits = args.limits.limits(sizes)?;
-    let prepared = load::prepare_local(&args, &sources, args.clients(sizes, tls.as_ref()))?;
+    let prepared = load::prepare_local(&args, &sources, args.clients(sizes, &held))?;
     let app = App::new(Arc::clone(&metrics), access, limits);
-    if let Some(address) = args.listening.admin_listen {
-        check_distinct(args.listening.listen, address)?;
-        let tls = tls.clone().filter(|_| args.tls.is_on_for_admin());
-        serve_admin(address, app.clone(), tls)?;
-    }
+    let _admin_file = serve_admin(&args, admin, app.clone(), tls)?;
     // One thread for the network, because it only moves bytes and the cores belong to the compute threads.
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
@@ -262,7 +279,9 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
         app,
         prepared,
         sizes,
-        tls,
+        held,
+        passed: api,
+        manager,
     };
     let outcome = runtime.block_on(service.serve(stop_signals));
     // This does not wait for a model that is still loading.
@@ -270,16 +289,25 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     outcome
 }
 
+/// What connections take, beside what the flags say.
+#[derive(Clone)]
+struct Held {
+    /// The settings of TLS of the API's port.
+    tls: Option<Arc<Tls>>,
+    /// Whether there is a second port.
+    has_admin_port: bool,
+}
+
 impl Args {
     /// Limits on what clients may send and hold: those that the operator gave, or defaults that suit the memory of this
     /// process. Connections are limited by the file descriptors as well.
-    fn client_sizes(&self, tls: Option<&Arc<Tls>>) -> ClientSizes {
+    fn client_sizes(&self, held: &Held) -> ClientSizes {
         let given = GivenSizes {
             connections: self.listening.max_connections,
             ..self.limits.given_sizes()
         };
         let limit = machine::limit();
-        let connection_bytes = self.connection_settings(tls).connection_bytes();
+        let connection_bytes = self.connection_settings(held).connection_bytes();
         let mut sizes = ClientSizes::new(given, connection_bytes, limit.as_ref());
         if let Some(limit) = limit.filter(|_| sizes != ClientSizes::new(given, 0, None)) {
             let (memory, source) = (ByteSize(limit.bytes), limit.source);
@@ -296,9 +324,9 @@ impl Args {
     }
 
     /// How connections are kept, with as many as by default.
-    fn connection_settings(&self, tls: Option<&Arc<Tls>>) -> server::Settings {
+    fn connection_settings(&self, held: &Held) -> server::Settings {
         server::Settings {
-            tls: tls.cloned(),
+            tls: held.tls.clone(),
             keep_alive: self.listening.keep_alive,
             header_bytes: self.limits.header_bytes(),
             ..server::Settings::default()
@@ -306,22 +334,22 @@ impl Args {
     }
 
     /// How connections are kept.
-    fn server(&self, sizes: ClientSizes, tls: Option<&Arc<Tls>>) -> server::Settings {
+    fn server(&self, sizes: ClientSizes, held: &Held) -> server::Settings {
         server::Settings {
             max_connections: sizes.connections,
-            ..self.connection_settings(tls)
+            ..self.connection_settings(held)
         }
     }
 
     /// What clients can make this process hold.
-    fn clients(&self, sizes: ClientSizes, tls: Option<&Arc<Tls>>) -> Clients {
-        let clients = sizes.clients(self.connection_settings(tls).connection_bytes());
-        match self.listening.admin_listen {
-            Some(_) => Clients {
+    fn clients(&self, sizes: ClientSizes, held: &Held) -> Clients {
+        let clients = sizes.clients(self.connection_settings(held).connection_bytes());
+        match held.has_admin_port {
+            true => Clients {
                 connections: clients.connections + descriptors::ADMIN_CONNECTIONS,
                 ..clients
             },
-            None => clients,
+            false => clients,
         }
     }
 }
@@ -334,26 +362,38 @@ struct Service {
     app: App,
     prepared: Option<Prepared>,
     sizes: ClientSizes,
-    tls: Option<Arc<Tls>>,
+    held: Held,
+    /// The socket of the API, if it was passed.
+    passed: Option<PassedSocket>,
+    manager: Manager,
 }
 
 impl Service {
     /// Binds the port first, so that it answers 503 while the model loads; then loads the model; then waits for the
     /// end.
-    async fn serve(self, mut stop_signals: StopSignals) -> Result<()> {
-        let Self { args, app, .. } = &self;
+    async fn serve(mut self, mut stop_signals: StopSignals) -> Result<()> {
+        let (passed, manager) = (self.passed.take(), self.manager.clone());
+        let Self {
+            args, app, held, ..
+        } = &self;
         let (app, drain_timeout) = (app.clone(), args.listening.drain_timeout);
-        let needs_key = app.access().keys.is_some();
-        let (hangups, tls) = (access::hangups()?, self.tls.clone());
-        tokio::spawn(access::keep_files(app.clone(), tls.clone(), hangups));
-        let listen = args.listening.listen;
-        let listener = TcpListener::bind(listen)
-            .await
-            .map_err(|problem| cannot_listen("--listen", listen, problem))?;
-        let address = listener.local_addr().unwrap_or(listen);
-        let settings = args.server(self.sizes, tls.as_ref());
-        let server = Server::start(listener, app.clone(), settings);
+        let (needs_key, is_tls) = (app.access().keys.is_some(), held.tls.is_some());
+        let files = KeptFiles {
+            app: app.clone(),
+            tls: held.tls.clone(),
+            manager: manager.clone(),
+        };
+        tokio::spawn(files.keep(access::hangups()?));
+        tokio::spawn(manager.clone().keep_alive(app.clone()));
+        let (listen, mode) = (&args.listening.listen, args.listening.socket_mode);
+        let Open { listener, file } = match passed {
+            Some(passed) => passed.open()?,
+            None => listening::open("--listen", listen, mode)?,
+        };
+        let address = listener.address().unwrap_or_else(|_| listen.clone());
+        let server = Server::start(listener, app.clone(), args.server(self.sizes, held));
         tracing::info!(%address, "listening; loading the model");
+        manager.tell(Message::Status("loading the model".to_owned()));
 
         let loading = tokio::task::spawn_blocking(move || self.load());
         let Loaded { model, facts } = tokio::select! {
@@ -361,9 +401,10 @@ impl Service {
             () = stop_signals.next() => return Ok(()),
         };
         let engine = model.engine.clone();
+        let serving = format!("serving {} on {address}", model.name);
         let ready = Ready {
-            address,
-            is_tls: tls.is_some(),
+            address: &address,
+            is_tls,
             needs_key,
         };
         let ready = ready.text(&model.name, &facts);
@@ -371,6 +412,7 @@ impl Service {
         stop_signals.set_serving();
         ready::show(ready);
         tracing::info!(%address, "ready");
+        manager.tell(Message::Ready(serving));
 
         let engine_died = tokio::select! {
             () = stop_signals.next() => false,
@@ -379,6 +421,7 @@ impl Service {
         if !engine_died {
             tracing::info!(?drain_timeout, "stopping: finishing what runs");
         }
+        manager.tell(Message::Stopping("finishing what runs".to_owned()));
         // The requests of a stalled step have already been answered with an error.
         let hurry = async {
             tokio::select! {
@@ -394,6 +437,8 @@ impl Service {
         if !is_finished {
             tracing::warn!("stopped before all answers were complete");
         }
+        // Until here, so that the socket is there as long as somebody listens on it.
+        drop(file);
         Ok(())
     }
 
@@ -406,11 +451,12 @@ impl Service {
             app,
             prepared,
             sizes,
-            tls,
+            held,
+            ..
         } = self;
         let prepared = match prepared {
             Some(prepared) => prepared,
-            None => load::prepare(&args, &sources, args.clients(sizes, tls.as_ref()))?,
+            None => load::prepare(&args, &sources, args.clients(sizes, &held))?,
         };
         let packed = prepared.packed();
         if let (Verify::Start, Some(packed)) = (args.model.verify, &packed) {
@@ -425,48 +471,44 @@ impl Service {
     }
 }
 
-/// Answers probes and Prometheus on a separate thread and runtime, until the process ends.
-fn serve_admin(address: SocketAddr, app: App, tls: Option<Arc<Tls>>) -> Result<()> {
-    let failed = |problem| cannot_listen("--admin-listen", address, problem);
+/// Answers probes and Prometheus on a separate thread and runtime, until the process ends, if there is an admin port.
+/// Returns the file of its socket, which is to be kept until then.
+fn serve_admin(
+    args: &Args,
+    passed: Option<PassedSocket>,
+    app: App,
+    tls: Option<Arc<Tls>>,
+) -> Result<Option<SocketFile>> {
+    let listening = &args.listening;
+    if passed.is_none() && listening.admin_listen.is_none() {
+        return Ok(None);
+    }
+    let failed = |problem| Error::Config(format!("--admin-listen: {problem}"));
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(failed)?;
-    let listener = runtime
-        .block_on(TcpListener::bind(address))
-        .map_err(failed)?;
+    let context = runtime.enter();
+    let Open { listener, file } = match (passed, &listening.admin_listen) {
+        (Some(passed), _) => passed.open()?,
+        (None, Some(address)) => {
+            check_distinct(&listening.listen, address)?;
+            listening::open("--admin-listen", address, listening.socket_mode)?
+        }
+        (None, None) => return Ok(None),
+    };
+    drop(context);
+    let settings = server::Settings {
+        max_connections: descriptors::ADMIN_CONNECTIONS,
+        tls: tls.filter(|_| args.tls.is_on_for_admin()),
+        ..server::Settings::default()
+    };
     let router = routes::admin_router(app);
     let never = std::future::pending();
-    let serve = server::serve(
-        listener.into(),
-        router,
-        server::Settings {
-            max_connections: descriptors::ADMIN_CONNECTIONS,
-            tls,
-            ..server::Settings::default()
-        },
-        never,
-        Duration::ZERO,
-    );
+    let serve = server::serve(listener, router, settings, never, Duration::ZERO);
     std::thread::Builder::new()
         .name("admin".into())
         .spawn(move || runtime.block_on(serve))
         .map_err(failed)?;
-    Ok(())
-}
-
-/// Refuses two addresses that cannot both be bound. Port 0 is any that is free.
-fn check_distinct(listen: SocketAddr, admin: SocketAddr) -> Result<()> {
-    let is_every = listen.ip().is_unspecified() || admin.ip().is_unspecified();
-    let overlap = listen.ip() == admin.ip() || is_every;
-    if listen.port() == 0 || listen.port() != admin.port() || !overlap {
-        return Ok(());
-    }
-    Err(Error::Config(format!(
-        "--admin-listen {admin}: --listen {listen} takes this port already; give each its own"
-    )))
-}
-
-fn cannot_listen(flag: &str, address: SocketAddr, problem: std::io::Error) -> Error {
-    Error::Config(format!("{flag} {address}: {problem}"))
+    Ok(file)
 }

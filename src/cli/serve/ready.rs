@@ -1,7 +1,9 @@
 //! The message on standard output when the service is ready.
 
 use std::io::Write;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
+
+use crate::http::server::Address;
 
 /// Writes `text` to standard output, on a separate thread, since the reader may block.
 pub fn show(text: String) {
@@ -13,27 +15,40 @@ pub fn show(text: String) {
 }
 
 /// How clients reach the service.
-pub struct Ready {
+pub struct Ready<'a> {
     /// Where it listens.
-    pub address: SocketAddr,
+    pub address: &'a Address,
     /// Whether it speaks HTTPS.
     pub is_tls: bool,
     /// Whether requests need a key.
     pub needs_key: bool,
 }
 
-impl Ready {
+impl Ready<'_> {
     /// The text of the message: the address, the model, and a command that works.
     pub fn text(&self, name: &str, facts: &str) -> String {
-        let address = self.address;
-        let mut reachable = address;
-        if address.ip().is_unspecified() {
-            reachable.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
-        }
         // The certificate is for the server's name, which is not its address.
         let (scheme, insecure) = match self.is_tls {
             true => ("https", " --insecure"),
             false => ("http", ""),
+        };
+        let (place, host, socket) = match self.address {
+            Address::Tcp(address) => {
+                let mut reachable = *address;
+                if address.ip().is_unspecified() {
+                    reachable.set_ip(IpAddr::V4(Ipv4Addr::LOCALHOST));
+                }
+                (
+                    format!("{scheme}://{address}"),
+                    reachable.to_string(),
+                    String::new(),
+                )
+            }
+            Address::Unix(path) => {
+                let path = path.display().to_string().replace('\'', r"'\''");
+                let socket = format!(" --unix-socket '{path}'");
+                (self.address.to_string(), "localhost".to_owned(), socket)
+            }
         };
         let key = if self.needs_key {
             " -H \"authorization: Bearer $API_KEY\""
@@ -46,8 +61,8 @@ impl Ready {
         });
         let body = body.to_string().replace('\'', r"'\''");
         format!(
-            "{name} is ready on {scheme}://{address}\n{facts}\n\n\
-             curl {scheme}://{reachable}/v1/completions{insecure}{key} -H 'content-type: application/json' -d '{body}'\n"
+            "{name} is ready on {place}\n{facts}\n\n\
+             curl {scheme}://{host}/v1/completions{insecure}{socket}{key} -H 'content-type: application/json' -d '{body}'\n"
         )
     }
 }

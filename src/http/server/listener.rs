@@ -4,22 +4,30 @@ use std::fmt;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use tokio::io::{AsyncRead, AsyncWrite, Interest};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+use crate::config;
 
 /// A socket that listens.
 pub enum Listener {
     /// On a TCP port.
     Tcp(TcpListener),
+    /// On a path.
+    Unix(UnixListener),
 }
 
 /// A connection that was accepted.
 pub enum Socket {
     /// Over TCP.
     Tcp(TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
 }
 
 /// Bytes in both directions, with or without TLS.
@@ -32,12 +40,37 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Bytes for T {}
 pub enum Address {
     /// An address and a port.
     Tcp(SocketAddr),
+    /// The path of a Unix socket, written `unix:PATH`.
+    Unix(PathBuf),
+}
+
+/// What the address of a Unix socket begins with.
+const UNIX: &str = "unix:";
+/// Bytes of the longest path that the address of a Unix socket has room for, without the 0 behind it.
+const MOST_PATH_BYTES: usize = 107;
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(path) = text.strip_prefix(UNIX) else {
+            return config::address(text).map(Self::Tcp);
+        };
+        match path.len() {
+            0 => Err("write unix: and a path, such as unix:/run/microgranite/api.sock".to_owned()),
+            1..=MOST_PATH_BYTES => Ok(Self::Unix(path.into())),
+            _ => Err(format!(
+                "the path of a socket has at most {MOST_PATH_BYTES} bytes"
+            )),
+        }
+    }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "{UNIX}{}", path.display()),
         }
     }
 }
@@ -45,6 +78,12 @@ impl fmt::Display for Address {
 impl From<TcpListener> for Listener {
     fn from(listener: TcpListener) -> Self {
         Self::Tcp(listener)
+    }
+}
+
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Self::Unix(listener)
     }
 }
 
@@ -56,6 +95,11 @@ impl Listener {
     pub fn address(&self) -> io::Result<Address> {
         match self {
             Self::Tcp(listener) => listener.local_addr().map(Address::Tcp),
+            Self::Unix(listener) => {
+                let address = listener.local_addr()?;
+                let path = address.as_pathname().unwrap_or(Path::new("(no path)"));
+                Ok(Address::Unix(path.to_owned()))
+            }
         }
     }
 
@@ -65,10 +109,14 @@ impl Listener {
     /// Those of the system.
     pub async fn accept(&self) -> io::Result<Socket> {
         match self {
-            Self::Tcp(listener) => listener
-                .accept()
-                .await
-                .map(|(socket, _)| Socket::Tcp(socket)),
+            Self::Tcp(listener) => {
+                let (socket, _peer) = listener.accept().await?;
+                Ok(Socket::Tcp(socket))
+            }
+            Self::Unix(listener) => {
+                let (socket, _peer) = listener.accept().await?;
+                Ok(Socket::Unix(socket))
+            }
         }
     }
 }
@@ -77,6 +125,7 @@ impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
         }
     }
 }
@@ -87,12 +136,10 @@ impl Socket {
         if let Err(error) = set_socket_send_buffer_size(self, send_buffer) {
             tracing::debug!(%error, "cannot set SO_SNDBUF");
         }
-        match self {
-            Self::Tcp(socket) => {
-                if let Err(error) = socket.set_nodelay(true) {
-                    tracing::debug!(%error, "cannot set TCP_NODELAY");
-                }
-            }
+        if let Self::Tcp(socket) = self
+            && let Err(error) = socket.set_nodelay(true)
+        {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
     }
 
@@ -114,6 +161,7 @@ impl Socket {
         };
         match self {
             Self::Tcp(socket) => socket.async_io(Interest::READABLE, peek).await,
+            Self::Unix(socket) => socket.async_io(Interest::READABLE, peek).await,
         }
     }
 
@@ -124,6 +172,7 @@ impl Socket {
     pub fn into_reader(self) -> io::Result<Box<dyn Read>> {
         match self {
             Self::Tcp(socket) => Ok(Box::new(socket.into_std()?)),
+            Self::Unix(socket) => Ok(Box::new(socket.into_std()?)),
         }
     }
 
@@ -131,6 +180,7 @@ impl Socket {
     pub fn into_bytes(self) -> Box<dyn Bytes> {
         match self {
             Self::Tcp(socket) => Box::new(socket),
+            Self::Unix(socket) => Box::new(socket),
         }
     }
 }
