@@ -146,6 +146,29 @@ pub fn address(text: &str) -> Result<SocketAddr, String> {
     address.ok_or_else(|| format!("no address of {host} is known"))
 }
 
+/// Reads the address of an OpenTelemetry collector, and adds OTLP's path for traces if there is none.
+///
+/// # Errors
+/// A message for the user, which says what to write.
+pub(crate) fn collector(text: &str) -> Result<String, String> {
+    let rest = text
+        .strip_prefix("http://")
+        .or(text.strip_prefix("https://"));
+    let is_plain = |rest: &&str| {
+        let host = rest.split('/').next().unwrap_or_default();
+        !host.is_empty()
+            && rest
+                .bytes()
+                .all(|byte| byte.is_ascii_graphic() && byte != b'#')
+    };
+    let rest = rest.filter(is_plain);
+    let rest = rest.ok_or("write an address such as http://127.0.0.1:4318")?;
+    Ok(match rest.trim_end_matches('/').contains('/') {
+        true => text.to_owned(),
+        false => format!("{}/v1/traces", text.trim_end_matches('/')),
+    })
+}
+
 /// Reads a factor from 1 to 1000.
 ///
 /// # Errors
@@ -217,6 +240,28 @@ mod tests {
         }
         for text in ["", "2", "maybe"] {
             assert!(on_off(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_path_of_a_collector_may_be_left_out() {
+        for (text, url) in [
+            ("http://a:4318", "http://a:4318/v1/traces"),
+            ("https://a/", "https://a/v1/traces"),
+            ("http://a/v1/traces", "http://a/v1/traces"),
+            ("http://a/other/", "http://a/other/"),
+        ] {
+            assert_eq!(collector(text).as_deref(), Ok(url));
+        }
+        for text in [
+            "",
+            "a:4318",
+            "grpc://a",
+            "http://",
+            "http:///v1",
+            "http://a b",
+        ] {
+            assert!(collector(text).is_err(), "{text}");
         }
     }
 

@@ -18,6 +18,7 @@ use crate::int8::scheme::Scheme;
 use crate::model::packed::EvaluationRecord;
 use crate::sources::generation::GenerationDefaults;
 use crate::telemetry::Metrics;
+use crate::telemetry::otlp::Exporter;
 use crate::text::chat::ChatTemplate;
 use crate::text::{Grammars, Tokenizer};
 
@@ -36,6 +37,9 @@ struct Shared {
     accepted: watch::Sender<usize>,
     phase: watch::Sender<Phase>,
     faults: watch::Sender<Faults>,
+    /// Takes the spans of requests, if there is a collector.
+    exporter: Option<Exporter>,
+}
 }
 
 /// The model once it is loaded, and how it presents itself.
@@ -163,6 +167,16 @@ pub enum Phase {
 impl App {
     /// An application without a model: everything under `/v1` answers 503 until [`App::serve_model`].
     pub fn new(metrics: Arc<Metrics>, access: Access, limits: Limits) -> Self {
+        Self::traced(metrics, access, limits, None)
+    }
+
+    /// The same, with spans of requests for `exporter`.
+    pub fn traced(
+        metrics: Arc<Metrics>,
+        access: Access,
+        limits: Limits,
+        exporter: Option<Exporter>,
+    ) -> Self {
         Self(Arc::new(Shared {
             metrics,
             access,
@@ -172,6 +186,7 @@ impl App {
             accepted: watch::Sender::new(0),
             phase: watch::Sender::new(Phase::Open),
             faults: watch::Sender::new(Faults::default()),
+            exporter,
         }))
     }
 
@@ -267,6 +282,11 @@ impl App {
     /// Who may send requests, from which origins, and under which path prefix.
     pub fn access(&self) -> &Access {
         &self.0.access
+    }
+
+    /// Takes the spans of requests, if there is a collector.
+    pub fn exporter(&self) -> Option<&Exporter> {
+        self.0.exporter.as_ref()
     }
 
     /// The limits on requests.

@@ -38,5 +38,6 @@ pub mod routes;
 mod secret_file;
 pub mod server;
 pub mod tokenize;
+mod trace;
 pub mod values;
 mod watchdog;

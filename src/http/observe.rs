@@ -19,6 +19,7 @@ use super::line_limit::{self, OVERLOADED};
 use super::memory::Held;
 use super::messages::errors;
 use super::receipt::{Generations, Receipt};
+use super::trace::{Ending, Trace};
 use crate::telemetry::Metrics;
 
 /// What kind of requests a route gets, which decides what is logged and counted.
@@ -51,6 +52,8 @@ pub struct Record {
     /// The path as in the route table, so that neither log nor metrics contain paths invented by clients.
     route: &'static str,
     traffic: Traffic,
+    /// Its spans, if it is traced.
+    trace: Option<Trace>,
     started: Instant,
     /// 0 until there is a response.
     status: AtomicU16,
@@ -178,6 +181,16 @@ impl Drop for Record {
         if self.traffic == Traffic::Counted {
             self.count(&receipt, status, elapsed);
         }
+        if let Some(trace) = &self.trace {
+            trace.end(&Ending {
+                route: self.route,
+                method: self.method.as_str(),
+                status,
+                code: self.code.get().copied(),
+                taken: self.generations.get().and_then(Generations::together),
+                receipt: &receipt,
+            });
+        }
         let Some(suppressed) = line_limit::suppressed(status) else {
             return;
         };
@@ -189,6 +202,7 @@ impl Drop for Record {
                 tracing::event!(
                     $level,
                     request_id = self.id.to_str().unwrap_or_default(),
+                    trace_id = self.trace.as_ref().map(Trace::id),
                     method = self.method.as_str(),
                     route = self.route,
                     status,
@@ -228,12 +242,17 @@ pub async fn observe(
     let path = path.map(|path| without_prefix(path.as_str(), &app.access().root_path));
     let route = path.and_then(identify);
     let (route, traffic) = route.unwrap_or(("unknown", Traffic::Ordinary));
+    let trace = match traffic {
+        Traffic::Counted => Trace::begin(&app, request.headers()),
+        Traffic::Ordinary | Traffic::Frequent => None,
+    };
     let record = Arc::new(Record {
         metrics: Arc::clone(app.metrics()),
         id: id.clone(),
         method: request.method().clone(),
         route,
         traffic,
+        trace,
         started: Instant::now(),
         status: AtomicU16::new(0),
         code: OnceLock::new(),

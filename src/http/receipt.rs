@@ -22,7 +22,7 @@ impl Generations {
     }
 
     /// All of them together. The cached tokens of a prompt count once, however many answers it has.
-    fn together(&self) -> Option<engine::Receipt> {
+    pub fn together(&self) -> Option<engine::Receipt> {
         let receipts = self.receipts.iter().enumerate().map(|(index, receipt)| {
             let receipt = receipt.so_far();
             let is_first = index.is_multiple_of(self.answers.max(1));

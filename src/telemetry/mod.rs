@@ -4,6 +4,7 @@
 mod buckets;
 mod declare;
 mod model;
+pub mod otlp;
 mod process;
 
 use prometheus::{Registry, TextEncoder};
@@ -143,6 +144,9 @@ metrics! {
     /// When the certificate in use ends, in seconds since the Unix epoch, by usage: server, or client_ca for the first
     /// of the authorities that issue certificates for clients. Absent without TLS.
     tls_certificate_expiry_timestamp_seconds: IntGaugeVec[usage],
+    /// Spans of requests for OpenTelemetry, by what became of them: sent to the collector, or dropped because it is slow or
+    /// not there.
+    trace_spans_total: IntCounterVec[outcome in ["sent", "dropped"]],
     /// The running build, described by labels; the value is 1.
     build_info: IntGaugeVec[version, build, instruction_set],
 }

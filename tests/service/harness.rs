@@ -13,6 +13,7 @@ use microgranite::http::limits::Limits;
 use microgranite::http::server::{self, Server};
 use microgranite::model::Forward;
 use microgranite::telemetry::Metrics;
+use microgranite::telemetry::otlp::Exporter;
 use microgranite::text::chat::ChatTemplate;
 use microgranite::text::{Grammars, Tokenizer, grammar};
 use reqwest::{Client, RequestBuilder, Response};
@@ -42,6 +43,8 @@ pub struct Options {
     pub tokenizer: Option<Tokenizer>,
     /// How long compiling a grammar may take. A long time by default, because tests share the machine.
     pub grammar_deadline: Option<Duration>,
+    /// The address of a collector of spans.
+    pub collector: Option<String>,
     /// The program that tries grammars; the real one by default.
     pub grammar_program: Option<&'static str>,
 }
@@ -72,7 +75,11 @@ impl Service {
 
     fn of(model: Option<Box<dyn Forward>>, options: Options) -> Self {
         let metrics = Arc::new(Metrics::new());
-        let app = App::new(Arc::clone(&metrics), options.access, options.limits);
+        let exporter = options
+            .collector
+            .map(|url| Exporter::start(url, &metrics).unwrap());
+        let (access, limits) = (options.access, options.limits);
+        let app = App::traced(Arc::clone(&metrics), access, limits, exporter);
         if let Some(model) = model {
             let engine = Engine::start(model, options.engine, Arc::clone(&metrics)).unwrap();
             let tokenizer = options.tokenizer.unwrap_or_else(tokenizer);

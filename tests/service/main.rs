@@ -32,3 +32,4 @@ mod stopping;
 mod streaming;
 mod thinking;
 mod tls;
+mod traces;

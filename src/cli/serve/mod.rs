@@ -30,6 +30,7 @@ use crate::http::server::{self, Address, Server};
 use crate::memory as machine;
 use crate::sources::{self, Reference};
 use crate::telemetry::Metrics;
+use crate::telemetry::otlp::Exporter;
 use access::{AccessArgs, KeptFiles};
 use generation::GenerationArgs;
 use limits::LimitArgs;
@@ -65,6 +66,11 @@ pub struct Args {
 
     #[command(flatten)]
     tls: TlsArgs,
+
+    /// The address of an OpenTelemetry collector that takes OTLP over HTTP, such as http://127.0.0.1:4318: it gets the spans
+    /// of every request, without any text of prompts and answers. The path /v1/traces is added if there is none.
+    #[arg(long, help_heading = "Logging", env = "MICROGRANITE_OTLP_ENDPOINT", value_name = "URL", value_parser = config::collector)]
+    otlp_endpoint: Option<String>,
 }
 
 /// The model to serve, and its name.
@@ -263,7 +269,11 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     let access = args.access.access(has_admin_port)?;
     let limits = args.limits.limits(sizes)?;
     let prepared = load::prepare_local(&args, &sources, args.clients(sizes, &held))?;
-    let app = App::new(Arc::clone(&metrics), access, limits);
+    let exporter = match &args.otlp_endpoint {
+        Some(url) => Some(exporter(url, &metrics)?),
+        None => None,
+    };
+    let app = App::traced(Arc::clone(&metrics), access, limits, exporter.clone());
     let _admin_file = serve_admin(&args, admin, app.clone(), tls)?;
     // One thread for the network, because it only moves bytes and the cores belong to the compute threads.
     let runtime = runtime::Builder::new_current_thread()
@@ -286,7 +296,18 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     let outcome = runtime.block_on(service.serve(stop_signals));
     // This does not wait for a model that is still loading.
     runtime.shutdown_background();
+    if let Some(exporter) = exporter {
+        exporter.flush(LAST_SPANS);
+    }
     outcome
+}
+
+/// How long the collector may keep the process from ending.
+const LAST_SPANS: Duration = Duration::from_secs(2);
+
+fn exporter(url: &str, metrics: &Metrics) -> Result<Exporter> {
+    let exporter = Exporter::start(url.to_owned(), metrics);
+    exporter.map_err(|problem| Error::Internal(format!("no thread for spans: {problem}")))
 }
 
 /// What connections take, beside what the flags say.
