@@ -13,6 +13,7 @@ mod progress;
 pub mod pull;
 pub mod quantize;
 pub mod serve;
+mod signature;
 mod texts;
 
 use std::fmt::Display;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::progress::Progress;
+use super::signature::SignatureArgs;
 use super::texts;
 use crate::config::{self, ByteSize};
 use crate::error::{Error, Result};
@@ -81,6 +82,9 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = config::tokens, default_value_t = 4096)]
     calibration_tokens: usize,
 
+    #[command(flatten)]
+    signature: SignatureArgs,
+
     /// Compute threads. [default: the number of cores, or the cgroup's CPU quota]
     #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::thread_count)]
     threads: Option<usize>,
@@ -120,6 +124,7 @@ pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
         );
         return Err(Error::Usage(problem));
     }
+    args.signature.check(&checkpoint)?;
     let scheme = Scheme {
         mapping: args.scheme,
         granularity: args.granularity,

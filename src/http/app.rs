@@ -18,6 +18,7 @@ use crate::int8::scheme::Scheme;
 use crate::model::packed::EvaluationRecord;
 use crate::sources::generation::GenerationDefaults;
 use crate::telemetry::Metrics;
+use crate::telemetry::SignatureState;
 use crate::telemetry::otlp::Exporter;
 use crate::text::chat::ChatTemplate;
 use crate::text::{Grammars, Tokenizer};
@@ -39,7 +40,6 @@ struct Shared {
     faults: watch::Sender<Faults>,
     /// Takes the spans of requests, if there is a collector.
     exporter: Option<Exporter>,
-}
 }
 
 /// The model once it is loaded, and how it presents itself.
@@ -99,6 +99,8 @@ pub struct Facts {
     /// The loss of accuracy through quantization, as `eval` measured it last; `null` if it has not been measured, and
     /// for a model that was quantized while loading.
     pub accuracy: Option<EvaluationRecord>,
+    /// What is known of the publisher's signature.
+    pub signature: SignatureState,
 }
 
 impl ServedModel {

@@ -15,6 +15,7 @@ use super::quantized::Method;
 use super::reference::{Reference, is_gguf};
 use super::safetensors::shard_names;
 use super::settings::Settings;
+use super::signature;
 use super::{Freshness, Local, read_json};
 use crate::error::{Error, Result};
 
@@ -23,10 +24,11 @@ const TOKENIZER: &str = "tokenizer.json";
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// Downloaded if the repository has them. They come before the weights, so that a cache with the weights is complete.
-const OPTIONAL: [&str; 3] = [
+const OPTIONAL: [&str; 4] = [
     "generation_config.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    signature::SIGNATURE,
 ];
 
 /// Attempts per file. Each attempt resumes where the last one broke off.

@@ -36,6 +36,7 @@ mod reference;
 mod registry;
 mod safetensors;
 mod settings;
+pub mod signature;
 pub(crate) mod staging;
 mod suggest;
 pub mod wheel;

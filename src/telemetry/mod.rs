@@ -9,7 +9,7 @@ mod process;
 
 use prometheus::{Registry, TextEncoder};
 
-pub use model::WeightsState;
+pub use model::{SignatureState, WeightsState};
 pub use process::{Process, cpu_seconds};
 
 use buckets::{
@@ -125,6 +125,9 @@ metrics! {
     kv_cache_usage_ratio: Gauge,
     /// 1 for the present state of the weights, 0 for the other states.
     weights_state: IntGaugeVec[state],
+    /// 1 for what is known of the publisher's signature of the model: off (not looked at), absent or verified; 0 for the
+    /// others. A wrong signature keeps the server from starting.
+    signature_state: IntGaugeVec[state],
     /// Bytes of the KV cache by state: used pages hold tokens of running generations, cached pages are free but their
     /// content can be found again, reserved is the whole cache.
     kv_cache_bytes: IntGaugeVec[state in ["used", "cached", "reserved"]],
@@ -158,6 +161,7 @@ impl Metrics {
         let process = Process::new(&registry);
         let metrics = Self::declare(&registry.clone(), registry, process);
         metrics.set_weights_state(WeightsState::Unverified);
+        metrics.set_signature_state(SignatureState::Off);
         metrics
     }
 

@@ -15,6 +15,19 @@ pub enum WeightsState {
     Damaged,
 }
 
+/// What is known of the publisher's signature of the served model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SignatureState {
+    /// It was not looked at.
+    #[default]
+    Off,
+    /// There is none.
+    Absent,
+    /// The publisher has signed the files.
+    Verified,
+}
+
 impl Metrics {
     /// Sets the bytes that the loaded weights take, given as `(component, dtype, bytes)`, and what their `elements`
     /// values would take in float.
@@ -69,6 +82,18 @@ impl Metrics {
             (WeightsState::Damaged, "damaged"),
         ] {
             let gauge = self.weights_state.with_label_values(&[name]);
+            gauge.set(i64::from(state == now));
+        }
+    }
+
+    /// Sets what is known of the publisher's signature.
+    pub fn set_signature_state(&self, now: SignatureState) {
+        for (state, name) in [
+            (SignatureState::Off, "off"),
+            (SignatureState::Absent, "absent"),
+            (SignatureState::Verified, "verified"),
+        ] {
+            let gauge = self.signature_state.with_label_values(&[name]);
             gauge.set(i64::from(state == now));
         }
     }

@@ -338,7 +338,7 @@ async fn the_admin_port_answers_probes_and_operations_without_a_key() {
     let never = std::future::pending();
     let settings = server::Settings::default();
     let served = server::serve(
-        listener,
+        listener.into(),
         routes::admin_router(app),
         settings,
         never,

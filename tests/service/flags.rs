@@ -86,6 +86,12 @@ fn numbers_out_of_range_are_bad_usage() {
         ("--prefix-cache", &["maybe"]),
         ("--verify", &["sometimes"]),
         ("--kernel", &["abacus", "", "AVX2"]),
+        ("--socket-mode", &["8", "66", "1777", "rw-rw----"]),
+        (
+            "--otlp-endpoint",
+            &["", "collector:4318", "grpc://collector"],
+        ),
+        ("--verify-signature", &["maybe"]),
     ];
     for (flag, values) in cases {
         for value in *values {

@@ -27,6 +27,7 @@ mod receipts;
 mod refusals;
 mod responses;
 mod scores;
+mod signature;
 mod stalls;
 mod stopping;
 mod streaming;

@@ -109,6 +109,8 @@ pub fn load(
         tokenizer,
         chat,
     } = prepared;
+    let signature = args.model.signature.check(&checkpoint)?;
+    metrics.set_signature_state(signature);
     let work = match checkpoint.packed {
         Some(_) => "loading",
         None => "quantizing",
@@ -202,6 +204,7 @@ pub fn load(
             kv_cache_bytes: settings.kv_bytes,
             recurrent_state_bytes: states,
             accuracy,
+            signature,
         },
         defaults: args.generation.defaults(&checkpoint.generation),
         engine,

@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio::runtime;
 
 use super::WeightsArg;
+use super::signature::SignatureArgs;
 use crate::config::{self, ByteSize};
 use crate::engine::{self, Health};
 use crate::error::{Error, Result};
@@ -113,6 +114,9 @@ struct ModelArgs {
         default_value_t
     )]
     verify: Verify,
+
+    #[command(flatten)]
+    signature: SignatureArgs,
 }
 
 impl ModelArgs {
@@ -251,6 +255,8 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     let stop_signals = StopSignals::listen(args.listening.drain_timeout)?;
     let metrics = Arc::new(Metrics::new());
     let tls = args.tls.read(&metrics)?;
+    // Read again when the model is there; a file that cannot be used is reported before that.
+    args.model.signature.key()?;
     let listening = &args.listening;
     let is_tcp = match &api {
         Some(passed) => passed.is_tcp(),
@@ -291,19 +297,22 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
         sizes,
         held,
         passed: api,
-        manager,
+        manager: manager.clone(),
     };
     let outcome = runtime.block_on(service.serve(stop_signals));
     // This does not wait for a model that is still loading.
     runtime.shutdown_background();
+    manager.flush(LAST_NOTICE);
     if let Some(exporter) = exporter {
         exporter.flush(LAST_SPANS);
     }
     outcome
 }
 
-/// How long the collector may keep the process from ending.
-const LAST_SPANS: Duration = Duration::from_secs(2);
+/// How long the service manager and the collector may keep the process from ending. Together with the last bytes of
+/// responses and the last lines of the log, that is less than the time after which a process counts as hanging.
+const LAST_NOTICE: Duration = Duration::from_millis(500);
+const LAST_SPANS: Duration = Duration::from_secs(1);
 
 fn exporter(url: &str, metrics: &Metrics) -> Result<Exporter> {
     let exporter = Exporter::start(url.to_owned(), metrics);

@@ -118,6 +118,7 @@ pub fn add(schemas: &mut Map<String, Value>) {
                 "scheme": {}, "kernel": text(), "parameters": count(), "weight_bytes": count(),
                 "weight_bytes_f32": count(), "kv_cache_bytes": count(), "recurrent_state_bytes": count(),
                 "accuracy": {"type": ["object", "null"]},
+                "signature": {"enum": ["off", "absent", "verified"]},
             })),
             "default_generation": {"type": "object", "description": "The model's own defaults for fields that a request leaves out.",
                 "properties": {"temperature": {"type": "number"}, "top_p": {"type": "number"}, "top_k": count(),
