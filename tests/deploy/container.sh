@@ -1,28 +1,23 @@
 #!/usr/bin/env bash
 # Builds the image's runtime stage around a static binary, runs it the way the Kubernetes manifests do (not root, read-only
-# root, no capabilities, no new privileges, a memory limit, the model mounted read-only), and sends it requests.
+# root, no capabilities, no new privileges, a memory limit, the model mounted read-only), and sends it requests. Then the same
+# for the image that contains a packed model, with nothing mounted and no argument.
 #
 #   tests/deploy/container.sh MODEL.gguf [BINARY]
 #
-# Without BINARY a static release build is made first, with the flags of the Dockerfile's builder stage. That stage is
-# replaced by the folder with the binary, so no base image is pulled. Needs root, buildah, podman, runc and curl.
+# BINARY is what release/binary.sh prints, which runs first without it. The Dockerfile's builder stage is replaced by a
+# folder that the same scripts fill, so no base image is pulled. Needs root, buildah, podman, runc and curl.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 model=$(realpath "$1")
-build=$(git describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null || echo unknown)
 scratch=$(mktemp -d)
 name=microgranite-check-$$
 trap 'podman rm --force "$name" >/dev/null 2>&1 || true; rm -rf "$scratch"' EXIT
-
-if [ $# -ge 2 ]; then
-    binary=$(realpath "$2")
-else
-    host=$(rustc -vV | sed -n 's/^host: //p')
-    MICROGRANITE_BUILD=$build RUSTFLAGS="-C target-feature=+crt-static" \
-        cargo build --release --locked --target "$host"
-    binary=$PWD/target/$host/release/microgranite
-fi
+binary=$(realpath "${2:-$(release/binary.sh)}")
+says=$("$binary" --version | sed -n 's/.*(build \(.*\))$/\1/p')
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
+export SOURCE_DATE_EPOCH
 
 # Uses separate storage, so that nothing of this run remains. vfs works where overlay mounts do not nest; runc and
 # cgroupfs work without systemd.
@@ -62,15 +57,27 @@ contains() { # contains WHAT NEEDLE HAYSTACK
 
 contains "the binary" "statically linked" "$(ldd "$binary" 2>&1 || true)"
 
-mkdir "$scratch/builder"
-cp "$binary" "$scratch/builder/microgranite"
-buildah bud --isolation chroot --target runtime --build-arg "MICROGRANITE_BUILD=$build" --build-context builder="$scratch/builder" --tag localhost/microgranite . \
-    >"$scratch/build.log" 2>&1 || { cat "$scratch/build.log"; exit 1; }
-echo "image size: $(podman image inspect --format '{{.Size}}' localhost/microgranite) bytes"
+mkdir -p "$scratch/builder/stage"
+release/stage.sh "$binary" "$scratch/builder/stage"
+build_image() { # build_image TARGET TAG ARGUMENT…: stage TARGET of the Dockerfile
+    buildah bud --isolation chroot --timestamp "$SOURCE_DATE_EPOCH" --target "$1" --tag "localhost/$2" \
+        --build-arg "MICROGRANITE_BUILD=$says" --build-arg VERSION="$("$binary" --version | cut -d ' ' -f 2)" \
+        --build-context builder="$scratch/builder" "${@:3}" . >"$scratch/build.log" 2>&1 ||
+        { cat "$scratch/build.log"; exit 1; }
+}
+of_image() { podman image inspect --format "$1" localhost/microgranite; }
+build_image runtime microgranite
+size=$(of_image '{{.Size}}')
+check "the image has at most 30 MB ($size bytes)" yes "$([ "$size" -le 30000000 ] && echo yes || echo no)"
+check "label of the revision" "$says" "$(of_image '{{index .Labels "org.opencontainers.image.revision"}}')"
+# The same inputs and the same SOURCE_DATE_EPOCH give the same image.
+digest=$(of_image '{{.Digest}}')
+build_image runtime microgranite --no-cache
+check "the digest of a second build" "$digest" "$(of_image '{{.Digest}}')"
 
 # Ports that are free now. It uses the host's network, because a sandbox may lack a bridge.
-read -r api admin < <(python3 -c 'import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+read -r api admin packed < <(python3 -c 'import socket
+sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
 print(*(s.getsockname()[1] for s in sockets))')
 
 # The model fits so little memory because the default limits on clients are lower then.
@@ -82,13 +89,17 @@ podman run --detach --name "$name" --network=host \
     serve --model /models/model.gguf --served-model-name demo --kv-cache 64MiB --threads 2 \
     --listen "127.0.0.1:$api" --admin-listen "127.0.0.1:$admin" --drain-timeout 10 --log-format json >/dev/null
 
-for _ in $(seq 300); do
-    status=$(curl --silent --output /dev/null --write-out '%{http_code}' "http://127.0.0.1:$admin/readyz" || true)
-    [ "$status" = 200 ] && break
-    sleep 0.2
-done
-check "ready" 200 "$status"
-[ "$status" = 200 ] || podman logs "$name"
+wait_ready() { # wait_ready PORT
+    local status
+    for _ in $(seq 300); do
+        status=$(curl --silent --output /dev/null --write-out '%{http_code}' "http://127.0.0.1:$1/readyz" || true)
+        [ "$status" = 200 ] && break
+        sleep 0.2
+    done
+    check "ready" 200 "$status"
+    [ "$status" = 200 ] || podman logs "$name"
+}
+wait_ready "$admin"
 
 pid=$(podman inspect --format '{{.State.Pid}}' "$name")
 of_process() { sed -n "s/^$1:[[:space:]]*\([^[:space:]]*\).*/\1/p" "/proc/$pid/status"; }
@@ -103,19 +114,31 @@ check "the model is mounted" ro "$(mount_of /models/model.gguf)"
 limit=$(cat "/sys/fs/cgroup/memory$(sed -n 's/^[0-9]*:memory://p' "/proc/$pid/cgroup")/memory.limit_in_bytes" 2>/dev/null ||
     cat "/sys/fs/cgroup$(sed -n 's/^0:://p' "/proc/$pid/cgroup")/memory.max")
 check "memory limit" $((512 << 20)) "$limit"
-check "regular files in the image" microgranite \
-    "$(podman image save localhost/microgranite | tar -xO --wildcards '*.tar' | tar -t | grep -v '/$' | paste -sd ' ')"
+files() { podman image save localhost/microgranite | tar -xO --wildcards '*.tar' | tar -t --ignore-zeros | grep -v '/$' | sort | paste -sd ' '; }
+documents=usr/share/doc/microgranite
+check "regular files in the image" "microgranite $documents/LICENSE $documents/THIRD-PARTY.txt $documents/sbom.cdx.json" "$(files)"
 
-answer=$(curl --silent --show-error --max-time 60 "http://127.0.0.1:$api/v1/completions" \
-    -H 'content-type: application/json' \
-    -d '{"model":"demo","prompt":"The capital of France is","max_tokens":8,"temperature":0}' || true)
+ask() { # ask PORT
+    curl --silent --show-error --max-time 60 "http://127.0.0.1:$1/v1/completions" -H 'content-type: application/json' \
+        -d '{"model":"demo","prompt":"The capital of France is","max_tokens":8,"temperature":0}' || true
+}
+answer=$(ask "$api")
 echo "answer: $answer"
 contains "it says" Paris "$answer"
-says=$("$binary" --version | sed -n 's/.*(build \(.*\))$/\1/p')
-[ $# -ge 2 ] || check "the build" "$build" "$says"
 contains "metrics" "microgranite_build_info{build=\"$says\"" "$(curl --silent "http://127.0.0.1:$admin/metrics")"
 echo "resident: $(sed -n 's/^VmRSS:[[:space:]]*//p' "/proc/$pid/status"), at most $(of_process VmHWM) kB"
 
+podman stop --time 20 "$name" >/dev/null
+check "exit code after SIGTERM" 0 "$(podman inspect --format '{{.State.ExitCode}}' "$name")"
+
+# The image with the model: nothing mounted, no command. Only the port is another one than 8080.
+"$binary" --log warn quantize "$model" --output "$scratch/packed" >/dev/null
+podman rm "$name" >/dev/null
+build_image packed with-model --build-context model="$scratch/packed" --build-arg MODEL_NAME=demo
+podman run --detach --name "$name" --network=host --env "MICROGRANITE_LISTEN=127.0.0.1:$packed" localhost/with-model >/dev/null
+wait_ready "$packed"
+contains "the image with the model says" Paris "$(ask "$packed")"
+echo "its size: $(podman image inspect --format '{{.Size}}' localhost/with-model) bytes"
 podman stop --time 20 "$name" >/dev/null
 check "exit code after SIGTERM" 0 "$(podman inspect --format '{{.State.ExitCode}}' "$name")"
 

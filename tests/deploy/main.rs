@@ -5,6 +5,7 @@ mod alerts;
 mod build;
 mod cluster;
 mod dashboard;
+mod installed;
 mod live;
 mod load;
 mod manifests;

@@ -21,6 +21,7 @@ const DOCUMENTS: [&str; 17] = [
     "docs/reliability.md",
     "docs/runbook.md",
     "examples/README.md",
+    "release/README.md",
     "tests/README.md",
 ];
 
@@ -43,7 +44,11 @@ fn scripts_that_are_printed_are_there_and_can_be_run() {
         for line in code(document) {
             let script = line.split(' ').next().unwrap_or_default();
             let is_script = script.ends_with(".sh") || script.ends_with(".py");
-            if is_script && (script.starts_with("compare/") || script.starts_with("tests/")) {
+            if is_script
+                && ["compare/", "release/", "tests/"]
+                    .iter()
+                    .any(|folder| script.starts_with(folder))
+            {
                 scripts.insert(script.to_owned());
             }
         }
@@ -51,6 +56,7 @@ fn scripts_that_are_printed_are_there_and_can_be_run() {
     for expected in [
         "compare/run.sh",
         "compare/schemes.py",
+        "release/build.sh",
         "tests/clients/load.py",
     ] {
         assert!(scripts.contains(expected), "{expected} in {scripts:?}");
@@ -82,7 +88,16 @@ fn scripts_without_their_arguments_say_how_they_are_used() {
 
 #[test]
 fn every_flag_of_a_printed_command_is_known() {
-    const COMMANDS: [&str; 6] = ["serve", "quantize", "eval", "bench", "pull", "inspect"];
+    const COMMANDS: [&str; 8] = [
+        "serve",
+        "quantize",
+        "eval",
+        "bench",
+        "pull",
+        "inspect",
+        "completions",
+        "man",
+    ];
     let help = COMMANDS.map(|command| {
         let output = crate::microgranite().args([command, "--help"]).output();
         String::from_utf8(output.unwrap().stdout).unwrap()
