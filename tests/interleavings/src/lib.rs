@@ -19,6 +19,8 @@ mod int8 {
         mod parts;
         #[path = "../../../src/int8/kernels/pool.rs"]
         pub mod pool;
+        #[path = "../../../src/int8/kernels/shares.rs"]
+        mod shares;
     }
 }
 
