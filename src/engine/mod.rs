@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `request` | all that crosses the thread: a [`Generation`] in, [`TokenEvent`]s out; token ids only |
 //! | `queue` | the waiting generations, the refusals of new ones, the engine's health |
+//! | `forecast` | how long new generations will wait, and whether there is room for them |
 //! | `worker` | the loop |
 //! | [`scheduler`] | pure: which rows the next step has |
 //! | [`pages`], `prefix_cache` | which sequence holds which KV page, and which pages hold the beginning of which text |
@@ -23,6 +24,7 @@
 //! is lost.
 
 mod adjust;
+mod forecast;
 pub mod pages;
 pub(crate) mod prefix_cache;
 mod queue;
@@ -43,13 +45,14 @@ use std::time::{Duration, Instant};
 use tracing::info;
 
 pub use receipt::{OpenReceipt, Receipt};
-pub use request::{Constraint, FinishReason, Generation, Sampling, Score, TokenEvent, Turn};
+pub use request::{Constraint, FinishReason, Flow, Generation, Sampling, Score, TokenEvent, Turn};
 pub use sequence::TokenStream;
 
 use crate::error::{Error, Result};
 use crate::model::{Forward, PAGE_TOKENS, Rewind};
 use crate::telemetry::Metrics;
-use queue::Queue;
+use forecast::Bounds;
+use queue::{Gauges, Queue};
 use scheduler::Budget;
 use sequence::Sequence;
 use worker::Worker;
@@ -61,6 +64,10 @@ pub struct Settings {
     pub max_batch: usize,
     /// Generations that may wait for a slot in the batch.
     pub max_queue: usize,
+    /// Tokens that the prompts of those who wait may have together. One that waits alone may have more.
+    pub max_queue_tokens: usize,
+    /// How long after its arrival a generation may get its first token by what was measured; others are refused.
+    pub target_ttft: Option<Duration>,
     /// Rows in a step: prompt tokens and decoding generations together; at least `max_batch`.
     pub step_tokens: usize,
     /// Prompt rows in a step that also decodes: how much a running stream is slowed down while another prompt is
@@ -93,6 +100,9 @@ impl Default for Settings {
             // Eight batches: the last request waits for eight completions, about as long as clients are willing to
             // wait.
             max_queue: 128,
+            // The longest context of a Granite, or 128 prompts of 1,024 tokens.
+            max_queue_tokens: 131_072,
+            target_ttft: None,
             // A step takes 0.4 to 0.9 s on 2B, so a disconnected client is noticed within a second. The arithmetic of
             // 128 rows takes five times as long as reading the weights, and longer steps measured no faster (77 % of
             // peak at 128, 76 % at 512).
@@ -191,8 +201,16 @@ pub enum Refusal {
     /// The queue has no room for them.
     #[error("the server is at capacity; retry in {} s", retry_after.as_secs())]
     QueueFull {
+        /// What there is no room for.
+        part: QueuePart,
         /// When all generations that wait now are likely to have been admitted, by the queue's recent rate: 1 to 60 s,
         /// whole seconds.
+        retry_after: Duration,
+    },
+    /// Their first token would come later than [`Settings::target_ttft`].
+    #[error("the first token would come too late; retry in {} s", retry_after.as_secs())]
+    Late {
+        /// When it would come in time, by the measured rates: 1 to 60 s, whole seconds.
         retry_after: Duration,
     },
     /// The engine finishes the generations it has and accepts no new ones.
@@ -201,6 +219,17 @@ pub enum Refusal {
     /// The engine has stopped or died.
     #[error("the server has stopped")]
     Stopped,
+}
+
+/// A limit of the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QueuePart {
+    /// [`Settings::max_queue`].
+    Requests,
+    /// [`Settings::max_queue_tokens`].
+    Tokens,
+    /// What one flow may have of either.
+    Share,
 }
 
 /// The state of the engine.
@@ -269,8 +298,19 @@ impl Engine {
         let places = |count: usize| count.try_into().unwrap_or(i64::MAX);
         metrics.batch_places.set(places(settings.max_batch));
         metrics.queue_places.set(places(settings.max_queue));
-        let waiting = metrics.requests_waiting.clone();
-        let queue = Arc::new(Queue::new(settings.max_queue, settings.max_batch, waiting));
+        metrics
+            .queue_token_places
+            .set(places(settings.max_queue_tokens));
+        let bounds = Bounds {
+            requests: settings.max_queue,
+            tokens: settings.max_queue_tokens,
+            first_token: settings.target_ttft,
+        };
+        let gauges = Gauges {
+            requests: metrics.requests_waiting.clone(),
+            tokens: metrics.prompt_tokens_waiting.clone(),
+        };
+        let queue = Arc::new(Queue::new(bounds, settings.max_batch, gauges));
         let worker = Worker::new(model, settings, Arc::clone(&queue), metrics);
         std::thread::Builder::new()
             .name("engine".into())
@@ -280,7 +320,7 @@ impl Engine {
         Ok(Self { handle })
     }
 
-    /// Queues all of the generations or none of them; never blocks.
+    /// Queues all of the generations, which are of one flow, or none of them; never blocks.
     ///
     /// # Errors
     /// The [`Refusal`].
@@ -307,13 +347,13 @@ impl Engine {
         Ok(streams)
     }
 
-    /// Whether `count` generations would be accepted now, so that a caller can refuse a request before doing any work
+    /// Whether `count` generations of `flow` with short prompts would be accepted now, so that a caller can refuse a request before doing any work
     /// for it. [`Engine::submit`] still decides.
     ///
     /// # Errors
     /// The [`Refusal`] that `submit` would give.
-    pub(crate) fn has_room(&self, count: usize) -> std::result::Result<(), Refusal> {
-        self.handle.queue.has_room(count)
+    pub(crate) fn has_room(&self, flow: Flow, count: usize) -> std::result::Result<(), Refusal> {
+        self.handle.queue.has_room(flow, count)
     }
 
     /// The limits on what may be submitted.

@@ -217,6 +217,11 @@ impl Pages {
         self.evicted += count as u64;
     }
 
+    /// All pages.
+    pub const fn count(&self) -> usize {
+        self.pages.len()
+    }
+
     /// Pages that no sequence holds, blank or cached.
     pub fn free(&self) -> usize {
         self.blank.len() + self.cached

@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use prometheus::IntGauge;
 use tokio::sync::watch;
 
+use super::forecast::{Bounds, Newcomers, NoRoom, Situation};
 use super::recent_steps::RecentSteps;
+use super::request::Flow;
+use super::scheduler::{Job as _, Load};
 use super::sequence::Sequence;
-use super::{Health, Refusal, Step};
+use super::{Health, QueuePart, Refusal, Step};
 
 /// A shorter wait would only make the client retry while the queue is still full.
 const MIN_RETRY: Duration = Duration::from_secs(1);
@@ -20,23 +23,34 @@ const NEWEST_SHARE: f64 = 0.2;
 /// The queue. Its lock is held only briefly: neither side computes while it holds it.
 #[derive(Debug)]
 pub(super) struct Queue {
-    max_queue: usize,
+    bounds: Bounds,
+    max_batch: usize,
     state: Mutex<State>,
     arrived: Condvar,
     health: watch::Sender<Health>,
+    gauges: Gauges,
+}
+
+/// The gauges that the queue keeps.
+#[derive(Debug)]
+pub(super) struct Gauges {
     /// `requests_waiting`.
-    waiting: IntGauge,
+    pub requests: IntGauge,
+    /// `prompt_tokens_waiting`.
+    pub tokens: IntGauge,
 }
 
 #[derive(Debug)]
 struct State {
     /// Submitted, but not yet taken by the engine.
     arrivals: Vec<Sequence>,
-    /// Taken by the engine, and still waiting for a slot in the batch.
-    waiting: usize,
-    /// Free slots in the batch that no waiting generation will take.
+    /// What waits for a slot in the batch, and what runs, by flow: with those that were submitted since.
+    loads: Vec<Load>,
+    /// Free slots in the batch that no waiting generation will take, if nothing was submitted since.
     places: usize,
     drain_rate: DrainRate,
+    /// Tokens of prompts that are computed in a second, once that was measured.
+    prefill_rate: Option<f64>,
     /// When the current step began.
     step_began: Option<Instant>,
     /// How many steps have begun so far.
@@ -48,14 +62,16 @@ struct State {
 
 impl Queue {
     /// An empty, open queue in front of a batch with `max_batch` free slots.
-    pub fn new(max_queue: usize, max_batch: usize, waiting: IntGauge) -> Self {
+    pub fn new(bounds: Bounds, max_batch: usize, gauges: Gauges) -> Self {
         Self {
-            max_queue,
+            bounds,
+            max_batch,
             state: Mutex::new(State {
                 arrivals: Vec::new(),
-                waiting: 0,
+                loads: Vec::new(),
                 places: max_batch,
                 drain_rate: DrainRate::default(),
+                prefill_rate: None,
                 step_began: None,
                 step_number: 0,
                 step_rows: 0,
@@ -63,41 +79,76 @@ impl Queue {
             }),
             arrived: Condvar::new(),
             health: watch::Sender::new(Health::Running),
-            waiting,
+            gauges,
         }
     }
 
-    /// Queues all of `sequences` or none of them.
+    /// Queues all of `sequences` or none of them. They are of one flow.
     pub fn push(&self, sequences: Vec<Sequence>) -> Result<(), Refusal> {
+        let Some(first) = sequences.first() else {
+            return Ok(());
+        };
         let mut state = self.lock();
-        self.check_room(&state, sequences.len())?;
+        let tokens = |sequences: &[Sequence]| sequences.iter().map(Sequence::prompt_len).sum();
+        let mut newcomers = Newcomers {
+            flow: first.flow(),
+            count: sequences.len(),
+            tokens: tokens(&sequences),
+            waiting_tokens: 0,
+        };
+        let waiting = state.situation(self.max_batch).waiting(newcomers);
+        newcomers.waiting_tokens = tokens(&sequences[sequences.len() - waiting..]);
+        self.check_room(&state, newcomers)?;
+        state.add_load(newcomers);
         state.arrivals.extend(sequences);
         self.show_waiting(&state);
         self.arrived.notify_one();
         Ok(())
     }
 
-    /// Whether `count` sequences would be accepted now.
-    pub fn has_room(&self, count: usize) -> Result<(), Refusal> {
-        self.check_room(&self.lock(), count)
+    /// Whether `count` sequences of `flow` would be accepted now, if their prompts were short.
+    pub fn has_room(&self, flow: Flow, count: usize) -> Result<(), Refusal> {
+        let newcomers = Newcomers {
+            flow,
+            count,
+            tokens: count,
+            waiting_tokens: count,
+        };
+        self.check_room(&self.lock(), newcomers)
     }
 
-    fn check_room(&self, state: &State, count: usize) -> Result<(), Refusal> {
+    fn check_room(&self, state: &State, newcomers: Newcomers) -> Result<(), Refusal> {
         match self.health() {
             Health::Running => {}
             Health::Draining => return Err(Refusal::Draining),
             Health::Stopped | Health::Failed => return Err(Refusal::Stopped),
         }
-        // Requests that fit a free batch slot do not count against `max_queue`.
-        let waiting = state.waiting + state.arrivals.len() + count;
-        if waiting > self.max_queue + state.places {
-            // The time until all of them have a slot, not only the next one: many clients get the same answer, and all
-            // of them retry.
-            let ahead = waiting - state.places;
-            let retry_after = state.drain_rate.time_for(ahead, Instant::now());
-            return Err(Refusal::QueueFull { retry_after });
-        }
-        Ok(())
+        let situation = state.situation(self.max_batch);
+        let Err(no_room) = situation.check(newcomers, self.bounds) else {
+            return Ok(());
+        };
+        // The time until all of those that wait have a slot, not only the next one: many clients get the same answer, and
+        // all of them retry.
+        let waiting = situation.loads.iter().map(|load| load.waiting);
+        let ahead = (waiting.sum::<usize>() + newcomers.count).saturating_sub(situation.places);
+        let places = situation.seconds_per_place * ahead as f64;
+        let retry_after = |seconds: f64| {
+            Duration::try_from_secs_f64(seconds.ceil())
+                .unwrap_or(MAX_RETRY)
+                .clamp(MIN_RETRY, MAX_RETRY)
+        };
+        let full = |part| Refusal::QueueFull {
+            part,
+            retry_after: retry_after(places),
+        };
+        Err(match no_room {
+            NoRoom::Requests => full(QueuePart::Requests),
+            NoRoom::Tokens => full(QueuePart::Tokens),
+            NoRoom::Share => full(QueuePart::Share),
+            NoRoom::Late(seconds) => Refusal::Late {
+                retry_after: retry_after(seconds),
+            },
+        })
     }
 
     /// Hands all arrivals to the engine, which begins a step. If there are none and the engine is `idle`, blocks until
@@ -118,7 +169,6 @@ impl Queue {
         }
         state.step_began = Some(Instant::now());
         state.step_number += 1;
-        state.waiting += state.arrivals.len();
         Some(std::mem::take(&mut state.arrivals))
     }
 
@@ -127,16 +177,35 @@ impl Queue {
         self.lock().step_rows = rows;
     }
 
-    /// Called by the engine after it `admitted` some sequences into the batch: how many still wait, and how many slots
-    /// are free.
-    pub fn report(&self, waiting: usize, places: usize, admitted: usize) {
+    /// Called by the engine after it `admitted` some sequences into the batch: what waits and runs, with buffers changed
+    /// for those of the last call; how many slots are free, and how fast prompts are computed.
+    pub fn report(
+        &self,
+        loads: &mut Vec<Load>,
+        places: usize,
+        admitted: usize,
+        prefill_rate: Option<f64>,
+    ) {
         let mut state = self.lock();
-        state.waiting = waiting;
+        std::mem::swap(&mut state.loads, loads);
+        let waiting: usize = state.loads.iter().map(|load| load.waiting).sum();
         // Slots that the head of the queue cannot use for lack of KV pages are not offered to requests behind it.
         state.places = if waiting == 0 { places } else { 0 };
+        state.prefill_rate = prefill_rate;
         state
             .drain_rate
             .observe(admitted, waiting > 0, Instant::now());
+        // Those that came while the step was computed.
+        let arrivals = std::mem::take(&mut state.arrivals);
+        for sequence in &arrivals {
+            state.add_load(Newcomers {
+                flow: sequence.flow(),
+                count: 1,
+                tokens: sequence.prompt_len(),
+                waiting_tokens: 0,
+            });
+        }
+        state.arrivals = arrivals;
         self.show_waiting(&state);
     }
 
@@ -154,7 +223,7 @@ impl Queue {
         let mut state = self.lock();
         self.health.send_replace(end);
         state.step_began = None;
-        state.waiting = 0;
+        state.loads.clear();
         let arrivals = std::mem::take(&mut state.arrivals);
         self.show_waiting(&state);
         drop(state);
@@ -186,8 +255,12 @@ impl Queue {
     }
 
     fn show_waiting(&self, state: &State) {
-        let waiting = state.waiting + state.arrivals.len();
-        self.waiting.set(waiting.try_into().unwrap_or(i64::MAX));
+        let total = |of: fn(&Load) -> usize| -> i64 {
+            let sum: usize = state.loads.iter().map(of).sum();
+            sum.try_into().unwrap_or(i64::MAX)
+        };
+        self.gauges.requests.set(total(|load| load.waiting));
+        self.gauges.tokens.set(total(|load| load.waiting_tokens));
     }
 
     /// Poisoning is ignored: no code panics while it holds the lock, and the state is consistent after every statement.
@@ -197,6 +270,28 @@ impl Queue {
 }
 
 impl State {
+    fn situation(&self, max_batch: usize) -> Situation<'_> {
+        Situation {
+            loads: &self.loads,
+            places: self.places,
+            max_batch,
+            seconds_per_place: self.drain_rate.seconds(Instant::now()),
+            prefill_rate: self.prefill_rate,
+        }
+    }
+
+    /// Adds what was submitted to what waits.
+    fn add_load(&mut self, newcomers: Newcomers) {
+        let flow = newcomers.flow;
+        let at = self.loads.iter().position(|load| load.flow.id == flow.id);
+        let at = at.unwrap_or_else(|| {
+            self.loads.push(Load::of(flow));
+            self.loads.len() - 1
+        });
+        self.loads[at].waiting += newcomers.count;
+        self.loads[at].waiting_tokens += newcomers.tokens;
+    }
+
     /// Records how long the step took that has just ended, if it had any work.
     fn end_step(&mut self) {
         let rows = std::mem::take(&mut self.step_rows);
@@ -237,16 +332,13 @@ impl DrainRate {
         };
     }
 
-    /// How long until `places` more slots are likely to be free.
-    fn time_for(&self, places: usize, now: Instant) -> Duration {
+    /// How long until another slot is likely to be free.
+    fn seconds(&self, now: Instant) -> f64 {
         let still = self.still_since.map_or(0.0, |since| {
             now.saturating_duration_since(since).as_secs_f64()
         });
         // A queue that has not moved for longer than usual has become slower, though there is no new measurement yet.
-        let seconds = self.seconds.max(still) * places as f64;
-        Duration::try_from_secs_f64(seconds.ceil())
-            .unwrap_or(MAX_RETRY)
-            .clamp(MIN_RETRY, MAX_RETRY)
+        self.seconds.max(still)
     }
 }
 
@@ -255,26 +347,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_retry_time_follows_the_drain_rate_within_its_bounds() {
+    fn a_queue_that_stands_still_is_slower_than_was_measured_and_an_empty_one_is_not_measured() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut rate = DrainRate::default();
-        assert_eq!(rate.time_for(5, start), MIN_RETRY, "nothing measured");
+        assert_eq!(rate.seconds(start), 0.0, "nothing measured");
         rate.observe(16, true, at(0));
         rate.observe(2, true, at(6));
-        assert_eq!(rate.time_for(4, at(6)), Duration::from_secs(12));
-        assert_eq!(rate.time_for(1000, at(6)), MAX_RETRY);
+        assert_eq!(rate.seconds(at(6)), 3.0);
         assert_eq!(
-            rate.time_for(4, at(11)),
-            Duration::from_secs(20),
+            rate.seconds(at(11)),
+            5.0,
             "it stands still for five seconds"
         );
         rate.observe(1, false, at(9));
         rate.observe(3, false, at(500));
-        assert_eq!(
-            rate.time_for(4, at(500)),
-            Duration::from_secs(12),
-            "an empty queue is not measured"
-        );
+        assert_eq!(rate.seconds(at(500)), 3.0, "an empty queue is not measured");
     }
 }

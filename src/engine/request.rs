@@ -28,6 +28,30 @@ pub struct Generation {
     pub score_prompt: bool,
     /// KV pages are shared only between generations with the same salt.
     pub cache_salt: u128,
+    /// Whose it is: flows get equal shares of the engine, by their weights. Changes no output.
+    pub flow: Flow,
+    /// Among waiting generations of the same flow, those with lower numbers are first. Changes no output.
+    pub priority: i64,
+}
+
+/// Whose a generation is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Flow {
+    /// Tells flows apart.
+    pub id: u64,
+    /// The share of the engine that it gets, relative to those of others; more than 0.
+    pub weight: f64,
+}
+
+impl Flow {
+    /// Everybody's. It may fill the queue; another flow leaves room in it for further ones.
+    pub const SHARED: Self = Self { id: 0, weight: 1.0 };
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self::SHARED
+    }
 }
 
 /// How to choose the next token from the logits. All fields are finite and in range.

@@ -8,7 +8,7 @@ use tracing::error;
 
 use super::adjust::{Adjustments, Undecided};
 use super::receipt::OpenReceipt;
-use super::request::{FinishReason, Generation, Sampling, Score, TokenEvent};
+use super::request::{FinishReason, Flow, Generation, Sampling, Score, TokenEvent};
 use super::sampler::{self, Sampler};
 use super::scheduler::Job;
 use super::speculation::{self, Acceptance, DraftBudget};
@@ -39,6 +39,8 @@ pub(super) struct Sequence {
     scores_wanted: usize,
     scored: usize,
     cache_salt: u128,
+    flow: Flow,
+    priority: i64,
     /// Positions that have been computed or were found in the prefix cache. A preempted sequence computes some of them
     /// again.
     computed: usize,
@@ -90,6 +92,8 @@ impl Sequence {
             },
             scored: 0,
             cache_salt: generation.cache_salt,
+            flow: generation.flow,
+            priority: generation.priority,
             computed: 0,
             prompt_len,
             tokens,
@@ -381,6 +385,14 @@ impl Job for Sequence {
 
     fn salt(&self) -> u128 {
         self.cache_salt
+    }
+
+    fn flow(&self) -> Flow {
+        self.flow
+    }
+
+    fn priority(&self) -> i64 {
+        self.priority
     }
 
     fn scores_prompt(&self) -> bool {

@@ -2,8 +2,9 @@
 //!
 //! They cannot be known beforehand: up to some number of rows a step takes as long as reading the weights, beyond it
 //! each row costs its arithmetic, and where that limit lies depends on the model, the instruction set and the machine's
-//! memory. Two decisions rest on these times: how many prompt rows may join a step, and how many drafts are worth their
-//! rows. Neither changes any output.
+//! memory. Four decisions rest on these times: how many prompt rows may join a step that decodes, how many a step without
+//! decoding may have, how many drafts are worth their rows, and which requests would wait too long. None of them changes any
+//! output.
 
 /// Weight of the newest measurement in an estimate: it adapts within about ten steps, and a single outlier moves it
 /// little.
@@ -22,6 +23,8 @@ pub struct StepTimes {
     estimates: Vec<Option<Estimate>>,
     /// Steps seen.
     steps: u64,
+    /// Rows and seconds of steps in which prompts wanted more rows than they got, older ones counting less.
+    busy: (f64, f64),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -37,6 +40,7 @@ impl StepTimes {
         Self {
             estimates: vec![None; most_rows + 1],
             steps: 0,
+            busy: (0.0, 0.0),
         }
     }
 
@@ -88,6 +92,37 @@ impl StepTimes {
             }
             (None, None) => return None,
         })
+    }
+
+    /// Records that a step of `seconds` had `rows` rows of prompts that wanted more.
+    pub fn observe_prompts(&mut self, rows: usize, seconds: f64) {
+        let kept = 1.0 - NEWEST_SHARE;
+        self.busy = (
+            self.busy.0 * kept + rows as f64,
+            self.busy.1 * kept + seconds,
+        );
+    }
+
+    /// Tokens of prompts that are computed in a second when there are enough of them: as measured, or else as the largest
+    /// step so far lets expect. `None` if nothing was measured yet.
+    pub fn prefill_rate(&self) -> Option<f64> {
+        if self.busy.1 > 0.0 {
+            return Some(self.busy.0 / self.busy.1);
+        }
+        let all = self.estimates.iter().enumerate().rev();
+        let (rows, seconds) = all.filter(|(rows, _)| *rows > 0).find_map(measured)?;
+        Some(rows / seconds.max(f64::MIN_POSITIVE))
+    }
+
+    /// The largest number of rows, at most `most`, of a step that is likely to take at most `limit` seconds. At least
+    /// `least`, also before anything was measured.
+    pub fn rows_in(&self, limit: f64, least: usize, most: usize) -> usize {
+        let fits = |&rows: &usize| {
+            let seconds = self.seconds(rows, Beyond::Proportional);
+            seconds.is_some_and(|seconds| seconds <= limit)
+        };
+        let rows = (1..=most).take_while(fits).last().unwrap_or(0);
+        rows.max(least).min(most)
     }
 
     /// The largest number of rows, at most `most`, that can join a step of `rows` rows so that it is likely to take at
@@ -180,6 +215,39 @@ mod tests {
         assert_eq!(times.rows_within(2.45, 1, 5), 5, "no more than there are");
         assert_eq!(times.rows_within(1.0, 1, 100), 3, "rows that cost nothing");
         assert_eq!(times.rows_within(0.1, 1, 100), 1, "prompts move");
+    }
+
+    #[test]
+    fn a_step_has_as_many_rows_as_its_time_allows_and_never_too_few() {
+        let mut times = StepTimes::new(128);
+        assert_eq!(times.rows_in(0.05, 16, 128), 16, "nothing is known");
+        let mut raised = Vec::new();
+        for _ in 0..4 {
+            let rows = times.rows_in(0.05, 16, 128);
+            take(&mut times, rows);
+            raised.push(rows);
+        }
+        // 50 ms are 48 rows; until they are measured, each row might cost as much as the average so far.
+        assert_eq!(raised, [16, 44, 47, 47]);
+        assert_eq!(times.rows_in(0.001, 16, 128), 16);
+        assert_eq!(times.rows_in(0.05, 16, 8), 8);
+    }
+
+    #[test]
+    fn the_rate_of_prompts_is_that_of_steps_that_had_enough_of_them() {
+        let mut times = StepTimes::new(128);
+        assert_eq!(times.prefill_rate(), None);
+        times.observe(4, 0.02);
+        times.observe(100, 0.5);
+        same(times.prefill_rate(), 200.0);
+        times.observe_prompts(30, 0.1);
+        times.observe_prompts(30, 0.1);
+        same(times.prefill_rate(), 300.0);
+        for _ in 0..50 {
+            times.observe_prompts(5, 0.1);
+        }
+        let rate = times.prefill_rate().expect("measured");
+        assert!((49.9..50.1).contains(&rate), "{rate}");
     }
 
     #[test]

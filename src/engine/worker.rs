@@ -11,7 +11,7 @@ use tracing::{error, info};
 use super::pages::Pages;
 use super::queue::Queue;
 use super::sampler::Sampler;
-use super::scheduler::{Job, Scheduler, Work};
+use super::scheduler::{Job, Load, Scheduler, Work};
 use super::sequence::Sequence;
 use super::speculation::DraftBudget;
 use super::step_times::StepTimes;
@@ -26,6 +26,8 @@ pub(super) struct Worker {
     scheduler: Scheduler<Sequence>,
     /// The plan of the current step; the memory is reused.
     plan: Vec<Work>,
+    /// Scratch: what each flow has.
+    loads: Vec<Load>,
     /// Empty between steps; keeps the memory of the spans.
     spans: Vec<Span<'static>>,
     times: StepTimes,
@@ -47,6 +49,13 @@ pub(super) struct Worker {
 /// Fraction of the allowed slowdown that prompts may use: estimates lag behind the cost of a growing prompt, and a
 /// stream is judged by its slowest step.
 const SLOWDOWN_SHARE: f64 = 0.8;
+/// Seconds that a step of several prompts may take by measured times. Whoever leaves keeps its place until the end of the
+/// step: a place is free within a quarter of a second after its client has left, of which noticing that takes 80 ms. With a 2B model on two cores this is some 50 rows, of which each costs hardly more than in a
+/// larger step.
+const PROMPT_STEP_SECONDS: f64 = 0.15;
+/// Rows that such a step may have in any case: up to about here reading the weights takes longer than computing with
+/// them, so fewer rows would make prompts slower and steps no shorter.
+const LEAST_PROMPT_ROWS: usize = 16;
 
 impl Worker {
     pub fn new(
@@ -71,6 +80,7 @@ impl Worker {
             scheduler: Scheduler::new(settings.budget(), pages, keeps_states),
             model,
             plan: Vec::new(),
+            loads: Vec::new(),
             spans: Vec::new(),
             times: StepTimes::new(settings.step_tokens),
             settings,
@@ -131,35 +141,52 @@ impl Worker {
         drop(self.scheduler.remove_if(Sequence::is_abandoned));
         let admitted = self.scheduler.admit();
         self.speculate();
-        let prompt_rows = self.prompt_rows();
-        self.scheduler.plan(prompt_rows, &mut self.plan);
+        let (beside, alone) = self.prompt_rows();
+        self.scheduler.plan(beside, alone, &mut self.plan);
         self.publish(admitted);
         if self.plan.is_empty() {
             // All generations were abandoned. If one were still waiting for pages, this loop would spin for ever.
             assert!(self.scheduler.is_empty(), "a step without work");
             return;
         }
-        let rows = self.count_rows();
+        let (rows, prompt_rows) = self.count_rows();
         self.queue.run_rows(rows);
-        self.forward_and_sample();
+        let wants_rows = self.scheduler.wants_rows();
+        if !self.forward_and_sample() {
+            // All of the step have left. The next one begins by removing them.
+            self.scheduler.give_up(&self.plan);
+            return;
+        }
         self.scheduler.settle(&self.plan);
         let ended = self.scheduler.remove_if(Sequence::has_ended);
         // Before the ends are reported, so that a client that learns of one finds the slot free.
         self.publish(0);
         ended.into_iter().for_each(Sequence::finish);
-        self.times.observe(rows, began.elapsed().as_secs_f64());
+        let seconds = began.elapsed().as_secs_f64();
+        self.times.observe(rows, seconds);
+        if wants_rows {
+            self.times.observe_prompts(prompt_rows, seconds);
+        }
     }
 
-    /// How many prompt rows may join the next step if it also decodes.
-    fn prompt_rows(&self) -> usize {
+    /// How many prompt rows may join the next step if it also decodes, and how many it may have if it does not.
+    fn prompt_rows(&self) -> (usize, usize) {
+        let step = self.settings.step_tokens;
         match self.settings.prompt_rows {
-            PromptRows::Fixed(rows) => rows,
-            PromptRows::Slowdown(factor) => {
-                let decoding = self.scheduler.decoding_rows();
-                let most = self.settings.step_tokens.saturating_sub(decoding);
-                self.times
-                    .rows_within(factor * SLOWDOWN_SHARE, decoding, most)
-            }
+            PromptRows::Fixed(rows) => (rows, step),
+            PromptRows::Slowdown(factor) => match self.scheduler.decoding_rows() {
+                // A prompt that is alone keeps nobody waiting: when its client leaves, its step is given up.
+                0 if self.scheduler.running().len() == 1 => (step, step),
+                0 => {
+                    let alone = (self.times).rows_in(PROMPT_STEP_SECONDS, LEAST_PROMPT_ROWS, step);
+                    (alone, alone)
+                }
+                decoding => {
+                    let most = step.saturating_sub(decoding);
+                    let factor = factor * SLOWDOWN_SHARE;
+                    (self.times.rows_within(factor, decoding, most), step)
+                }
+            },
         }
     }
 
@@ -177,8 +204,9 @@ impl Worker {
     }
 
     /// Runs the planned rows through the model. Each sequence that reached its last token gets the next one, and
-    /// further ones as far as its drafts were right.
-    fn forward_and_sample(&mut self) {
+    /// further ones as far as its drafts were right. Returns false if all clients left meanwhile and the step was given up: a
+    /// step that anybody waits for is computed to its end.
+    fn forward_and_sample(&mut self) -> bool {
         let running = self.scheduler.running();
         let mut spans = recycled(std::mem::take(&mut self.spans));
         spans.extend(self.plan.iter().map(|work| {
@@ -195,7 +223,12 @@ impl Worker {
             }
         }));
         let vocab_size = self.model.vocab_size();
-        let logits = self.model.forward(&spans);
+        let plan = &self.plan;
+        let is_wanted = || {
+            let mut jobs = plan.iter().map(|work| &running[work.index].job);
+            jobs.any(|job| !job.is_abandoned())
+        };
+        let logits = self.model.forward_while(&spans, &is_wanted);
         self.spans = recycled(spans);
         let now = Instant::now();
         let until = cpu_seconds();
@@ -205,6 +238,9 @@ impl Worker {
             let share = work.rows as f64 / rows as f64;
             running[work.index].job.add_cpu_seconds(used * share);
         }
+        let Some(logits) = logits else {
+            return false;
+        };
 
         let wanted: usize = self.plan.iter().map(|work| work.logit_rows).sum();
         assert_eq!(
@@ -230,17 +266,19 @@ impl Worker {
             sequence.end_drafts(work.drafts, accepted, &self.metrics);
             work.rows = rows;
         }
+        true
     }
 
-    /// Updates the metrics for the planned step; returns its rows. What is recomputed after a preemption counts as rows
-    /// only.
-    fn count_rows(&mut self) -> usize {
+    /// Updates the metrics for the planned step; returns its rows, and how many of them are rows of prompts. What is
+    /// recomputed after a preemption counts as rows only.
+    fn count_rows(&mut self) -> (usize, usize) {
         let now = Instant::now();
         let metrics = &self.metrics;
-        let (mut prompt_tokens, mut rows) = (0, 0);
+        let (mut prompt_tokens, mut rows, mut prompt_rows) = (0, 0, 0);
         for work in &self.plan {
             let running = &mut self.scheduler.running_mut()[work.index];
             let reused = running.reused();
+            prompt_rows += usize::from(!running.is_decoding()) * work.rows;
             let sequence = &mut running.job;
             rows += work.rows;
             if sequence.is_new() {
@@ -257,11 +295,11 @@ impl Worker {
         }
         metrics.batch_rows.observe(rows as f64);
         metrics.prompt_tokens_total.inc_by(prompt_tokens as u64);
-        rows
+        (rows, prompt_rows)
     }
 
     /// Publishes how many generations run and wait, and the pages and states that they use, to the metrics and the queue.
-    fn publish(&self, admitted: usize) {
+    fn publish(&mut self, admitted: usize) {
         let running = self.scheduler.running().len();
         self.metrics.requests_running.set(gauge(running));
         let pages = self.scheduler.pages();
@@ -275,9 +313,10 @@ impl Worker {
         self.states_used.set(states(&*self.model, running));
         self.states_cached
             .set(states(&*self.model, pages.snapshots()));
-        let waiting = self.scheduler.waiting();
         let places = self.settings.max_batch.saturating_sub(running);
-        self.queue.report(waiting, places, admitted);
+        self.scheduler.loads(&mut self.loads);
+        let rate = self.times.prefill_rate();
+        self.queue.report(&mut self.loads, places, admitted, rate);
     }
 }
 

@@ -179,7 +179,7 @@ impl App {
         limits: Limits,
         exporter: Option<Exporter>,
     ) -> Self {
-        Self(Arc::new(Shared {
+        let app = Self(Arc::new(Shared {
             metrics,
             access,
             memory: RequestMemory::new(limits.memory_bytes),
@@ -189,7 +189,18 @@ impl App {
             phase: watch::Sender::new(Phase::Open),
             faults: watch::Sender::new(Faults::default()),
             exporter,
-        }))
+        }));
+        app.show_clients();
+        app
+    }
+
+    /// Makes the metrics of all clients that have a key, at zero, so that the first request of each is seen as an increase.
+    pub fn show_clients(&self) {
+        if let Some(keys) = &self.access().keys {
+            for name in keys.names() {
+                self.metrics().show_client(&name);
+            }
+        }
     }
 
     /// Starts serving `model` and starts the watchdog of its engine. A second call changes nothing.

@@ -1,33 +1,37 @@
 //! Requires an API key, if the server has keys.
 
+use std::sync::Arc;
+
 use axum::extract::{Request, State};
 use axum::http::header::AUTHORIZATION;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::access::ApiKeys;
+use super::access::{ApiKeys, Client};
 use super::app::App;
 use super::error_body::ApiError;
+use super::observe::Record;
 
-/// Passes a request on if the server has no keys or the request carries one of them.
+/// Passes a request on if the server has no keys or the request carries one of them. Its record then knows the client.
 pub async fn require_key(
     State(app): State<App>,
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    if let Some(keys) = &app.access().keys
-        && !has_key(request.headers(), keys)
-    {
-        return Err(ApiError::Unauthorized);
+    if let Some(keys) = &app.access().keys {
+        let client = client_of(request.headers(), keys).ok_or(ApiError::Unauthorized)?;
+        if let Some(record) = request.extensions().get::<Arc<Record>>() {
+            record.set_client(client);
+        }
     }
     Ok(next.run(request).await)
 }
 
-/// Whether a request with these headers carries one of `keys`.
-pub fn has_key(headers: &HeaderMap, keys: &ApiKeys) -> bool {
+/// The client of a request with these headers, if they have one of `keys`.
+fn client_of(headers: &HeaderMap, keys: &ApiKeys) -> Option<Arc<Client>> {
     let mut given = [bearer(headers), api_key(headers)].into_iter().flatten();
-    given.any(|key| keys.accept(key))
+    given.find_map(|key| keys.client(key))
 }
 
 /// The key in the `Authorization: Bearer` header, if there is exactly one.

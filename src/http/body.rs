@@ -94,7 +94,8 @@ fn check_type(headers: &HeaderMap) -> Result<(), ApiError> {
     }
 }
 
-fn claimed_length(headers: &HeaderMap) -> Option<usize> {
+/// The length that the head of a request promises for its body.
+pub fn claimed_length(headers: &HeaderMap) -> Option<usize> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 

@@ -115,9 +115,25 @@ pub enum ApiError {
     #[error("{0}")]
     UnsupportedMediaType(&'static str),
     /// The queue has no room for the request.
-    #[error("the server is at capacity; retry later")]
+    #[error("the server is at capacity: {limit}; retry later")]
     QueueFull {
+        /// What there is no room for.
+        limit: &'static str,
         /// When the queue is likely to have room.
+        retry_after: Duration,
+    },
+    /// The first token would come later than the operator allows.
+    #[error("the server is at capacity: the first token would come too late; retry later")]
+    TooLate {
+        /// When it would come in time.
+        retry_after: Duration,
+    },
+    /// A limit of the client's key.
+    #[error("{message}; retry later")]
+    LimitReached {
+        /// Whose limit it is, and which.
+        message: String,
+        /// When the next request is within it.
         retry_after: Duration,
     },
     /// The process that compiles grammars cannot be started.
@@ -198,6 +214,8 @@ impl ApiError {
                 (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type")
             }
             Self::QueueFull { .. } => (StatusCode::TOO_MANY_REQUESTS, "queue_full"),
+            Self::TooLate { .. } => (StatusCode::TOO_MANY_REQUESTS, "first_token_too_late"),
+            Self::LimitReached { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
             Self::GrammarsUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "grammars_unavailable"),
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
@@ -254,7 +272,9 @@ impl ApiError {
     /// When a retry makes sense. `None` if the same request would fail again.
     const fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::QueueFull { retry_after } => Some(*retry_after),
+            Self::QueueFull { retry_after, .. }
+            | Self::TooLate { retry_after }
+            | Self::LimitReached { retry_after, .. } => Some(*retry_after),
             Self::Loading
             | Self::Draining
             | Self::OutOfMemory

@@ -4,7 +4,7 @@
 //!
 //! - [`server`] accepts the connection, within limits, and [`observe`] logs and counts the request when it ends, by its
 //!   [`receipt`].
-//! - [`routes`] is the table of all routes, and [`auth`] checks the API key.
+//! - [`routes`] is the table of all routes, [`auth`] checks the API key, and `admission` what it allows.
 //! - [`body`] reads the body within a [`memory`] budget that all requests share, and [`fields`] takes it apart
 //!   field by field, each as one of the [`values`].
 //! - [`completions`] and [`chat`] each read a request and write its answer; [`generate`] is what they have in common.
@@ -15,6 +15,7 @@
 //! They share the state in [`app`]. Every failure on the way is an [`error_body::ApiError`].
 
 pub mod access;
+mod admission;
 pub mod app;
 mod attended_body;
 pub mod auth;

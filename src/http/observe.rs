@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
+use super::access::{Client, FairBy, Running};
 use super::app::App;
 use super::attended_body::{Attendant, AttendedBody};
 use super::error_body::ApiError;
@@ -20,6 +21,7 @@ use super::memory::Held;
 use super::messages::errors;
 use super::receipt::{Generations, Receipt};
 use super::trace::{Ending, Trace};
+use crate::engine::Flow;
 use crate::telemetry::Metrics;
 
 /// What kind of requests a route gets, which decides what is logged and counted.
@@ -55,6 +57,11 @@ pub struct Record {
     /// Its spans, if it is traced.
     trace: Option<Trace>,
     started: Instant,
+    fair_by: FairBy,
+    /// Whose request it is, if the server has keys.
+    client: OnceLock<Arc<Client>>,
+    /// Its place among the requests that the client may have at once.
+    running: OnceLock<Running>,
     /// 0 until there is a response.
     status: AtomicU16,
     code: OnceLock<&'static str>,
@@ -71,6 +78,32 @@ pub struct Record {
 }
 
 impl Record {
+    /// Records whose request it is.
+    pub fn set_client(&self, client: Arc<Client>) {
+        let _first_counts = self.client.set(client);
+    }
+
+    /// Whose request it is, if the server has keys.
+    pub fn client(&self) -> Option<&Client> {
+        self.client.get().map(Arc::as_ref)
+    }
+
+    /// Begins to generate for the client, until the request ends.
+    ///
+    /// # Errors
+    /// [`ApiError::LimitReached`].
+    pub fn begin(&self) -> Result<(), ApiError> {
+        if let Some(client) = self.client.get() {
+            let _begun_once = self.running.set(client.begin()?);
+        }
+        Ok(())
+    }
+
+    /// Whose the generations of this request are, if it names an end user with such a number.
+    pub fn flow(&self, user: Option<u64>) -> Flow {
+        self.fair_by.flow(self.client(), user)
+    }
+
     /// Keeps the memory of the body until the request ends.
     pub fn keep(&self, held: Held) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Some(held);
@@ -97,14 +130,22 @@ impl Record {
         }
     }
 
-    /// Records the number of prompt tokens.
+    /// Records the number of prompt tokens, and charges the client.
     pub fn set_prompt_tokens(&self, count: usize) {
         self.prompt_tokens.store(count, Relaxed);
+        self.charge(count);
     }
 
-    /// Adds to the tokens of the answer.
+    /// Adds to the tokens of the answer, and charges the client.
     pub fn add_completion_tokens(&self, count: usize) {
         self.completion_tokens.fetch_add(count, Relaxed);
+        self.charge(count);
+    }
+
+    fn charge(&self, tokens: usize) {
+        if let Some(client) = self.client() {
+            client.charge(tokens);
+        }
     }
 
     /// Keeps the receipts of its generations, when they are handed to the engine.
@@ -157,6 +198,9 @@ impl Record {
             .with_label_values(&[outcome]);
         duration.observe(elapsed.as_secs_f64());
         receipt.count(metrics);
+        if let Some(client) = self.client() {
+            receipt.count_client(metrics, client.name());
+        }
         // 0: the client disconnected before there was a response.
         if status == 0 {
             return;
@@ -208,6 +252,7 @@ impl Drop for Record {
                     status,
                     outcome,
                     code = self.code.get(),
+                    client = self.client().map(Client::name),
                     prompt_tokens = receipt.prompt_tokens,
                     cached_tokens = was_begun.then_some(receipt.cached_tokens),
                     completion_tokens = receipt.generated_tokens,
@@ -254,6 +299,9 @@ pub async fn observe(
         traffic,
         trace,
         started: Instant::now(),
+        fair_by: app.access().fair_by,
+        client: OnceLock::new(),
+        running: OnceLock::new(),
         status: AtomicU16::new(0),
         code: OnceLock::new(),
         prompt_tokens: AtomicUsize::new(0),

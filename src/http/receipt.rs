@@ -93,6 +93,21 @@ impl Receipt {
             metrics.request_cpu_seconds.observe(self.cpu_seconds);
         }
     }
+
+    /// Adds a request that has ended to what the client of this name has used.
+    pub fn count_client(&self, metrics: &Metrics, name: &str) {
+        let requests = &metrics.key_requests_total;
+        requests.with_label_values(&[name, self.outcome]).inc();
+        for (tokens, count) in [
+            (&metrics.key_prompt_tokens_total, self.prompt_tokens),
+            (&metrics.key_generation_tokens_total, self.generated_tokens),
+        ] {
+            tokens.with_label_values(&[name]).inc_by(count as u64);
+        }
+        let waited = self.queue_seconds.unwrap_or(0.0);
+        let total = &metrics.key_queue_seconds_total;
+        total.with_label_values(&[name]).inc_by(waited);
+    }
 }
 
 /// Rounded to microseconds: what is below them is noise, and fills log lines.

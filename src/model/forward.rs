@@ -81,4 +81,15 @@ pub trait Forward: Send {
     /// Spans of one sequence may share a step if each starts where the one before ends. Sequences may share a page only
     /// if they just read it.
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32];
+
+    /// As [`Self::forward`], but may give up in the middle of the step when `is_wanted` is false. Then there are no logits,
+    /// and the positions and slots of all spans hold nothing that can be read.
+    fn forward_while(
+        &mut self,
+        spans: &[Span<'_>],
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Option<&[f32]> {
+        let _never_gives_up = is_wanted;
+        Some(self.forward(spans))
+    }
 }

@@ -217,6 +217,15 @@ impl Forward for Granite {
     }
 
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {
+        let logits = self.forward_while(spans, &|| true);
+        logits.expect("it is wanted to its end")
+    }
+
+    fn forward_while(
+        &mut self,
+        spans: &[Span<'_>],
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Option<&[f32]> {
         let Self {
             config,
             weights,
@@ -255,7 +264,12 @@ impl Forward for Granite {
         }
         embed(&step, compute, weights, &mut work.residual);
         let (mut with_attention, mut with_mamba) = (0.., 0..);
+        let mut is_complete = true;
         for layer in &weights.layers {
+            if !is_wanted() {
+                is_complete = false;
+                break;
+            }
             let state = match &layer.mixer {
                 Mixer::Attention(_) => with_attention
                     .next()
@@ -267,10 +281,12 @@ impl Forward for Granite {
             mix(&step, compute, layer, state.expect("endless"), work);
             process(&step, compute, layer, work);
         }
-        head(&step, compute, weights, work);
+        if is_complete {
+            head(&step, compute, weights, work);
+        }
         (work.rows, work.rotary) = (rows, tables);
         let wanted: usize = spans.iter().map(|span| span.logit_rows).sum();
-        &self.work.logits[..wanted * self.config.vocab_size]
+        is_complete.then(|| &self.work.logits[..wanted * self.config.vocab_size])
     }
 }
 

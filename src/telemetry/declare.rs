@@ -2,8 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
-    IntGauge, IntGaugeVec, Opts, Registry,
+    Counter, CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 /// The prefix of every metric's name.
@@ -84,6 +84,7 @@ macro_rules! kinds {
 
 kinds! {
     Counter: |opts, _labels, _buckets| Self::with_opts(opts);
+    CounterVec: |opts, labels, _buckets| Self::new(opts, labels);
     IntCounter: |opts, _labels, _buckets| Self::with_opts(opts);
     IntCounterVec: |opts, labels, _buckets| Self::new(opts, labels);
     Gauge: |opts, _labels, _buckets| Self::with_opts(opts);

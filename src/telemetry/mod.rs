@@ -70,12 +70,24 @@ metrics! {
     batch_places: IntGauge,
     /// Generations that can wait for a batch slot.
     queue_places: IntGauge,
+    /// Tokens that the prompts of generations that wait for a batch slot can have together.
+    queue_token_places: IntGauge,
     /// Steps that took so long that requests were refused meanwhile.
     engine_stalls_total: IntCounter,
     /// Generations that have a batch slot.
     requests_running: IntGauge,
     /// Generations that wait for a batch slot.
     requests_waiting: IntGauge,
+    /// Tokens of the prompts of generations that wait for a batch slot.
+    prompt_tokens_waiting: IntGauge,
+    /// Requests by the name of their API key, and outcome. Keys without a name are unnamed.
+    key_requests_total: IntCounterVec[key, outcome],
+    /// Prompt tokens of requests by the name of their API key.
+    key_prompt_tokens_total: IntCounterVec[key],
+    /// Generated tokens of requests by the name of their API key.
+    key_generation_tokens_total: IntCounterVec[key],
+    /// Seconds that requests have waited for their first step, by the name of their API key.
+    key_queue_seconds_total: CounterVec[key],
     /// Seconds from the arrival of a request to its first generated token.
     time_to_first_token_seconds: Histogram by FIRST_TOKEN_SECONDS,
     /// Seconds between consecutive tokens of one generation.
@@ -163,6 +175,16 @@ impl Metrics {
         metrics.set_weights_state(WeightsState::Unverified);
         metrics.set_signature_state(SignatureState::Off);
         metrics
+    }
+
+    /// Makes the metrics of the client of this name, at zero.
+    pub fn show_client(&self, name: &str) {
+        for outcome in OUTCOMES {
+            self.key_requests_total.with_label_values(&[name, outcome]);
+        }
+        self.key_prompt_tokens_total.with_label_values(&[name]);
+        self.key_generation_tokens_total.with_label_values(&[name]);
+        self.key_queue_seconds_total.with_label_values(&[name]);
     }
 
     /// The metrics in the text exposition format, for `GET /metrics`. Reads only atomics and `/proc`.

@@ -23,6 +23,7 @@ pub fn declared() -> Catalog {
     metrics.model_reference_bytes.with_label_values(&["bf16"]);
     metrics.memory_saved_bytes.with_label_values(&["bf16"]);
     metrics.responses_total.with_label_values(&["200"]);
+    metrics.show_client("search");
     metrics.kv_cache_bytes.with_label_values(&["used"]);
     metrics
         .model_info

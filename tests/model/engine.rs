@@ -111,6 +111,7 @@ fn settings() -> impl Strategy<Value = Settings> {
             prompt_rows,
             prefix_cache,
             speculation,
+            ..Settings::default()
         },
     )
 }

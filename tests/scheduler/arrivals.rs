@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use microgranite::engine::pages::Pages;
 use microgranite::engine::scheduler::{Budget, Scheduler};
-use microgranite::engine::{Engine, Generation, PromptRows, Settings, TokenEvent};
+use microgranite::engine::{Engine, Flow, Generation, PromptRows, Settings, TokenEvent};
 use microgranite::model::PAGE_TOKENS;
 use microgranite::telemetry::Metrics;
 use proptest::prelude::*;
@@ -22,6 +22,8 @@ enum Event {
         text: u32,
         prompt: usize,
         tokens: usize,
+        /// Whose it is.
+        flow: u64,
     },
     /// Every decoding generation has `drafts` drafts, of which the first `right` are right.
     Step { drafts: usize, right: usize },
@@ -43,6 +45,7 @@ struct Job {
     drafts: usize,
     /// Where it was admitted to last.
     slot: u32,
+    flow: u64,
 }
 
 /// Drafts per step at most.
@@ -56,6 +59,18 @@ impl microgranite::engine::scheduler::Job for Job {
     fn drafts(&self) -> usize {
         self.drafts
     }
+
+    fn flow(&self) -> Flow {
+        flow(self.flow)
+    }
+}
+
+/// A flow whose weight is its number and one.
+fn flow(id: u64) -> Flow {
+    Flow {
+        id,
+        weight: 1.0 + id as f64,
+    }
 }
 
 impl Job {
@@ -65,9 +80,9 @@ impl Job {
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
-    let arrive = (0..3_u32, 1..400_usize, 1..100_usize);
+    let arrive = (0..3_u32, 1..400_usize, 1..100_usize, 0..3_u64);
     let event = prop_oneof![
-        2 => arrive.prop_map(|(text, prompt, tokens)| Event::Arrive { text, prompt, tokens }),
+        2 => arrive.prop_map(|(text, prompt, tokens, flow)| Event::Arrive { text, prompt, tokens, flow }),
         6 => (0..MOST_DRAFTS, 0..MOST_DRAFTS).prop_map(|(drafts, right)| Event::Step { drafts, right }),
         1 => (0..20_usize).prop_map(Event::Leave),
     ];
@@ -121,7 +136,7 @@ fn checked_step(
     budget: Budget,
     prompt_rows: usize,
     (drafts, right): (usize, usize),
-) -> Vec<(bool, usize)> {
+) -> Vec<(bool, u64, usize)> {
     let before: HashSet<usize> = scheduler.running().iter().map(|r| r.job.id).collect();
     scheduler.admit();
     let mut admitted = Vec::new();
@@ -130,7 +145,7 @@ fn checked_step(
         if !before.contains(&one.job.id) {
             let job = &mut one.job;
             if job.prefill == 0 {
-                admitted.push((job.prompt > budget.step_tokens, job.id));
+                admitted.push((job.prompt > budget.step_tokens, job.flow, job.id));
             }
             job.prefill = job.prompt + job.generated;
             assert!(reused.is_multiple_of(PAGE_TOKENS) && reused < job.prefill);
@@ -147,7 +162,7 @@ fn checked_step(
         one.job.drafts = drafts;
     }
     let mut plan = Vec::new();
-    scheduler.plan(prompt_rows, &mut plan);
+    scheduler.plan(prompt_rows, usize::MAX, &mut plan);
 
     let running = scheduler.running();
     assert!(running.len() <= 2 * budget.max_batch);
@@ -181,7 +196,9 @@ fn checked_step(
         assert!(!one.job.decodes() || planned.contains(&index), "{one:?}");
     }
     if decoding > 0 {
-        assert!(rows_of_prompts <= prompt_rows.max(1));
+        let prompts = running.iter().filter(|one| !one.job.decodes());
+        let flows: HashSet<u64> = prompts.map(|one| one.job.flow).collect();
+        assert!(rows_of_prompts <= prompt_rows.max(flows.len()));
     }
     if any_prompt && decoding < budget.max_batch {
         assert!(rows_of_prompts > 0, "prompts move in every step");
@@ -218,13 +235,13 @@ proptest! {
         let mut arrived = 0;
         for event in events {
             match event {
-                Event::Arrive { text, prompt, tokens } => {
+                Event::Arrive { text, prompt, tokens, flow } => {
                     // The texts differ only from some page on, so they share some beginnings.
                     let length = prompt + tokens + MOST_DRAFTS;
                     let text = (0..length as u32).map(|at| at / (100 + 50 * text)).collect();
                     let job = Job {
                         id: arrived, text, prompt, tokens,
-                        generated: 0, prefill: 0, rows_done: 0, drafts: 0, slot: 0,
+                        generated: 0, prefill: 0, rows_done: 0, drafts: 0, slot: 0, flow,
                     };
                     scheduler.arrive(job, prompt, tokens);
                     in_flight.push(arrived);
@@ -251,8 +268,8 @@ proptest! {
         }
         prop_assert!(scheduler.is_empty());
         prop_assert_eq!(scheduler.pages().free(), PAGES);
-        for long in [false, true] {
-            let alike = admitted.iter().filter(|one| one.0 == long);
+        for (long, flow) in [false, true].into_iter().flat_map(|long| [(long, 0), (long, 1), (long, 2)]) {
+            let alike = admitted.iter().filter(|one| (one.0, one.1) == (long, flow));
             prop_assert!(alike.is_sorted(), "nobody overtakes its like: {:?}", admitted);
         }
     }
@@ -271,10 +288,14 @@ fn generations() -> impl Strategy<Value = Vec<(Generation, Option<usize>)>> {
         alike.chain(own).collect::<Vec<u32>>()
     });
     let leaves = prop::option::weighted(0.4, 0..30_usize);
-    let one = (prompt, 1..60_usize, leaves).prop_map(|(prompt, max_tokens, leaves)| {
+    let whose = (0..3_u64, -1..2_i64);
+    let one = (prompt, 1..60_usize, leaves, whose);
+    let one = one.prop_map(|(prompt, max_tokens, leaves, (id, priority))| {
         let generation = Generation {
             prompt,
             max_tokens,
+            flow: flow(id),
+            priority,
             ..Generation::default()
         };
         (generation, leaves)
@@ -298,7 +319,10 @@ proptest! {
     ) {
         let settings = Settings {
             max_batch: budget.max_batch,
-            max_queue: 24,
+            // Each of three clients leaves room for the others.
+            max_queue: 100,
+            max_queue_tokens: 100_000,
+            target_ttft: None,
             step_tokens: budget.step_tokens,
             prompt_rows,
             prefix_cache,

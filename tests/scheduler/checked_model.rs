@@ -242,6 +242,30 @@ impl Forward for CheckedModel {
         self.rewind
     }
 
+    fn forward_while(
+        &mut self,
+        spans: &[Span<'_>],
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Option<&[f32]> {
+        let wanted: usize = spans.iter().map(|span| span.logit_rows).sum();
+        self.forward(spans);
+        if is_wanted() {
+            return Some(&self.logits[..wanted * VOCAB]);
+        }
+        // Some layers have been computed, and then nothing: what is there is of no text.
+        for span in spans {
+            for position in span.start..span.start + span.tokens.len() {
+                let page = span.pages[position / PAGE_TOKENS] as usize;
+                self.pages[page][position % PAGE_TOKENS] = None;
+            }
+            self.states[span.slot as usize] = None;
+            for save in span.saves {
+                self.snapshots[save.snapshot as usize] = None;
+            }
+        }
+        None
+    }
+
     fn forward(&mut self, spans: &[Span<'_>]) -> &[f32] {
         if let Some(gate) = &self.gate {
             let work = spans.iter().map(|span| (span.start, span.tokens.len()));

@@ -199,7 +199,7 @@ fn a_full_queue_refuses_all_or_none() {
     stepper.began();
     assert_eq!(metrics.requests_waiting.get(), 2);
     let refusal = engine.submit(many(3)).unwrap_err();
-    let Refusal::QueueFull { retry_after } = refusal else {
+    let Refusal::QueueFull { retry_after, .. } = refusal else {
         panic!("{refusal:?}");
     };
     assert!((1..=60).contains(&retry_after.as_secs()));

@@ -17,6 +17,8 @@ pub fn small() -> Settings {
     Settings {
         max_batch: 4,
         max_queue: 4,
+        max_queue_tokens: 100_000,
+        target_ttft: None,
         step_tokens: 64,
         prompt_rows: PromptRows::Fixed(16),
         prefix_cache: false,

@@ -3,6 +3,7 @@
 mod arrivals;
 mod checked_model;
 mod engine;
+mod fairness;
 mod harness;
 mod preemption;
 mod reuse;

@@ -10,6 +10,7 @@
 //! | `caching batch=N rows=N prompt_rows=N pages=N` | restarts with a prefix cache |
 //! | `arrive NAME prompt=N tokens=N` | a generation arrives, with a text of its own |
 //! | `arrive NAME prompt=N tokens=N like=OTHER` | a generation arrives with the text of OTHER, as far as both go |
+//! | `arrive NAME prompt=N tokens=N flow=N:WEIGHT priority=N` | a generation of a client with this number and weight arrives |
 //! | `score NAME prompt=N tokens=N like=OTHER` | the same, and it needs the logits of its whole prompt |
 //! | `step` | one step: the number of preemptions, and for each generation its positions, its new tokens, and whether it ends |
 //! | `run steps=N` | N steps, of which only preemptions and ends are printed |
@@ -22,6 +23,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use microgranite::engine::Flow;
 use microgranite::engine::pages::Pages;
 use microgranite::engine::scheduler::{Budget, Scheduler};
 
@@ -35,6 +37,8 @@ struct Job {
     generated: usize,
     drafts: usize,
     scores: bool,
+    flow: Flow,
+    priority: i64,
 }
 
 impl microgranite::engine::scheduler::Job for Job {
@@ -48,6 +52,14 @@ impl microgranite::engine::scheduler::Job for Job {
 
     fn scores_prompt(&self) -> bool {
         self.scores
+    }
+
+    fn flow(&self) -> Flow {
+        self.flow
+    }
+
+    fn priority(&self) -> i64 {
+        self.priority
     }
 }
 
@@ -127,6 +139,22 @@ impl Script {
                 String::new()
             }
             ["arrive", name, prompt, tokens] => self.arrive(name, prompt, tokens, name, false),
+            ["arrive", name, prompt, tokens, flow, priority] => {
+                self.arrive(name, prompt, tokens, name, false);
+                let flow = flow.strip_prefix("flow=").expect("flow=N:WEIGHT");
+                let (id, weight) = flow.split_once(':').expect("flow=N:WEIGHT");
+                let job = self.scheduler.remove_if(|job| job.name == name);
+                let mut job = job.into_iter().next().expect("it has arrived");
+                job.flow = Flow {
+                    id: id.parse().unwrap(),
+                    weight: weight.parse().unwrap(),
+                };
+                let priority = priority.strip_prefix("priority=");
+                job.priority = priority.expect("priority=N").parse().unwrap();
+                let (prompt, tokens) = (job.prompt, job.tokens);
+                self.scheduler.arrive(job, prompt, tokens);
+                String::new()
+            }
             [how @ ("arrive" | "score"), name, prompt, tokens, like] => {
                 let like = like.strip_prefix("like=").expect("like=OTHER");
                 self.arrive(name, prompt, tokens, like, how == "score")
@@ -190,6 +218,8 @@ impl Script {
             generated: 0,
             drafts: 0,
             scores,
+            flow: Flow::SHARED,
+            priority: 0,
         };
         self.scheduler.arrive(job, prompt, tokens);
         String::new()
@@ -200,7 +230,7 @@ impl Script {
         let preempted = scheduler.preemptions();
         scheduler.admit();
         let mut plan = Vec::new();
-        scheduler.plan(self.prompt_rows, &mut plan);
+        scheduler.plan(self.prompt_rows, usize::MAX, &mut plan);
         let mut said = String::new();
         let preempted = scheduler.preemptions() - preempted;
         if preempted > 0 {

@@ -139,10 +139,7 @@ async fn values_that_change_nothing_are_accepted_and_unknown_fields_reported() {
     let body = json!({"prompt": "x", "zeta": 1, "best": [2], "bad name\n": 3, "priority": -1});
     let response = service.completion(&body).send().await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(
-        response.headers()["x-ignored-params"],
-        "priority, best, zeta"
-    );
+    assert_eq!(response.headers()["x-ignored-params"], "best, zeta");
 }
 
 #[tokio::test]

@@ -289,7 +289,15 @@ async fn a_body_that_follows_its_refusal_is_read_so_that_the_refusal_arrives() {
 #[tokio::test]
 async fn a_client_that_closes_its_sending_side_gets_its_answer() {
     let model = Fake::babbling().with_step_time(Duration::from_millis(20));
-    let service = Service::start(model);
+    let options = Options {
+        server: server::Settings {
+            // Long enough for the first token also on a busy machine.
+            half_closed: Duration::from_millis(500),
+            ..server::Settings::default()
+        },
+        ..Options::default()
+    };
+    let service = Service::with(model, options);
     // The answer takes longer than the grace for half-closed clients that receive nothing.
     let body = r#"{"prompt": "x", "max_tokens": 60, "stream": true}"#;
     let stream = format!(

@@ -4,6 +4,7 @@
 mod access;
 mod bench;
 mod chat;
+mod clients;
 mod completions;
 mod connections;
 mod damage;

@@ -45,7 +45,9 @@ const SERIES: &[&str] = &[
     "process_resident_bytes{kind=shmem}",
     "process_start_time_seconds",
     "prompt_tokens_total",
+    "prompt_tokens_waiting",
     "queue_places",
+    "queue_token_places",
     "queue_wait_seconds_bucket{le}",
     "request_cpu_seconds_bucket{le}",
     "request_decode_seconds_bucket{le}",
@@ -148,6 +150,8 @@ async fn every_promised_series_is_there_and_counts() {
         ("request_generation_tokens_sum", "20"),
         ("batch_places", "16"),
         ("queue_places", "128"),
+        ("queue_token_places", "131072"),
+        ("prompt_tokens_waiting", "0"),
         ("kv_cache_usage_ratio", "0"),
     ] {
         assert_eq!(value(name), count, "{name}");

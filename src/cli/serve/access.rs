@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::notify::{Manager, Message};
 use crate::error::{Error, Result};
-use crate::http::access::{Access, ApiKeys};
+use crate::http::access::{Access, ApiKeys, FairBy};
 use crate::http::app::App;
 use crate::http::server::tls::Tls;
 
@@ -19,11 +19,22 @@ use crate::http::server::tls::Tls;
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Security")]
 pub struct AccessArgs {
-    /// A file with one API key per line; lines that begin with # are comments. Requests need one of the keys, as a
-    /// bearer token or in X-Api-Key. Without this flag every client that reaches the port is served. The file is read
+    /// A file with one API key per line, with a name and limits behind it or without (docs/operations.md); lines that begin
+    /// with # are comments. Requests need one of the keys, as a bearer token or in X-Api-Key. Without this flag every client that reaches the port is served. The file is read
     /// again within seconds of a change, and on SIGHUP.
     #[arg(long, env = "MICROGRANITE_API_KEY_FILE", value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+
+    /// Who gets equal shares of the server while it is busy: key, the clients with different API keys, or user, the end users
+    /// that requests name in the field user, apart for each key.
+    #[arg(
+        long,
+        env = "MICROGRANITE_FAIR_BY",
+        value_name = "WHO",
+        value_enum,
+        default_value_t
+    )]
+    fair_by: FairBy,
 
     /// Let web pages of this origin (https://chat.example.org) call the API from a browser. Can be repeated or contain
     /// several, separated by commas; * allows all. Without API keys, * lets every page that a local user opens use the
@@ -48,6 +59,7 @@ impl AccessArgs {
         let file = self.api_key_file.as_deref();
         Ok(Access {
             keys: file.map(ApiKeys::read).transpose()?,
+            fair_by: self.fair_by,
             has_admin_port,
             root_path: self.root_path.clone(),
             cors_origins: self.cors_origin.clone(),
@@ -92,6 +104,7 @@ impl KeptFiles {
                 if let Some(keys) = &app.access().keys {
                     keys.reload(is_asked);
                 }
+                app.show_clients();
                 if let Some(tls) = &tls {
                     tls.reload(is_asked);
                 }

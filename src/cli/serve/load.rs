@@ -163,7 +163,7 @@ pub fn load(
     }
     let facts = format!(
         "{}: {} M parameters in {} of int8 weights ({:.0} % of f32), context {context}, {} of KV cache, \
-         {}{threads} threads, {kernel}; loaded in {:.1} s",
+         {}{threads} threads, {kernel}, a queue of {} requests and {} tokens; loaded in {:.1} s",
         checkpoint.name,
         memory.elements / 1_000_000,
         ByteSize(memory.total()),
@@ -178,6 +178,8 @@ pub fn load(
                 settings.snapshots
             ),
         },
+        args.batching.max_queue,
+        args.batching.max_queue_tokens,
         started.elapsed().as_secs_f64(),
     );
     let model = ServedModel {
@@ -250,6 +252,8 @@ fn engine_settings(args: &Args) -> engine::Settings {
     engine::Settings {
         max_batch: batching.max_batch,
         max_queue: batching.max_queue,
+        max_queue_tokens: batching.max_queue_tokens,
+        target_ttft: batching.target_ttft,
         step_tokens: defaults.step_tokens.max(batching.max_batch),
         prompt_rows: engine::PromptRows::Slowdown(batching.max_slowdown),
         prefix_cache: batching.prefix_cache,

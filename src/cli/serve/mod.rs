@@ -174,6 +174,14 @@ struct ListenArgs {
     drain_timeout: Duration,
 }
 
+/// Parses a time for first tokens. Less than a tenth of a second is below what any step takes on a busy machine.
+fn target(text: &str) -> std::result::Result<Duration, String> {
+    let seconds = text.strip_suffix('s').unwrap_or(text).parse().ok();
+    let seconds = seconds.filter(|seconds| (0.1..=86_400.0).contains(seconds));
+    let seconds = seconds.ok_or("write seconds from 0.1 to 86400, such as 2 or 0.5")?;
+    Ok(Duration::from_secs_f64(seconds))
+}
+
 /// The error for the two flags that other servers have instead of --listen.
 fn part_of_listen(_: &str) -> std::result::Result<String, String> {
     Err("write both as --listen HOST:PORT".to_owned())
@@ -197,6 +205,16 @@ struct BatchArgs {
     /// requests but makes them wait longer.
     #[arg(long, env = "MICROGRANITE_MAX_QUEUE", value_name = "N", value_parser = config::whole::<0, 65536>, default_value_t = engine::Settings::default().max_queue)]
     max_queue: usize,
+
+    /// Tokens that the prompts of waiting requests may have together, 1 to 16777216; more are refused with 429. A prompt that
+    /// waits alone may have more. With several API keys, one key takes at most half of what is free in the queue.
+    #[arg(long, env = "MICROGRANITE_MAX_QUEUE_TOKENS", value_name = "N", value_parser = config::whole::<1, 16_777_216>, default_value_t = engine::Settings::default().max_queue_tokens)]
+    max_queue_tokens: usize,
+
+    /// Seconds within which a request should get its first token, 0.1 to 86400: one that would wait longer by the measured
+    /// rates is refused with 429 and the time after which it would not. [default: wait as long as the queue takes]
+    #[arg(long, env = "MICROGRANITE_TARGET_TTFT", value_name = "SECS", value_parser = target)]
+    target_ttft: Option<Duration>,
 
     /// Largest length of prompt and answer together, in tokens. A lower limit keeps single requests from using the
     /// whole KV cache. [default: the model's own]

@@ -17,17 +17,24 @@
 //! the fewest rows left. So short prompts are not held up by long ones, and the oldest prompt always gets half of the
 //! rows.
 //!
+//! **Flows**, such as the clients of different API keys, get equal shares: of the places in the batch and the pages, in
+//! whose order `flows` decides, and of the rows of prompts in each step. A flow that has less than its share does not
+//! wait for one that has more: the newest generation of that one is preempted.
+//!
 //! With a prefix cache a prompt starts behind the full pages that were computed before; see [`super::pages`]. A prompt
 //! that has not begun waits while another prompt computes its next page in this step.
 
 mod admit;
+mod flows;
 mod plan;
 mod slots;
 
 use std::collections::VecDeque;
 
 use super::pages::Pages;
+use super::request::Flow;
 use crate::model::{PAGE_TOKENS, Save};
+use flows::Flows;
 use slots::Slots;
 
 /// What one step may hold.
@@ -61,6 +68,16 @@ pub trait Job {
         0
     }
 
+    /// Whose it is.
+    fn flow(&self) -> Flow {
+        Flow::SHARED
+    }
+
+    /// Among those of the same flow that wait, lower numbers are first.
+    fn priority(&self) -> i64 {
+        0
+    }
+
     /// Whether the logits of every row of the prompt are still needed, not only those of its last. Such a prompt is
     /// computed from its first token on, even if its pages are cached.
     fn scores_prompt(&self) -> bool {
@@ -90,6 +107,36 @@ struct Waiting<T> {
     job: T,
     prompt_len: usize,
     max_len: usize,
+    /// Whether it has run before.
+    was_preempted: bool,
+}
+
+/// What one flow has, for estimates of how long it will wait.
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Whose.
+    pub flow: Flow,
+    /// Generations that wait for a place.
+    pub waiting: usize,
+    /// Tokens of their prompts.
+    pub waiting_tokens: usize,
+    /// Generations that have a place.
+    pub running: usize,
+    /// Tokens of their prompts that are not computed yet.
+    pub prefill_tokens: usize,
+}
+
+impl Load {
+    /// Of a flow that has nothing yet.
+    pub const fn of(flow: Flow) -> Self {
+        Self {
+            flow,
+            waiting: 0,
+            waiting_tokens: 0,
+            running: 0,
+            prefill_tokens: 0,
+        }
+    }
 }
 
 /// A generation that holds a slot in the batch.
@@ -150,7 +197,8 @@ impl<T> Running<T> {
         &self.saves
     }
 
-    const fn is_decoding(&self) -> bool {
+    /// Whether its prompt is computed.
+    pub const fn is_decoding(&self) -> bool {
         self.cached >= self.prefill_len
     }
 
@@ -171,7 +219,7 @@ pub struct Scheduler<T> {
     budget: Budget,
     pages: Pages,
     slots: Slots,
-    /// In order of arrival, preempted ones first.
+    /// In order of arrival, preempted ones first; whose turn it is, `flows` decides.
     waiting: VecDeque<Waiting<T>>,
     /// In order of admission.
     running: Vec<Running<T>>,
@@ -183,8 +231,17 @@ pub struct Scheduler<T> {
     odd_row_in_order: bool,
     /// Whether the model keeps a state of each sequence, which holds only what is certain.
     keeps_states: bool,
+    flows: Flows,
+    /// How many of the first that wait were preempted while this step was prepared.
+    gave_way: usize,
+    /// Scratch: flows in the order of their turns.
+    order: Vec<u64>,
     /// Scratch: the prompts in order of admission, and shortest first.
     prompts: [Vec<usize>; 2],
+    /// Scratch: the flows of these prompts.
+    prompt_flows: Vec<Flow>,
+    /// Counts the steps in which several flows had prompts, so that each of them is first in turn.
+    turn: usize,
 }
 
 impl<T: Job> Scheduler<T> {
@@ -201,17 +258,24 @@ impl<T: Job> Scheduler<T> {
             typical_tokens: FIRST_TYPICAL_TOKENS,
             preemptions: 0,
             odd_row_in_order: true,
+            flows: Flows::default(),
+            gave_way: 0,
+            order: Vec::new(),
             prompts: Default::default(),
+            prompt_flows: Vec::new(),
+            turn: 0,
         }
     }
 
     /// Puts a generation at the end of the queue. `prompt_len + max_tokens` must fit the pages there are: one that does
     /// not fit would wait for ever, and everything behind it too.
     pub fn arrive(&mut self, job: T, prompt_len: usize, max_tokens: usize) {
+        self.flows.arrive(job.flow());
         self.waiting.push_back(Waiting {
             job,
             prompt_len,
             max_len: prompt_len + max_tokens,
+            was_preempted: false,
         });
     }
 
@@ -222,6 +286,9 @@ impl<T: Job> Scheduler<T> {
             let running = &mut self.running[work.index];
             let certain = running.planned - work.drafts;
             running.planned = 0;
+            if running.is_decoding() {
+                self.flows.charge(running.job.flow(), work.rows);
+            }
             // A state does not hold the drafts that turned out right: they are run again as what they are.
             running.cached = work.start
                 + if self.keeps_states {
@@ -242,6 +309,20 @@ impl<T: Job> Scheduler<T> {
         }
     }
 
+    /// Forgets the planned step, which was not computed to its end. What it has written is overwritten before it is read, or
+    /// its generations are removed.
+    pub fn give_up(&mut self, plan: &[Work]) {
+        for work in plan {
+            let running = &mut self.running[work.index];
+            running.planned = 0;
+            for save in running.saves.drain(..) {
+                if let Some(snapshots) = self.pages.snapshots_mut() {
+                    snapshots.forget(save.snapshot);
+                }
+            }
+        }
+    }
+
     /// Removes every generation for which `gone` is true, waiting or running, and frees its pages; the others keep
     /// their order.
     pub fn remove_if(&mut self, mut gone: impl FnMut(&T) -> bool) -> Vec<T> {
@@ -255,12 +336,16 @@ impl<T: Job> Scheduler<T> {
             if tokens > 0 {
                 self.typical_tokens += NEWEST_SHARE * (tokens as f64 - self.typical_tokens);
             }
+            self.flows.leave(running.job.flow(), true);
             removed.push(running.job);
         }
         let mut index = 0;
         while let Some(waiting) = self.waiting.get(index) {
             if gone(&waiting.job) {
-                removed.extend(self.waiting.remove(index).map(|waiting| waiting.job));
+                if let Some(waiting) = self.waiting.remove(index) {
+                    self.flows.leave(waiting.job.flow(), false);
+                    removed.push(waiting.job);
+                }
             } else {
                 index += 1;
             }
@@ -283,9 +368,47 @@ impl<T: Job> Scheduler<T> {
         self.waiting.len()
     }
 
+    /// What each flow has, in place of what is in `loads`.
+    pub fn loads(&self, loads: &mut Vec<Load>) {
+        loads.clear();
+        let mut add = |job: &T, waiting_tokens: Option<usize>, prefill_tokens: usize| {
+            let flow = job.flow();
+            let at = match loads.iter().position(|load| load.flow.id == flow.id) {
+                Some(at) => at,
+                None => {
+                    loads.push(Load::of(flow));
+                    loads.len() - 1
+                }
+            };
+            let load = &mut loads[at];
+            match waiting_tokens {
+                Some(tokens) => {
+                    load.waiting += 1;
+                    load.waiting_tokens += tokens;
+                }
+                None => {
+                    load.running += 1;
+                    load.prefill_tokens += prefill_tokens;
+                }
+            }
+        };
+        for waiting in &self.waiting {
+            add(&waiting.job, Some(known(&waiting.job)), 0);
+        }
+        for running in &self.running {
+            add(&running.job, None, running.prefill_left());
+        }
+    }
+
     /// Whether there is no generation, waiting or running.
     pub fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Whether prompts would have taken more rows of the planned step than they got.
+    pub fn wants_rows(&self) -> bool {
+        let mut running = self.running.iter();
+        running.any(|one| !one.is_decoding() && one.prefill_left() > one.planned)
     }
 
     /// Rows that decoding generations need in the next step: one each, and more for one whose drafts have to be run

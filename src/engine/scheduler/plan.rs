@@ -1,15 +1,16 @@
 //! Chooses the rows of the next step.
 
 use super::{Job, Running, Scheduler, Work};
+use crate::engine::request::Flow;
 use crate::model::{PAGE_TOKENS, Save};
 
 impl<T: Job> Scheduler<T> {
-    /// Plans the next step into `plan`, after [`Scheduler::admit`]. If no generation is decoding, prompts may fill the
-    /// step; otherwise they get at most `prompt_rows` rows, and at least one.
+    /// Plans the next step into `plan`, after [`Scheduler::admit`]. If no generation is decoding, prompts get at most
+    /// `rows_alone`; otherwise at most `prompt_rows`, and at least one.
     ///
     /// Decoding rows come first, since a client is reading their answers as they grow. Drafts are checked only in steps
     /// without prompts: a prompt's rows are always useful, a draft's may not be.
-    pub fn plan(&mut self, prompt_rows: usize, plan: &mut Vec<Work>) {
+    pub fn plan(&mut self, prompt_rows: usize, rows_alone: usize, plan: &mut Vec<Work>) {
         plan.clear();
         let decoding = self.decoding();
         // A generation needs no more rows than it had in the step before, so all of them fit.
@@ -32,13 +33,17 @@ impl<T: Job> Scheduler<T> {
             }
         }
         if decoding > 0 {
-            left = left.min(prompt_rows.max(1));
+            // A row for each flow: none waits for another.
+            left = left.min(prompt_rows.max(self.flows_with_prompts()));
+        } else {
+            left = left.min(rows_alone.max(self.flows_with_prompts()));
         }
         self.plan_prompts(left, self.budget.max_batch - decoding, plan);
         self.plan_snapshots(plan);
     }
 
-    /// Divides `rows` rows between the prompts, at most `slots` of which may finish their prefill and begin to decode.
+    /// Divides `rows` rows between the flows of prompts by their weights, and those of a flow between its prompts, at most
+    /// `slots` of which may finish their prefill and begin to decode.
     fn plan_prompts(&mut self, rows: usize, mut slots: usize, plan: &mut Vec<Work>) {
         let [mut in_order, mut shortest_first] = std::mem::take(&mut self.prompts);
         let is_prompt = |&index: &usize| !self.running[index].is_decoding();
@@ -49,31 +54,69 @@ impl<T: Job> Scheduler<T> {
         // Compared by powers of two, and in order of admission within one: prompts of about the same length gain
         // nothing from running side by side.
         shortest_first.sort_by_key(|&index| self.running[index].prefill_left().ilog2());
-        let half = if self.odd_row_in_order {
-            rows.div_ceil(2)
-        } else {
-            rows / 2
-        };
-        self.odd_row_in_order ^= !rows.is_multiple_of(2);
-        let shares = [
-            (half, &in_order),
-            (rows - half, &shortest_first),
-            // Rows that the shortest prompts left over.
-            (0, &in_order),
-        ];
-        let mut left = 0;
-        for (share, prompts) in shares {
-            left += share;
-            for &index in prompts {
-                if left > 0 && !self.is_following(index) {
-                    left -= self.add_rows(index, left, &mut slots);
+        let mut flows = std::mem::take(&mut self.prompt_flows);
+        self.flows_of(&in_order, &mut flows);
+        let weights: f64 = flows.iter().map(|flow| flow.weight).sum();
+        let (mut left, mut given, mut weight) = (0, 0, 0.0);
+        for flow in &flows {
+            weight += flow.weight;
+            // Rounded up, so that every row is given to somebody.
+            let upto = ((rows as f64 * weight / weights).ceil() as usize).clamp(given, rows);
+            let share = upto - given;
+            given = upto;
+            let half = if self.odd_row_in_order {
+                share.div_ceil(2)
+            } else {
+                share / 2
+            };
+            self.odd_row_in_order ^= !share.is_multiple_of(2);
+            for (share, prompts) in [(half, &in_order), (share - half, &shortest_first)] {
+                left += share;
+                for &index in prompts {
+                    let is_of_flow = self.running[index].job.flow().id == flow.id;
+                    if left > 0 && is_of_flow && !self.is_following(index) {
+                        left -= self.add_rows(index, left, &mut slots);
+                    }
                 }
             }
         }
+        // Rows that others left over.
+        for &index in &in_order {
+            if left > 0 && !self.is_following(index) {
+                left -= self.add_rows(index, left, &mut slots);
+            }
+        }
+        self.prompt_flows = flows;
         let planned = in_order.iter();
         let planned = planned.filter(|&&index| self.running[index].planned > 0);
         plan.extend(planned.map(|&index| self.running[index].prefill_work(index)));
         self.prompts = [in_order, shortest_first];
+    }
+
+    /// The flows of `prompts`, in place of what is in `flows`; in each step another one is first.
+    fn flows_of(&mut self, prompts: &[usize], flows: &mut Vec<Flow>) {
+        flows.clear();
+        for &index in prompts {
+            let flow = self.running[index].job.flow();
+            if flows.iter().all(|other| other.id != flow.id) {
+                flows.push(flow);
+            }
+        }
+        if flows.len() > 1 {
+            let first = self.turn % flows.len();
+            flows.rotate_left(first);
+            self.turn = self.turn.wrapping_add(1);
+        }
+    }
+
+    /// How many flows have a prompt that is not computed, at least 1.
+    fn flows_with_prompts(&self) -> usize {
+        let prompts = || self.running.iter().filter(|one| !one.is_decoding());
+        let id = |one: &Running<T>| one.job.flow().id;
+        let is_first = |(at, one): &(usize, &Running<T>)| {
+            prompts().take(*at).all(|other| id(other) != id(one))
+        };
+        prompts().enumerate().filter(is_first).count().max(1)
     }
 
     /// Orders the snapshots of the planned step: where the prompt ends, so that the same prompt, another answer to it and

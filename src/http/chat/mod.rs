@@ -23,6 +23,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 
+use super::admission::Admission;
 use super::app::{App, ServedModel};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
@@ -48,6 +49,7 @@ use turn::Start;
 pub async fn complete(
     State(app): State<App>,
     Extension(record): Extension<Arc<Record>>,
+    _: Admission,
     JsonBytes(body, turn): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (model, _accepted) = app.accept()?;
@@ -86,7 +88,7 @@ impl Exchange<'_> {
         writer: impl FnOnce(Arc<ChatRequest>, &Start) -> W,
     ) -> Result<Response, ApiError> {
         let Self { app, model, .. } = self;
-        generate::admit(model, &request.common, "n", request.common.n)?;
+        generate::admit(model, &self.record, &request.common, "n", request.common.n)?;
         let (conversation, calls) = settle(model, &mut request)?;
         let request = Arc::new(request);
         let limits = app.limits().clone();

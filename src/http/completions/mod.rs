@@ -10,6 +10,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 
+use super::admission::Admission;
 use super::app::{App, ServedModel};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
@@ -26,6 +27,7 @@ use response::CompletionWriter;
 pub async fn complete(
     State(app): State<App>,
     Extension(record): Extension<Arc<Record>>,
+    _: Admission,
     JsonBytes(body, turn): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (model, _accepted) = app.accept()?;
@@ -37,7 +39,7 @@ pub async fn complete(
         (n, best_of) if n == best_of => "n",
         _ => "best_of",
     };
-    generate::admit(model, &request.common, param, count)?;
+    generate::admit(model, &record, &request.common, param, count)?;
     let request = Arc::new(request);
     let work = prepare(model, &record, &request, turn).await?;
     let writer = CompletionWriter::new(model, Arc::clone(&request), work.prompt_tokens());

@@ -22,7 +22,7 @@ use std::time::Duration;
 use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 
-use crate::engine::{Generation, Refusal, TokenStream};
+use crate::engine::{Generation, QueuePart, Refusal, TokenStream};
 use crate::http::app::{App, ServedModel};
 use crate::http::error_body::ApiError;
 use crate::http::fields::{ignored_header, invalid};
@@ -52,6 +52,7 @@ const RETRY_BUSY: Duration = Duration::from_secs(2);
 /// The reason for the refusal.
 pub fn admit(
     model: &ServedModel,
+    record: &Record,
     request: &GenerationRequest,
     param: &'static str,
     generations: usize,
@@ -66,7 +67,10 @@ pub fn admit(
             format!("less: {generations} answers are asked for, and there is room for {most}");
         return Err(invalid(param, expected));
     }
-    model.engine.has_room(generations).map_err(refused)
+    let room = model
+        .engine
+        .has_room(record.flow(request.user), generations);
+    room.map_err(|refusal| refused(record, refusal))
 }
 
 /// The input of the engine for one request.
@@ -110,6 +114,8 @@ impl Work {
                 let mut generation = template.clone();
                 generation.prompt = copied(prompt, template.max_tokens)?;
                 generation.sampling.seed = request.seed(choice);
+                generation.flow = record.flow(request.user);
+                generation.priority = request.priority;
                 generations.push(generation);
             }
         }
@@ -210,7 +216,8 @@ pub async fn respond(
     let unenforced = constrain(model, &mut work.generations, grammar, is_strict).await?;
     work.begin_with_thoughts();
     let answers = work.generations.len() / work.prompts.len().max(1);
-    let streams = model.engine.submit(work.generations).map_err(refused)?;
+    let streams = model.engine.submit(work.generations);
+    let streams = streams.map_err(|refusal| refused(&record, refusal))?;
     let receipts = streams.iter().map(TokenStream::receipt).collect();
     record.set_generations(Generations::new(receipts, answers));
     let rules = Arc::new(work.rules);
@@ -254,6 +261,7 @@ async fn constrain(
     let compiled = compiled.map_err(|problem| match problem {
         Problem::Refused(problem) => invalid(param, format!("a grammar that compiles: {problem}")),
         Problem::Busy => ApiError::QueueFull {
+            limit: "too many grammars wait to be compiled",
             retry_after: RETRY_BUSY,
         },
         Problem::Unavailable => ApiError::GrammarsUnavailable,
@@ -271,10 +279,20 @@ async fn constrain(
         .then(|| HeaderValue::try_from(keywords).ok())
         .flatten())
 }
-/// The error that a client gets for a refusal by the engine.
-const fn refused(refusal: Refusal) -> ApiError {
+
+/// The error that the client of the request of `record` gets for a refusal by the engine.
+pub fn refused(record: &Record, refusal: Refusal) -> ApiError {
     match refusal {
-        Refusal::QueueFull { retry_after } => ApiError::QueueFull { retry_after },
+        Refusal::QueueFull { part, retry_after } => {
+            let limit = match (part, record.client()) {
+                (QueuePart::Share, Some(client)) => return client.share_is_taken(retry_after),
+                (QueuePart::Share, None) => "this user has as much of the queue as one may have",
+                (QueuePart::Requests, _) => "no more requests may wait",
+                (QueuePart::Tokens, _) => "the prompts that wait may have no more tokens",
+            };
+            ApiError::QueueFull { limit, retry_after }
+        }
+        Refusal::Late { retry_after } => ApiError::TooLate { retry_after },
         Refusal::Draining => ApiError::Draining,
         Refusal::Stopped => ApiError::EngineStopped,
     }

@@ -10,6 +10,7 @@ use super::prompt::check_ids;
 use super::sampling::{self, MAX_ENTRIES, Unset};
 use super::structured::{self, FromField};
 use crate::engine::{self, Generation, Sampling};
+use crate::http::access::user_id;
 use crate::http::error_body::ApiError;
 use crate::http::fields::{Fields, invalid};
 use crate::http::limits::Limits;
@@ -44,6 +45,10 @@ pub struct GenerationRequest {
     pub ignored: Vec<String>,
     /// Bytes of memory for the parts of the request that its response repeats.
     pub repeated_bytes: usize,
+    /// The number of the end user, if the request names one.
+    pub user: Option<u64>,
+    /// Requests of the same client with lower numbers are first.
+    pub priority: i64,
     /// `None`: each answer draws a random seed.
     seed: Option<u64>,
     /// Stop strings; none of them is empty.
@@ -91,7 +96,10 @@ impl GenerationRequest {
             output: OutputRequest::take(f)?,
             repeated_bytes: 0,
         };
-        let request = Self::with(f, limits, own)?;
+        let mut request = Self::with(f, limits, own)?;
+        let user: Option<&RawValue> = f.take("user", "a string")?;
+        request.user = user.map(|user| user_id(user.get()));
+        request.priority = f.integer("priority", "an integer")?.unwrap_or(0);
         take_unused(f)?;
         Ok(request)
     }
@@ -124,6 +132,8 @@ impl GenerationRequest {
             unset,
             ignored: Vec::new(),
             repeated_bytes: own.repeated_bytes,
+            user: None,
+            priority: 0,
         })
     }
 
@@ -238,12 +248,6 @@ impl GenerationRequest {
 
 /// Takes fields that clients send but that have no effect here.
 fn take_unused(f: &mut Fields<'_>) -> Result<(), ApiError> {
-    // Names the end user, for a provider's abuse checks.
-    let _: Option<&RawValue> = f.take("user", "a string")?;
-    // Requests are served in order of arrival, whatever their priority.
-    if f.integer("priority", "an integer")?.unwrap_or(0) != 0 {
-        f.ignore("priority");
-    }
     // A parameter of beam search, which is not supported.
     let weight: Option<f64> = f.take("length_penalty", "a number")?;
     if weight.is_some_and(|weight| weight != 1.0) {

@@ -17,6 +17,7 @@ use axum::response::Response;
 use axum::{Extension, Json};
 use serde::Serialize;
 
+use super::admission::Admission;
 use super::app::App;
 use super::body::JsonBytes;
 use super::chat::Exchange;
@@ -29,6 +30,7 @@ use stream::MessageWriter;
 pub async fn create(
     State(app): State<App>,
     Extension(record): Extension<Arc<Record>>,
+    _: Admission,
     JsonBytes(body, turn): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (model, _accepted) = app.accept()?;

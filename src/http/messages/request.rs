@@ -3,6 +3,7 @@
 use serde_json::value::RawValue;
 
 use super::conversation;
+use crate::http::access::user_id;
 use crate::http::chat::request::ChatRequest;
 use crate::http::chat::thinking::{self, MOST_BUDGET, ThinkingRequest};
 use crate::http::chat::tools::{self, Choice};
@@ -75,8 +76,9 @@ pub fn take(
         output: OutputRequest::only_text(is_stream, None),
         repeated_bytes: 0,
     };
-    let common = GenerationRequest::with(f, limits, own)?;
+    let mut common = GenerationRequest::with(f, limits, own)?;
     max_tokens.check_least(common.min_tokens, count.unwrap_or(usize::MAX))?;
+    common.user = user(f)?;
     take_unused(f)?;
     for (param, neutral) in UNSUPPORTED {
         if f.take::<&RawValue>(param, neutral)?.is_some() {
@@ -222,10 +224,15 @@ fn thinking(
     })
 }
 
+/// Takes `metadata`, whose `user_id` names the end user.
+fn user(f: &mut Fields<'_>) -> Result<Option<u64>, ApiError> {
+    let metadata = f.object("metadata", "an object")?;
+    let user = metadata.as_ref().and_then(|given| given.json("user_id"));
+    Ok(user.map(|user| user_id(user.get())))
+}
+
 /// Takes fields that clients send but that have no effect here.
 fn take_unused(f: &mut Fields<'_>) -> Result<(), ApiError> {
-    // Names the end user, for a provider's abuse checks.
-    let _ = f.object("metadata", "an object")?;
     // There is one tier.
     let _: Option<String> = f.take("service_tier", "a text")?;
     // Prefixes of prompts are cached without being asked.

@@ -92,6 +92,7 @@ fn the_limits_of_metadata_are_those_of_its_check() {
 #[test]
 fn the_table_of_limits_has_the_limits() {
     let (limits, server) = (Limits::default(), server::Settings::default());
+    let tokens = engine::Settings::default().max_queue_tokens;
     // The tables write `1.00 MiB` as 1 MiB.
     let size = |bytes: usize| {
         let size = ByteSize(bytes as u64).to_string();
@@ -126,6 +127,14 @@ fn the_table_of_limits_has_the_limits() {
         (
             "requests that wait",
             engine::Settings::default().max_queue.to_string(),
+        ),
+        (
+            "tokens of their prompts",
+            format!(
+                "{},{:03}; a prompt that waits alone may have more",
+                tokens / 1000,
+                tokens % 1000
+            ),
         ),
         (
             "connections",

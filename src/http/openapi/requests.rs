@@ -257,10 +257,10 @@ fn common(limits: &Limits) -> Value {
             "include_usage": flag("End with an event that has the token counts."),
             "continuous_usage_stats": flag("Token counts in every event."),
         }})),
-        "priority": optional("integer", json!({"format": "int64", "description": "Changes nothing: requests are served in order."})),
+        "priority": optional("integer", json!({"format": "int64", "description": "Among waiting requests of the same client, those with lower numbers are first."})),
         "use_beam_search": optional("boolean", json!({"enum": [false, null], "description": "Only false is accepted."})),
         "length_penalty": optional("number", json!({"description": "Changes nothing: it belongs to beam search."})),
-        "user": {"description": "Changes nothing."},
+        "user": {"description": "The end user. With `serve --fair-by user`, users get equal shares of the server."},
     });
     merge(&mut properties, shared(limits));
     properties

@@ -15,6 +15,7 @@ use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
 
+use super::admission::Admission;
 use super::app::App;
 use super::body::JsonBytes;
 use super::chat::Exchange;
@@ -27,6 +28,7 @@ use stream::ResponseWriter;
 pub async fn create(
     State(app): State<App>,
     Extension(record): Extension<Arc<Record>>,
+    _: Admission,
     JsonBytes(body, turn): JsonBytes,
 ) -> Result<Response, ApiError> {
     let (model, _accepted) = app.accept()?;

@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::input;
+use crate::http::access::user_id;
 use crate::http::chat::request::ChatRequest;
 use crate::http::chat::thinking::ThinkingRequest;
 use crate::http::chat::tools::{self, Choice};
@@ -140,7 +141,10 @@ impl ResponsesRequest {
             output: OutputRequest::only_text(is_stream, truncation),
             repeated_bytes: REPETITIONS.saturating_mul(echo.bytes()),
         };
-        let common = GenerationRequest::with(f, limits, own)?;
+        let mut common = GenerationRequest::with(f, limits, own)?;
+        // OpenAI's newer name for the end user, and the older one.
+        let user = f.json("safety_identifier").or(echo.user.as_deref());
+        common.user = user.map(|user| user_id(user.get()));
         max_tokens.check_least(common.min_tokens, count.unwrap_or(usize::MAX))?;
         take_unused(f)?;
         refuse(f)?;

@@ -15,9 +15,6 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::exchange::Exchanges;
 use super::stall::Stall;
 
-/// How long a client that has closed its sending side may go without receiving bytes. A client that has disconnected
-/// looks the same until something is sent to it, and its batch slot should soon become free.
-const HALF_CLOSED_GRACE: Duration = Duration::from_millis(500);
 /// How long, and how many bytes, input is read and discarded before a connection is closed while the client may still
 /// be sending. Closing with unread bytes resets the connection, and the client would see the reset instead of its
 /// response.
@@ -36,6 +33,8 @@ pub struct Deadlines {
     pub idle: Duration,
     /// How long the client may read nothing while bytes are waiting for it.
     pub stall: Duration,
+    /// How long a client that has closed its sending side may go without receiving bytes.
+    pub half_closed: Duration,
 }
 
 /// A socket that enforces the deadlines, lets clients close their sending side early, and closes without losing a
@@ -99,10 +98,10 @@ impl<S> Connection<S> {
     }
 
     /// Reports the end of the input. While a request is being answered, it does so only after the client has received
-    /// nothing for [`HALF_CLOSED_GRACE`], because then the client has probably disconnected.
+    /// nothing for a while, because then the client has probably disconnected.
     fn poll_end(&mut self, since: Instant, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.is_answering() {
-            let until = self.last_write.unwrap_or(since) + HALF_CLOSED_GRACE;
+            let until = self.last_write.unwrap_or(since) + self.deadlines.half_closed;
             if self.timer.deadline() != until {
                 self.timer.as_mut().reset(until);
             }
@@ -243,6 +242,7 @@ mod tests {
     const HEAD: Duration = Duration::from_millis(100);
     const IDLE: Duration = Duration::from_millis(700);
     const STALL: Duration = Duration::from_secs(1);
+    const HALF_CLOSED: Duration = Duration::from_millis(500);
 
     fn connection() -> (Connection<DuplexStream>, DuplexStream, Exchanges) {
         let (server, client) = duplex(1 << 10);
@@ -251,6 +251,7 @@ mod tests {
             head: HEAD,
             idle: IDLE,
             stall: STALL,
+            half_closed: HALF_CLOSED,
         };
         let connection = Connection::new(server, deadlines, exchanges.clone());
         (connection, client, exchanges)
@@ -297,7 +298,7 @@ mod tests {
         let _exchange = exchanges.begin(false);
         client.shutdown().await.unwrap();
         for _ in 0..5 {
-            let waited = HALF_CLOSED_GRACE / 2;
+            let waited = HALF_CLOSED / 2;
             let end = tokio::time::timeout(waited, connection.read(&mut [0; 8])).await;
             assert!(end.is_err(), "the end is not told yet");
             connection.write_all(b"token").await.unwrap();

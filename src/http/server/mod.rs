@@ -54,6 +54,8 @@ pub struct Settings {
     pub keep_alive: Duration,
     /// How long a client may read nothing while bytes are waiting for it.
     pub write_stall: Duration,
+    /// How long a client that has closed its sending side may go without receiving bytes.
+    pub half_closed: Duration,
     /// Bytes of a request's headers; hyper answers 431 to more.
     pub header_bytes: usize,
     /// The settings of TLS; without them the port speaks plain HTTP.
@@ -68,6 +70,9 @@ impl Default for Settings {
             // Load balancers keep idle connections for 60 seconds and require servers behind them to keep them longer.
             keep_alive: Duration::from_secs(75),
             write_stall: Duration::from_secs(30),
+            // A client that has disconnected looks the same until something is sent to it, and its place should be free
+            // within a quarter of a second, of which a step takes more than half.
+            half_closed: Duration::from_millis(80),
             // Requests with cookies and single sign-on tokens stay below this.
             header_bytes: 32 << 10,
             tls: None,
@@ -256,6 +261,7 @@ impl Host {
             head: settings.head_deadline,
             idle: settings.keep_alive + KEEP_ALIVE_MARGIN,
             stall: settings.write_stall,
+            half_closed: settings.half_closed,
         };
         let mut http = http1::Builder::new();
         http.timer(TokioTimer::new())
