@@ -250,7 +250,6 @@ async fn every_limit_can_be_set_and_a_strict_server_refuses_what_nobody_knows() 
         ),
         ("stop", "invalid_value", json!({"stop": ["a", "b"]})),
         ("zeta", "unknown_parameter", json!({"zeta": 1})),
-        ("priority", "unknown_parameter", json!({"priority": 3})),
         (
             "stream_options.more",
             "unknown_parameter",
