@@ -29,7 +29,7 @@ put() { # put MODE FILE… FOLDER
     install -m "$mode" "${@:2:$#-2}" "$folder"
 }
 put 755 "$stage/microgranite" usr/bin
-put 644 deploy/systemd/*.service usr/lib/systemd/system
+put 644 deploy/systemd/*.service deploy/systemd/*.socket usr/lib/systemd/system
 put 644 "$stage"/man/*.1 usr/share/man/man1
 put 644 "$stage/completions/microgranite" usr/share/bash-completion/completions
 put 644 "$stage/completions/_microgranite" usr/share/zsh/vendor-completions
@@ -86,7 +86,7 @@ script prerm <<'SCRIPT'
 #!/bin/sh
 set -e
 if [ "$1" = remove ] && [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
-    systemctl disable --now microgranite.service
+    systemctl disable --now microgranite.socket microgranite.service
 fi
 SCRIPT
 script postrm <<'SCRIPT'

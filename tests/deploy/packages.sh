@@ -100,7 +100,8 @@ done
 succeeds "completions for bash" bash -c "source $root/usr/share/bash-completion/completions/microgranite && complete -p microgranite"
 unit=$root/usr/lib/systemd/system/microgranite.service
 sed "s|/usr/bin/microgranite|$root&|" "$unit" >"$scratch/microgranite.service"
-succeeds "systemd-analyze verify" systemd-analyze --man=no verify "$scratch/microgranite.service"
+cp "$root/usr/lib/systemd/system/microgranite.socket" "$scratch"
+succeeds "systemd-analyze verify" systemd-analyze --man=no verify "$scratch/microgranite.service" "$scratch/microgranite.socket"
 # Ten times the exposure level that systemd shows. Without confinement it is 96.
 succeeds "systemd-analyze security" systemd-analyze --offline=yes --threshold=15 security "$unit"
 grep -h "exposure level" "$scratch/output"
