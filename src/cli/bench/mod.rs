@@ -2,7 +2,9 @@
 
 mod given;
 mod limits;
+mod machine;
 mod measure;
+mod quick;
 mod report;
 
 use clap::Args as ClapArgs;
@@ -23,6 +25,11 @@ use measure::Plan;
 /// compared, and a warning says so.
 #[derive(Debug, ClapArgs)]
 pub struct Args {
+    /// Say in about ten seconds what this machine is, what published Granites would give on it, and what it lacks.
+    ///
+    /// Needs no download. A few layers of each shape are measured, and the whole is calculated from them.
+    #[arg(long, conflicts_with_all = ["reference", "model", "shape", "prompt", "batch", "runs", "steps"])]
+    quick: bool,
     /// The model to measure: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], ollama:NAME[:TAG],
     /// oci://HOST/REPOSITORY[:TAG], or demo.
     ///
@@ -75,6 +82,10 @@ pub struct Args {
 /// # Errors
 /// The errors of loading the model, and [`Error::Config`] for numbers that exceed the model's context or the memory.
 pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
+    if args.quick {
+        let outlook = quick::run(config::threads(args.threads), sources.progress_bar)?;
+        return print(&outlook, args.json);
+    }
     let plan = Plan {
         prompt: args.prompt,
         batches: args.batch.clone(),
