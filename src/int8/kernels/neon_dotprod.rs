@@ -5,7 +5,7 @@ use std::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
 use super::super::PANEL;
-use super::neon_tile::{finish, prefetch, signed, tile_128};
+use super::neon_tile::{finish, prefetch, sdot, signed, tile_128};
 use super::{Candidate, Kernel, Tile, neon_vector, peak, scan_blocks};
 
 /// The CPU features this kernel needs, and whether this CPU has them.
@@ -44,18 +44,6 @@ fn prepare(weights: uint8x16_t) -> int8x16_t {
 
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-pub(super) fn dot<const LANE: i32>(
-    mut sums: int32x4_t,
-    weights: int8x16_t,
-    rows: int8x16_t,
-) -> int32x4_t {
-    // SAFETY: the instruction works on registers alone, and the CPU has the feature. The intrinsic is not stable.
-    unsafe {
-        std::arch::asm!(
-            "sdot {0:v}.4s, {1:v}.16b, {2:v}.4b[{lane}]",
-            inout(vreg) sums, in(vreg) weights, in(vreg) rows, lane = const LANE,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    sums
+fn dot<const LANE: i32>(sums: int32x4_t, weights: int8x16_t, rows: int8x16_t) -> int32x4_t {
+    sdot::<LANE>(sums, weights, rows)
 }

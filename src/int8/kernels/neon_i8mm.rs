@@ -9,7 +9,7 @@ use std::arch::is_aarch64_feature_detected;
 use std::mem::MaybeUninit;
 
 use super::super::{BLOCK_BYTES, GROUP, PANEL, ZERO_POINT};
-use super::neon_tile::{finish, prefetch};
+use super::neon_tile::{finish, prefetch, usmmla};
 use super::{Candidate, Kernel, Tile, neon_vector, peak, scan_blocks};
 
 /// Pairs of rows in a register tile over interleaved weights: 6 · 4 accumulators, 4 weights and a pair of codes take 29
@@ -270,18 +270,4 @@ fn add_pair<const P: usize>(
             *sum = usmmla(*sum, weights, codes);
         }
     }
-}
-
-#[inline]
-#[target_feature(enable = "neon,i8mm")]
-pub(super) fn usmmla(mut sums: int32x4_t, weights: uint8x16_t, rows: int8x16_t) -> int32x4_t {
-    // SAFETY: the instruction works on registers alone, and the CPU has the feature. The intrinsic is not stable.
-    unsafe {
-        std::arch::asm!(
-            "usmmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
-            inout(vreg) sums, in(vreg) weights, in(vreg) rows,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    sums
 }

@@ -137,6 +137,40 @@ pub(super) fn signed(weights: uint8x16_t) -> int8x16_t {
     unsafe { vreinterpretq_s8_u8(veorq_u8(weights, vdupq_n_u8(ZERO_POINT as u8))) }
 }
 
+/// Adds the products of sixteen signed weights with the four codes in lane `LANE` of a row.
+#[inline]
+#[target_feature(enable = "neon,dotprod")]
+pub(super) fn sdot<const LANE: i32>(
+    mut sums: int32x4_t,
+    weights: int8x16_t,
+    rows: int8x16_t,
+) -> int32x4_t {
+    // SAFETY: the instruction works on registers alone, and the CPU has the feature. The intrinsic is not stable.
+    unsafe {
+        std::arch::asm!(
+            "sdot {0:v}.4s, {1:v}.16b, {2:v}.4b[{lane}]",
+            inout(vreg) sums, in(vreg) weights, in(vreg) rows, lane = const LANE,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sums
+}
+
+/// Adds the products of two columns of eight unsigned weights with two rows of eight codes.
+#[inline]
+#[target_feature(enable = "neon,i8mm")]
+pub(super) fn usmmla(mut sums: int32x4_t, weights: uint8x16_t, rows: int8x16_t) -> int32x4_t {
+    // SAFETY: the instruction works on registers alone, and the CPU has the feature. The intrinsic is not stable.
+    unsafe {
+        std::arch::asm!(
+            "usmmla {0:v}.4s, {1:v}.16b, {2:v}.16b",
+            inout(vreg) sums, in(vreg) weights, in(vreg) rows,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sums
+}
+
 /// Adds a row's sums to the output: corrects them where zero points differ from 128, converts them to floats and scales
 /// them.
 ///

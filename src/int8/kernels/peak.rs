@@ -243,7 +243,7 @@ pub(super) const NEON_DOTPROD: Limits = {
         let (a, b) = std::hint::black_box((vdupq_n_s8(3), vdupq_n_s8(5)));
         for _ in 0..iterations {
             for sum in &mut sums {
-                *sum = super::neon_dotprod::dot::<0>(*sum, a, b);
+                *sum = super::neon_tile::sdot::<0>(*sum, a, b);
             }
         }
         std::hint::black_box(sums);
@@ -261,7 +261,7 @@ pub(super) const NEON_I8MM: Limits = {
         let (a, b) = std::hint::black_box((vdupq_n_u8(3), vdupq_n_s8(5)));
         for _ in 0..iterations {
             for sum in &mut sums {
-                *sum = super::neon_i8mm::usmmla(*sum, a, b);
+                *sum = super::neon_tile::usmmla(*sum, a, b);
             }
         }
         std::hint::black_box(sums);
