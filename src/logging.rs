@@ -7,7 +7,7 @@
 
 use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::str::FromStr;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{LazyLock, OnceLock};
@@ -50,6 +50,19 @@ pub(crate) fn lost_lines() -> IntCounter {
 #[derive(Debug, Clone)]
 pub struct Filter(String);
 
+impl Filter {
+    /// Warnings and errors.
+    pub fn warnings() -> Self {
+        Self("warn".to_owned())
+    }
+}
+
+impl Default for Filter {
+    fn default() -> Self {
+        Self("info".to_owned())
+    }
+}
+
 impl FromStr for Filter {
     type Err = String;
 
@@ -81,12 +94,18 @@ pub(crate) fn init(format: LogFormat, filter: &Filter) {
     // A second call, as in tests, has no effect.
     let _already_set = match format {
         LogFormat::Text => builder
-            .with_ansi(std::io::stderr().is_terminal())
+            .with_ansi(has_colors(&std::io::stderr()))
             .with_target(false)
             .try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     log_panics();
+}
+
+/// Whether text for `stream` may have colors: on a terminal that can show them, unless `NO_COLOR` is set;
+/// `CLICOLOR_FORCE` asks for them everywhere.
+pub fn has_colors(stream: &impl anstream::stream::RawStream) -> bool {
+    anstream::AutoStream::choice(stream) != anstream::ColorChoice::Never
 }
 
 /// Logs panics as lines. The standard library's hook writes to standard error and blocks.

@@ -4,6 +4,7 @@
 
 pub mod bench;
 mod choices;
+mod client;
 pub mod eval;
 mod figures;
 pub mod inspect;
@@ -12,6 +13,7 @@ mod parse;
 mod progress;
 pub mod pull;
 pub mod quantize;
+pub mod run;
 pub mod serve;
 mod signature;
 mod texts;
@@ -53,16 +55,15 @@ pub struct Cli {
     log_format: LogFormat,
 
     /// What to log: error, warn, info, debug, or targets such as microgranite=debug. Prompts and answers are never
-    /// logged.
+    /// logged. [default: info; warn for run, where a person reads the terminal]
     #[arg(
         long,
         global = true,
         help_heading = "Logging",
         env = "MICROGRANITE_LOG",
-        value_name = "FILTER",
-        default_value = "info"
+        value_name = "FILTER"
     )]
-    log: Filter,
+    log: Option<Filter>,
 
     /// The instruction set to compute with. Of use for comparing them, and for finding out whether a fault lies in one.
     /// [default: the fastest one of this CPU]
@@ -83,6 +84,7 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Serve(Box<serve::Args>),
+    Run(Box<run::Args>),
     Quantize(quantize::Args),
     Eval(eval::Args),
     Bench(bench::Args),
@@ -95,8 +97,18 @@ enum Command {
     CheckGrammar,
 }
 
+impl Command {
+    /// What to log unless the user says otherwise.
+    fn log_filter(&self) -> Filter {
+        match self {
+            Self::Run(_) => Filter::warnings(),
+            _ => Filter::default(),
+        }
+    }
+}
+
 const EXIT_CODES: &str = "\
-Exit codes: 0 success, 64 bad usage, 65 bad model file, 66 file not found, 69 download failed,
+Exit codes: 0 success, 64 bad usage, 65 bad model file, 66 file not found, 69 download failed or no server,
 70 defect in this program, 74 reading or writing failed, 75 something hung when it should have ended,
 78 settings that cannot work here.";
 
@@ -110,7 +122,8 @@ pub fn run(cli: Cli) -> Result<()> {
         let checked = grammar::trial::run_here(pipes.0, pipes.1);
         return checked.map_err(|problem| Error::Internal(problem.to_string()));
     }
-    logging::init(cli.log_format, &cli.log);
+    let filter = cli.log.unwrap_or_else(|| cli.command.log_filter());
+    logging::init(cli.log_format, &filter);
     if let Some(name) = &cli.kernel {
         kernels::choose(name)
             .map_err(|problem| Error::Config(format!("--kernel {name}: {problem}")))?;
@@ -119,6 +132,7 @@ pub fn run(cli: Cli) -> Result<()> {
     let sources = sources::Settings::from_variables(variable, std::io::stderr().is_terminal());
     match cli.command {
         Command::Serve(args) => serve::run(*args, sources),
+        Command::Run(args) => run::run(*args, &sources),
         Command::Quantize(args) => quantize::run(args, &sources),
         Command::Eval(args) => eval::run(&args, &sources),
         Command::Bench(args) => bench::run(&args, &sources),

@@ -27,6 +27,7 @@ mod process;
 mod receipts;
 mod refusals;
 mod responses;
+mod run;
 mod scores;
 mod signature;
 mod stalls;

@@ -50,9 +50,12 @@ enum From {
 
 /// Whether models that can think do so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Thinking {
+pub enum Thinking {
+    /// It thinks.
     On,
+    /// It does not.
     Off,
+    /// It thinks briefly.
     Low,
 }
 

@@ -2,7 +2,8 @@
 
 mod access;
 pub(super) mod descriptors;
-mod generation;
+pub(super) mod generation;
+pub(super) mod here;
 mod limits;
 mod listening;
 mod load;
@@ -17,7 +18,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime;
+use tokio::runtime::{self, Runtime};
 
 use super::WeightsArg;
 use super::signature::SignatureArgs;
@@ -299,13 +300,7 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     };
     let app = App::traced(Arc::clone(&metrics), access, limits, exporter.clone());
     let _admin_file = serve_admin(&args, admin, app.clone(), tls)?;
-    // One thread for the network, because it only moves bytes and the cores belong to the compute threads.
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .max_blocking_threads(MAX_BLOCKING_THREADS)
-        .thread_stack_size(BLOCKING_STACK_BYTES)
-        .build()
-        .map_err(|problem| Error::Internal(format!("no runtime: {problem}")))?;
+    let runtime = runtime()?;
     let service = Service {
         args,
         sources,
@@ -325,6 +320,20 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
         exporter.flush(LAST_SPANS);
     }
     outcome
+}
+
+/// What runs the application: one thread for the network, because it only moves bytes and the cores belong to the compute
+/// threads.
+///
+/// # Errors
+/// [`Error::Internal`] if the system refuses it.
+pub(super) fn runtime() -> Result<Runtime> {
+    runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(MAX_BLOCKING_THREADS)
+        .thread_stack_size(BLOCKING_STACK_BYTES)
+        .build()
+        .map_err(|problem| Error::Internal(format!("no runtime: {problem}")))
 }
 
 /// How long the service manager and the collector may keep the process from ending. Together with the last bytes of
