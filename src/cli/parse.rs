@@ -3,13 +3,13 @@
 use std::any::TypeId;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, CommandFactory, FromArgMatches};
 
 use super::Cli;
+use crate::logging::has_colors;
 
 /// The prefix of all environment variables of this program.
 const PREFIX: &str = "MICROGRANITE_";
@@ -119,7 +119,7 @@ fn ending(
     let styled = error.render();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            Ending::Shown(match std::io::stdout().is_terminal() {
+            Ending::Shown(match has_colors(&std::io::stdout()) {
                 true => styled.ansi().to_string(),
                 false => styled.to_string(),
             })

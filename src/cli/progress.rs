@@ -1,4 +1,4 @@
-//! The progress of long work: a bar on a terminal, otherwise log lines.
+//! The progress of long work: a bar on a terminal, otherwise log lines. Both say how much time is left.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +11,14 @@ const BETWEEN_LINES: Duration = Duration::from_secs(5);
 pub struct Progress {
     what: &'static str,
     bar: Option<ProgressBar>,
+    started: Instant,
     last_line: Instant,
 }
 
 impl Progress {
     /// For work called `what`, as a `bar` or as log lines.
     pub fn new(what: &'static str, bar: bool) -> Self {
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %");
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {percent} %, {eta} left");
         let bar = bar.then(|| {
             ProgressBar::new(0)
                 .with_style(style.expect("the template is a constant"))
@@ -26,6 +27,7 @@ impl Progress {
         Self {
             what,
             bar,
+            started: Instant::now(),
             last_line: Instant::now(),
         }
     }
@@ -38,7 +40,8 @@ impl Progress {
         } else if self.last_line.elapsed() >= BETWEEN_LINES {
             self.last_line = Instant::now();
             let percent = done.saturating_mul(100) / total.max(1);
-            tracing::info!(percent, "{}", self.what);
+            let left = left(self.started.elapsed(), done, total);
+            tracing::info!(percent, seconds_left = left, "{}", self.what);
         }
     }
 
@@ -47,5 +50,27 @@ impl Progress {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// The whole seconds that the rest takes, if it goes on as fast as so far; `None` before anything is done.
+fn left(elapsed: Duration, done: u64, total: u64) -> Option<u64> {
+    let rest = total.saturating_sub(done) as f64;
+    let left = elapsed.as_secs_f64() * rest / done as f64;
+    (done > 0).then_some(left.ceil() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_takes_as_long_as_what_was_done() {
+        let elapsed = Duration::from_secs(30);
+        assert_eq!(left(elapsed, 3, 4), Some(10));
+        assert_eq!(left(elapsed, 4, 4), Some(0));
+        assert_eq!(left(elapsed, 0, 4), None);
+        // A total that was too small is no reason to go wrong.
+        assert_eq!(left(elapsed, 5, 4), Some(0));
     }
 }

@@ -9,6 +9,7 @@ use hf_hub::{Cache, Repo, RepoType};
 
 use super::forms::Form;
 use super::hash::sha256;
+use super::known;
 use super::labels;
 use super::progress::Meter;
 use super::quantized::Method;
@@ -259,6 +260,10 @@ impl Hub<'_> {
 
     /// The error for a failed download, in one line with advice.
     fn failed(&self, what: &str, error: &ApiError) -> Error {
+        // The hub says that a repository is not public where there is none.
+        let is_missing = matches!(status(error), Some(401 | 404));
+        let nearest = known::nearest_repository(self.repo).filter(|_| is_missing);
+        let meant = nearest.map(|known| format!("did you mean hf:{known}?"));
         let hint = match (error, status(error)) {
             (ApiError::LockAcquisition(_), _) => {
                 "another process is fetching it; wait until that has ended"
@@ -268,6 +273,7 @@ impl Hub<'_> {
             }
             (_, None) => "check the network or HF_ENDPOINT, or name a local model",
         };
+        let hint = meant.as_deref().unwrap_or(hint);
         let endpoint = &self.settings.hub_endpoint;
         let error = error.to_string().replace('\n', " ");
         self.unavailable(format!(

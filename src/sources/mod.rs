@@ -3,7 +3,7 @@
 //!
 //! | file | what it holds |
 //! |---|---|
-//! | `reference.rs`, `suggest.rs`, `settings.rs` | how users name a model, suggestions for wrong names, and the settings for downloads |
+//! | `reference.rs`, `suggest.rs`, `known.rs`, `settings.rs` | how users name a model, suggestions for wrong names, and the settings for downloads |
 //! | `folder.rs`, `safetensors.rs` | a Hugging Face folder and its weights |
 //! | `forms.rs` | unsupported formats, how they are recognised, and what to use instead |
 //! | `quantized/` | folders whose matrices are already int8: compressed-tensors and LLM.int8 |
@@ -25,6 +25,7 @@ pub mod gguf;
 pub mod hash;
 mod hub;
 mod image;
+mod known;
 mod labels;
 mod mapped;
 pub(crate) mod names;

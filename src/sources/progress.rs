@@ -13,6 +13,8 @@ pub struct Meter {
     bar: Option<ProgressBar>,
     done: u64,
     total: u64,
+    /// When the download began, and how much was there already.
+    began: (Instant, u64),
     last_line: Instant,
 }
 
@@ -34,6 +36,7 @@ impl Meter {
             bar,
             done: 0,
             total,
+            began: (Instant::now(), 0),
             last_line: Instant::now(),
         }
     }
@@ -43,13 +46,30 @@ impl Meter {
         self.total
     }
 
+    /// Bytes per second so far, and the seconds that the rest takes at this rate.
+    fn pace(&self) -> (u64, Option<u64>) {
+        let (began, there) = self.began;
+        let arrived = self.done.saturating_sub(there) as f64;
+        let rate = arrived / began.elapsed().as_secs_f64().max(f64::MIN_POSITIVE);
+        let rest = self.total.saturating_sub(self.done) as f64;
+        let left = (rate > 0.0 && self.total > 0).then(|| (rest / rate).ceil() as u64);
+        (rate as u64, left)
+    }
+
     /// Announces the size and starts again from zero.
     pub fn start(&mut self, total: u64) {
         self.total = total;
+        self.began = (Instant::now(), 0);
         if let Some(bar) = &self.bar {
             bar.set_length(total);
         }
         self.set(0);
+    }
+
+    /// Goes on where an earlier download ended, with `there` bytes.
+    pub fn resume(&mut self, there: u64) {
+        self.began = (Instant::now(), there);
+        self.set(there);
     }
 
     /// Records that `done` bytes have arrived.
@@ -59,10 +79,13 @@ impl Meter {
             bar.set_position(done);
         } else if self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
+            let (rate, left) = self.pace();
             tracing::info!(
                 file = self.name,
                 bytes = done,
                 of = self.total,
+                bytes_per_second = rate,
+                seconds_left = left,
                 "downloading"
             );
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use super::image::Image;
+use super::known;
 use crate::error::Error;
 
 /// A model as the user names it: a folder, a `.gguf` file, `hf:OWNER/NAME[@REVISION][:LABEL]`, `ollama:NAME[:TAG]`,
@@ -51,7 +52,13 @@ impl FromStr for Reference {
     fn from_str(text: &str) -> Result<Self, Error> {
         let malformed = || Error::Usage(format!("{text:?} is not of the form {HUB_FORM}"));
         if let Some(hub) = text.strip_prefix("hf:") {
-            return parse_hub(hub).ok_or_else(malformed);
+            return parse_hub(hub).ok_or_else(|| match known::nearest(hub) {
+                Some(known) => {
+                    let problem = format!("{text:?} names no owner; did you mean {known}?");
+                    Error::Usage(problem)
+                }
+                None => malformed(),
+            });
         }
         let image = |image: Option<Image>, form: &str| {
             let malformed = || Error::Usage(format!("{text:?} is not of the form {form}"));

@@ -1,31 +1,11 @@
 //! Suggestions for a folder or file that does not exist.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::image::Image;
+use super::known;
 use super::reference::Reference;
 use crate::error::Error;
-
-/// Models that users are likely to name, as the hub calls them: the dense Granites, and the demo model.
-const KNOWN: [&str; 14] = [
-    "demo",
-    "hf:ibm-granite/granite-3.3-2b-instruct",
-    "hf:ibm-granite/granite-3.3-8b-instruct",
-    "hf:ibm-granite/granite-3.2-2b-instruct",
-    "hf:ibm-granite/granite-3.2-8b-instruct",
-    "hf:ibm-granite/granite-3.1-2b-instruct",
-    "hf:ibm-granite/granite-3.1-8b-instruct",
-    "hf:ibm-granite/granite-3.0-2b-instruct",
-    "hf:ibm-granite/granite-3.0-8b-instruct",
-    "hf:ibm-granite/granite-4.0-350m",
-    "hf:ibm-granite/granite-4.0-1b",
-    "hf:ibm-granite/granite-4.0-micro",
-    "hf:ibm-granite/granite-4.1-3b",
-    "hf:ibm-granite/granite-4.1-8b",
-];
-
-/// The similarity, from 0 to 1, from which one name is suggested for another: a letter or two apart.
-const ALIKE: f64 = 0.8;
 
 /// Ollama's name for a model, if `text` is of that form: a name with a tag.
 fn in_ollama(text: &str) -> Option<String> {
@@ -40,10 +20,15 @@ pub fn not_there(path: &Path) -> Error {
     let hub = format!("hf:{text}");
     let is_repository = !text.starts_with(['.', '~']) && hub.parse::<Reference>().is_ok();
     let problem = "no such file or folder";
-    let meant = if is_repository {
-        format!("; the repository of that name on the Hugging Face hub is {hub}")
+    let meant = if let Some(beside) = beside(path) {
+        format!("; did you mean {}?", beside.display())
+    } else if is_repository {
+        match known::nearest_repository(&text) {
+            Some(known) => format!("; did you mean hf:{known}?"),
+            None => format!("; the repository of that name on the Hugging Face hub is {hub}"),
+        }
     } else {
-        match (nearest(&text), in_ollama(&text)) {
+        match (known::nearest(&text), in_ollama(&text)) {
             (Some(known), Some(image)) => format!("; did you mean {known}, or {image}?"),
             (Some(meant), None) => format!("; did you mean {meant}?"),
             (None, Some(image)) => format!("; did you mean {image}?"),
@@ -53,25 +38,22 @@ pub fn not_there(path: &Path) -> Error {
     Error::not_found(path, format!("{problem}{meant}"))
 }
 
-/// The known model closest to `text`, a bare name such as Ollama's `granite3.3:2b`.
-fn nearest(text: &str) -> Option<&'static str> {
-    let is_name = |text: &str| !text.contains(['/', '\\']) && !text.starts_with('.');
-    let letters = |text: &str| -> String {
-        let text = text.rsplit('/').next().unwrap_or(text).to_lowercase();
-        text.chars().filter(|c| c.is_alphanumeric()).collect()
+/// Names in a folder that are looked at: people have fewer models.
+const MOST_BESIDE: usize = 1000;
+
+/// What lies beside `path` and has nearly its name.
+fn beside(path: &Path) -> Option<PathBuf> {
+    let folder = match path.parent()? {
+        folder if folder.as_os_str().is_empty() => Path::new("."),
+        folder => folder,
     };
-    let wanted = letters(text);
-    let score = |known: &&&str| {
-        let known = letters(known);
-        // A prefix of a known name counts as more than similar.
-        let begins = !wanted.is_empty() && known.starts_with(&wanted);
-        f64::from(begins) + strsim::jaro_winkler(&known, &wanted)
-    };
-    let best = KNOWN
-        .iter()
-        .rev()
-        .max_by(|a, b| score(a).total_cmp(&score(b)))?;
-    (is_name(text) && score(&best) >= ALIKE).then_some(*best)
+    let entries = std::fs::read_dir(folder).ok()?.flatten().take(MOST_BESIDE);
+    let names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
+    let name = path.file_name()?.to_str()?;
+    let nearest = known::nearest_of(names.iter().map(String::as_str), name)?;
+    Some(path.with_file_name(nearest))
 }
 
 #[cfg(test)]
@@ -104,25 +86,14 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_almost_known_is_completed_and_others_are_left_alone() {
-        for (text, meant) in [
-            ("granite3.3", Some("hf:ibm-granite/granite-3.3-2b-instruct")),
-            (
-                "granite3.3:8b",
-                Some("hf:ibm-granite/granite-3.3-8b-instruct"),
-            ),
-            (
-                "granite-4.0-micro",
-                Some("hf:ibm-granite/granite-4.0-micro"),
-            ),
-            ("granite-4.1-3B", Some("hf:ibm-granite/granite-4.1-3b")),
-            ("dmeo", Some("demo")),
-            ("llama.gguf", None),
-            ("/models/granite-4.1-3b", None),
-            ("./granite-4.1-3b", None),
-            ("mistral", None),
-        ] {
-            assert_eq!(nearest(text), meant, "{text}");
-        }
+    fn what_lies_beside_a_path_is_suggested_before_anything_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let right = folder.path().join("granite-2b-int8");
+        std::fs::create_dir(&right).unwrap();
+        let line = not_there(&folder.path().join("granite-2b-in8")).to_string();
+        let meant = format!("did you mean {}?", right.display());
+        assert!(line.ends_with(&meant), "{line}");
+        let line = not_there(&folder.path().join("something-else")).to_string();
+        assert!(line.ends_with("no such file or folder"), "{line}");
     }
 }

@@ -109,6 +109,16 @@ fn a_repository_that_is_not_public_is_explained() {
         UNAVAILABLE,
         &["hf:granite/tiny", "401", "HF_TOKEN"],
     );
+    // So it says where there is none: a name that is nearly right is more likely.
+    let typed = "hf:ibm-granite/granite-3.3-2b-instrct".parse().unwrap();
+    assert_refused(
+        sources::open(&typed, &hub.settings()),
+        UNAVAILABLE,
+        &[
+            "401",
+            "did you mean hf:ibm-granite/granite-3.3-2b-instruct?",
+        ],
+    );
 }
 
 #[test]

@@ -201,6 +201,11 @@ fn failures_are_explained_and_the_cache_still_serves() {
         UNAVAILABLE,
         &["ollama:tiny:9b", "404", "tag"],
     );
+    assert_refused(
+        open(&registry, "ollama:granit4.1:3b"),
+        UNAVAILABLE,
+        &["404", "did you mean ollama:granite4.1:3b?"],
+    );
     registry.set_fault(Fault::Status(401));
     assert_refused(
         open(&registry, "ollama:tiny:3b"),

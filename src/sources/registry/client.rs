@@ -156,6 +156,7 @@ impl Client {
         }
         let mut meter = Meter::new(&blob.name, blob.size, progress_bar);
         meter.start(blob.size);
+        meter.resume(there);
         let mut body = response.body_mut().as_reader().take(blob.size - there);
         let mut piece = vec![0; PIECE];
         while there < blob.size {

@@ -14,6 +14,7 @@ use client::{Client, Failure};
 use manifest::{Blob, CONFIG, INDEX, Manifest, Plan, Problem};
 
 use super::image::{Image, Version, hash_of};
+use super::known;
 use super::quantized::Method;
 use super::safetensors::shard_names;
 use super::settings::Settings;
@@ -231,6 +232,14 @@ impl Registry<'_> {
             Failure::Network(_) => "check the network and the host, or name a local model",
             Failure::Disk(_) => "check the folder of the cache, which XDG_CACHE_HOME sets",
         };
+        // Of other registries nothing is known.
+        let typed = self.image.to_string();
+        let name = typed.strip_prefix("ollama:");
+        let is_missing = matches!(failure, Failure::Status(401 | 404));
+        let nearest = name.and_then(known::nearest_in_ollama);
+        let meant = nearest.filter(|_| is_missing);
+        let meant = meant.map(|known| format!("did you mean ollama:{known}?"));
+        let hint = meant.as_deref().unwrap_or(hint);
         let base = self.base();
         self.unavailable(format!(
             "cannot fetch {what} from {base}: {failure}; {hint}"
