@@ -16,6 +16,7 @@ pub mod quantize;
 pub mod run;
 pub mod serve;
 mod signature;
+pub mod status;
 mod texts;
 
 use std::fmt::Display;
@@ -55,7 +56,7 @@ pub struct Cli {
     log_format: LogFormat,
 
     /// What to log: error, warn, info, debug, or targets such as microgranite=debug. Prompts and answers are never
-    /// logged. [default: info; warn for run, where a person reads the terminal]
+    /// logged. [default: info; warn for run and status, where a person reads the terminal]
     #[arg(
         long,
         global = true,
@@ -85,6 +86,8 @@ pub struct Cli {
 enum Command {
     Serve(Box<serve::Args>),
     Run(Box<run::Args>),
+    #[command(visible_alias = "ps")]
+    Status(status::Args),
     Quantize(quantize::Args),
     Eval(eval::Args),
     Bench(bench::Args),
@@ -101,7 +104,7 @@ impl Command {
     /// What to log unless the user says otherwise.
     fn log_filter(&self) -> Filter {
         match self {
-            Self::Run(_) => Filter::warnings(),
+            Self::Run(_) | Self::Status(_) => Filter::warnings(),
             _ => Filter::default(),
         }
     }
@@ -133,6 +136,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(*args, sources),
         Command::Run(args) => run::run(*args, &sources),
+        Command::Status(args) => status::run(args),
         Command::Quantize(args) => quantize::run(args, &sources),
         Command::Eval(args) => eval::run(&args, &sources),
         Command::Bench(args) => bench::run(&args, &sources),

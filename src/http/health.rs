@@ -64,7 +64,7 @@ pub(crate) fn is_alive(app: &App) -> bool {
 }
 
 /// Reads the engine's health without giving it work.
-fn check_engine(model: &ServedModel) -> Result<(), ApiError> {
+pub(super) fn check_engine(model: &ServedModel) -> Result<(), ApiError> {
     let is_stuck = model.engine.step_age().is_some_and(|age| age > STUCK_AFTER);
     match model.engine.health() {
         Health::Running | Health::Draining if is_stuck => Err(ApiError::EngineStopped),

@@ -10,7 +10,7 @@
 //! - [`completions`] and [`chat`] each read a request and write its answer; [`generate`] is what they have in common.
 //!   [`responses`] has the same for OpenAI's Responses API and [`messages`] for Anthropic's API, as translations to and
 //!   from [`chat`].
-//! - [`models`], [`tokenize`], [`health`] and [`openapi`] answer the rest.
+//! - [`models`], [`tokenize`], [`health`], [`status`], [`page`] and [`openapi`] answer the rest.
 //!
 //! They share the state in [`app`]. Every failure on the way is an [`error_body::ApiError`].
 
@@ -33,11 +33,13 @@ pub mod messages;
 pub mod models;
 pub mod observe;
 pub mod openapi;
+pub mod page;
 pub mod receipt;
 pub mod responses;
 pub mod routes;
 mod secret_file;
 pub mod server;
+pub mod status;
 pub mod tokenize;
 mod trace;
 pub mod values;

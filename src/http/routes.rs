@@ -5,7 +5,6 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::from_fn_with_state;
-use axum::response::Html;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Json, Router};
 use serde_json::{Map, Value};
@@ -17,7 +16,7 @@ use super::error_body::ApiError;
 use super::generate::{IGNORED, UNENFORCED};
 use super::observe::{self, Observer, Traffic};
 use super::openapi::{self, anthropic, describe};
-use super::{auth, chat, completions, health, messages, models, responses, tokenize};
+use super::{auth, chat, completions, health, messages, models, page, responses, status, tokenize};
 
 /// One route.
 struct Route {
@@ -38,8 +37,8 @@ enum Audience {
     Probes,
     /// Metrics collectors and operators. On the API's port they need a key only if there is an admin port as well.
     Operations,
-    /// People with a browser. As `Operations`, but not on the admin port, because half of the paths that the index page
-    /// names are not there.
+    /// People with a browser, which cannot send a key with the address of a page. Not on the admin port, where half of what
+    /// the page asks for is not.
     Visitors,
 }
 
@@ -238,6 +237,16 @@ const ROUTES: &[Route] = &[
         describe: || describe::open("metrics", "For Prometheus", "text/plain"),
     },
     Route {
+        path: "/status",
+        audience: Audience::Operations,
+        traffic: Traffic::Frequent,
+        handler: || get(status::status),
+        describe: || {
+            let summary = "What the server is doing: load, memory, counts and latencies";
+            describe::get("status", "operations", summary, "Status")
+        },
+    },
+    Route {
         path: "/openapi.json",
         audience: Audience::Operations,
         traffic: Traffic::Ordinary,
@@ -255,8 +264,11 @@ const ROUTES: &[Route] = &[
         path: "/",
         audience: Audience::Visitors,
         traffic: Traffic::Ordinary,
-        handler: || get(index),
-        describe: || describe::open("index", "A page with links to other routes", "text/html"),
+        handler: || get(page::page),
+        describe: || {
+            let summary = "A page that shows the status, and lets people try the model";
+            describe::open("page", summary, "text/html")
+        },
     },
 ];
 
@@ -285,11 +297,15 @@ pub fn router(app: App) -> Router {
         routes.method_not_allowed_fallback(async || ApiError::MethodNotAllowed)
     };
     let clients = routes_for(Audience::Clients);
-    let operations = routes_for(Audience::Operations).merge(routes_for(Audience::Visitors));
+    let operations = routes_for(Audience::Operations);
+    let mut always_open = routes_for(Audience::Probes);
+    if !access.without_page {
+        always_open = always_open.merge(routes_for(Audience::Visitors));
+    }
     let routes = if access.has_admin_port {
-        keyed(clients.merge(operations)).merge(open(routes_for(Audience::Probes)))
+        keyed(clients.merge(operations)).merge(open(always_open))
     } else {
-        keyed(clients).merge(open(routes_for(Audience::Probes).merge(operations)))
+        keyed(clients).merge(open(always_open.merge(operations)))
     };
     let routes = match access.root_path.as_str() {
         "" => routes,
@@ -344,16 +360,6 @@ async fn document(State(app): State<App>) -> Json<Value> {
 fn described_paths() -> Map<String, Value> {
     let entry = |route: &Route| (route.path.replace("{*", "{"), (route.describe)());
     ROUTES.iter().map(entry).collect()
-}
-
-/// `GET /`: a page with links to the other routes.
-async fn index(State(app): State<App>) -> Html<String> {
-    let root = &app.access().root_path;
-    Html(format!(
-        "<!doctype html><title>microgranite</title><p>microgranite: \
-         <a href=\"{root}/docs\">{root}/docs</a>, <a href=\"{root}/v1/models\">{root}/v1/models</a>, \
-         <a href=\"{root}/metrics\">{root}/metrics</a></p>\n"
-    ))
 }
 
 /// The layers from the inside out: the last one added sees the request first.

@@ -187,6 +187,11 @@ impl Metrics {
         self.key_queue_seconds_total.with_label_values(&[name]);
     }
 
+    /// The metrics of the process.
+    pub const fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// The metrics in the text exposition format, for `GET /metrics`. Reads only atomics and `/proc`.
     pub fn render(&self) -> String {
         self.process.update();

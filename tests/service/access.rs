@@ -38,7 +38,7 @@ const PROBES: [&str; 6] = [
     "/v2/health/live",
     "/v2/health/ready",
 ];
-const OPERATIONS: [&str; 5] = ["/", "/version", "/metrics", "/openapi.json", "/docs"];
+const OPERATIONS: [&str; 5] = ["/version", "/metrics", "/status", "/openapi.json", "/docs"];
 
 #[tokio::test]
 async fn with_keys_only_probes_and_what_has_no_other_port_are_open() {
@@ -276,7 +276,13 @@ async fn the_api_answers_without_its_version_and_under_a_prefix() {
     assert_eq!(document["servers"], json!([{"url": "/granite"}]));
     let index = service.get("/granite").await;
     assert_eq!(index.status(), 200);
-    assert!(index.text().await.unwrap().contains("\"/granite/docs\""));
+    assert!(
+        index
+            .text()
+            .await
+            .unwrap()
+            .contains("<base href=\"/granite/\">")
+    );
 }
 
 #[tokio::test]
@@ -287,9 +293,18 @@ async fn the_first_page_says_where_to_go() {
     let page = page.text().await.unwrap();
     let links = page.split("href=\"").skip(1);
     let links: Vec<&str> = links.map(|link| link.split('"').next().unwrap()).collect();
-    assert_eq!(links, ["/docs", "/v1/models", "/metrics"]);
-    for link in links {
-        assert_eq!(service.get(link).await.status(), 200, "{link}");
+    let expected = [
+        "data:,",
+        "#question",
+        "docs",
+        "v1/models",
+        "metrics",
+        "openapi.json",
+    ];
+    assert_eq!(links, expected);
+    for link in &links[2..] {
+        let path = format!("/{link}");
+        assert_eq!(service.get(&path).await.status(), 200, "{link}");
     }
 }
 
@@ -346,7 +361,7 @@ async fn the_admin_port_answers_probes_and_operations_without_a_key() {
     );
     let served = tokio::spawn(served);
     for (paths, status) in [
-        (&OPERATIONS[1..], 200),
+        (&OPERATIONS[..], 200),
         (&["/livez", "/v2/health/live"], 200),
         // No model is loaded.
         (&["/health", "/ping", "/v2/health/ready"], 503),

@@ -31,6 +31,7 @@ mod run;
 mod scores;
 mod signature;
 mod stalls;
+mod status;
 mod stopping;
 mod streaming;
 mod thinking;

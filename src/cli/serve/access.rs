@@ -45,6 +45,11 @@ pub struct AccessArgs {
     /// A prefix of every path (/granite), for proxies that do not remove it. Probes are also answered without it.
     #[arg(long, env = "MICROGRANITE_ROOT_PATH", value_name = "PATH", default_value = "", value_parser = root_path)]
     root_path: String,
+
+    /// Do not serve the page at /, which shows the model, its memory and load, and lets people try it in a browser.
+    /// The page asks for a key if the server has keys.
+    #[arg(long, env = "MICROGRANITE_NO_PAGE", value_parser = clap::builder::BoolishValueParser::new())]
+    no_page: bool,
 }
 
 /// How often to check the files for changes. Kubernetes takes a minute to update a mounted secret.
@@ -62,6 +67,7 @@ impl AccessArgs {
             fair_by: self.fair_by,
             has_admin_port,
             root_path: self.root_path.clone(),
+            without_page: self.no_page,
             cors_origins: self.cors_origin.clone(),
         })
     }

@@ -26,6 +26,8 @@ pub struct Access {
     pub has_admin_port: bool,
     /// The prefix of every path, for proxies that do not remove it: empty, or `/prefix`.
     pub root_path: String,
+    /// Whether there is no page at `/`.
+    pub without_page: bool,
     /// The origins whose pages may call the API from a browser (CORS); `*` stands for all.
     pub cors_origins: Vec<HeaderValue>,
 }

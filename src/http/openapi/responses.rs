@@ -140,6 +140,40 @@ pub fn add(schemas: &mut Map<String, Value>) {
             "token_strs": {"type": ["array", "null"], "items": {"type": "string"}},
         })),
     );
+    let cache = || object(json!({"used": count(), "cached": count(), "reserved": count()}));
+    let seconds = || json!({"type": "number", "minimum": 0});
+    let times = || {
+        json!({"description": "Times in seconds: how many up to each of the bounds.", "allOf": [object(json!({
+            "count": count(), "sum": seconds(), "bounds": {"type": "array", "items": seconds()}, "counts": counts(),
+        }))]})
+    };
+    let about = object(json!({
+        "name": text(), "parameters": count(), "context_length": count(), "instruction_set": text(),
+        "chats": yes_or_no(), "thinks": yes_or_no(),
+    }));
+    add(
+        "Status",
+        object(json!({
+            "version": text(),
+            "build": text(),
+            "state": {"enum": ["loading", "ready", "draining", "stalled", "damaged", "stopped"]},
+            "uptime_seconds": count(),
+            "model": {"anyOf": [about, {"type": "null"}]},
+            "load": object(json!({
+                "running": count(), "waiting": count(), "batch_places": count(), "queue_places": count(),
+            })),
+            "memory": object(json!({
+                "weights": count(), "weights_f32": count(), "weights_bf16": count(),
+                "resident_anon": count(), "resident_file": count(), "kv": cache(), "states": cache(),
+            })),
+            "totals": object(json!({
+                "requests": {"type": "object", "description": "By outcome.", "additionalProperties": count()},
+                "prompt_tokens": count(), "cached_prompt_tokens": count(), "generated_tokens": count(),
+                "steps": count(), "rows": count(),
+            })),
+            "latency": object(json!({"first_token": times(), "next_token": times()})),
+        })),
+    );
     add("Detokenized", object(json!({"prompt": text()})));
     add(
         "TokenizerInfo",
