@@ -1,5 +1,7 @@
 //! Names of models that users are likely to mean, and the one that is nearest to what was typed.
 
+use std::cmp::Reverse;
+
 /// IBM's models on the hub that run here, the likeliest of each kind last; and the demo model.
 const HUB: [&str; 32] = [
     "demo",
@@ -92,7 +94,8 @@ pub fn nearest_of<'a>(names: impl Iterator<Item = &'a str>, text: &str) -> Optio
     let errors = |name: &str| strsim::damerau_levenshtein(&name.to_lowercase(), &text);
     let (errors, name) = names
         .map(|name| (errors(name), name))
-        .min_by_key(|(errors, _)| *errors)?;
+        // Of several that are as near, the last one.
+        .max_by_key(|(errors, _)| Reverse(*errors))?;
     // In a short name a few letters are all of it.
     let most = MOST_ERRORS.min(text.chars().count() / 4);
     (1..=most).contains(&errors).then_some(name)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs widely used clients against the demo model: tests/clients/run.sh BINARY
-# Needs the demo model (`microgranite pull demo`), Node.js with npm, and package indexes for the clients; the tests
+# Needs the demo model (`microgranite pull demo`), Node.js with npm, Chromium, and package indexes for the clients; the tests
 # themselves are offline.
 set -euo pipefail
 if [ $# -lt 1 ] || [ ! -x "$1" ]; then
@@ -20,9 +20,11 @@ venv=${CLIENTS_VENV:-../../target/clients-venv}
 
 # The packages of npm are kept like those of Python, and only their own scripts are run: the test.
 node=${CLIENTS_NODE:-../../target/clients-node}
-mkdir -p "$node"
-cp ai-sdk/package.json ai-sdk/package-lock.json ai-sdk/chat.mjs "$node"
-npm ci --prefix "$node" --silent --no-fund --no-audit --ignore-scripts
+for folder in ai-sdk page; do
+    mkdir -p "$node/$folder"
+    cp "$folder"/* "$node/$folder"
+    npm ci --prefix "$node/$folder" --silent --no-fund --no-audit --ignore-scripts
+done
 
 serve() { # serve NAME FLAG…: starts a server on a free port and sets `url`
     local name=$1
@@ -48,10 +50,14 @@ serve tiny --model ../fixtures/granite-3-tiny --chat-template chatml-tools.jinja
 tiny=$url
 serve thinking --model ../fixtures/granite-4.2-tiny
 thinking=$url
+key=clients-key
+echo "$key" >"$work/keys"
+serve keyed --model ../fixtures/granite-4.2-tiny --api-key-file "$work/keys" --admin-listen 127.0.0.1:0
+keyed=$url
 serve tools --kv-cache 256MiB --chat-template chatml-tools.jinja
 # Set after the servers have started, which would refuse them as misspelt variables of their own.
 export MICROGRANITE_URL=$plain MICROGRANITE_SMALL_URL=$small MICROGRANITE_TOOLS_URL=$url
-export MICROGRANITE_THINKING_URL=$thinking
+export MICROGRANITE_THINKING_URL=$thinking MICROGRANITE_KEYED_URL=$keyed MICROGRANITE_KEY=$key
 export HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 HF_HOME=$work/hf
 # LiteLLM would fetch a list of prices from the network.
 export OPENAI_API_KEY=none LANGSMITH_TRACING=false TQDM_DISABLE=1 LITELLM_LOCAL_MODEL_COST_MAP=True
@@ -65,7 +71,9 @@ for test in "${tests[@]}"; do
     "$venv/bin/python" "$test.py"
 done
 echo "--- ai-sdk"
-node "$node/chat.mjs"
+node "$node/ai-sdk/chat.mjs"
+echo "--- page"
+node "$node/page/page.mjs"
 
 # The times mean nothing here; this checks that the three measurements complete.
 echo "--- load"

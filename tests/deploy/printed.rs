@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 const DOCUMENTS: &[&str] = &[
+const DOCUMENTS: [&str; 18] = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "README.md",
@@ -20,6 +21,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/quantization.md",
     "docs/reliability.md",
     "docs/runbook.md",
+    "docs/trying.md",
     "examples/README.md",
     "release/README.md",
     "tests/README.md",
@@ -97,6 +99,7 @@ fn every_flag_of_a_printed_command_is_known() {
         "inspect",
         "completions",
         "man",
+        "serve", "run", "status", "quantize", "eval", "bench", "pull", "inspect",
     ];
     let help = COMMANDS.map(|command| {
         let output = crate::microgranite().args([command, "--help"]).output();

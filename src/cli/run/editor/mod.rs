@@ -212,7 +212,7 @@ mod tests {
             ("two\u{1b}bone \u{5}!\r", "one two!"),
             // A letter of two code points is one for people.
             ("e\u{301}x\u{7f}\u{7f}y\r", "y"),
-            ("grüße\u{7f}\u{7f}\u{7f}n\r", "grün"),
+            ("grüße\u{7f}\u{7f}\u{7f}ün\r", "grün"),
             ("a\u{1b}[200~b\rc\nd\u{1b}[201~e\r", "ab\nc\nde"),
             ("\u{1b}[5~\u{1b}[1;2P\u{1b}Oxa\u{0}\u{7}b\r", "ab"),
             ("\"\"\"a\rb\"\"\"\r", "\"\"\"a\nb\"\"\""),
