@@ -220,6 +220,8 @@ async function* events(body) {
 const ask = async text => {
   const chats = $("mode").value === "chat";
   const request = { model: model.name, stream: true, stream_options: { include_usage: true } };
+  const temperature = $("temperature").valueAsNumber;
+  if (temperature >= 0) request.temperature = temperature;
   message(chats ? "You" : "Text", "user").append(text);
   if (chats) {
     said.push({ role: "user", content: text });

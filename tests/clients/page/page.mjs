@@ -137,6 +137,7 @@ assert(await ground(DESK) > 600 && await ground(DARK) < 150);
   await page.click("#stop");
   await over(page);
   await page.click("#clear");
+  await page.fill("#temperature", "0");
   await ask(page, "What is the capital of France?");
   await over(page);
   assert.match(await page.textContent(".answer"), /Paris/);
