@@ -39,24 +39,97 @@ pub mod error {
 pub mod engine {
     use std::time::Duration;
 
+    #[path = "../../../src/engine/forecast.rs"]
+    pub mod forecast;
     #[path = "../../../src/engine/queue.rs"]
     pub mod queue;
     #[path = "../../../src/engine/recent_steps.rs"]
     mod recent_steps;
 
+    pub mod request {
+        /// Whose a generation is.
+        #[derive(Debug, Clone, Copy, PartialEq)]
+        pub struct Flow {
+            pub id: u64,
+            pub weight: f64,
+        }
+
+        impl Flow {
+            pub const SHARED: Self = Self { id: 0, weight: 1.0 };
+        }
+    }
+
+    pub mod scheduler {
+        use super::request::Flow;
+
+        pub trait Job {
+            fn flow(&self) -> Flow;
+        }
+
+        /// What one flow has.
+        #[derive(Debug, Clone, Copy)]
+        pub struct Load {
+            pub flow: Flow,
+            pub waiting: usize,
+            pub waiting_tokens: usize,
+            pub running: usize,
+            pub prefill_tokens: usize,
+        }
+
+        impl Load {
+            pub const fn of(flow: Flow) -> Self {
+                Self {
+                    flow,
+                    waiting: 0,
+                    waiting_tokens: 0,
+                    running: 0,
+                    prefill_tokens: 0,
+                }
+            }
+        }
+    }
+
     mod sequence {
         use std::sync::Arc;
+
+        use super::request::Flow;
+        use super::scheduler::Job;
 
         /// A generation; how many exist is counted by whoever holds another reference.
         #[derive(Debug)]
         pub struct Sequence(pub Arc<()>);
+
+        impl Sequence {
+            pub const fn prompt_len(&self) -> usize {
+                1
+            }
+        }
+
+        impl Job for Sequence {
+            fn flow(&self) -> Flow {
+                Flow::SHARED
+            }
+        }
     }
 
     pub use sequence::Sequence;
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum QueuePart {
+        Requests,
+        Tokens,
+        Share,
+    }
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Refusal {
-        QueueFull { retry_after: Duration },
+        QueueFull {
+            part: QueuePart,
+            retry_after: Duration,
+        },
+        Late {
+            retry_after: Duration,
+        },
         Draining,
         Stopped,
     }

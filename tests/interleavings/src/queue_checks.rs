@@ -5,15 +5,27 @@ use std::thread;
 
 use prometheus::IntGauge;
 
-use super::queue::Queue;
+use super::forecast::Bounds;
+use super::queue::{Gauges, Queue};
+use super::request::Flow;
+use super::scheduler::Load;
 use super::{Health, Refusal, Sequence};
 use crate::in_random_orders;
 
 const ORDERS: usize = 4_000;
 
 fn queue(max_queue: usize) -> Arc<Queue> {
-    let gauge = IntGauge::new("waiting", "-").expect("a name");
-    Arc::new(Queue::new(max_queue, 2, gauge))
+    let bounds = Bounds {
+        requests: max_queue,
+        tokens: usize::MAX,
+        first_token: None,
+    };
+    let gauge = |name| IntGauge::new(name, "-").expect("a name");
+    let gauges = Gauges {
+        requests: gauge("waiting"),
+        tokens: gauge("tokens"),
+    };
+    Arc::new(Queue::new(bounds, 2, gauges))
 }
 
 /// Clients that push three each, until they are refused for another reason than want of room.
@@ -25,7 +37,7 @@ fn clients(queue: &Arc<Queue>, alive: &Arc<()>) -> Vec<thread::JoinHandle<usize>
             for _ in 0..3 {
                 match queue.push(vec![Sequence(Arc::clone(&alive))]) {
                     Ok(()) => accepted += 1,
-                    Err(Refusal::QueueFull { .. }) => thread::yield_now(),
+                    Err(Refusal::QueueFull { .. } | Refusal::Late { .. }) => thread::yield_now(),
                     Err(Refusal::Draining | Refusal::Stopped) => break,
                 }
             }
@@ -47,7 +59,12 @@ fn engine(queue: &Arc<Queue>) -> thread::JoinHandle<usize> {
             let admitted = waiting.min(2);
             queue.run_rows(admitted);
             waiting -= admitted;
-            queue.report(waiting, 2, admitted);
+            let mut loads = vec![Load {
+                waiting,
+                waiting_tokens: waiting,
+                ..Load::of(Flow::SHARED)
+            }];
+            queue.report(&mut loads, 2, admitted, None);
         }
         queue.close(Health::Stopped);
         taken
@@ -69,7 +86,7 @@ pub fn what_is_accepted_is_taken_also_when_the_queue_is_drained_meanwhile() {
         assert_eq!(engine.join().expect("the engine"), accepted);
         assert_eq!(queue.health(), Health::Stopped);
         assert_eq!(Arc::strong_count(&alive), 1, "every sequence is gone");
-        assert_eq!(queue.has_room(1), Err(Refusal::Stopped));
+        assert_eq!(queue.has_room(Flow::SHARED, 1), Err(Refusal::Stopped));
     });
 }
 
