@@ -125,7 +125,6 @@ impl Files {
         let chain = certificates("--tls-cert", &self.certificate)?;
         let end = valid_until("--tls-cert", &self.certificate, &chain[0])?;
         let key = private_key(&self.key)?;
-        secret_file::warn_if_open(&self.key, "the key of the certificate");
         let certified = self.certified(chain, key, &provider)?;
         let unusable = |problem| Error::Internal(format!("TLS: {problem}"));
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
@@ -145,6 +144,7 @@ impl Files {
         let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
         // The server speaks nothing else, and clients that want HTTP/2 must not take it for agreed.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        secret_file::warn_if_open(&self.key, "the key of the certificate");
         if end <= unix_seconds() {
             let file = self.certificate.display();
             tracing::warn!(%file, "the certificate is no longer valid; clients will refuse it");
