@@ -7,6 +7,7 @@ use crate::int8::rotation::Rotation;
 use crate::int8::scheme::{Granularity, Mapping};
 use crate::logging::LogFormat;
 use crate::model::Placement;
+use crate::telemetry::Aliases;
 
 /// Lets `$type` be typed as one of these words; the text says what each means.
 macro_rules! choices {
@@ -51,4 +52,8 @@ choices!(Placement {
 choices!(LogFormat {
     Text = "text", "Plain text";
     Json = "json", "One JSON object per line, for log collectors; bytes from clients cannot forge a line";
+});
+
+choices!(Aliases {
+    Vllm = "vllm", "vLLM's, such as vllm:num_requests_waiting, with the label model_name";
 });

@@ -16,7 +16,7 @@ use super::sequence::Sequence;
 use super::speculation::DraftBudget;
 use super::step_times::StepTimes;
 use super::{Health, PromptRows, Settings};
-use crate::model::{Forward, Rewind, Span};
+use crate::model::{Forward, PAGE_TOKENS, Rewind, Span};
 use crate::telemetry::{Metrics, cpu_seconds};
 
 /// The state of the engine's thread.
@@ -67,6 +67,7 @@ impl Worker {
         let kv_bytes = |state| metrics.kv_cache_bytes.with_label_values(&[state]);
         kv_bytes("reserved").set(bytes(&*model, model.page_count()));
         let (kv_used, kv_cached) = (kv_bytes("used"), kv_bytes("cached"));
+        metrics.set_kv_cache_info(PAGE_TOKENS, model.page_count(), settings.prefix_cache);
         let (snapshots, keeps_states) = match model.rewind() {
             Rewind::Free => (None, false),
             Rewind::Snapshots(count) => (Some(count).filter(|_| settings.prefix_cache), true),

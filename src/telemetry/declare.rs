@@ -7,7 +7,7 @@ use prometheus::{
 };
 
 /// The prefix of every metric's name.
-const NAMESPACE: &str = "microgranite";
+pub const NAMESPACE: &str = "microgranite";
 
 /// Declares a struct of metrics, and a function `declare` that makes and registers them.
 ///

@@ -1,6 +1,7 @@
 //! The metrics, each declared once. They are updated by the code that they measure; rendering them does not involve the
 //! engine's thread.
 
+mod aliases;
 mod buckets;
 mod declare;
 mod model;
@@ -9,6 +10,7 @@ mod process;
 
 use prometheus::{Registry, TextEncoder};
 
+pub use aliases::Aliases;
 pub use model::{SignatureState, WeightsState};
 pub use process::{Process, cpu_seconds};
 
@@ -54,6 +56,8 @@ metrics! {
         registry: Registry,
         /// Memory, processor time and lost log lines of the process.
         process: Process,
+        /// The other names of our metrics.
+        aliases: Option<Aliases>,
     }
     /// Requests by outcome: ok; invalid (4xx); rejected, at capacity (429); unavailable, no model can be served at the
     /// moment (503, 529); cancelled by the client; error, a failure of the server.
@@ -143,6 +147,9 @@ metrics! {
     /// Bytes of the KV cache by state: used pages hold tokens of running generations, cached pages are free but their
     /// content can be found again, reserved is the whole cache.
     kv_cache_bytes: IntGaugeVec[state in ["used", "cached", "reserved"]],
+    /// The KV cache, described by labels with the names and values that vLLM gives them: tokens per page, pages, and
+    /// whether the prefix cache is on; the value is 1.
+    kv_cache_info: IntGaugeVec[block_size, num_gpu_blocks, enable_prefix_caching],
     /// Bytes of the states that Mamba-2 layers keep of sequences, by state: used by running generations, cached as
     /// snapshots from which later prompts can go on, and reserved for all slots and snapshots.
     recurrent_state_bytes: IntGaugeVec[state in ["used", "cached", "reserved"]],
@@ -169,9 +176,14 @@ metrics! {
 impl Metrics {
     /// Makes all metrics. Every series whose labels are known starts at zero.
     pub fn new() -> Self {
+        Self::with_aliases(None)
+    }
+
+    /// As [`Self::new`]; they are also rendered under other names.
+    pub fn with_aliases(aliases: Option<Aliases>) -> Self {
         let registry = Registry::new();
         let process = Process::new(&registry);
-        let metrics = Self::declare(&registry.clone(), registry, process);
+        let metrics = Self::declare(&registry.clone(), registry, process, aliases);
         metrics.set_weights_state(WeightsState::Unverified);
         metrics.set_signature_state(SignatureState::Off);
         metrics
@@ -198,8 +210,12 @@ impl Metrics {
         let kv_bytes = |state| self.kv_cache_bytes.with_label_values(&[state]).get() as f64;
         let share = kv_bytes("used") / kv_bytes("reserved").max(1.0);
         self.kv_cache_usage_ratio.set(share);
+        let mut families = self.registry.gather();
+        if let Some(aliases) = self.aliases {
+            families.extend(aliases.of(&families));
+        }
         TextEncoder::new()
-            .encode_to_string(&self.registry.gather())
+            .encode_to_string(&families)
             .unwrap_or_default()
     }
 }

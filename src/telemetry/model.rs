@@ -74,6 +74,15 @@ impl Metrics {
             .set(1);
     }
 
+    /// Sets the description of the KV cache.
+    pub fn set_kv_cache_info(&self, page_tokens: usize, pages: usize, prefix_cache: bool) {
+        // As Python writes it, which is what those who read vLLM's label expect.
+        let prefix_cache = if prefix_cache { "True" } else { "False" };
+        self.kv_cache_info
+            .with_label_values(&[&page_tokens.to_string(), &pages.to_string(), prefix_cache])
+            .set(1);
+    }
+
     /// Sets the state of the weights.
     pub fn set_weights_state(&self, now: WeightsState) {
         for (state, name) in [

@@ -86,6 +86,7 @@ impl Service {
             .args(["--listen", &api, "--admin-listen", &admin])
             .args(["--threads", "1", "--max-batch", "4", "--max-queue", "4"])
             .args(["--kv-cache", "16MiB", "--log", "warn"])
+            .args(["--metrics-aliases", "vllm"])
             .stdout(Stdio::null())
             .spawn()
             .expect("the service starts");

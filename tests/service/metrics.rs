@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::fake::Fake;
 use crate::harness::Service;
+use crate::process::{running_with, tiny};
 
 /// Names and labels that the dashboard and scripts use.
 const SERIES: &[&str] = &[
@@ -258,4 +259,83 @@ async fn what_clients_make_up_adds_no_series() {
         service.completion(&body).send().await.unwrap();
     }
     assert_eq!(scrape(&service).await.lines().count(), before);
+}
+
+/// The samples of a scrape whose names begin with `prefix`, without it.
+fn samples<'a>(text: &'a str, prefix: &str) -> BTreeMap<&'a str, &'a str> {
+    text.lines()
+        .filter_map(|line| line.strip_prefix(prefix)?.rsplit_once(' '))
+        .collect()
+}
+
+#[test]
+fn the_names_of_vllm_show_our_values() {
+    let flags = ["--metrics-aliases", "vllm", "--threads", "1"];
+    let (_process, url) = running_with(&tiny(), &flags);
+    let client = reqwest::blocking::Client::new();
+    let body =
+        json!({"prompt": "the cat sat on the mat. the cat", "max_tokens": 9, "ignore_eos": true});
+    for _ in 0..3 {
+        let answer = client.post(format!("{url}/v1/completions")).json(&body);
+        assert_eq!(answer.send().unwrap().status(), 200);
+    }
+    // A request is counted when its last byte has gone, so perhaps a moment later than the client has it.
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let text = loop {
+        let text = reqwest::blocking::get(format!("{url}/metrics"));
+        let text = text.unwrap().text().unwrap();
+        let counted = text.contains("microgranite_requests_total{outcome=\"ok\"} 3\n");
+        if counted || std::time::Instant::now() > deadline {
+            break text;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let (ours, theirs) = (samples(&text, "microgranite_"), samples(&text, "vllm:"));
+    let of = "model_name=\"granite-3-tiny\"";
+    for (name, our_name) in [
+        ("num_requests_running", "requests_running"),
+        ("num_requests_waiting", "requests_waiting"),
+        ("kv_cache_usage_perc", "kv_cache_usage_ratio"),
+        (
+            "time_to_first_token_seconds_sum",
+            "time_to_first_token_seconds_sum",
+        ),
+        (
+            "inter_token_latency_seconds_count",
+            "inter_token_latency_seconds_count",
+        ),
+        (
+            "request_queue_time_seconds_count",
+            "queue_wait_seconds_count",
+        ),
+        ("prompt_tokens_total", "prompt_tokens_total"),
+        ("generation_tokens_total", "generation_tokens_total"),
+        ("prefix_cache_queries_total", "prefix_cache_queries_total"),
+        ("prefix_cache_hits_total", "prefix_cache_hits_total"),
+    ] {
+        let theirs = theirs[format!("{name}{{{of}}}").as_str()];
+        assert_eq!(theirs, ours[our_name], "{name}");
+    }
+    for (name, our_name) in [
+        (
+            format!("e2e_request_latency_seconds_sum{{{of}}}"),
+            "request_duration_seconds_sum{outcome=\"ok\"}",
+        ),
+        (
+            format!("request_success_total{{{of},finished_reason=\"length\"}}"),
+            "answers_total{finish_reason=\"length\"}",
+        ),
+    ] {
+        assert_eq!(theirs[name.as_str()], ours[our_name], "{name}");
+    }
+    let tokens = theirs[format!("generation_tokens_total{{{of}}}").as_str()];
+    assert_eq!(tokens, "27");
+    let info = theirs
+        .keys()
+        .find(|name| name.starts_with("cache_config_info"));
+    assert!(info.unwrap().contains("block_size=\"64\""), "{info:?}");
+    // Without the flag there is none of it.
+    let (_process, url) = running_with(&tiny(), &["--threads", "1"]);
+    let text = reqwest::blocking::get(format!("{url}/metrics")).unwrap();
+    assert!(!text.text().unwrap().contains("vllm:"));
 }

@@ -31,8 +31,8 @@ use crate::http::server::tls::Tls;
 use crate::http::server::{self, Address, Server};
 use crate::memory as machine;
 use crate::sources::{self, Reference};
-use crate::telemetry::Metrics;
 use crate::telemetry::otlp::Exporter;
+use crate::telemetry::{Aliases, Metrics};
 use access::{AccessArgs, KeptFiles};
 use generation::GenerationArgs;
 use limits::LimitArgs;
@@ -73,6 +73,17 @@ pub struct Args {
     /// of every request, without any text of prompts and answers. The path /v1/traces is added if there is none.
     #[arg(long, help_heading = "Logging", env = "MICROGRANITE_OTLP_ENDPOINT", value_name = "URL", value_parser = config::collector)]
     otlp_endpoint: Option<String>,
+
+    /// Show metrics under the names of another server as well, so that its dashboards, autoscaling rules and routers work
+    /// unchanged. A scrape is longer by a third.
+    #[arg(
+        long,
+        help_heading = "Metrics",
+        env = "MICROGRANITE_METRICS_ALIASES",
+        value_enum,
+        value_name = "SERVER"
+    )]
+    metrics_aliases: Option<Aliases>,
 }
 
 /// The model to serve, and its name.
@@ -272,7 +283,7 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     let Passed { api, admin } = Passed::take()?;
     let manager = Manager::of_environment();
     let stop_signals = StopSignals::listen(args.listening.drain_timeout)?;
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::with_aliases(args.metrics_aliases));
     let tls = args.tls.read(&metrics)?;
     // Read again when the model is there; a file that cannot be used is reported before that.
     args.model.signature.key()?;
