@@ -32,6 +32,7 @@ pub mod study;
 pub mod text;
 
 pub mod build;
+mod cgroup;
 pub mod config;
 pub mod error;
 pub mod logging;

@@ -1,7 +1,15 @@
-//! How much memory this process may use, and how much it uses.
+//! How much memory this process may use, how much it uses, and for what.
+
+pub mod accounts;
+mod heap;
+pub mod maps;
 
 use std::fs;
 use std::path::Path;
+
+pub use heap::{Heap, heap};
+
+use crate::cgroup;
 
 /// The memory this process may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +47,38 @@ pub fn resident() -> Option<Resident> {
     })
 }
 
+/// The most memory of this process that has ever been resident, in bytes. `None` if the system does not report it.
+pub fn peak() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    kibibytes(&status, "VmHWM:")
+}
+
+/// Resident bytes of this process, those that it shares with other processes divided by the number of these. `None` if
+/// the system does not report it.
+pub fn proportional() -> Option<u64> {
+    let rollup = fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    kibibytes(&rollup, "Pss:")
+}
+
+/// Bytes that the cgroup of this process uses, with the page cache of the files that it read. `None` if there is no
+/// cgroup that counts them.
+pub fn cgroup_usage() -> Option<u64> {
+    usage_under(Path::new("/"))
+}
+
 /// Bytes of this process's anonymous memory that are in huge pages. `None` if the system does not report it.
 pub(crate) fn huge_pages() -> Option<u64> {
     let rollup = fs::read_to_string("/proc/self/smaps_rollup").ok()?;
     kibibytes(&rollup, "AnonHugePages:")
+}
+
+/// The numbers in a file of the memory controller, the innermost group's first.
+fn in_cgroups(root: &Path, names: [&str; 2]) -> Vec<(u64, &'static str)> {
+    let files = cgroup::files(root, "memory", names).into_iter();
+    // For no limit, version 2 writes `max`, and version 1 a number beyond any machine.
+    files
+        .filter_map(|found| Some((found.text.trim().parse().ok()?, found.source)))
+        .collect()
 }
 
 /// [`limit`] on a system whose files are under `root`.
@@ -52,33 +88,16 @@ fn limit_under(root: &Path) -> Option<Limit> {
         bytes: kibibytes(&meminfo, "MemTotal:")?,
         source: "machine",
     };
-    let cgroups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
-    let of_cgroups = cgroups.lines().flat_map(|line| {
-        // `hierarchy:controllers:path`; version 2 is hierarchy 0 and names no controllers.
-        let mut parts = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""));
-        let (mount, file, source) = if controllers.is_empty() {
-            ("sys/fs/cgroup", "memory.max", "cgroup v2")
-        } else if controllers.split(',').any(|name| name == "memory") {
-            ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "cgroup v1")
-        } else {
-            return Vec::new();
-        };
-        // Every parent group limits this one too. In a container the path may be the host's and not exist here; then
-        // the mount itself is this process's group.
-        Path::new(path.trim_start_matches('/'))
-            .ancestors()
-            .filter_map(|group| {
-                let limit = fs::read_to_string(root.join(mount).join(group).join(file)).ok()?;
-                // For no limit, version 2 writes `max`, and version 1 a number beyond any machine.
-                let bytes = limit.trim().parse().ok()?;
-                Some(Limit { bytes, source })
-            })
-            .collect()
-    });
-    of_cgroups
-        .chain([machine.clone()])
-        .min_by_key(|limit| limit.bytes)
+    let of_cgroups = in_cgroups(root, ["memory.limit_in_bytes", "memory.max"]);
+    let of_cgroups = of_cgroups.into_iter();
+    let of_cgroups = of_cgroups.map(|(bytes, source)| Limit { bytes, source });
+    of_cgroups.chain([machine]).min_by_key(|limit| limit.bytes)
+}
+
+/// [`cgroup_usage`] on a system whose files are under `root`.
+fn usage_under(root: &Path) -> Option<u64> {
+    let of_groups = in_cgroups(root, ["memory.usage_in_bytes", "memory.current"]);
+    Some(of_groups.first()?.0)
 }
 
 /// The value of a line like `RssAnon:     1234 kB`, in bytes.
@@ -152,10 +171,31 @@ mod tests {
         assert_eq!(limit_of(&files), (32 << 20, "cgroup v1"));
     }
 
+    #[test]
+    fn the_innermost_group_says_what_is_used() {
+        let first = [
+            ("proc/self/cgroup", "4:memory:/pod/container\n0::/\n"),
+            (
+                "sys/fs/cgroup/memory/pod/container/memory.usage_in_bytes",
+                "1000\n",
+            ),
+            ("sys/fs/cgroup/memory/pod/memory.usage_in_bytes", "3000\n"),
+        ];
+        assert_eq!(usage_under(system(&first).path()), Some(1000));
+        let second = [
+            ("proc/self/cgroup", "0::/somewhere/else\n"),
+            ("sys/fs/cgroup/memory.current", "2000\n"),
+        ];
+        assert_eq!(usage_under(system(&second).path()), Some(2000));
+        assert_eq!(usage_under(system(&[]).path()), None);
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn a_running_process_holds_memory() {
         let resident = resident().unwrap();
         assert!(resident.anon > 0 && resident.file > 0, "{resident:?}");
+        assert!(peak().unwrap() >= resident.anon, "{resident:?}");
+        assert!(proportional().unwrap() > 0);
     }
 }

@@ -76,6 +76,8 @@ impl Worker {
         let reserved = settings.slots().saturating_add(snapshots.unwrap_or(0));
         state_bytes("reserved").set(states(&*model, reserved));
         let (states_used, states_cached) = (state_bytes("used"), state_bytes("cached"));
+        let buffers = &metrics.memory().step_buffer_bytes;
+        buffers.set(gauge(model.buffer_bytes()));
         let pages = Pages::new(model.page_count(), settings.prefix_cache, snapshots);
         Self {
             scheduler: Scheduler::new(settings.budget(), pages, keeps_states),
@@ -229,9 +231,12 @@ impl Worker {
             let mut jobs = plan.iter().map(|work| &running[work.index].job);
             jobs.any(|job| !job.is_abandoned())
         };
+        let (began, sequences) = (Instant::now(), spans.len());
         let logits = self.model.forward_while(&spans, &is_wanted);
         self.spans = recycled(spans);
         let now = Instant::now();
+        let seconds = (now - began).as_secs_f64();
+        self.metrics.forward_seconds_total.inc_by(seconds);
         let until = cpu_seconds();
         let used = until - std::mem::replace(&mut self.cpu_seconds, until);
         let rows: usize = self.plan.iter().map(|work| work.rows).sum();
@@ -267,6 +272,8 @@ impl Worker {
             sequence.end_drafts(work.drafts, accepted, &self.metrics);
             work.rows = rows;
         }
+        let bytes = self.model.bytes_read(sequences);
+        self.metrics.forward_bytes_total.inc_by(bytes);
         true
     }
 
@@ -312,6 +319,8 @@ impl Worker {
         self.kv_used
             .set(bytes(&*self.model, self.scheduler.pages_used()));
         self.states_used.set(states(&*self.model, running));
+        let buffers = &self.metrics.memory().step_buffer_bytes;
+        buffers.set(gauge(self.model.buffer_bytes()));
         self.states_cached
             .set(states(&*self.model, pages.snapshots()));
         let places = self.settings.max_batch.saturating_sub(running);

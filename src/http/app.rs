@@ -15,7 +15,8 @@ use super::memory::RequestMemory;
 use super::watchdog;
 use crate::engine::Engine;
 use crate::int8::scheme::Scheme;
-use crate::model::packed::EvaluationRecord;
+use crate::memory::Limit;
+use crate::model::packed::{EvaluationRecord, SavingsRecord};
 use crate::sources::generation::GenerationDefaults;
 use crate::telemetry::Metrics;
 use crate::telemetry::SignatureState;
@@ -101,6 +102,26 @@ pub struct Facts {
     pub accuracy: Option<EvaluationRecord>,
     /// What is known of the publisher's signature.
     pub signature: SignatureState,
+    /// What int8 saves, as `verify-savings` measured it; `null` if it did not.
+    pub savings: Option<SavingsRecord>,
+    /// What was planned, for `/v1/capacity`.
+    #[serde(skip)]
+    pub plan: Plan,
+}
+
+/// What was planned when the model was loaded.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// The memory that this process may use, if it is known.
+    pub limit: Option<Limit>,
+    /// Bytes beside the weights and what sequences leave behind: requests, buffers, code.
+    pub beside: u64,
+    /// Bytes of one KV page over all layers, and how many values it holds.
+    pub kv_page: u64,
+    /// Keys and values in it.
+    pub kv_page_values: u64,
+    /// Bytes of the state of one sequence; 0 without Mamba-2 layers.
+    pub state: u64,
 }
 
 impl ServedModel {

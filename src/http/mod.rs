@@ -10,7 +10,7 @@
 //! - [`completions`] and [`chat`] each read a request and write its answer; [`generate`] is what they have in common.
 //!   [`responses`] has the same for OpenAI's Responses API and [`messages`] for Anthropic's API, as translations to and
 //!   from [`chat`].
-//! - [`models`], [`tokenize`], [`health`], [`status`], [`page`] and [`openapi`] answer the rest.
+//! - [`models`], [`capacity`], [`tokenize`], [`health`], [`status`], [`page`] and [`openapi`] answer the rest.
 //!
 //! They share the state in [`app`]. Every failure on the way is an [`error_body::ApiError`].
 
@@ -20,6 +20,7 @@ pub mod app;
 mod attended_body;
 pub mod auth;
 pub mod body;
+pub mod capacity;
 pub mod chat;
 pub mod completions;
 pub mod error_body;

@@ -16,7 +16,9 @@ use super::error_body::ApiError;
 use super::generate::{IGNORED, UNENFORCED};
 use super::observe::{self, Observer, Traffic};
 use super::openapi::{self, anthropic, describe};
-use super::{auth, chat, completions, health, messages, models, page, responses, status, tokenize};
+use super::{
+    auth, capacity, chat, completions, health, messages, models, page, responses, status, tokenize,
+};
 
 /// One route.
 struct Route {
@@ -127,6 +129,16 @@ const ROUTES: &[Route] = &[
         traffic: Traffic::Ordinary,
         handler: || get(models::show),
         describe: || describe::by_name("show_model", "model", "The model by its name", "Model"),
+    },
+    Route {
+        path: "/v1/capacity",
+        audience: Audience::Clients,
+        traffic: Traffic::Ordinary,
+        handler: || get(capacity::show),
+        describe: || {
+            let summary = "How much more fits now, and what int8 makes possible in this memory";
+            describe::get("show_capacity", "model", summary, "Capacity")
+        },
     },
     Route {
         path: "/tokenize",

@@ -3,7 +3,7 @@
 use bytemuck::Zeroable;
 
 use super::GROUP;
-use super::floats::GroupLines;
+use super::floats::{GroupLines, bytes};
 use super::kernels::pool::PerUnit;
 use super::kernels::{Kernel, Rows};
 use super::rotation::Rotation;
@@ -74,6 +74,11 @@ impl Activations {
             self.scales.resize(groups * rows, 0.0);
             self.sums.resize(groups * rows, 0);
         }
+    }
+
+    /// Bytes of the buffers.
+    pub(crate) const fn bytes(&self) -> usize {
+        bytes(&self.codes) + bytes(&self.scales) + bytes(&self.sums)
     }
 
     /// Number of rows.

@@ -1,7 +1,9 @@
 //! What every int8 computation needs: an instruction set, threads and buffers.
 
+use std::time::Instant;
+
 use super::floats::Floats;
-use super::kernels::pool::Pool;
+use super::kernels::pool::{PerThread, Pool};
 use super::kernels::{self, Kernel};
 use crate::error::Result;
 
@@ -25,6 +27,11 @@ impl Compute {
         Self::with_kernel(kernels::best(), threads)
     }
 
+    /// Bytes of the buffers.
+    pub fn buffer_bytes(&self) -> usize {
+        self.scratch.iter().map(Floats::bytes).sum()
+    }
+
     /// Uses `kernel` on `threads` threads.
     ///
     /// # Errors
@@ -38,4 +45,15 @@ impl Compute {
             scratch,
         })
     }
+}
+
+/// Runs `work` on all threads at once, each with its index; returns the sum of what they did, per second.
+pub fn rate(pool: &mut Pool, work: impl Fn(usize) -> u64 + Sync) -> f64 {
+    let threads = pool.threads();
+    let mut done = vec![0u64; threads];
+    let start = Instant::now();
+    pool.run(threads, PerThread::new(&mut done), |thread, _, done| {
+        *done = work(thread)
+    });
+    done.iter().sum::<u64>() as f64 / start.elapsed().as_secs_f64()
 }

@@ -31,6 +31,16 @@ impl Floats {
         self.len = len;
         self
     }
+
+    /// Bytes of the buffer.
+    pub const fn bytes(&self) -> usize {
+        bytes(&self.lines)
+    }
+}
+
+/// Bytes that a buffer takes, filled or not.
+pub const fn bytes<T>(buffer: &Vec<T>) -> usize {
+    buffer.capacity() * size_of::<T>()
 }
 
 impl Deref for Floats {

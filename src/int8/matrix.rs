@@ -326,6 +326,11 @@ impl Matrix {
         self.codes.bytes()
     }
 
+    /// The memory of the codes.
+    pub const fn memory(&self) -> &Memory {
+        &self.codes
+    }
+
     /// All scales and zero points.
     pub const fn all_scales(&self) -> &Scales {
         &self.scales

@@ -57,6 +57,18 @@ impl Memory {
         }
     }
 
+    /// The addresses of the shared bytes of which these are a part, such as those of a whole mapped file; `None` for
+    /// memory of its own.
+    pub fn shared_with(&self) -> Option<Range<u64>> {
+        match &self.0 {
+            Bytes::Own(_) => None,
+            Bytes::Shared(bytes, _) => {
+                let all = (**bytes).as_ref().as_ptr_range();
+                Some(all.start as u64..all.end as u64)
+            }
+        }
+    }
+
     /// The bytes, to be filled.
     ///
     /// # Panics

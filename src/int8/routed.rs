@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::activations::{Activations, GroupMut, GroupShares};
 use super::compute::Compute;
+use super::floats::bytes;
 use super::kernels::Rows;
 use super::kernels::pool::{PerThread, PerUnit, Ragged};
 use super::matmul::{GateUp, PANELS_PER_SWIGLU_GROUP, add_panel, check, panel_sums, swiglu_group};
@@ -33,6 +34,11 @@ pub struct Routes {
 }
 
 impl Routes {
+    /// Bytes of the buffers.
+    pub const fn bytes(&self) -> usize {
+        bytes(&self.experts) + bytes(&self.starts) + bytes(&self.rows) + bytes(&self.weights)
+    }
+
     /// Sorts the choices of all rows by expert. `taken` and `weights` are `[rows][per_row]`; a row takes an expert at
     /// most once, and experts are below `count`.
     pub fn sort(&mut self, count: usize, per_row: usize, taken: &[u32], weights: &[f32]) {
@@ -85,6 +91,11 @@ pub struct RoutedRows {
 }
 
 impl RoutedRows {
+    /// Bytes of the buffers.
+    pub const fn bytes(&self) -> usize {
+        bytes(&self.codes) + bytes(&self.scales) + bytes(&self.sums) + bytes(&self.bounds)
+    }
+
     /// Rows of `width` values.
     pub const fn new(width: usize) -> Self {
         Self {

@@ -38,6 +38,11 @@ pub struct Buffers {
 }
 
 impl Buffers {
+    /// Bytes of the buffers.
+    pub const fn bytes(&self) -> usize {
+        self.qkv.bytes() + self.queries.bytes() + self.attended.bytes() + self.out.bytes()
+    }
+
     /// Creates buffers for heads of `width` values in total.
     pub fn new(width: usize) -> Self {
         Self {

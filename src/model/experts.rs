@@ -9,7 +9,7 @@ use super::weights::SwiGlu;
 use crate::int8::PANEL;
 use crate::int8::activations::Activations;
 use crate::int8::compute::Compute;
-use crate::int8::floats::Floats;
+use crate::int8::floats::{Floats, bytes};
 use crate::int8::kernels::pool::PerUnit;
 use crate::int8::kernels::{Values, exp};
 use crate::int8::matmul::Panels;
@@ -38,6 +38,17 @@ pub struct Buffers {
 }
 
 impl Buffers {
+    /// Bytes of the buffers.
+    pub const fn bytes(&self) -> usize {
+        bytes(&self.logits)
+            + bytes(&self.inverse_rms)
+            + bytes(&self.taken)
+            + bytes(&self.weights)
+            + self.routes.bytes()
+            + self.input.bytes()
+            + self.gated.bytes()
+    }
+
     /// Creates buffers for a model of this shape, or `None` if it has no experts.
     pub fn new(config: &ModelConfig) -> Option<Self> {
         let experts = config.experts?;

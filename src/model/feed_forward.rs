@@ -13,6 +13,11 @@ pub struct Buffers {
 }
 
 impl Buffers {
+    /// Bytes of the buffers.
+    pub const fn bytes(&self) -> usize {
+        self.gated.bytes()
+    }
+
     /// Creates buffers for `width` gated values.
     pub fn new(width: usize) -> Self {
         Self {

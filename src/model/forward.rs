@@ -73,6 +73,17 @@ pub trait Forward: Send {
         0
     }
 
+    /// Bytes of the buffers that steps have needed so far.
+    fn buffer_bytes(&self) -> usize {
+        0
+    }
+
+    /// Bytes of weights and states that the last step read, if it had spans of so many sequences.
+    fn bytes_read(&self, sequences: usize) -> u64 {
+        let _ = sequences;
+        0
+    }
+
     /// Whether the model can return to earlier positions.
     fn rewind(&self) -> Rewind;
 

@@ -16,12 +16,14 @@ use super::state::{LayerStates, States};
 use super::step::{Row, Step};
 use super::weights::{FeedForward, Layer, Mixer, Weights};
 use crate::error::Result;
-use crate::int8::compute::Compute;
-use crate::int8::floats::Floats;
+use crate::int8::compute::{Compute, rate};
+use crate::int8::floats::{Floats, bytes};
 use crate::int8::kernels::Kernel;
 use crate::int8::kernels::pool::{PerUnit, Pool};
 use crate::int8::matmul::Panels;
+use crate::int8::memory::Memory;
 use crate::int8::{GROUP, PANEL};
+use crate::memory::accounts::Accounts;
 
 /// A loaded model: weights, KV cache, compute threads and the buffers of a step.
 pub struct Granite {
@@ -34,6 +36,8 @@ pub struct Granite {
     context: usize,
     compute: Compute,
     work: Workspace,
+    /// Bytes of weights that every step reads, and for each expert of every layer.
+    step_bytes: [f64; 2],
 }
 
 /// What a layer's mixer keeps of every sequence.
@@ -58,6 +62,22 @@ struct Workspace {
     experts: Option<experts::Buffers>,
     logit_panels: Floats,
     logits: Vec<f32>,
+}
+
+impl Workspace {
+    fn bytes(&self) -> usize {
+        bytes(&self.rows)
+            + bytes(&self.rotary)
+            + self.residual.bytes()
+            + self.last.bytes()
+            + self.normed.bytes()
+            + self.attention.bytes()
+            + self.mamba.bytes()
+            + self.feed_forward.bytes()
+            + self.experts.as_ref().map_or(0, experts::Buffers::bytes)
+            + self.logit_panels.bytes()
+            + bytes(&self.logits)
+    }
 }
 
 impl Granite {
@@ -88,8 +108,12 @@ impl Granite {
             logit_panels: Floats::default(),
             logits: Vec::new(),
         };
+        let blueprint = blueprint(&config);
+        let without_experts = blueprint.bytes_per_step(&weights, 0.0) as f64;
+        let with_one = blueprint.bytes_per_step(&weights, 1.0) as f64;
         Ok(Self {
-            blueprint: blueprint(&config),
+            step_bytes: [without_experts, with_one - without_experts],
+            blueprint,
             cache: KvCache::new(&config, page_count)?,
             states: States::new(&config, slots, snapshots)?,
             rotary: (config.rope_theta).map(|theta| Rotary::new(config.head_dim, theta)),
@@ -109,6 +133,24 @@ impl Granite {
     /// The memory that the weights take.
     pub fn memory(&self) -> WeightMemory {
         self.blueprint.memory(&self.weights)
+    }
+
+    /// Where the memory of the model is, for comparing it with what the system counts.
+    pub(crate) fn accounts(&self) -> Accounts {
+        let matrices = self.weights.matrices();
+        let memories = || matrices.iter().map(|matrix| matrix.memory());
+        let own = memories().filter(|memory| memory.shared_with().is_none());
+        let codes: u64 = own.map(|memory| memory.bytes().len() as u64).sum();
+        let all: u64 = memories().map(|memory| memory.bytes().len() as u64).sum();
+        Accounts {
+            mapped: memories().find_map(Memory::shared_with),
+            codes,
+            scales: self.memory().total() - all,
+            kv_cache: self.cache.addresses(),
+            states: self.states.addresses(),
+            ready_buffers: self.buffer_bytes() as u64,
+            ..Accounts::default()
+        }
     }
 
     /// Bytes that a decoding step of one row moves: the weights that it reads, and its state, which it reads and writes.
@@ -177,6 +219,27 @@ impl Granite {
         self.forward(&[span])
     }
 
+    /// Bytes per second at which all threads together read the weights: one pass over at most half a gigabyte of them, which
+    /// takes milliseconds.
+    pub(crate) fn read_rate(&mut self) -> f64 {
+        const MOST_BYTES: usize = 512 << 20;
+        const CHUNK_BYTES: usize = 1 << 20;
+        let Self {
+            weights, compute, ..
+        } = self;
+        let matrices = weights.matrices();
+        let chunks = matrices
+            .iter()
+            .flat_map(|matrix| matrix.codes().chunks(CHUNK_BYTES))
+            .take(MOST_BYTES / CHUNK_BYTES);
+        let chunks: Vec<&[u8]> = chunks.collect();
+        let (kernel, threads) = (compute.kernel, compute.pool.threads());
+        rate(&mut compute.pool, |thread| {
+            let shares = chunks.iter().skip(thread).step_by(threads);
+            shares.map(|chunk| kernel.read(chunk)).sum()
+        })
+    }
+
     /// The kernel in use.
     pub const fn kernel(&self) -> Kernel {
         self.compute.kernel
@@ -207,6 +270,18 @@ impl Forward for Granite {
 
     fn state_bytes(&self) -> usize {
         States::bytes_per_slot(&self.config)
+    }
+
+    fn bytes_read(&self, sequences: usize) -> u64 {
+        let layers = self.config.num_layers().max(1) as f64;
+        let experts = self.work.experts.as_ref().map_or(0, |buffers| buffers.read);
+        let states = sequences * States::bytes_per_slot(&self.config);
+        let [all, expert] = self.step_bytes;
+        (all + expert * experts as f64 / layers) as u64 + states as u64
+    }
+
+    fn buffer_bytes(&self) -> usize {
+        self.work.bytes() + self.compute.buffer_bytes()
     }
 
     fn rewind(&self) -> Rewind {

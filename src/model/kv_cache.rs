@@ -7,6 +7,7 @@ use crate::config::ByteSize;
 use crate::error::{Error, Result};
 use crate::int8::ZERO_POINT;
 use crate::int8::kernels::pool::PerUnit;
+use crate::memory::maps::Addresses;
 
 /// The pages of all layers with attention.
 pub struct KvCache {
@@ -70,11 +71,17 @@ pub type HeadParts<'a> = (
 impl KvCache {
     /// Bytes of one page over all layers and heads.
     pub fn page_bytes(config: &ModelConfig) -> usize {
-        config.layers_with(MixerKind::Attention)
-            * config.num_kv_heads
-            * 2
-            * PAGE_TOKENS
-            * (config.head_dim + size_of::<f32>())
+        Self::page_vectors(config) * (config.head_dim + size_of::<f32>())
+    }
+
+    /// Keys and values in one page over all layers and heads, number by number.
+    pub fn page_values(config: &ModelConfig) -> usize {
+        Self::page_vectors(config) * config.head_dim
+    }
+
+    /// The same, head by head.
+    fn page_vectors(config: &ModelConfig) -> usize {
+        config.layers_with(MixerKind::Attention) * config.num_kv_heads * 2 * PAGE_TOKENS
     }
 
     /// Reserves `page_count` pages. The system allocates the memory when pages are first written.
@@ -114,6 +121,19 @@ impl KvCache {
             layer.key_scales.fill(1e-3);
             layer.value_scales.fill(1e-3);
         }
+    }
+
+    /// Where the pages are.
+    pub fn addresses(&self) -> Vec<Addresses> {
+        let of_layer = |layer: &LayerCache| {
+            [
+                layer.keys.addresses(),
+                layer.values.addresses(),
+                layer.key_scales.addresses(),
+                layer.value_scales.addresses(),
+            ]
+        };
+        self.layers.iter().flat_map(of_layer).collect()
     }
 
     /// Number of pages.

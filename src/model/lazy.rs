@@ -6,6 +6,8 @@ use std::ops::{Deref, DerefMut};
 use bytemuck::Pod;
 use memmap2::{Advice, MmapMut};
 
+use crate::memory::maps::Addresses;
+
 /// Zeros aligned to cache lines, whose memory is allocated when it is first written.
 pub struct Lazy<T> {
     map: MmapMut,
@@ -48,6 +50,14 @@ impl<T: Pod> Lazy<T> {
         });
         let kind = PhantomData;
         Ok(Self { map, kind })
+    }
+}
+
+impl<T> Lazy<T> {
+    /// Where the memory is.
+    pub fn addresses(&self) -> Addresses {
+        let all = self.map.as_ptr_range();
+        all.start as u64..all.end as u64
     }
 }
 

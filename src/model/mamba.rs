@@ -27,6 +27,11 @@ pub struct Buffers {
 }
 
 impl Buffers {
+    /// Bytes of the buffers.
+    pub const fn bytes(&self) -> usize {
+        self.projected.bytes() + self.normed.bytes()
+    }
+
     /// Creates buffers for `inner` channels.
     pub fn new(inner: usize) -> Self {
         Self {

@@ -76,6 +76,8 @@ pub struct Footprint {
     pub weights: u64,
     /// Bytes of one KV page over all layers.
     pub kv_page: u64,
+    /// Keys and values in it.
+    pub kv_page_values: u64,
     /// Bytes of the state of one sequence over all layers; 0 if the model is not recurrent.
     pub state: u64,
     /// Bytes that each row of a step takes while it runs: its logits twice, and the values between the matrices.
@@ -87,6 +89,7 @@ pub fn footprint(config: &ModelConfig) -> Footprint {
     Footprint {
         weights: blueprint(config).packed_bytes(),
         kv_page: kv_cache::KvCache::page_bytes(config) as u64,
+        kv_page_values: kv_cache::KvCache::page_values(config) as u64,
         state: state::States::bytes_per_slot(config) as u64,
         step_row: 4 * step_values(config) as u64,
     }

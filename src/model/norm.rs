@@ -2,6 +2,7 @@
 
 use crate::int8::activations::{Activations, groups_of};
 use crate::int8::compute::Compute;
+use crate::int8::floats::bytes;
 use crate::int8::kernels::pool::PerUnit;
 use crate::int8::kernels::{Kernel, tree_sum};
 use crate::int8::matmul::Panels;
@@ -48,6 +49,11 @@ pub fn inverse_rms(
 }
 
 impl Normed {
+    /// Bytes of the buffers.
+    pub const fn bytes(&self) -> usize {
+        bytes(&self.inverse_rms) + self.rows.bytes()
+    }
+
     /// Creates buffers for rows of `width` values.
     pub fn new(width: usize) -> Self {
         Self {

@@ -1,5 +1,6 @@
 //! The quantized queries of a step, by KV head.
 
+use crate::int8::floats::bytes;
 use crate::int8::kernels::pool::PerUnit;
 
 /// Quantized queries, `[kv_head][row][heads per kv_head]`.
@@ -28,6 +29,11 @@ pub struct QueriesMut<'a> {
 }
 
 impl QueryBuffers {
+    /// Bytes of the buffers.
+    pub const fn bytes(&self) -> usize {
+        bytes(&self.codes) + bytes(&self.scales) + bytes(&self.sums)
+    }
+
     /// Makes room for `count` queries of `dim` values.
     pub fn set_len(&mut self, count: usize, dim: usize) {
         self.codes.resize(count * dim, 0);

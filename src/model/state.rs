@@ -9,6 +9,7 @@ use crate::config::ByteSize;
 use crate::error::{Error, Result};
 use crate::int8::PANEL;
 use crate::int8::kernels::pool::{SlotUnits, Slots};
+use crate::memory::maps::Addresses;
 
 /// Earlier rows that a convolution looks at.
 pub const WINDOW: usize = CONVOLUTION_TAPS - 1;
@@ -184,6 +185,11 @@ impl States {
             windows: reserve(Mamba::window_len)?,
             states: reserve(Mamba::state_len)?,
         })
+    }
+
+    /// Where the states are.
+    pub fn addresses(&self) -> Vec<Addresses> {
+        vec![self.windows.addresses(), self.states.addresses()]
     }
 
     /// Number of snapshots.

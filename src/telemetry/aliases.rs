@@ -59,6 +59,8 @@ const VLLM: &[Alias] = &[
         ..alias("e2e_request_latency_seconds", "request_duration_seconds")
     },
     alias("request_queue_time_seconds", "queue_wait_seconds"),
+    alias("request_prefill_time_seconds", "request_prefill_seconds"),
+    alias("request_decode_time_seconds", "request_decode_seconds"),
     Alias {
         series: Series::Renamed("finish_reason", "finished_reason"),
         ..alias("request_success_total", "answers_total")
@@ -204,13 +206,13 @@ mod tests {
 
     #[test]
     fn every_alias_is_documented_beside_the_metric_it_shows() {
-        let rows: Vec<&str> = include_str!("../../docs/operations.md").lines().collect();
+        let rows: Vec<&str> = include_str!("../../docs/metrics.md").lines().collect();
         for alias in VLLM {
             let theirs = format!("`{}`", alias.theirs);
             let row = rows
                 .iter()
                 .find(|row| row.starts_with('|') && row.contains(&theirs));
-            let row = row.unwrap_or_else(|| panic!("{theirs} is not in docs/operations.md"));
+            let row = row.unwrap_or_else(|| panic!("{theirs} is not in docs/metrics.md"));
             let is_same = alias.theirs == alias.ours && row.ends_with("the same |");
             assert!(
                 is_same || row.contains(&format!("`{}", alias.ours)),

@@ -45,6 +45,17 @@ macro_rules! metrics {
         }
 
         impl $Struct {
+            /// The metrics as `docs/metrics.md` lists them.
+            #[cfg(test)]
+            pub(super) const DECLARED: &'static [$crate::telemetry::declare::Declared] = &[$(
+                $crate::telemetry::declare::Declared {
+                    name: stringify!($name),
+                    kind: stringify!($Kind),
+                    labels: &[$($(stringify!($label)),+)?],
+                    help: concat!($($help),+),
+                }
+            ),+];
+
             /// Makes the metrics and registers them in `all`.
             fn declare(all: &prometheus::Registry, $($field: $Field),*) -> Self {
                 $(
@@ -65,6 +76,28 @@ macro_rules! metrics {
     };
 }
 pub(super) use metrics;
+
+/// The declaration of a metric.
+#[cfg(test)]
+pub struct Declared {
+    pub name: &'static str,
+    pub kind: &'static str,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+}
+
+#[cfg(test)]
+impl Declared {
+    /// The row of `docs/metrics.md`.
+    pub fn row(&self) -> String {
+        let kinds = ["Counter", "Gauge", "Histogram"];
+        let kind = kinds.iter().find(|kind| self.kind.contains(*kind));
+        let kind = kind.expect("one of the kinds").to_lowercase();
+        let labels: Vec<String> = self.labels.iter().map(|name| format!("`{name}`")).collect();
+        let (name, labels) = (self.name, labels.join(", "));
+        format!("| `{name}` | {kind} | {labels} | {} |", self.help.trim())
+    }
+}
 
 /// A kind of metric.
 pub trait Metric: Collector + Clone + Sized + 'static {

@@ -4,15 +4,19 @@
 mod aliases;
 mod buckets;
 mod declare;
+mod memory;
 mod model;
 pub mod otlp;
 mod process;
+mod savings;
 
 use prometheus::{Registry, TextEncoder};
 
 pub use aliases::Aliases;
+pub use memory::Memory;
 pub use model::{SignatureState, WeightsState};
 pub use process::{Process, cpu_seconds};
+pub use savings::{Savings, SavingsOf};
 
 use buckets::{
     BATCH_ROWS, FIRST_TOKEN_SECONDS, INTER_TOKEN_SECONDS, REQUEST_SECONDS, REQUEST_TOKENS,
@@ -56,6 +60,10 @@ metrics! {
         registry: Registry,
         /// Memory, processor time and lost log lines of the process.
         process: Process,
+        /// What the memory of the process holds.
+        memory: Memory,
+        /// What int8 saves.
+        savings: Savings,
         /// The other names of our metrics.
         aliases: Option<Aliases>,
     }
@@ -129,6 +137,16 @@ metrics! {
     /// Grammars in requests, by result: hit (compiled or refused before), compiled, refused, timeout, busy (too many
     /// were waiting), unavailable.
     grammars_total: IntCounterVec[outcome in GRAMMAR_OUTCOMES],
+    /// Seconds from the start to the service, by phase: open (finding and opening the model, downloads included), tokenizer,
+    /// verify (checksums, if they are compared before), weights, engine, and total.
+    startup_seconds: GaugeVec[phase],
+    /// Seconds that steps spent in the model.
+    forward_seconds_total: Counter,
+    /// Bytes of weights, and of states, that steps read.
+    forward_bytes_total: IntCounter,
+    /// Bytes per second at which all threads together read weights when the model was loaded: what forward_bytes_total over
+    /// forward_seconds_total can reach at most, unless the weights fit the processor's cache.
+    read_bandwidth_bytes_per_second: Gauge,
     /// Rows per step: prompt tokens, decoding sequences and their drafts together.
     batch_rows: Histogram by BATCH_ROWS,
     /// Bytes of the weights as loaded, by component and dtype.
@@ -183,7 +201,16 @@ impl Metrics {
     pub fn with_aliases(aliases: Option<Aliases>) -> Self {
         let registry = Registry::new();
         let process = Process::new(&registry);
-        let metrics = Self::declare(&registry.clone(), registry, process, aliases);
+        let memory = Memory::new(&registry);
+        let savings = Savings::new(&registry);
+        let metrics = Self::declare(
+            &registry.clone(),
+            registry,
+            process,
+            memory,
+            savings,
+            aliases,
+        );
         metrics.set_weights_state(WeightsState::Unverified);
         metrics.set_signature_state(SignatureState::Off);
         metrics
@@ -204,9 +231,20 @@ impl Metrics {
         &self.process
     }
 
+    /// The metrics of memory.
+    pub const fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The metrics of what int8 saves.
+    pub const fn savings(&self) -> &Savings {
+        &self.savings
+    }
+
     /// The metrics in the text exposition format, for `GET /metrics`. Reads only atomics and `/proc`.
     pub fn render(&self) -> String {
         self.process.update();
+        self.memory.update();
         let kv_bytes = |state| self.kv_cache_bytes.with_label_values(&[state]).get() as f64;
         let share = kv_bytes("used") / kv_bytes("reserved").max(1.0);
         self.kv_cache_usage_ratio.set(share);
@@ -223,5 +261,46 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_lists_every_metric_as_it_is_declared() {
+        let all = [
+            Metrics::DECLARED,
+            Process::DECLARED,
+            Memory::DECLARED,
+            Savings::DECLARED,
+        ];
+        let mut expected: Vec<String> = all
+            .into_iter()
+            .flatten()
+            .map(declare::Declared::row)
+            .collect();
+        expected.sort();
+        let document = include_str!("../../docs/metrics.md");
+        let rows: Vec<&str> = document.lines().collect();
+        let is_missing = |row: &&String| !rows.contains(&row.as_str());
+        let missing: Vec<&String> = expected.iter().filter(is_missing).collect();
+        assert!(
+            missing.is_empty(),
+            "rows that docs/metrics.md lacks, or has in other words: {missing:#?}"
+        );
+        let names = rows
+            .iter()
+            .filter_map(|row| row.strip_prefix("| `")?.split_once('`'));
+        let kinds = ["| counter |", "| gauge |", "| histogram |"];
+        let listed =
+            names.filter(|(_, rest)| kinds.iter().any(|kind| rest.trim_start().starts_with(kind)));
+        // The counter of lost log lines is declared where they are lost.
+        assert_eq!(
+            listed.count(),
+            expected.len() + 1,
+            "rows of metrics that are gone"
+        );
     }
 }

@@ -1,5 +1,7 @@
 //! Metrics that describe the served model, set once it is loaded.
 
+use std::time::Duration;
+
 use super::Metrics;
 use super::declare::gauge_value;
 use crate::build;
@@ -72,6 +74,13 @@ impl Metrics {
         self.build_info
             .with_label_values(&[build::VERSION, build::ID, instruction_set])
             .set(1);
+    }
+
+    /// Sets how long a phase of the start took.
+    pub fn set_startup(&self, phase: &str, took: Duration) {
+        self.startup_seconds
+            .with_label_values(&[phase])
+            .set(took.as_secs_f64());
     }
 
     /// Sets the description of the KV cache.

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use prometheus::Registry;
 
 use super::declare::{add, gauge_value, metrics};
-use crate::{logging, memory};
+use crate::{cgroup, logging, memory};
 
 metrics! {
     /// Metrics of the process.
@@ -19,6 +19,12 @@ metrics! {
     process_resident_bytes: IntGaugeVec[kind],
     /// Processor time of all threads, in user and system mode.
     process_cpu_seconds_total: Counter,
+    /// Periods of the quota of processor time in which the cgroup of the process wanted to run; 0 without a quota.
+    cgroup_cpu_periods_total: IntCounter,
+    /// Periods in which the quota was used up before their end.
+    cgroup_cpu_throttled_periods_total: IntCounter,
+    /// Seconds that threads had to wait because the quota was used up.
+    cgroup_cpu_throttled_seconds_total: Counter,
     /// Start of the process in seconds since the Unix epoch.
     process_start_time_seconds: IntGauge,
 }
@@ -50,6 +56,16 @@ impl Process {
         let seconds = cpu_seconds();
         let total = &self.process_cpu_seconds_total;
         total.inc_by((seconds - total.get()).max(0.0));
+        if let Some(now) = cgroup::throttling() {
+            for (total, count) in [
+                (&self.cgroup_cpu_periods_total, now.periods),
+                (&self.cgroup_cpu_throttled_periods_total, now.throttled),
+            ] {
+                total.inc_by(count.saturating_sub(total.get()));
+            }
+            let total = &self.cgroup_cpu_throttled_seconds_total;
+            total.inc_by((now.seconds - total.get()).max(0.0));
+        }
     }
 }
 

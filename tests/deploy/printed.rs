@@ -14,6 +14,7 @@ const DOCUMENTS: &[&str] = &[
     "docs/api.md",
     "docs/clients.md",
     "docs/kubernetes.md",
+    "docs/metrics.md",
     "docs/operations.md",
     "docs/other-apis.md",
     "docs/performance.md",

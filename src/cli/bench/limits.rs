@@ -1,10 +1,9 @@
 //! The machine's limits, measured between the timed steps.
 
-use std::time::Instant;
-
 use crate::error::Result;
+use crate::int8::compute::rate;
 use crate::int8::kernels::Kernel;
-use crate::int8::kernels::pool::{PerThread, Pool};
+use crate::int8::kernels::pool::Pool;
 use crate::int8::memory::Memory;
 
 /// Bytes to read: several times the largest last-level cache of current servers' core complexes, so that the reads
@@ -55,17 +54,6 @@ impl Meter {
             f32: rate(pool, |_| kernel.f32_arithmetic(ROUNDS)),
         }
     }
-}
-
-/// Runs `work` on all threads at once; returns the sum of their rates.
-fn rate(pool: &mut Pool, work: impl Fn(usize) -> u64 + Sync) -> f64 {
-    let threads = pool.threads();
-    let mut done = vec![0u64; threads];
-    let start = Instant::now();
-    pool.run(threads, PerThread::new(&mut done), |thread, _, done| {
-        *done = work(thread)
-    });
-    done.iter().sum::<u64>() as f64 / start.elapsed().as_secs_f64()
 }
 
 /// The middle value; the mean of the two middle ones for an even count.

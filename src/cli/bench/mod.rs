@@ -13,8 +13,8 @@ use super::progress::Progress;
 use super::{WeightsArg, print};
 use crate::config::{self, ByteSize};
 use crate::error::{Error, Result};
-use crate::memory;
-use crate::model::{self, Granite, shapes};
+use crate::memory::{self, accounts::Accounts};
+use crate::model::{self, Forward, Granite, shapes};
 use crate::sources::{self, Reference};
 use measure::Plan;
 
@@ -93,10 +93,18 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
         steps: args.steps,
     };
     let threads = config::threads(args.threads);
+    let allocated = || memory::heap().map_or(0, |heap| heap.allocated);
+    let runtime = allocated();
     let (name, mut model) = load(args, &plan, threads, sources)?;
+    let accounts = Accounts {
+        runtime,
+        ready: allocated(),
+        ..model.accounts()
+    };
     let progress = Progress::new("measuring", sources.progress_bar);
     let results = measure::run(&mut model, &plan, progress)?;
-    let report = report::Report::new(&name, &model, &results);
+    let held = accounts.reconcile(model.buffer_bytes() as u64);
+    let report = report::Report::new(&name, &model, &results, held);
     print(&report, args.json)
 }
 

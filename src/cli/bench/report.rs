@@ -7,9 +7,9 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::measure::{Decode, Results};
-use crate::config;
+use crate::config::{self, ByteSize};
 use crate::int8::kernels;
-use crate::memory;
+use crate::memory::{self, accounts::Reconciled};
 use crate::model::{Forward, Granite};
 
 /// A finished benchmark.
@@ -26,12 +26,19 @@ pub struct Report<'a> {
     prompt_operations: u64,
     head_operations: u64,
     kv_bytes_per_token: u64,
+    /// What the process holds, if the system reports it.
+    held: Option<Reconciled>,
     results: &'a Results,
 }
 
 impl<'a> Report<'a> {
     /// Combines the results with the figures of `model`.
-    pub fn new(name: &'a str, model: &Granite, results: &'a Results) -> Self {
+    pub fn new(
+        name: &'a str,
+        model: &Granite,
+        results: &'a Results,
+        held: Option<Reconciled>,
+    ) -> Self {
         let operations = model.operations();
         Self {
             name,
@@ -44,6 +51,7 @@ impl<'a> Report<'a> {
             prompt_operations: operations.per_row,
             head_operations: operations.per_logit_row,
             kv_bytes_per_token: (model.page_bytes() / crate::model::PAGE_TOKENS) as u64,
+            held,
             results,
         }
     }
@@ -101,6 +109,11 @@ impl<'a> Report<'a> {
                 "cpu": self.results.given,
                 "undisturbed": self.results.given.map(|given| given.is_undisturbed()),
             },
+            "memory": self.held.as_ref().map(|held| json!({
+                "resident_bytes": held.resident(),
+                "unexplained_bytes": held.unexplained,
+                "components": held.components.iter().copied().collect::<BTreeMap<_, _>>(),
+            })),
             "model": {
                 "name": self.name,
                 "weight_bytes": self.weight_bytes,
@@ -169,6 +182,15 @@ impl fmt::Display for Report<'_> {
                 f,
                 "pages      2 MiB for {:.0} % of the weights, the rest 4 KiB",
                 (100.0 * bytes as f64 / self.weight_bytes as f64).min(100.0)
+            )?;
+        }
+        if let Some(held) = &self.held {
+            let resident = held.resident();
+            let share = 100.0 * held.unexplained as f64 / resident.max(1) as f64;
+            let resident = ByteSize(resident);
+            writeln!(
+                f,
+                "memory     {resident} resident, {share:.1} % of it unexplained"
             )?;
         }
         writeln!(

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Args;
 use super::plan::{self, Batch, Clients, GivenCaches};
@@ -11,14 +11,14 @@ use crate::cli::progress::Progress;
 use crate::config::{self, ByteSize};
 use crate::engine::{self, Engine};
 use crate::error::{Error, Result};
-use crate::http::app::{self, Facts, ServedModel};
+use crate::http::app::{self, Facts, Plan, ServedModel};
 use crate::int8::scheme::Scheme;
-use crate::memory;
-use crate::model::packed::Quantization;
+use crate::memory::{self, accounts::Accounts};
+use crate::model::packed::{Measured, Quantization, SAVINGS, SavingsRecord};
 use crate::model::{self, Forward, ModelConfig};
 use crate::sources::packed::Packed;
 use crate::sources::{self, Checkpoint, Reference};
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, SavingsOf};
 use crate::text::chat::ChatTemplate;
 use crate::text::{Grammars, Tokenizer};
 
@@ -28,13 +28,22 @@ pub struct Loaded {
     pub model: ServedModel,
     /// For people.
     pub facts: String,
+    /// Where its memory is.
+    pub accounts: Accounts,
 }
 
 /// A model that was found, opened and checked, as far as possible without reading its weights.
 pub struct Prepared {
+    /// Bytes allocated before the model was opened, and for its tokenizer.
+    runtime: u64,
+    for_tokenizer: u64,
+    /// How long that took, by phase of the start.
+    took: [(&'static str, Duration); 2],
     reference: Reference,
     checkpoint: Checkpoint,
     settings: model::Settings,
+    plan: Plan,
+    savings: Option<SavingsRecord>,
     tokenizer: Tokenizer,
     chat: Option<ChatTemplate>,
 }
@@ -74,20 +83,28 @@ pub fn prepare_local(
 /// The errors of opening it, and [`Error::Config`] for settings that do not fit the model or this machine.
 pub fn prepare(args: &Args, sources: &sources::Settings, clients: Clients) -> Result<Prepared> {
     let reference = args.model.reference();
+    let (runtime, began) = (allocated(), Instant::now());
     let checkpoint = sources::open(&reference, sources)?;
-    let settings = model_settings(args, &checkpoint, clients)?;
+    let opened = began.elapsed();
+    let (settings, plan) = model_settings(args, &checkpoint, clients)?;
     let file = tokenizer_file(&checkpoint.config_file);
+    let (before, began) = (allocated(), Instant::now());
     let tokenizer = Tokenizer::new(checkpoint.tokenizer.clone(), &file)?;
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     tokenizer.check_rows(config.vocab_size, &file)?;
     let template = args.model.chat_template.as_deref();
     let chat = chat_template(template, &checkpoint, &tokenizer)?;
     Ok(Prepared {
+        runtime,
+        for_tokenizer: allocated().saturating_sub(before),
+        took: [("open", opened), ("tokenizer", began.elapsed())],
         reference,
-        checkpoint,
         settings,
+        plan,
+        savings: savings(args, &checkpoint)?,
         tokenizer,
         chat,
+        checkpoint,
     })
 }
 
@@ -103,9 +120,14 @@ pub fn load(
 ) -> Result<Loaded> {
     let started = Instant::now();
     let Prepared {
+        runtime,
+        for_tokenizer,
+        took,
         reference,
         checkpoint,
         settings,
+        plan,
+        savings,
         tokenizer,
         chat,
     } = prepared;
@@ -116,10 +138,17 @@ pub fn load(
         None => "quantizing",
     };
     let mut progress = Progress::new(work, sources.progress_bar);
-    let granite = model::load(&checkpoint, &settings, &mut |done, total| {
+    let mut granite = model::load(&checkpoint, &settings, &mut |done, total| {
         progress.show(done, total);
     })?;
     progress.finish();
+    for (phase, took) in took.into_iter().chain([("weights", started.elapsed())]) {
+        metrics.set_startup(phase, took);
+    }
+    metrics
+        .read_bandwidth_bytes_per_second
+        .set(granite.read_rate());
+    let began = Instant::now();
 
     let (name, aliases) = match args.model.served_model_name.split_first() {
         Some((name, aliases)) => (name.clone(), aliases.to_vec()),
@@ -129,7 +158,8 @@ pub fn load(
     let mut made = made.transpose()?;
     // The last entry is the newest.
     let accuracy = made.as_mut().and_then(|made| made.evaluations.pop());
-    let (memory, kernel) = (granite.memory(), granite.kernel().name());
+    let (weights, kernel) = (granite.memory(), granite.kernel().name());
+    let accounts = granite.accounts();
     let states = (settings.slots as u64)
         .saturating_add(settings.snapshots as u64)
         .saturating_mul(granite.state_bytes() as u64);
@@ -140,6 +170,7 @@ pub fn load(
         Arc::clone(&metrics),
     )?;
     let context = engine.limits().context_length;
+    let before = allocated();
     let grammars = Grammars::new(
         &tokenizer,
         &checkpoint.eos_token_ids,
@@ -148,9 +179,12 @@ pub fn load(
         Arc::clone(&metrics),
     );
 
-    let parts = memory.parts.iter();
+    let tokenizer_bytes = for_tokenizer + allocated().saturating_sub(before);
+
+    metrics.set_startup("engine", began.elapsed());
+    let parts = weights.parts.iter();
     let parts = parts.map(|part| (part.component, part.dtype, part.bytes));
-    metrics.set_model_memory(parts, memory.elements);
+    metrics.set_model_memory(parts, weights.elements);
     metrics.set_info(&name, &format!("{architecture:?}"), context, kernel);
     if let Some(found) = &accuracy {
         let found = &found.int8;
@@ -161,13 +195,16 @@ pub fn load(
             ("perplexity_reference", found.perplexity_reference),
         ]);
     }
+    if let Some(found) = &savings {
+        show_savings(found, &metrics);
+    }
     let facts = format!(
         "{}: {} M parameters in {} of int8 weights ({:.0} % of f32), context {context}, {} of KV cache, \
          {}{threads} threads, {kernel}, a queue of {} requests and {} tokens; loaded in {:.1} s",
         checkpoint.name,
-        memory.elements / 1_000_000,
-        ByteSize(memory.total()),
-        100.0 * memory.total() as f64 / (4 * memory.elements) as f64,
+        weights.elements / 1_000_000,
+        ByteSize(weights.total()),
+        100.0 * weights.total() as f64 / (4 * weights.elements) as f64,
         ByteSize(settings.kv_bytes),
         match states {
             0 => String::new(),
@@ -200,18 +237,34 @@ pub fn load(
         facts: Facts {
             scheme: made.map_or_else(Scheme::default, |made| made.scheme),
             kernel: kernel.to_owned(),
-            parameters: memory.elements,
-            weight_bytes: memory.total(),
-            weight_bytes_f32: 4 * memory.elements,
+            parameters: weights.elements,
+            weight_bytes: weights.total(),
+            weight_bytes_f32: 4 * weights.elements,
             kv_cache_bytes: settings.kv_bytes,
             recurrent_state_bytes: states,
             accuracy,
             signature,
+            savings,
+            plan,
         },
         defaults: args.generation.defaults(&checkpoint.generation),
         engine,
     };
-    Ok(Loaded { model, facts })
+    let accounts = Accounts {
+        runtime,
+        tokenizer: tokenizer_bytes,
+        ..accounts
+    };
+    Ok(Loaded {
+        model,
+        facts,
+        accounts,
+    })
+}
+
+/// Bytes that the allocator has handed out; 0 if it does not say.
+pub fn allocated() -> u64 {
+    memory::heap().map_or(0, |heap| heap.allocated)
 }
 
 /// The template of `file`, or else the model's own. If the model's own cannot be parsed, only chat is unavailable.
@@ -246,6 +299,46 @@ fn read_template(file: &Path) -> Result<String> {
     std::fs::read_to_string(file).map_err(|problem| Error::not_found(file, problem))
 }
 
+/// What `verify-savings` measured: the file that was named, or the one in a packed model's folder. One in the folder that
+/// cannot be read is not worth refusing to serve.
+fn savings(args: &Args, checkpoint: &Checkpoint) -> Result<Option<SavingsRecord>> {
+    if let Some(file) = &args.model.savings {
+        return SavingsRecord::read(file).map(Some);
+    }
+    let Some(packed) = &checkpoint.packed else {
+        return Ok(None);
+    };
+    match SavingsRecord::read(&packed.quantization_file.with_file_name(SAVINGS)) {
+        Ok(found) => Ok(Some(found)),
+        Err(Error::NotFound { .. }) => Ok(None),
+        Err(problem) => {
+            tracing::warn!(%problem, "what int8 saves is not shown; verify-savings measures it again");
+            Ok(None)
+        }
+    }
+}
+
+fn show_savings(found: &SavingsRecord, metrics: &Metrics) {
+    let side = |dtype, side: &Measured| SavingsOf {
+        dtype,
+        resident_bytes: side.resident_bytes,
+        peak_bytes: side.peak_bytes,
+        ready_seconds: side.ready_seconds,
+        cpu_seconds: side.cpu_seconds,
+        tokens_per_second: [
+            side.prefill_tokens_per_second,
+            side.decode_tokens_per_second,
+        ],
+        joules_per_token: side.joules_per_token,
+    };
+    let sides = [side("int8", &found.int8), side("f32", &found.f32)];
+    let divergence = [
+        ("kl_mean", found.kl_mean),
+        ("same_top_token", found.same_top_token),
+    ];
+    metrics.savings().set(sides, &divergence);
+}
+
 /// How the engine batches.
 fn engine_settings(args: &Args) -> engine::Settings {
     let (defaults, batching) = (engine::Settings::default(), &args.batching);
@@ -266,7 +359,7 @@ fn model_settings(
     args: &Args,
     checkpoint: &Checkpoint,
     clients: Clients,
-) -> Result<model::Settings> {
+) -> Result<(model::Settings, Plan)> {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
     let most = config.max_positions;
     let batching = &args.batching;
@@ -290,15 +383,24 @@ fn model_settings(
         slots,
     };
     let footprint = model::footprint_of(checkpoint, &config);
-    let caches = plan::caches(asked, footprint, batch, clients, memory::limit())?;
-    Ok(model::Settings {
+    let limit = memory::limit();
+    let caches = plan::caches(asked, footprint, batch, clients, limit.clone())?;
+    let settings = model::Settings {
         threads: config::threads(batching.threads),
         kv_bytes: caches.kv_bytes,
         slots,
         snapshots: caches.snapshots,
         context: Some(context),
         weights: args.model.weights.weights,
-    })
+    };
+    let plan = Plan {
+        limit,
+        beside: plan::Parts::new(footprint, batch, clients, caches).beside(),
+        kv_page: footprint.kv_page,
+        kv_page_values: footprint.kv_page_values,
+        state: footprint.state,
+    };
+    Ok((settings, plan))
 }
 
 /// The file to name in errors about the tokenizer: a folder has a separate one, a GGUF file contains it.

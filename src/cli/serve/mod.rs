@@ -16,7 +16,7 @@ mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::{self, Runtime};
 
@@ -29,7 +29,7 @@ use crate::http::app::App;
 use crate::http::routes;
 use crate::http::server::tls::Tls;
 use crate::http::server::{self, Address, Server};
-use crate::memory as machine;
+use crate::memory::{self as machine, accounts::Accounts};
 use crate::sources::{self, Reference};
 use crate::telemetry::otlp::Exporter;
 use crate::telemetry::{Aliases, Metrics};
@@ -111,6 +111,11 @@ struct ModelArgs {
     /// A Jinja file with a chat template, which replaces the model's own.
     #[arg(long, env = "MICROGRANITE_CHAT_TEMPLATE", value_name = "FILE")]
     chat_template: Option<PathBuf>,
+
+    /// A file that verify-savings has written for this model. What it measured is shown in /v1/models and in the metrics.
+    /// [default: the one in a packed model's folder, if there is one]
+    #[arg(long, env = "MICROGRANITE_SAVINGS", value_name = "FILE")]
+    savings: Option<PathBuf>,
 
     #[command(flatten)]
     weights: WeightsArg,
@@ -281,6 +286,7 @@ const BLOCKING_STACK_BYTES: usize = 64 << 20;
 pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     // First of all, because it changes the environment, and other threads would make that unsound.
     let Passed { api, admin } = Passed::take()?;
+    let began = Instant::now();
     let manager = Manager::of_environment();
     let stop_signals = StopSignals::listen(args.listening.drain_timeout)?;
     let metrics = Arc::new(Metrics::with_aliases(args.metrics_aliases));
@@ -322,6 +328,7 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
         held,
         passed: api,
         manager: manager.clone(),
+        began,
     };
     let outcome = runtime.block_on(service.serve(stop_signals));
     // This does not wait for a model that is still loading.
@@ -434,6 +441,8 @@ struct Service {
     /// The socket of the API, if it was passed.
     passed: Option<PassedSocket>,
     manager: Manager,
+    /// When the command began.
+    began: Instant,
 }
 
 impl Service {
@@ -460,11 +469,12 @@ impl Service {
         };
         let address = listener.address().unwrap_or_else(|_| listen.clone());
         let server = Server::start(listener, app.clone(), args.server(self.sizes, held));
+        let (began, metrics) = (self.began, Arc::clone(&self.metrics));
         tracing::info!(%address, "listening; loading the model");
         manager.tell(Message::Status("loading the model".to_owned()));
 
         let loading = tokio::task::spawn_blocking(move || self.load());
-        let Loaded { model, facts } = tokio::select! {
+        let Loaded { model, facts, .. } = tokio::select! {
             loaded = loading => loaded.map_err(|panic| Error::Internal(format!("loading: {panic}")))??,
             () = stop_signals.next() => return Ok(()),
         };
@@ -477,6 +487,7 @@ impl Service {
         };
         let ready = ready.text(&model.name, &facts);
         app.serve_model(model);
+        metrics.set_startup("total", began.elapsed());
         stop_signals.set_serving();
         ready::show(ready);
         tracing::info!(%address, "ready");
@@ -528,9 +539,16 @@ impl Service {
         };
         let packed = prepared.packed();
         if let (Verify::Start, Some(packed)) = (args.model.verify, &packed) {
+            let began = Instant::now();
             verify::at_start(packed, &sources, &metrics)?;
+            metrics.set_startup("verify", began.elapsed());
         }
         let loaded = load::load(&args, prepared, &sources, Arc::clone(&metrics))?;
+        // Here, because what only loading needed is gone.
+        metrics.memory().set_accounts(Accounts {
+            ready: load::allocated(),
+            ..loaded.accounts.clone()
+        });
         if let (Verify::Start | Verify::Background, Some(packed)) = (args.model.verify, packed) {
             let placement = args.model.weights.weights;
             verify::watch(packed, args.model.verify, placement, app, metrics);

@@ -183,6 +183,17 @@ impl Parts {
         }
     }
 
+    /// What is neither weights nor left behind by sequences.
+    pub fn beside(&self) -> u64 {
+        let without = Self {
+            weights: 0,
+            kv: 0,
+            states: 0,
+            ..*self
+        };
+        without.total()
+    }
+
     /// Their sum.
     pub fn total(&self) -> u64 {
         let Self {
@@ -313,6 +324,7 @@ mod tests {
     const GRANITE_2B: Footprint = Footprint {
         weights: 2_600_000_000,
         kv_page: 2_785_280,
+        kv_page_values: 2_621_440,
         state: 0,
         step_row: 4 * (2 * 49_159 + 8 * 2048 + 3 * 8192),
     };

@@ -119,6 +119,7 @@ pub fn add(schemas: &mut Map<String, Value>) {
                 "weight_bytes_f32": count(), "kv_cache_bytes": count(), "recurrent_state_bytes": count(),
                 "accuracy": {"type": ["object", "null"]},
                 "signature": {"enum": ["off", "absent", "verified"]},
+                "savings": {"type": ["object", "null"]},
             })),
             "default_generation": {"type": "object", "description": "The model's own defaults for fields that a request leaves out.",
                 "properties": {"temperature": {"type": "number"}, "top_p": {"type": "number"}, "top_k": count(),
@@ -131,6 +132,22 @@ pub fn add(schemas: &mut Map<String, Value>) {
         "ModelList",
         object(json!({
             "object": {"const": "list"}, "data": {"type": "array", "items": model},
+        })),
+    );
+    let many = |item: Value| json!({"type": "array", "items": item});
+    add(
+        "Capacity",
+        object(json!({
+            "object": {"const": "capacity"},
+            "model": text(),
+            "running": count(), "waiting": count(), "max_batch": count(),
+            "now": many(object(json!({"tokens": count(), "more": count(), "limited_by": {"enum": ["batch", "kv_cache"]}}))),
+            "memory_limit_bytes": {"type": ["integer", "null"]},
+            "memory_limit_source": {"type": ["string", "null"]},
+            "formats": many(object(json!({
+                "dtype": {"enum": ["int8", "bf16", "f32"]}, "weight_bytes": count(), "bytes_per_token": count(), "replicas": count(),
+                "sequences": many(object(json!({"tokens": count(), "count": count()}))),
+            }))),
         })),
     );
     add(

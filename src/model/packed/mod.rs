@@ -17,6 +17,7 @@ mod evaluation;
 mod format;
 mod read;
 mod record;
+mod savings;
 mod verify;
 
 pub use evaluation::{Evaluation, EvaluationRecord};
@@ -24,6 +25,7 @@ pub use format::{CalibrationRecord, MatrixRecord, Quantization, SourceRecord};
 pub(crate) use format::{FORMAT, LAYOUT, StoredTensor, tensor_of_vector, tensors_of_matrix};
 pub use read::{Placement, load};
 pub use record::record;
+pub use savings::{Measured, SAVINGS, SavingsRecord};
 pub use verify::{verify, verify_in_pieces};
 
 #[cfg(doc)]
