@@ -8,7 +8,7 @@
 //! | [`http`] | everything that knows HTTP: routes, wire shapes, streaming, errors, health |
 //! | [`text`] | characters ↔ token ids: tokenizer, incremental decoding, stop strings, chat templates |
 //! | [`engine`] | one thread that owns the model: handle, scheduler, prefix cache, speculation, sampler |
-//! | [`study`] | what only `quantize` and `eval` run: f32 reference, calibration, packing, what rounding cost |
+//! | [`study`] | what only `quantize`, `eval` and `verify-savings` run: f32 reference, calibration, packing, what rounding cost |
 //! | [`model`] | Granite in the words of its `config.json`: weights, forward pass, KV cache |
 //! | [`sources`] | where a model comes from: folder, GGUF file, hub, demo |
 //! | [`int8`] | the number format: quantize, packed matrices, matrix multiply, kernels |

@@ -14,6 +14,7 @@ mod progress;
 pub mod pull;
 pub mod quantize;
 pub mod run;
+pub mod savings;
 pub mod serve;
 mod signature;
 pub mod status;
@@ -90,6 +91,7 @@ enum Command {
     Status(status::Args),
     Quantize(quantize::Args),
     Eval(eval::Args),
+    VerifySavings(savings::Args),
     Bench(bench::Args),
     Pull(pull::Args),
     Inspect(inspect::Args),
@@ -98,6 +100,9 @@ enum Command {
     /// For internal use by the server: compiles one grammar within limits.
     #[command(hide = true, name = grammar::trial::COMMAND)]
     CheckGrammar,
+    /// For internal use by verify-savings: runs one side of the comparison.
+    #[command(hide = true, name = savings::side::COMMAND)]
+    MeasureFormat(savings::side::Args),
 }
 
 impl Command {
@@ -139,6 +144,8 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Status(args) => status::run(args),
         Command::Quantize(args) => quantize::run(args, &sources),
         Command::Eval(args) => eval::run(&args, &sources),
+        Command::VerifySavings(args) => savings::run(&args, &sources),
+        Command::MeasureFormat(args) => savings::side::run(&args, &sources),
         Command::Bench(args) => bench::run(&args, &sources),
         Command::Pull(args) => pull::run(args, &sources),
         Command::Inspect(args) => inspect::run(args, &sources),

@@ -1,4 +1,4 @@
-//! Code that only `quantize` and `eval` run: the f32 reference, calibration, packing, and measuring rounding errors.
+//! Code that only `quantize`, `eval` and `verify-savings` run: the f32 reference, calibration, packing, and measuring rounding errors.
 //!
 //! | file | what it holds |
 //! |---|---|

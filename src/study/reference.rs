@@ -109,6 +109,14 @@ impl Reference {
         self.forward(ids, 0).map_err(internal)
     }
 
+    /// The logits after the last token of a sequence that starts at position 0; `ids` is never empty.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Internal`] if an id is not below the vocabulary size.
+    pub fn next_logits(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        self.forward(ids, ids.len() - 1).map_err(internal)
+    }
+
     /// The `count` tokens that follow `ids` (never empty) if the most likely token is always taken; among equally
     /// likely ones, the lowest id.
     ///
@@ -117,8 +125,7 @@ impl Reference {
     pub fn greedy(&self, ids: &[u32], count: usize) -> Result<Vec<u32>> {
         let mut sequence = ids.to_vec();
         for _ in 0..count {
-            let last = sequence.len() - 1;
-            let logits = self.forward(&sequence, last).map_err(internal)?;
+            let logits = self.next_logits(&sequence)?;
             let next = most_likely(&logits, f32::total_cmp);
             sequence.push(next.unwrap_or(0) as u32);
         }

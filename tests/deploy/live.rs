@@ -32,6 +32,8 @@ const QUERIES_FOR_VLLM: &[&str] = &[
     r#"histogram_quantile(0.5, sum by (le) (rate(vllm:inter_token_latency_seconds_bucket{model_name="granite-3-tiny"}[$__rate_interval])))"#,
     r#"rate(vllm:time_per_output_token_seconds_sum[$__rate_interval]) / rate(vllm:time_per_output_token_seconds_count[$__rate_interval])"#,
     r#"rate(vllm:request_queue_time_seconds_sum[$__rate_interval]) / rate(vllm:request_queue_time_seconds_count[$__rate_interval])"#,
+    r#"rate(vllm:request_prefill_time_seconds_sum[$__rate_interval]) / rate(vllm:request_prefill_time_seconds_count[$__rate_interval])"#,
+    r#"rate(vllm:request_decode_time_seconds_sum[$__rate_interval]) / rate(vllm:request_decode_time_seconds_count[$__rate_interval])"#,
     r#"rate(vllm:prompt_tokens_total{model_name="granite-3-tiny"}[$__rate_interval])"#,
     r#"rate(vllm:generation_tokens_total{model_name="granite-3-tiny"}[$__rate_interval])"#,
     r#"sum by (finished_reason) (increase(vllm:request_success_total{model_name="granite-3-tiny"}[$__rate_interval]))"#,

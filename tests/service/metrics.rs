@@ -308,6 +308,14 @@ fn the_names_of_vllm_show_our_values() {
             "request_queue_time_seconds_count",
             "queue_wait_seconds_count",
         ),
+        (
+            "request_prefill_time_seconds_sum",
+            "request_prefill_seconds_sum",
+        ),
+        (
+            "request_decode_time_seconds_count",
+            "request_decode_seconds_count",
+        ),
         ("prompt_tokens_total", "prompt_tokens_total"),
         ("generation_tokens_total", "generation_tokens_total"),
         ("prefix_cache_queries_total", "prefix_cache_queries_total"),

@@ -4,7 +4,7 @@ mod plot;
 mod report;
 mod verdict;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::config;
 use crate::error::{Error, Result};
@@ -67,13 +67,8 @@ pub struct Args {
 /// # Errors
 /// The errors of reading the text and loading the models, and [`Error::Usage`] for models that cannot be compared.
 pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
-    let is_svg = |file: &PathBuf| {
-        file.extension()
-            .is_some_and(|e| e.eq_ignore_ascii_case("svg"))
-    };
-    if args.plot.as_ref().is_some_and(|file| !is_svg(file)) {
-        let problem = "--plot draws SVG: name a file that ends in .svg";
-        return Err(Error::Usage(problem.into()));
+    if let Some(file) = &args.plot {
+        check_is_svg(file)?;
     }
     let report = evaluate(args, &Opened::new(args, sources)?, sources)?;
     if let Some(file) = &args.plot {
@@ -81,6 +76,21 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
         std::fs::write(file, drawing).map_err(|e| Error::io(file, e))?;
     }
     print(&report, args.json)
+}
+
+/// Refuses a name that another kind of picture has.
+///
+/// # Errors
+/// [`Error::Usage`].
+pub fn check_is_svg(file: &Path) -> Result<()> {
+    if file
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("svg"))
+    {
+        return Ok(());
+    }
+    let problem = "--plot draws SVG: name a file that ends in .svg";
+    Err(Error::Usage(problem.into()))
 }
 
 /// The models, and the reference for all of them.
