@@ -11,6 +11,7 @@ const FILES: [&str; 3] = ["memory.json", "load.json", "slo.json"];
 
 /// Grafana's names of the units that the panels use; it silently ignores an unknown one.
 const UNITS: &[&str] = &[
+    "Bps",
     "bytes",
     "dateTimeFromNow",
     "none",

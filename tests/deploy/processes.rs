@@ -45,7 +45,8 @@ fn wait_until_ready(child: &mut Running, url: &str) {
     }
 }
 
-/// `microgranite serve` on the tiny fixture, packed and evaluated so that there is an accuracy to show.
+/// `microgranite serve` on the tiny fixture, packed, evaluated and measured so that there are an accuracy and
+/// savings to show.
 pub struct Service {
     _process: Running,
     _model: tempfile::TempDir,
@@ -79,6 +80,15 @@ impl Service {
             .arg("--against")
             .arg(&floats)
             .args(["--tokens", "50"]));
+        let savings = folder.path().join("savings.json");
+        run(microgranite()
+            .arg("verify-savings")
+            .arg(&model)
+            .arg("--against")
+            .arg(&floats)
+            .args(["--prompt", "32", "--steps", "4", "--tokens", "50"])
+            .arg("--out")
+            .arg(&savings));
         let child = crate::microgranite()
             .arg("serve")
             .arg("--model")
@@ -86,6 +96,8 @@ impl Service {
             .args(["--listen", &api, "--admin-listen", &admin])
             .args(["--threads", "1", "--max-batch", "4", "--max-queue", "4"])
             .args(["--kv-cache", "16MiB", "--log", "warn"])
+            .arg("--savings")
+            .arg(&savings)
             .args(["--metrics-aliases", "vllm"])
             .stdout(Stdio::null())
             .spawn()
