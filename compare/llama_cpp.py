@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Compares the speed of llama.cpp with microgranite's, on a published shape with random weights.
 
     python llama_cpp.py MICROGRANITE LLAMA_BATCHED_BENCH SHAPE

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Writes a published Granite shape with random weights as a GGUF file in Q8_0, for measuring llama.cpp.
 
     python shape_gguf.py SHAPE FILE.gguf

@@ -255,7 +255,7 @@ const ROUTES: &[Route] = &[
         handler: || get(status::status),
         describe: || {
             let summary = "What the server is doing: load, memory, counts and latencies";
-            describe::get("status", "operations", summary, "Status")
+            describe::get_open("status", "operations", summary, "Status")
         },
     },
     Route {

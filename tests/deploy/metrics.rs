@@ -1,8 +1,10 @@
 //! The metrics that the service exposes, read from its text exposition.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
-use microgranite::telemetry::Metrics;
+use microgranite::memory::Accounts;
+use microgranite::telemetry::{Metrics, SavingsOf};
 
 /// One sample name: its labels, and whether it only ever grows.
 #[derive(Debug, Default)]
@@ -29,6 +31,20 @@ pub fn declared() -> Catalog {
         .model_info
         .with_label_values(&["granite", "GraniteForCausalLM", "int8", "4096"]);
     metrics.model_accuracy.with_label_values(&["kl_mean"]);
+    metrics.set_startup("weights", Duration::ZERO);
+    metrics.set_kv_cache_info(64, 1, true);
+    metrics.memory().set_accounts(Accounts::default());
+    let side = |dtype| SavingsOf {
+        dtype,
+        resident_bytes: 0,
+        peak_bytes: 0,
+        ready_seconds: 0.0,
+        cpu_seconds: 0.0,
+        tokens_per_second: [0.0; 2],
+        joules_per_token: Some(0.0),
+    };
+    let sides = [side("int8"), side("f32")];
+    metrics.savings().set(sides, &[("kl_mean", 0.0)]);
     metrics
         .tls_certificate_expiry_timestamp_seconds
         .with_label_values(&["server"]);

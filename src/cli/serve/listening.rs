@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -33,6 +33,8 @@ pub struct SocketFile {
     path: PathBuf,
     /// Device and inode.
     identity: (u64, u64),
+    /// Keeps the inode in use, so that no other file gets its number.
+    _held: File,
 }
 
 impl Drop for SocketFile {
@@ -96,8 +98,10 @@ pub struct SocketMode(u32);
 /// # Errors
 /// A message for the user.
 pub fn socket_mode(text: &str) -> std::result::Result<SocketMode, String> {
+    // The parser of numbers takes a sign too.
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit()) && text.len() >= 3;
     let mode = u32::from_str_radix(text, 8).ok();
-    let mode = mode.filter(|mode| text.len() >= 3 && *mode <= 0o777);
+    let mode = mode.filter(|mode| digits && *mode <= 0o777);
     mode.map(SocketMode)
         .ok_or_else(|| "write permissions in octal, such as 660 or 0600".to_owned())
 }
@@ -118,8 +122,16 @@ fn bind_path(path: &Path, mode: SocketMode) -> io::Result<(UnixListener, SocketF
     umask(before);
     let listener = listener?;
     let identity = identity(path).ok_or(io::ErrorKind::NotFound)?;
-    let path = std::path::absolute(path)?;
-    Ok((listener, SocketFile { path, identity }))
+    let held = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)?;
+    let file = SocketFile {
+        path: std::path::absolute(path)?,
+        identity,
+        _held: held,
+    };
+    Ok((listener, file))
 }
 
 /// Removes a socket that a server has left behind, on which nobody listens any more.

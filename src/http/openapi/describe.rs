@@ -62,6 +62,13 @@ pub fn get(id: &str, tag: &str, summary: &str, answer: &str) -> Value {
     json!({"get": keyed(id, tag, summary, answer, &[])})
 }
 
+/// [`get`] of what asks for no key.
+pub fn get_open(id: &str, tag: &str, summary: &str, answer: &str) -> Value {
+    let mut operation = keyed(id, tag, summary, answer, &[]);
+    operation["security"] = json!([]);
+    json!({"get": operation})
+}
+
 /// `GET` with a `name` in the path.
 pub fn by_name(id: &str, tag: &str, summary: &str, answer: &str) -> Value {
     let mut operation = keyed(id, tag, summary, answer, &[(404, "No such model.")]);
