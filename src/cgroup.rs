@@ -63,10 +63,10 @@ fn throttling_under(root: &Path) -> Option<Throttling> {
         .find_map(|found| {
             let value = |name: &str| {
                 let words = found.text.lines().filter_map(|line| line.split_once(' '));
-                let value = words
+                let mut value = words
                     .filter(|(found, _)| *found == name)
                     .map(|found| found.1);
-                value.last()?.trim().parse::<u64>().ok()
+                value.next_back()?.trim().parse::<u64>().ok()
             };
             let nanoseconds = value("throttled_time");
             let microseconds = value("throttled_usec").map(|time| time.saturating_mul(1000));

@@ -4,7 +4,7 @@
 //! thread sends them in batches. Those that find no place, or that the collector does not take, are dropped and counted:
 //! nothing here ever waits for the collector but that thread.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
 use prometheus::IntCounter;
@@ -136,10 +136,7 @@ impl Poster {
                 }
                 if requests < BATCH {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    next = match messages.recv_timeout(left) {
-                        Ok(message) => Some(message),
-                        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-                    };
+                    next = messages.recv_timeout(left).ok();
                 }
             }
             self.post(&batch);

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use microgranite::memory::Accounts;
+use microgranite::memory::accounts::Accounts;
 use microgranite::telemetry::{Metrics, SavingsOf};
 
 /// One sample name: its labels, and whether it only ever grows.

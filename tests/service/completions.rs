@@ -171,7 +171,7 @@ async fn the_model_is_listed_with_its_context() {
             "scheme": {"mapping": "symmetric", "granularity": "channel", "range": "absmax", "rotation": "full"},
             "kernel": "", "parameters": 0, "weight_bytes": 0, "weight_bytes_f32": 0,
             "kv_cache_bytes": 0, "recurrent_state_bytes": 0, "accuracy": null,
-            "signature": "off",
+            "signature": "off", "savings": null,
         },
         "default_generation": {},
     });

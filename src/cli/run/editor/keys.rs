@@ -60,6 +60,7 @@ pub struct Keys<R> {
 
 impl<R: Read> Keys<R> {
     /// Reads from a terminal in raw mode, or a buffer on top of it.
+    #[expect(clippy::unbuffered_bytes, reason = "keys come one by one")]
     pub fn new(from: R) -> Self {
         Self {
             bytes: from.bytes(),
