@@ -15,9 +15,9 @@ impl<T: Job> Scheduler<T> {
     /// Prepares a step: makes sure that every running generation has a page for its next row, preempting the newest
     /// where pages are short, and gives free slots to waiting generations. Returns how many were admitted.
     ///
-    /// Admission is in the order of [`Flows`], and first come, first served within a flow and a priority, with one
+    /// Admission is in the order of `Flows`, and first come, first served within a flow and a priority, with one
     /// exception: while long prompts hold the slots, prompts that fit in one step may borrow a slot; see
-    /// [`Self::borrows`].
+    /// `borrows`.
     pub fn admit(&mut self) -> usize {
         self.gave_way = 0;
         self.share();
