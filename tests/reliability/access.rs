@@ -173,8 +173,9 @@ fn moments(times: &[Duration]) -> (f64, f64) {
 
 /// R23: every route of the OpenAPI document, without a key.
 pub async fn routes(context: Context) -> Result<Findings, Problem> {
-    /// What a load balancer asks, and the answers to which say nothing of the model.
-    const PROBES: [&str; 7] = [
+    /// What a load balancer asks, and the answers to which say nothing of the model; and the page, which asks for a key.
+    const PROBES: [&str; 8] = [
+        "/",
         "/health",
         "/livez",
         "/ping",
