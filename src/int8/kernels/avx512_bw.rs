@@ -7,20 +7,8 @@
 use std::arch::x86_64::*;
 
 use super::super::{PANEL, ZERO_POINT};
-use super::zmm::{LINES, UNROLLED, ask, finish, tile_512};
+use super::zmm::{LINES, UNROLLED, ask, features, finish, tile_512};
 use super::{Candidate, Kernel, Tile, avx512_vector, peak, scan_blocks};
-
-/// The CPU features this kernel needs, and whether this CPU has them.
-fn features() -> Vec<(&'static str, bool)> {
-    vec![
-        ("avx512f", is_x86_feature_detected!("avx512f")),
-        ("avx512bw", is_x86_feature_detected!("avx512bw")),
-        // Used by the vector functions, not by the tile.
-        ("avx512dq", is_x86_feature_detected!("avx512dq")),
-        ("avx512vl", is_x86_feature_detected!("avx512vl")),
-        ("fma", is_x86_feature_detected!("fma")),
-    ]
-}
 
 /// This kernel and the features it needs.
 pub(super) const CANDIDATE: Candidate = Candidate {

@@ -5,19 +5,13 @@ use std::arch::x86_64::*;
 
 use super::super::{PANEL, ZERO_POINT};
 use super::zmm::{LINES, UNROLLED, ask, finish, tile_512};
-use super::{Candidate, Kernel, Tile, avx512_vector, peak, scan_blocks};
+use super::{Candidate, Kernel, Tile, avx512_vector, peak, scan_blocks, zmm};
 
 /// The CPU features this kernel needs, and whether this CPU has them.
 fn features() -> Vec<(&'static str, bool)> {
-    vec![
-        ("avx512f", is_x86_feature_detected!("avx512f")),
-        ("avx512bw", is_x86_feature_detected!("avx512bw")),
-        // Used by the vector functions, not by the tile.
-        ("avx512dq", is_x86_feature_detected!("avx512dq")),
-        ("avx512vl", is_x86_feature_detected!("avx512vl")),
-        ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
-        ("fma", is_x86_feature_detected!("fma")),
-    ]
+    let mut features = zmm::features();
+    features.push(("avx512vnni", is_x86_feature_detected!("avx512vnni")));
+    features
 }
 
 /// This kernel and the features it needs.

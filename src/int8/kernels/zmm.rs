@@ -6,6 +6,18 @@ use std::arch::x86_64::*;
 use super::super::{PANEL, ZERO_POINT};
 use super::Tile;
 
+/// The CPU features of every kernel with these registers, and whether this CPU has them.
+pub(super) fn features() -> Vec<(&'static str, bool)> {
+    vec![
+        ("avx512f", is_x86_feature_detected!("avx512f")),
+        ("avx512bw", is_x86_feature_detected!("avx512bw")),
+        // Used by the vector functions, not by the tile.
+        ("avx512dq", is_x86_feature_detected!("avx512dq")),
+        ("avx512vl", is_x86_feature_detected!("avx512vl")),
+        ("fma", is_x86_feature_detected!("fma")),
+    ]
+}
+
 /// Unrolled K-steps: their loads can be interleaved, and the prefetches are spread over them.
 pub(super) const UNROLLED: usize = 4;
 
