@@ -9,6 +9,8 @@
 # folder that the same scripts fill, so no base image is pulled. Needs root, buildah, podman, runc and curl.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=tests/deploy/podman.sh
+. tests/deploy/podman.sh
 
 model=$(realpath "$1")
 scratch=$(mktemp -d)
@@ -19,41 +21,7 @@ says=$("$binary" --version | sed -n 's/.*(build \(.*\))$/\1/p')
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
 export SOURCE_DATE_EPOCH
 
-# Uses separate storage, so that nothing of this run remains. vfs works where overlay mounts do not nest; runc and
-# cgroupfs work without systemd.
-cat >"$scratch/storage.conf" <<CONF
-[storage]
-driver = "vfs"
-graphroot = "$scratch/images"
-runroot = "$scratch/run"
-CONF
-cat >"$scratch/containers.conf" <<CONF
-[containers]
-default_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "runc"
-CONF
-export CONTAINERS_STORAGE_CONF=$scratch/storage.conf CONTAINERS_CONF=$scratch/containers.conf
-
-passed=0
-failed=0
-check() { # check WHAT EXPECTED SEEN: prints what was seen
-    if [ "$2" = "$3" ]; then
-        passed=$((passed + 1))
-        echo "ok      $1: $3"
-    else
-        failed=$((failed + 1))
-        echo "FAILED  $1: expected $2, saw $3"
-    fi
-}
-contains() { # contains WHAT NEEDLE HAYSTACK
-    case $3 in
-    *"$2"*) check "$1" "$2" "$2" ;;
-    *) check "$1" "$2" "$3" ;;
-    esac
-}
+use_storage "$scratch"
 
 contains "the binary" "statically linked" "$(ldd "$binary" 2>&1 || true)"
 
@@ -75,10 +43,7 @@ digest=$(of_image '{{.Digest}}')
 build_image runtime microgranite --no-cache
 check "the digest of a second build" "$digest" "$(of_image '{{.Digest}}')"
 
-# Ports that are free now. It uses the host's network, because a sandbox may lack a bridge.
-read -r api admin packed < <(python3 -c 'import socket
-sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
-print(*(s.getsockname()[1] for s in sockets))')
+read -r api admin packed < <(free_ports 3)
 
 # The model fits so little memory because the default limits on clients are lower then.
 podman run --detach --name "$name" --network=host \
@@ -89,31 +54,10 @@ podman run --detach --name "$name" --network=host \
     serve --model /models/model.gguf --served-model-name demo --kv-cache 64MiB --threads 2 \
     --listen "127.0.0.1:$api" --admin-listen "127.0.0.1:$admin" --drain-timeout 10 --log-format json >/dev/null
 
-wait_ready() { # wait_ready PORT
-    local status
-    for _ in $(seq 300); do
-        status=$(curl --silent --output /dev/null --write-out '%{http_code}' "http://127.0.0.1:$1/readyz" || true)
-        [ "$status" = 200 ] && break
-        sleep 0.2
-    done
-    check "ready" 200 "$status"
-    [ "$status" = 200 ] || podman logs "$name"
-}
-wait_ready "$admin"
-
-pid=$(podman inspect --format '{{.State.Pid}}' "$name")
-of_process() { sed -n "s/^$1:[[:space:]]*\([^[:space:]]*\).*/\1/p" "/proc/$pid/status"; }
-mount_of() { awk -v path="$1" '$5 == path { split($6, options, ","); print options[1] }' "/proc/$pid/mountinfo"; }
-check "user" 65532 "$(of_process Uid)"
-check "capabilities" 0000000000000000 "$(of_process CapEff)"
-check "no new privileges" 1 "$(of_process NoNewPrivs)"
-check "system call filter" 2 "$(of_process Seccomp)"
-check "root is mounted" ro "$(mount_of /)"
-check "the model is mounted" ro "$(mount_of /models/model.gguf)"
-# The file of version 1 of control groups, then that of version 2.
-limit=$(cat "/sys/fs/cgroup/memory$(sed -n 's/^[0-9]*:memory://p' "/proc/$pid/cgroup")/memory.limit_in_bytes" 2>/dev/null ||
-    cat "/sys/fs/cgroup$(sed -n 's/^0:://p' "/proc/$pid/cgroup")/memory.max")
-check "memory limit" $((512 << 20)) "$limit"
+wait_ready "$admin" "$name"
+pid=$(process_of "$name")
+is_confined "$pid" /models/model.gguf 512
+check "system call filter" 2 "$(field_of "$pid" Seccomp)"
 files() { podman image save localhost/microgranite | tar -xO --wildcards '*.tar' | tar -t --ignore-zeros | grep -v '/$' | sort | paste -sd ' '; }
 documents=usr/share/doc/microgranite
 check "regular files in the image" "microgranite $documents/LICENSE $documents/THIRD-PARTY.txt $documents/sbom.cdx.json" "$(files)"
@@ -126,21 +70,18 @@ answer=$(ask "$api")
 echo "answer: $answer"
 contains "it says" Paris "$answer"
 contains "metrics" "microgranite_build_info{build=\"$says\"" "$(curl --silent "http://127.0.0.1:$admin/metrics")"
-echo "resident: $(sed -n 's/^VmRSS:[[:space:]]*//p' "/proc/$pid/status"), at most $(of_process VmHWM) kB"
+echo "resident: $(sed -n 's/^VmRSS:[[:space:]]*//p' "/proc/$pid/status"), at most $(field_of "$pid" VmHWM) kB"
 
-podman stop --time 20 "$name" >/dev/null
-check "exit code after SIGTERM" 0 "$(podman inspect --format '{{.State.ExitCode}}' "$name")"
+stops "$name"
 
 # The image with the model: nothing mounted, no command. Only the port is another one than 8080.
 "$binary" --log warn quantize "$model" --output "$scratch/packed" >/dev/null
 podman rm "$name" >/dev/null
 build_image packed with-model --build-context model="$scratch/packed" --build-arg MODEL_NAME=demo
 podman run --detach --name "$name" --network=host --env "MICROGRANITE_LISTEN=127.0.0.1:$packed" localhost/with-model >/dev/null
-wait_ready "$packed"
+wait_ready "$packed" "$name"
 contains "the image with the model says" Paris "$(ask "$packed")"
 echo "its size: $(podman image inspect --format '{{.Size}}' localhost/with-model) bytes"
-podman stop --time 20 "$name" >/dev/null
-check "exit code after SIGTERM" 0 "$(podman inspect --format '{{.State.ExitCode}}' "$name")"
+stops "$name"
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+summary

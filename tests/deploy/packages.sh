@@ -9,6 +9,8 @@
 # Needs root, python3 with venv, pip, dpkg, ruby, systemd-analyze, strace, promtool and curl.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+# shellcheck source=tests/deploy/checks.sh
+. tests/deploy/checks.sh
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     echo "usage: tests/deploy/packages.sh MODEL.gguf [BINARY]" >&2
     exit 64
@@ -19,24 +21,6 @@ binary=$(realpath "${2:-$(release/binary.sh)}")
 scratch=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill "$server" 2>/dev/null || true; rm -rf "$scratch"' EXIT
-
-passed=0
-failed=0
-check() { # check WHAT EXPECTED SEEN: prints what was seen
-    if [ "$2" = "$3" ]; then
-        passed=$((passed + 1))
-        echo "ok      $1: $3"
-    else
-        failed=$((failed + 1))
-        echo "FAILED  $1: expected $2, saw $3"
-    fi
-}
-succeeds() { # succeeds WHAT COMMAND…: prints the output of a command that fails
-    local code=0
-    "${@:2}" >"$scratch/output" 2>&1 || code=$?
-    check "$1: exit code" 0 "$code"
-    [ "$code" -eq 0 ] || cat "$scratch/output"
-}
 
 # Made twice, the second time under another path and with other permissions for new files.
 release/build.sh "$scratch/out" "$binary" >/dev/null 2>&1
@@ -103,8 +87,9 @@ sed "s|/usr/bin/microgranite|$root&|" "$unit" >"$scratch/microgranite.service"
 cp "$root/usr/lib/systemd/system/microgranite.socket" "$scratch"
 succeeds "systemd-analyze verify" systemd-analyze --man=no verify "$scratch/microgranite.service" "$scratch/microgranite.socket"
 # Ten times the exposure level that systemd shows. Without confinement it is 96.
-succeeds "systemd-analyze security" systemd-analyze --offline=yes --threshold=15 security "$unit"
-grep -h "exposure level" "$scratch/output"
+exposure() { systemd-analyze --offline=yes --threshold=15 security "$unit" | tee "$scratch/exposure"; }
+succeeds "systemd-analyze security" exposure
+grep -h "exposure level" "$scratch/exposure"
 mkdir -p "$root/var/cache/private/microgranite"
 succeeds "dpkg --purge" debian --purge microgranite
 check "what is left of it" "" "$(find "$root" -iname '*microgranite*' ! -path '*/var/log/*')"
@@ -155,5 +140,4 @@ sys.exit("a misspelt key was accepted")
 CHECK
 succeeds "promtool check config" promtool check config deploy/compose/prometheus.yml
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+summary

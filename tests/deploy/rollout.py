@@ -13,13 +13,13 @@ import http.client
 import json
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
+
+from servers import Server, free_ports, wait_for
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ROOT / "tests/fixtures/granite-3-tiny"
@@ -58,34 +58,9 @@ http {{
 """
 
 
-def free_ports(count):
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def wait_for(url, process):
-    for _ in range(600):
-        if process.poll() is not None:
-            sys.exit(f"{url}: the program ended with {process.returncode}")
-        try:
-            return urllib.request.urlopen(url, timeout=2)
-        except OSError:
-            time.sleep(0.1)
-    sys.exit(f"{url} is not ready")
-
-
-class Replica:
+class Replica(Server):
     def __init__(self, binary):
-        self.port, self.admin = free_ports(2)
-        self.process = subprocess.Popen(
-            [binary, "serve", "--model", MODEL, "--listen", f"127.0.0.1:{self.port}", "--admin-listen", f"127.0.0.1:{self.admin}"]
-            + ["--threads", "1", "--kv-cache", "16MiB", "--drain-timeout", "30", "--log", "error"],
-            stdout=subprocess.DEVNULL,
-        )
-        wait_for(f"http://127.0.0.1:{self.admin}/readyz", self.process)
+        super().__init__(binary, MODEL, "--threads", "1", "--kv-cache", "16MiB", "--drain-timeout", "30")
 
     def stop(self):
         """The exit code after SIGTERM."""

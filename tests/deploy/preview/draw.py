@@ -11,7 +11,6 @@ cluster has no data.
 import json
 import pathlib
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,26 +20,13 @@ import urllib.parse
 import urllib.request
 
 HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from servers import Server, free_ports, wait_for  # noqa: E402
+
 ROOT = HERE.parents[2]
 DASHBOARDS = ["memory", "load", "slo"]
 # What only a cluster has.
 OF_THE_CLUSTER = ("kube_", "container_")
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
-def wait_for(url, process):
-    for _ in range(600):
-        if process.poll() is not None:
-            sys.exit(f"{url}: the program ended with {process.returncode}")
-        try:
-            return urllib.request.urlopen(url, timeout=2)
-        except OSError:
-            time.sleep(0.1)
-    sys.exit(f"{url} is not ready")
 
 
 def client(api, until, seed):
@@ -88,25 +74,23 @@ def series_of(panel, prometheus, start, end):
 
 
 def main(binary, model, folder, seconds):
-    api, admin, web = free_port(), free_port(), free_port()
     children = []
     with tempfile.TemporaryDirectory() as scratch:
         scratch = pathlib.Path(scratch)
         try:
-            serve = [binary, "serve", "--model", model, "--served-model-name", "granite", "--listen", f"127.0.0.1:{api}"]
-            serve += ["--admin-listen", f"127.0.0.1:{admin}", "--max-batch", "8", "--max-queue", "16", "--log", "error"]
-            children.append(subprocess.Popen(serve, stdout=subprocess.DEVNULL))
-            wait_for(f"http://127.0.0.1:{admin}/readyz", children[-1])
+            server = Server(binary, model, "--served-model-name", "granite", "--max-batch", "8", "--max-queue", "16")
+            children.append(server.process)
             (scratch / "prometheus.yml").write_text(
                 "global: {scrape_interval: 1s, evaluation_interval: 1s}\n"
                 f"rule_files: ['{ROOT}/deploy/prometheus/microgranite.yaml']\n"
-                f"scrape_configs: [{{job_name: microgranite, static_configs: [{{targets: ['127.0.0.1:{admin}']}}]}}]\n"
+                f"scrape_configs: [{{job_name: microgranite, static_configs: [{{targets: ['127.0.0.1:{server.admin}']}}]}}]\n"
             )
+            (web,) = free_ports(1)
             watch = ["prometheus", f"--config.file={scratch}/prometheus.yml", f"--storage.tsdb.path={scratch}/data"]
             children.append(subprocess.Popen([*watch, f"--web.listen-address=127.0.0.1:{web}", "--log.level=error"]))
             wait_for(f"http://127.0.0.1:{web}/-/ready", children[-1])
             start = time.time()
-            threads = [threading.Thread(target=client, args=(api, start + seconds, n)) for n in range(5)]
+            threads = [threading.Thread(target=client, args=(server.port, start + seconds, n)) for n in range(5)]
             for thread in threads:
                 thread.start()
             for thread in threads:
