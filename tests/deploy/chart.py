@@ -46,6 +46,12 @@ REFUSED = {
     "autoscaling.by=cpu": "/autoscaling/by",
     "shutdown.drainSeconds=0": "/shutdown/drainSeconds",
     "extraArgs={-x}": "/extraArgs/0",
+    # The secret of one half; probes and metrics need the admin port as it is.
+    "tls.clientCaSecret=clients": "/tls/secret",
+    "tls.secret=A/B": "/tls/secret",
+    "tls.cert=granite-tls": "'cert' not allowed",
+    "extraArgs={--tls-cert=/etc/cert}": "/extraArgs/0",
+    "extraArgs={--admin-tls}": "/extraArgs/0",
 }
 
 passed, failed = 0, 0
@@ -129,6 +135,36 @@ def pods_are_guaranteed(name, deployment):
         check(resources["limits"]["cpu"].isdigit(), f"{name}: {container['name']}: {resources['limits']['cpu']} CPUs")
 
 
+def tls_is_mounted_and_probes_are_plain():
+    """Both files of a certificate and the authority of clients, each from its secret, and nothing of it without the values."""
+    files = {"--tls-cert=/etc/microgranite/tls/tls.crt", "--tls-key=/etc/microgranite/tls/tls.key"}
+    authority = "--tls-client-ca=/etc/microgranite/client-ca/ca.crt"
+    for setting, flags, secrets in [
+        ("cpus=4", set(), []),
+        ("tls.secret=granite-tls", files, ["granite-tls"]),
+        ("tls.secret=granite-tls,tls.clientCaSecret=granite-tls", {*files, authority}, ["granite-tls"] * 2),
+        ("tls.secret=granite-tls,tls.clientCaSecret=clients", {*files, authority}, ["granite-tls", "clients"]),
+    ]:
+        objects = {object["kind"]: object for object in rendered("--set", setting)}
+        pod = objects["Deployment"]["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        found = {flag for flag in container["args"] if "tls" in flag}
+        check(found == flags, f"{setting}: {found}")
+        of_volumes = [volume["secret"]["secretName"] for volume in pod["volumes"] if "secret" in volume]
+        check(of_volumes == secrets, f"{setting}: {of_volumes}")
+        check(all(volume["secret"]["defaultMode"] == 0o440 for volume in pod["volumes"] if "secret" in volume), f"{setting}: modes")
+        mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+        for flag in flags:
+            folder = str(pathlib.PurePosixPath(flag.split("=")[1]).parent)
+            at = [mount for mount in mounts.values() if mount["mountPath"] == folder]
+            check(len(at) == 1 and at[0]["readOnly"], f"{setting}: {flag} is in no read-only folder")
+        for probe in ["startupProbe", "readinessProbe", "livenessProbe"]:
+            asks = container[probe]["httpGet"]
+            check(asks["port"] == "admin" and asks.get("scheme", "HTTP") == "HTTP", f"{setting}: {probe}: {asks}")
+        (port,) = objects["Service"]["spec"]["ports"]
+        check(port["appProtocol"] == ("https" if flags else "http"), f"{setting}: {port}")
+
+
 def sum_in_notes(values):
     """The memory sum in mebibytes that the notes print for these values."""
     notes = helm("install", "granite", str(CHART), "--dry-run=client", "--values", values)
@@ -187,6 +223,8 @@ def main(binary):
     monitor = next(object for _, object in custom if object["kind"] == "PodMonitor")
     monitor["spec"]["podMetricsEndpoints"][0]["pfad"] = "/metrics"
     check("\"pfad\"' does not exist" in types_of_custom([("misspelt", monitor)]).stdout, "a misspelt field was accepted")
+
+    tls_is_mounted_and_probes_are_plain()
 
     for setting, message in REFUSED.items():
         made = helm("template", "granite", str(CHART), "--set", setting)
