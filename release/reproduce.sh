@@ -11,15 +11,23 @@ if [ $# -ne 1 ]; then
 fi
 mkdir -p "$1"
 out=$(realpath "$1")
+if [ -n "$(ls -A "$out")" ]; then
+    echo "release/reproduce.sh: $out is not empty, and what is in it would be compared, too" >&2
+    exit 64
+fi
 repository=$(git -C "$(dirname "$0")" rev-parse --show-toplevel)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# The second has another depth and another umask.
-for folder in first a/second/folder; do
-    git clone --quiet "$repository" "$scratch/$folder"
-done
+git clone --quiet "$repository" "$scratch/first"
 "$scratch/first/release/build.sh" "$out"
-(umask 077 && "$scratch/a/second/folder/release/build.sh" "$scratch/again")
+# A release build takes gigabytes.
+rm -rf "$scratch/first"
+
+# The second has another depth, another time zone, and a umask that also its sources have been written with.
+umask 077
+export TZ=Asia/Tokyo
+git clone --quiet "$repository" "$scratch/a/second/folder"
+"$scratch/a/second/folder/release/build.sh" "$scratch/again"
 diff "$out/SHA256SUMS" "$scratch/again/SHA256SUMS"
 echo "two builds, the same files"
