@@ -27,14 +27,16 @@
 mod admit;
 mod flows;
 mod plan;
+mod running;
 mod slots;
 
 use std::collections::VecDeque;
 
 use super::pages::Pages;
 use super::request::Flow;
-use crate::model::{PAGE_TOKENS, Save};
 use flows::Flows;
+pub use running::Running;
+use running::{Waiting, known};
 use slots::Slots;
 
 /// What one step may hold.
@@ -101,16 +103,6 @@ pub struct Work {
     pub logit_rows: usize,
 }
 
-/// A generation that waits for a slot in the batch.
-#[derive(Debug)]
-struct Waiting<T> {
-    job: T,
-    prompt_len: usize,
-    max_len: usize,
-    /// Whether it has run before.
-    was_preempted: bool,
-}
-
 /// What one flow has, for estimates of how long it will wait.
 #[derive(Debug, Clone, Copy)]
 pub struct Load {
@@ -136,75 +128,6 @@ impl Load {
             running: 0,
             prefill_tokens: 0,
         }
-    }
-}
-
-/// A generation that holds a slot in the batch.
-#[derive(Debug)]
-pub struct Running<T> {
-    /// What the caller attached.
-    pub job: T,
-    prompt_len: usize,
-    max_len: usize,
-    /// Positions known at admission: the prompt, and after a preemption also what had been generated.
-    prefill_len: usize,
-    /// Positions at the beginning that came from the prefix cache; always less than `prefill_len`.
-    reused: usize,
-    /// Positions whose keys and values are in the pages.
-    cached: usize,
-    /// Rows that the planned step adds.
-    planned: usize,
-    /// See [`Running::slot`].
-    slot: u32,
-    /// Pages for the cached and planned positions, and sometimes a few more.
-    pages: Vec<u32>,
-    /// How many of the first pages are published: other generations may hold them too, so they are never written.
-    published: usize,
-    /// The snapshot that its first step begins with; it is held until then.
-    restore: Option<u32>,
-    /// How many pages other prompts have in common with this one, if a snapshot at their end would serve the next.
-    parting: Option<usize>,
-    /// The snapshots that the planned step takes.
-    saves: Vec<Save>,
-    /// The page at whose end the last snapshot was taken while it decoded.
-    rolling: Option<u32>,
-}
-
-impl<T> Running<T> {
-    /// The KV pages, in order.
-    pub fn pages(&self) -> &[u32] {
-        &self.pages
-    }
-
-    /// A number below [`Budget::max_running`] that nobody else who runs has, the same from its admission to its end or
-    /// its preemption.
-    pub const fn slot(&self) -> u32 {
-        self.slot
-    }
-
-    /// How many of the tokens known at admission were found in the prefix cache.
-    pub const fn reused(&self) -> usize {
-        self.reused
-    }
-
-    /// The snapshot that the planned step begins with.
-    pub const fn restore(&self) -> Option<u32> {
-        self.restore
-    }
-
-    /// The snapshots that the planned step takes.
-    pub fn saves(&self) -> &[Save] {
-        &self.saves
-    }
-
-    /// Whether its prompt is computed.
-    pub const fn is_decoding(&self) -> bool {
-        self.cached >= self.prefill_len
-    }
-
-    /// Prefill rows still to compute; 0 once it decodes.
-    const fn prefill_left(&self) -> usize {
-        self.prefill_len.saturating_sub(self.cached)
     }
 }
 
@@ -440,64 +363,5 @@ impl<T: Job> Scheduler<T> {
     /// The pages.
     pub const fn pages(&self) -> &Pages {
         &self.pages
-    }
-}
-
-impl<T: Job> Running<T> {
-    /// The position behind the rows that the next step has to run at least: all certain tokens once it decodes.
-    fn next_end(&self) -> usize {
-        match self.is_decoding() {
-            true => known(&self.job),
-            false => self.cached + 1,
-        }
-    }
-}
-
-/// How many tokens of a job are certain: the prompt's and the generated ones, without the drafts.
-fn known(job: &impl Job) -> usize {
-    job.tokens().len() - job.drafts()
-}
-
-impl<T> Running<T> {
-    /// Records the snapshots that the step from position `start` on has taken.
-    fn keep_snapshots(&mut self, pages: &mut Pages, start: usize) {
-        let decoded = self.cached > self.prefill_len;
-        let Some(snapshots) = pages.snapshots_mut() else {
-            return;
-        };
-        if let Some(restored) = self.restore.take() {
-            snapshots.release(restored);
-        }
-        for save in self.saves.drain(..) {
-            let page = self.pages[(start + save.rows) / PAGE_TOKENS - 1];
-            let is_new = snapshots.record(save.snapshot, page);
-            if is_new
-                && decoded
-                && let Some(before) = self.rolling.replace(page)
-            {
-                // Of an answer that grows only the last page matters: the next turn begins there.
-                snapshots.evict(before);
-            }
-        }
-    }
-
-    /// Gives up what it holds of snapshots before its first step, or in the middle of one.
-    fn drop_snapshots(&mut self, pages: &mut Pages) {
-        if let (Some(snapshots), Some(restore)) = (pages.snapshots_mut(), self.restore.take()) {
-            snapshots.release(restore);
-        }
-    }
-}
-
-impl<T: Job> Running<T> {
-    /// The tokens known at admission.
-    fn prefill(&self) -> &[u32] {
-        &self.job.tokens()[..self.prefill_len]
-    }
-
-    /// Whether it has computed no row yet and may still take pages from the prefix cache. A prompt that is scored is
-    /// always computed in full.
-    fn awaits_its_first_step(&self) -> bool {
-        !self.is_decoding() && self.cached == self.reused && !self.job.scores_prompt()
     }
 }

@@ -1,0 +1,149 @@
+//! The service from its open port to its end: loads the model, answers, and drains.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::access::{self, KeptFiles};
+use super::listening::{self, Open, PassedSocket};
+use super::load::{self, Loaded, Prepared};
+use super::notify::{Manager, Message};
+use super::plan::ClientSizes;
+use super::ready::{self, Ready};
+use super::signals::StopSignals;
+use super::verify::{self, Verify};
+use super::{Args, Held};
+use crate::engine::Health;
+use crate::error::{Error, Result};
+use crate::http::app::App;
+use crate::http::server::Server;
+use crate::memory::accounts::Accounts;
+use crate::sources;
+use crate::telemetry::Metrics;
+
+/// Everything that is prepared before the port is bound.
+pub(super) struct Service {
+    pub(super) args: Args,
+    pub(super) sources: sources::Settings,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) app: App,
+    pub(super) prepared: Option<Prepared>,
+    pub(super) sizes: ClientSizes,
+    pub(super) held: Held,
+    /// The socket of the API, if it was passed.
+    pub(super) passed: Option<PassedSocket>,
+    pub(super) manager: Manager,
+    /// When the command began.
+    pub(super) began: Instant,
+}
+
+impl Service {
+    /// Binds the port first, so that it answers 503 while the model loads; then loads the model; then waits for the
+    /// end.
+    pub(super) async fn serve(mut self, mut stop_signals: StopSignals) -> Result<()> {
+        let (passed, manager) = (self.passed.take(), self.manager.clone());
+        let Self {
+            args, app, held, ..
+        } = &self;
+        let (app, drain_timeout) = (app.clone(), args.listening.drain_timeout);
+        let (needs_key, is_tls) = (app.access().keys.is_some(), held.tls.is_some());
+        let files = KeptFiles {
+            app: app.clone(),
+            tls: held.tls.clone(),
+            manager: manager.clone(),
+        };
+        tokio::spawn(files.keep(access::hangups()?));
+        tokio::spawn(manager.clone().keep_alive(app.clone()));
+        let (listen, mode) = (&args.listening.listen, args.listening.socket_mode);
+        let Open { listener, file } = match passed {
+            Some(passed) => passed.open()?,
+            None => listening::open("--listen", listen, mode)?,
+        };
+        let address = listener.address().unwrap_or_else(|_| listen.clone());
+        let server = Server::start(listener, app.clone(), args.server(self.sizes, held));
+        let (began, metrics) = (self.began, Arc::clone(&self.metrics));
+        tracing::info!(%address, "listening; loading the model");
+        manager.tell(Message::Status("loading the model".to_owned()));
+
+        let loading = tokio::task::spawn_blocking(move || self.load());
+        let Loaded { model, facts, .. } = tokio::select! {
+            loaded = loading => loaded.map_err(|panic| Error::Internal(format!("loading: {panic}")))??,
+            () = stop_signals.next() => return Ok(()),
+        };
+        let engine = model.engine.clone();
+        let serving = format!("serving {} on {address}", model.name);
+        let ready = Ready {
+            address: &address,
+            is_tls,
+            needs_key,
+        };
+        let ready = ready.text(&model.name, &facts);
+        app.serve_model(model);
+        metrics.set_startup("total", began.elapsed());
+        stop_signals.set_serving();
+        ready::show(ready);
+        tracing::info!(%address, "ready");
+        manager.tell(Message::Ready(serving));
+
+        let engine_died = tokio::select! {
+            () = stop_signals.next() => false,
+            () = engine.stopped() => true,
+        };
+        if !engine_died {
+            tracing::info!(?drain_timeout, "stopping: finishing what runs");
+        }
+        manager.tell(Message::Stopping("finishing what runs".to_owned()));
+        // The requests of a stalled step have already been answered with an error.
+        let hurry = async {
+            tokio::select! {
+                () = stop_signals.next() => {}
+                () = app.stalled() => {}
+            }
+        };
+        let is_finished = server.drain(drain_timeout, hurry).await;
+        if engine.health() == Health::Failed {
+            let cause = "the engine died; the log has the cause";
+            return Err(Error::Internal(cause.to_owned()));
+        }
+        if !is_finished {
+            tracing::warn!("stopped before all answers were complete");
+        }
+        // Until here, so that the socket is there as long as somebody listens on it.
+        drop(file);
+        Ok(())
+    }
+
+    /// Loads the model and starts a thread that verifies its weights.
+    fn load(self) -> Result<Loaded> {
+        let Self {
+            args,
+            sources,
+            metrics,
+            app,
+            prepared,
+            sizes,
+            held,
+            ..
+        } = self;
+        let prepared = match prepared {
+            Some(prepared) => prepared,
+            None => load::prepare(&args, &sources, args.clients(sizes, &held))?,
+        };
+        let packed = prepared.packed();
+        if let (Verify::Start, Some(packed)) = (args.model.verify, &packed) {
+            let began = Instant::now();
+            verify::at_start(packed, &sources, &metrics)?;
+            metrics.set_startup("verify", began.elapsed());
+        }
+        let loaded = load::load(&args, prepared, &sources, Arc::clone(&metrics))?;
+        // Here, because what only loading needed is gone.
+        metrics.memory().set_accounts(Accounts {
+            ready: load::allocated(),
+            ..loaded.accounts.clone()
+        });
+        if let (Verify::Start | Verify::Background, Some(packed)) = (args.model.verify, packed) {
+            let placement = args.model.weights.weights;
+            verify::watch(packed, args.model.verify, placement, app, metrics);
+        }
+        Ok(loaded)
+    }
+}
