@@ -14,7 +14,8 @@ use futures_util::stream;
 use serde::Serialize;
 use tokio::time::timeout;
 
-use super::answer::{Piece, Pieces};
+use super::answer::Piece;
+use super::pieces::Pieces;
 use super::response::Writer;
 use crate::http::error_body::ApiError;
 
