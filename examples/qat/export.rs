@@ -83,8 +83,11 @@ mod tests {
         let ids: Vec<u32> = text.bytes().map(u32::from).collect();
         assert_eq!(encoding.get_ids(), ids);
 
-        let reference =
-            Reference::load(&model.config, checkpoint.tensors.as_ref(), Arithmetic::F32);
+        let reference = Reference::load(
+            &model.config,
+            checkpoint.tensors().unwrap(),
+            Arithmetic::F32,
+        );
         let expected = reference.unwrap().logits(&ids).unwrap();
         let found = model
             .logits_of(&ids, crate::model::Arithmetic::Float)

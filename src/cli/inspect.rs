@@ -15,7 +15,7 @@ use crate::int8::kernels::pool::Pool;
 use crate::int8::scheme::Scheme;
 use crate::model::packed::{self, CalibrationRecord, EvaluationRecord, Quantization, SourceRecord};
 use crate::model::{self, MixerKind, ModelConfig};
-use crate::sources::{self, Checkpoint, Reference, Settings};
+use crate::sources::{self, Checkpoint, Contents, Reference, Settings};
 
 /// Describe a model: its configuration, weights and tokenizer, and its size at eight bits.
 #[derive(Debug, clap::Args)]
@@ -60,7 +60,7 @@ pub fn run(args: Args, settings: &Settings) -> Result<()> {
 
 /// Verifies the weights against their checksums; returns how much was compared.
 fn verify(checkpoint: &Checkpoint, progress_bar: bool) -> Result<Verified> {
-    let Some(packed) = &checkpoint.packed else {
+    let Some(packed) = checkpoint.packed() else {
         let problem = "--verify: only a packed model has checksums";
         return Err(Error::Usage(problem.into()));
     };
@@ -205,24 +205,33 @@ impl Report {
         let mut tensors: BTreeMap<&'static str, Stored> = BTreeMap::new();
         let blueprint = model::blueprint(&config);
         let (mut parameters, mut int8) = (0, blueprint.least_bytes());
-        for name in checkpoint.tensors.names() {
-            let shape = checkpoint.tensors.shape(&name).unwrap_or_default();
+        let mut add = |dtype: Option<&'static str>, shape: &[usize]| {
             let values = shape.iter().product::<usize>() as u64;
-            parameters += values;
-            let dtype = checkpoint.tensors.dtype(&name).unwrap_or("unknown");
-            let stored = tensors.entry(dtype).or_default();
+            let stored = tensors.entry(dtype.unwrap_or("unknown")).or_default();
             stored.tensors += 1;
             stored.values += values;
-        }
-        let quantization = match &checkpoint.packed {
-            Some(packed) => Some(Quantization::of(packed)?),
-            None => None,
+            parameters += values;
         };
-        let stored = checkpoint.tensors.stored_bytes();
-        if quantization.is_some() {
-            // A packed model stores codes and scales, including padding.
-            (parameters, int8) = (blueprint.elements(), stored);
-        }
+        let (stored, quantized_by, quantization) = match &checkpoint.contents {
+            Contents::Original(original) => {
+                for name in original.names() {
+                    add(
+                        original.dtype(&name),
+                        &original.shape(&name).unwrap_or_default(),
+                    );
+                }
+                (original.stored_bytes(), original.quantization(), None)
+            }
+            Contents::Packed(packed) => {
+                for name in packed.names() {
+                    add(packed.dtype(name), packed.shape(name).unwrap_or_default());
+                }
+                // It stores codes and scales, including padding.
+                let stored = packed.stored_bytes();
+                (parameters, int8) = (blueprint.elements(), stored);
+                (stored, None, Some(Quantization::of(packed)?))
+            }
+        };
         let added = checkpoint.tokenizer.get_added_tokens_decoder();
         let architecture = checkpoint.config["architectures"][0].as_str();
         Ok(Self {
@@ -231,7 +240,7 @@ impl Report {
             config: Shape::of(&config),
             parameters,
             tensors,
-            quantized_by: checkpoint.tensors.quantization(),
+            quantized_by,
             bytes: Bytes {
                 stored,
                 f32: 4 * parameters,

@@ -117,7 +117,7 @@ const COMPANIONS: [&str; 6] = [
 pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
     let started = Instant::now();
     let checkpoint = sources::open(&args.reference, sources)?;
-    if checkpoint.packed.is_some() {
+    if checkpoint.packed().is_some() {
         let problem = format!(
             "{} is packed already; name the checkpoint it was made from",
             args.reference
@@ -131,7 +131,8 @@ pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
         range: args.range,
         rotation: args.rotation,
     };
-    let codes = checkpoint.tensors.quantization();
+    let tensors = checkpoint.tensors()?;
+    let codes = tensors.quantization();
     let rounding = args.rounding.unwrap_or(match codes {
         Some(_) => Rounding::Nearest,
         None => Rounding::Compensated,
@@ -168,7 +169,7 @@ pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
     staging.publish()?;
     let summary = Summary {
         folder: &args.output,
-        stored: checkpoint.tensors.stored_bytes(),
+        stored: tensors.stored_bytes(),
         quantization: &quantization,
         seconds: started.elapsed().as_secs_f64(),
     };

@@ -50,7 +50,7 @@ pub use packed::Placement;
 use crate::error::{Error, Result};
 use crate::int8::compute::Compute;
 use crate::int8::scheme::Scheme;
-use crate::sources::{Checkpoint, Tensors};
+use crate::sources::{Checkpoint, Contents};
 
 /// How to load a model.
 #[derive(Debug, Clone)]
@@ -110,7 +110,7 @@ fn step_values(config: &ModelConfig) -> usize {
 /// The memory that `checkpoint` will take; its configuration is `config`.
 pub(crate) fn footprint_of(checkpoint: &Checkpoint, config: &ModelConfig) -> Footprint {
     let footprint = footprint(config);
-    match &checkpoint.packed {
+    match checkpoint.packed() {
         // A packed model may have more scales than the default scheme.
         Some(packed) => Footprint {
             weights: packed.stored_bytes(),
@@ -134,13 +134,13 @@ pub fn load(
     let (context, page_count) = limits(&config, settings)?;
     let mut compute = Compute::new(settings.threads)?;
     let blueprint = blueprint(&config);
-    let weights = match &checkpoint.packed {
-        Some(packed) => {
+    let weights = match &checkpoint.contents {
+        Contents::Packed(packed) => {
             let pool = &mut compute.pool;
             packed::load(&blueprint, packed, settings.weights, pool, progress)?
         }
-        None => {
-            let (tensors, scheme) = (checkpoint.tensors.as_ref(), Scheme::default());
+        Contents::Original(tensors) => {
+            let (tensors, scheme) = (tensors.as_ref(), Scheme::default());
             let compute = &mut compute;
             quantizer::load(&config, &blueprint, tensors, &scheme, compute, progress)?
         }

@@ -11,7 +11,7 @@ use super::labels;
 use super::packed::{self, Packed};
 use super::quantized::{Method, Quantized};
 use super::safetensors::Shards;
-use super::{Checkpoint, Tensors, read_json};
+use super::{Checkpoint, Contents, read_json};
 use crate::error::{Error, Result};
 
 /// Opens the folder at `path`.
@@ -31,16 +31,12 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
     if !config.is_object() {
         return Err(Error::bad_model(&config_file, "JSON", "is not an object"));
     }
-    let packed = match packed::is_packed(path) {
-        true => Some(Packed::open(path)?),
-        false => None,
-    };
-    let tensors: Box<dyn Tensors> = match &packed {
-        Some(packed) => Box::new(packed.clone()),
-        None => match Method::read(&config_file, &config)? {
+    let contents = match packed::is_packed(path) {
+        true => Contents::Packed(Packed::open(path)?),
+        false => Contents::Original(match Method::read(&config_file, &config)? {
             Some(method) => Box::new(Quantized::new(weights(path, true)?, method)?),
             None => Box::new(weights(path, false)?),
-        },
+        }),
     };
     // It describes how the weights are stored, which has been read by now, and nothing about the model.
     if let Some(fields) = config.as_object_mut() {
@@ -53,8 +49,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         generation,
         tokenizer: tokenizer(&path.join("tokenizer.json"))?,
         chat_template: chat_template(path)?,
-        tensors,
-        packed,
+        contents,
         config_file,
         config,
     })

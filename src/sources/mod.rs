@@ -72,26 +72,58 @@ pub struct Checkpoint {
     pub generation: GenerationDefaults,
     /// The model's own chat template, where the source has one.
     pub chat_template: Option<String>,
-    /// The weights; for a packed model only their names, types and sizes.
-    pub tensors: Box<dyn Tensors>,
-    /// The weights of a packed model.
-    pub packed: Option<packed::Packed>,
+    /// The weights.
+    pub contents: Contents,
+}
+
+/// The weights of a checkpoint, in the form in which they were found.
+pub enum Contents {
+    /// As they were published, in floats, GGUF blocks or another quantizer's codes.
+    Original(Box<dyn Tensors>),
+    /// As `microgranite quantize` has packed them, ready for the kernels. The original weights are not there.
+    Packed(packed::Packed),
 }
 
 impl Checkpoint {
+    /// The original weights.
+    ///
+    /// # Errors
+    /// [`Error::BadModel`] for a packed model, which has none.
+    pub fn tensors(&self) -> Result<&dyn Tensors> {
+        match &self.contents {
+            Contents::Original(tensors) => Ok(tensors.as_ref()),
+            Contents::Packed(packed) => {
+                let problem = "are packed at eight bits; where float weights are needed, name the checkpoint they were made from";
+                Err(Error::bad_model(
+                    packed.file().path(),
+                    "the weights",
+                    problem,
+                ))
+            }
+        }
+    }
+
+    /// The weights of a packed model; `None` for another.
+    pub const fn packed(&self) -> Option<&packed::Packed> {
+        match &self.contents {
+            Contents::Packed(packed) => Some(packed),
+            Contents::Original(_) => None,
+        }
+    }
+
     /// A SHA-256 that identifies the checkpoint without reading its weights: over the configuration and what the
     /// headers say of the tensors. A packed model's also covers the checksums of its weights, and so every bit of them.
     pub fn digest(&self) -> String {
         let mut parts = vec![self.config.to_string()];
-        match &self.packed {
-            Some(packed) => {
+        match &self.contents {
+            Contents::Packed(packed) => {
                 // Recorded accuracy measurements do not change the weights.
                 let mut made = packed.quantization.clone();
                 made["evaluations"] = serde_json::json!([]);
                 parts.push(made.to_string());
             }
-            None => parts.extend(self.tensors.names().iter().map(|name| {
-                let (dtype, shape) = (self.tensors.dtype(name), self.tensors.shape(name));
+            Contents::Original(tensors) => parts.extend(tensors.names().iter().map(|name| {
+                let (dtype, shape) = (tensors.dtype(name), tensors.shape(name));
                 format!("{name} {dtype:?} {shape:?}")
             })),
         }

@@ -12,8 +12,8 @@ use safetensors::tensor::Dtype;
 use serde_json::Value;
 
 use super::mapped::Mapped;
+use super::read_json;
 use super::safetensors::read_header;
-use super::{Tensors, read_json};
 use crate::error::{Error, Result};
 
 /// The file with the weights. Only a packed folder has one.
@@ -124,35 +124,22 @@ impl Packed {
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
-}
 
-/// The list of tensors, for `inspect`. They cannot be read as floats: the original weights are not in the folder.
-impl Tensors for Packed {
-    fn file(&self, _name: &str) -> PathBuf {
-        self.file.path().into()
+    /// The shape of the tensor `name`, if there is one.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        Some(&self.tensors.get(name)?.shape)
     }
 
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        Some(self.tensors.get(name)?.shape.clone())
-    }
-
-    fn dtype(&self, name: &str) -> Option<&'static str> {
+    /// How the tensor `name` is stored, if there is one: `u8` or `f32`.
+    pub fn dtype(&self, name: &str) -> Option<&'static str> {
         Some(match self.tensors.get(name)?.dtype {
             Dtype::U8 => "u8",
             _ => "f32",
         })
     }
 
-    fn read_rows(&self, name: &str, _rows: Range<usize>, _out: &mut [f32]) -> Result<()> {
-        let problem = "this model is packed at eight bits; where float weights are needed, name the checkpoint it was made from";
-        Err(Error::bad_model(self.file.path(), name, problem))
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
-    }
-
-    fn stored_bytes(&self) -> u64 {
+    /// Bytes the tensors take in the file.
+    pub fn stored_bytes(&self) -> u64 {
         self.tensors.values().map(|t| t.bytes.len() as u64).sum()
     }
 }

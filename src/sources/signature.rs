@@ -153,14 +153,15 @@ pub fn verify(checkpoint: &Checkpoint, key: &PublicKey) -> Result<bool> {
         .config_file
         .file_name()
         .is_some_and(|name| name == COMPANIONS[0]);
-    if !is_folder || checkpoint.packed.is_some() || !path.exists() {
+    if !is_folder || checkpoint.packed().is_some() || !path.exists() {
         return Ok(false);
     }
     let signed = signed_files(&path, key)?;
-    let weights = checkpoint.tensors.names();
+    let weights = checkpoint.tensors()?;
     let mut files: BTreeSet<PathBuf> = weights
+        .names()
         .iter()
-        .map(|name| checkpoint.tensors.file(name))
+        .map(|name| weights.file(name))
         .collect();
     let companions = COMPANIONS.iter().map(|name| folder.join(name));
     files.extend(companions.filter(|file| file.exists()));

@@ -57,7 +57,7 @@ pub fn write(
     progress: &mut dyn FnMut(u64, u64),
 ) -> Result<Quantization> {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
-    let tensors = checkpoint.tensors.as_ref();
+    let tensors = checkpoint.tensors()?;
     let blueprint = blueprint(&config);
     check_shapes(&config, &blueprint, tensors)?;
     let (mut compute, scheme) = (Compute::new(threads)?, &plan.scheme);

@@ -29,5 +29,5 @@ fn checkpoint(source: &sources::Reference) -> Checkpoint {
 fn reference(checkpoint: &Checkpoint, arithmetic: Arithmetic) -> Reference {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)
         .expect("the configuration is read");
-    Reference::load(&config, checkpoint.tensors.as_ref(), arithmetic).expect("the weights load")
+    Reference::load(&config, checkpoint.tensors().unwrap(), arithmetic).expect("the weights load")
 }

@@ -10,7 +10,7 @@ use microgranite::int8::matrix::Matrix;
 use microgranite::int8::rotation::Rotation;
 use microgranite::model::weights::{Attention, FeedForward, Mixer, SwiGlu};
 use microgranite::model::{self, ModelConfig};
-use microgranite::sources::{Checkpoint, Tensors};
+use microgranite::sources::{Checkpoint, Contents, Tensors};
 use microgranite::study::evaluate::log_softmax;
 use microgranite::study::reference::{Arithmetic, Reference};
 use microgranite::study::weight_error;
@@ -25,7 +25,7 @@ const FIXTURES: [&str; 3] = [
 
 fn reference(checkpoint: &Checkpoint) -> Reference {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config).unwrap();
-    Reference::load(&config, checkpoint.tensors.as_ref(), Arithmetic::F32).unwrap()
+    Reference::load(&config, checkpoint.tensors().unwrap(), Arithmetic::F32).unwrap()
 }
 
 /// Column `column` of a packed matrix as floats.
@@ -45,7 +45,8 @@ fn packed_matrices_hold_the_codes_of_the_file_without_rotation() {
         let row = |tensor: &str, row: usize, depth: usize| {
             let mut values = vec![0.0; depth];
             checkpoint
-                .tensors
+                .tensors()
+                .unwrap()
                 .read_rows(tensor, row..row + 1, &mut values)
                 .unwrap();
             values
@@ -152,13 +153,13 @@ const OUTLIER: usize = 3;
 
 impl Tensors for Tamed {
     fn file(&self, name: &str) -> PathBuf {
-        self.0.tensors.file(name)
+        self.0.tensors().unwrap().file(name)
     }
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.0.tensors.shape(name)
+        self.0.tensors().unwrap().shape(name)
     }
     fn read_rows(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        self.0.tensors.read_rows(name, rows, out)?;
+        self.0.tensors().unwrap().read_rows(name, rows, out)?;
         if name.ends_with("down_proj.weight") {
             out.chunks_exact_mut(512)
                 .for_each(|row| row[OUTLIER] /= 6.0);
@@ -166,10 +167,10 @@ impl Tensors for Tamed {
         Ok(())
     }
     fn names(&self) -> Vec<String> {
-        self.0.tensors.names()
+        self.0.tensors().unwrap().names()
     }
     fn stored_bytes(&self) -> u64 {
-        self.0.tensors.stored_bytes()
+        self.0.tensors().unwrap().stored_bytes()
     }
 }
 
@@ -185,7 +186,7 @@ fn errors_of_down(checkpoint: &Checkpoint) -> Vec<f64> {
     };
     let mut model = model::load(checkpoint, &settings, &mut |_, _| ()).unwrap();
     let mut errors =
-        weight_error::measure(&mut model, checkpoint.tensors.as_ref(), &mut |_, _| ()).unwrap();
+        weight_error::measure(&mut model, checkpoint.tensors().unwrap(), &mut |_, _| ()).unwrap();
     errors.retain(|error| error.tensor.ends_with("down_proj.weight"));
     errors.sort_by(|a, b| a.tensor.cmp(&b.tensor));
     errors
@@ -200,7 +201,8 @@ fn an_outlier_column_costs_less_than_a_hundredth_more_error() {
     let mut row = vec![0.0; 512];
     let mut of_column = [0f32; 512];
     for n in 0..256 {
-        wild.tensors
+        wild.tensors()
+            .unwrap()
             .read_rows("model.layers.0.mlp.down_proj.weight", n..n + 1, &mut row)
             .unwrap();
         of_column
@@ -215,7 +217,7 @@ fn an_outlier_column_costs_less_than_a_hundredth_more_error() {
     );
 
     let tame = Checkpoint {
-        tensors: Box::new(Tamed(checkpoint("granite-3-tiny"))),
+        contents: Contents::Original(Box::new(Tamed(checkpoint("granite-3-tiny")))),
         ..checkpoint("granite-3-tiny")
     };
     for (wild, tame) in errors_of_down(&wild).iter().zip(errors_of_down(&tame)) {

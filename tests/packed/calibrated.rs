@@ -31,7 +31,7 @@ fn float_logits(config: &ModelConfig, tensors: &dyn Tensors, ids: &[u32]) -> Vec
 fn a_smoothed_model_computes_the_same_function() {
     for name in FIXTURES {
         let (config, checkpoint) = (config(name), open(&fixture(name)));
-        let tensors = checkpoint.tensors.as_ref();
+        let tensors = checkpoint.tensors().unwrap();
         let run = CalibrationRun::new(&config, tensors, &sequences(2)).unwrap();
         let smoothed = Smoothed::new(&config, tensors, run, 0.5, &mut |_, _| ()).unwrap();
         let ids = &sequences(1)[0];
@@ -80,7 +80,7 @@ fn distance(name: &str, plan: &Plan) -> f64 {
     let mut model = load(&open(folder.path()), Placement::Mmap);
     // Ids outside the calibration text.
     let ids: Vec<u32> = (0..300).map(|i| (i * i * 11 + 5) % 320).collect();
-    let expected = float_logits(&config(name), float.tensors.as_ref(), &ids);
+    let expected = float_logits(&config(name), float.tensors().unwrap(), &ids);
     let found = model.logits(&ids).to_vec();
     let vocab = model.vocab_size();
     let rows = expected.chunks_exact(vocab).zip(found.chunks_exact(vocab));

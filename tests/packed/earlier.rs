@@ -14,7 +14,7 @@ const EARLIER: &str = "granite-4.2-tiny-packed";
 fn what_an_earlier_version_packed_loads_and_is_what_is_packed_now() {
     let earlier = fixture(EARLIER);
     let checkpoint = open(&earlier);
-    let record = checkpoint.packed.as_ref().unwrap();
+    let record = checkpoint.packed().unwrap();
     packed::verify(record, &mut Pool::new(2).unwrap(), &mut |_, _| ()).unwrap();
     let scheme = packed::Quantization::of(record).unwrap().scheme;
     // All kinds of tensors that a matrix can have.

@@ -135,7 +135,7 @@ fn damaged_parts_of_mixers_and_experts_are_refused_when_the_model_is_loaded() {
 fn damaged_codes_are_found_by_verify() {
     let verify = |folder: &Path| {
         let checkpoint = open(folder);
-        let packed = checkpoint.packed.as_ref().unwrap();
+        let packed = checkpoint.packed().unwrap();
         packed::verify(packed, &mut Pool::new(2).unwrap(), &mut |_, _| ())
     };
     for (folder, tensor) in [

@@ -46,7 +46,7 @@ fn a_packed_model_answers_with_the_bits_of_one_that_was_loaded_into_memory() {
 fn reference(name: &str) -> Vec<f32> {
     let float = open(&fixture(name));
     let config = ModelConfig::from_json(&float.config_file, &float.config).unwrap();
-    let reference = Reference::load(&config, float.tensors.as_ref(), Arithmetic::F32).unwrap();
+    let reference = Reference::load(&config, float.tensors().unwrap(), Arithmetic::F32).unwrap();
     reference.logits(&IDS).unwrap()
 }
 
@@ -135,8 +135,7 @@ fn codes_that_a_checkpoint_has_already_are_packed_as_they_are() {
             ..Scheme::default()
         };
         let folder = pack(name, &scheme);
-        let record =
-            packed::Quantization::of(open(folder.path()).packed.as_ref().unwrap()).unwrap();
+        let record = packed::Quantization::of(open(folder.path()).packed().unwrap()).unwrap();
         let down = &record.matrices["model.layers.1.mlp.down_proj"];
         assert_eq!((down.rotation, down.sqnr_db), (Rotation::None, None));
         assert_eq!(

@@ -19,11 +19,12 @@ pub fn granite_3_tiny() -> Checkpoint {
 
 /// A tensor of a checkpoint as candle holds it.
 pub fn tensor(checkpoint: &Checkpoint, name: &str) -> Tensor {
-    let shape = checkpoint.tensors.shape(name).unwrap();
+    let shape = checkpoint.tensors().unwrap().shape(name).unwrap();
     let mut values = vec![0.0; shape.iter().product()];
     let rows = shape[..shape.len() - 1].iter().product();
     checkpoint
-        .tensors
+        .tensors()
+        .unwrap()
         .read_rows(name, 0..rows, &mut values)
         .unwrap();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()

@@ -169,7 +169,7 @@ pub fn rates(logarithms: &Tensor) -> Tensor {
 pub fn gguf(name: &str, dtype: impl Fn(&str) -> GgmlDType) -> Gguf {
     let source = safetensors(name);
     let mut gguf = header(&source.config);
-    for name in source.tensors.names() {
+    for name in source.tensors().unwrap().names() {
         let values = tensor(&source, &name);
         let (prefix, part) = match name.strip_prefix("model.layers.") {
             Some(rest) => {

@@ -94,7 +94,7 @@ fn change(gguf: &mut Gguf, architecture: &str, change: &str) {
 fn open_and_check(path: &Path) -> Result<()> {
     let opened = open(path)?;
     let config = ModelConfig::from_json(&opened.config_file, &opened.config)?;
-    reference::Reference::load(&config, opened.tensors.as_ref(), Arithmetic::F32)?;
+    reference::Reference::load(&config, opened.tensors().unwrap(), Arithmetic::F32)?;
     let settings = model::Settings {
         threads: 1,
         slots: 1,

@@ -74,13 +74,22 @@ fn parts_have_the_tensors_of_the_whole_whichever_of_them_is_named() {
             assert_eq!(opened.name, "tiny");
             assert_eq!(opened.config, whole.config);
             assert_eq!(opened.config_file, parts[0]);
-            assert_eq!(opened.tensors.names(), whole.tensors.names());
-            assert_eq!(opened.tensors.stored_bytes(), whole.tensors.stored_bytes());
-            for name in whole.tensors.names() {
+            assert_eq!(
+                opened.tensors().unwrap().names(),
+                whole.tensors().unwrap().names()
+            );
+            assert_eq!(
+                opened.tensors().unwrap().stored_bytes(),
+                whole.tensors().unwrap().stored_bytes()
+            );
+            for name in whole.tensors().unwrap().names() {
                 assert!(values(&opened, &name) == values(&whole, &name), "{name}");
             }
             assert_eq!(
-                opened.tensors.file("model.layers.1.mlp.down_proj.weight"),
+                opened
+                    .tensors()
+                    .unwrap()
+                    .file("model.layers.1.mlp.down_proj.weight"),
                 parts[2]
             );
         }

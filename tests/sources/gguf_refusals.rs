@@ -384,7 +384,8 @@ fn a_scale_that_is_not_finite_is_refused_with_its_row_when_it_is_read() {
     let infinity = 0x7c00u16.to_le_bytes();
     gguf.tensor("blk.0.attn_q.weight").data[8 * 34..][..2].copy_from_slice(&infinity);
     gguf.write(&path);
-    let tensors = open(&path).unwrap().tensors;
+    let checkpoint = open(&path).unwrap();
+    let tensors = checkpoint.tensors().unwrap();
     let name = "model.layers.0.self_attn.q_proj.weight";
     let mut out = vec![0.0; 256];
     tensors.read_rows(name, 1..2, &mut out).unwrap();

@@ -30,7 +30,7 @@ fn a_repository_is_fetched_once_from_one_commit_and_only_what_is_needed() {
     let hub = Hub::with_granite();
     let checkpoint = open(&hub).unwrap();
     assert_eq!(checkpoint.name, "tiny");
-    assert_eq!(checkpoint.tensors.names().len(), 20);
+    assert_eq!(checkpoint.tensors().unwrap().names().len(), 20);
     let requests = hub.requests();
     let (info, files) = requests.split_first().unwrap();
     assert_eq!(info.0, "/api/models/granite/tiny/revision/main");
@@ -185,7 +185,7 @@ fn a_download_that_breaks_off_goes_on_where_it_was() {
     let hub = Hub::with_granite();
     hub.set_fault(Fault::HangsUp("model.safetensors", 2));
     let checkpoint = open(&hub).unwrap();
-    let fetched = std::fs::read(checkpoint.tensors.file("model.norm.weight")).unwrap();
+    let fetched = std::fs::read(checkpoint.tensors().unwrap().file("model.norm.weight")).unwrap();
     assert!(fetched == std::fs::read(fixture("granite-3-tiny/model.safetensors")).unwrap());
 }
 
@@ -242,7 +242,7 @@ fn shards_are_fetched_by_their_index() {
         files.insert("model.safetensors.index.json".into(), index.into());
         files.insert("model-unlisted.safetensors".into(), b"not needed".to_vec());
     }
-    assert_eq!(open(&hub).unwrap().tensors.names(), ["a", "b"]);
+    assert_eq!(open(&hub).unwrap().tensors().unwrap().names(), ["a", "b"]);
     assert!(
         !hub.cached()
             .contains(&PathBuf::from("model-unlisted.safetensors"))
@@ -298,7 +298,8 @@ fn with_ggufs(names: &[&str]) -> Hub {
 fn embedding(hub: &Hub, text: &str) -> Result<&'static str, Error> {
     let checkpoint = sources::open(&text.parse().unwrap(), &hub.settings())?;
     Ok(checkpoint
-        .tensors
+        .tensors()
+        .unwrap()
         .dtype("model.embed_tokens.weight")
         .unwrap())
 }

@@ -183,7 +183,8 @@ fn a_value_that_is_not_finite_is_refused_with_its_row_when_it_is_read() {
         values[2 * (2 * 3 + 1)..][..2].copy_from_slice(&bad);
         let view = TensorView::new(Dtype::BF16, vec![4, 3], &values).unwrap();
         folder.write(FILE, serialize([("w", view)], None).unwrap());
-        let tensors = folder.open().unwrap().tensors;
+        let checkpoint = folder.open().unwrap();
+        let tensors = checkpoint.tensors().unwrap();
         let mut out = [0.0; 6];
         tensors.read_rows("w", 0..2, &mut out).unwrap();
         let result = tensors.read_rows("w", 1..3, &mut out);
@@ -203,7 +204,8 @@ fn only_tensors_that_exist_have_rows_and_single_numbers_have_none() {
     let number = TensorView::new(Dtype::F32, vec![], &values[..4]).unwrap();
     let both = serialize([("cube", cube), ("number", number)], None).unwrap();
     folder.write(FILE, both);
-    let tensors = folder.open().unwrap().tensors;
+    let checkpoint = folder.open().unwrap();
+    let tensors = checkpoint.tensors().unwrap();
     let mut out = [0.0; 4];
     tensors.read_rows("cube", 1..3, &mut out).unwrap();
     assert_eq!(out, [2.0, 3.0, 4.0, 5.0]);
@@ -221,7 +223,8 @@ fn only_tensors_that_exist_have_rows_and_single_numbers_have_none() {
 
 #[test]
 fn asking_for_rows_that_are_not_there_is_a_defect_and_not_a_panic() {
-    let tensors = Folder::new().open().unwrap().tensors;
+    let checkpoint = Folder::new().open().unwrap();
+    let tensors = checkpoint.tensors().unwrap();
     let name = "model.norm.weight";
     let mut out = vec![0.0; 256];
     for (rows, length) in [(0..2, 256), (1..1, 256), (0..1, 255)] {
@@ -252,7 +255,8 @@ fn sharded() -> Folder {
 #[test]
 fn shards_open_by_their_index_and_errors_name_the_shard() {
     let folder = sharded();
-    let tensors = folder.open().unwrap().tensors;
+    let checkpoint = folder.open().unwrap();
+    let tensors = checkpoint.tensors().unwrap();
     assert_eq!(tensors.names(), ["a", "b"]);
     assert_eq!(tensors.file("b"), folder.path("two.safetensors"));
     assert_eq!(tensors.file("c"), folder.path(INDEX));

@@ -106,7 +106,10 @@ impl Opened {
             args.references.iter().map(open).collect::<Result<_>>()?;
         let against = args.against.as_ref().map(open).transpose()?;
         let refused = |problem: String| Err(Error::Usage(problem));
-        if against.as_ref().is_some_and(|truth| truth.packed.is_some()) {
+        if against
+            .as_ref()
+            .is_some_and(|truth| truth.packed().is_some())
+        {
             let models = args.references.iter().chain(&args.against);
             let models: Vec<String> = models.map(Reference::to_string).collect();
             return refused(format!(
@@ -118,7 +121,7 @@ impl Opened {
             let problem = "several models are compared with one: name the checkpoint they were made from with --against";
             return refused(problem.into());
         }
-        if against.is_none() && checkpoints[0].packed.is_some() {
+        if against.is_none() && checkpoints[0].packed().is_some() {
             let problem = "a packed model has no float weights to compare with: name the checkpoint it was made from with --against";
             return refused(problem.into());
         }
@@ -172,7 +175,7 @@ fn evaluate(args: &Args, opened: &Opened, sources: &sources::Settings) -> Result
     let load = |checkpoint| Candidate::load(checkpoint, truth, window, threads, sources);
     let candidates = opened.checkpoints.iter().map(load);
     let mut candidates = candidates.collect::<Result<Vec<_>>>()?;
-    let weights = truth.tensors.as_ref();
+    let weights = truth.tensors()?;
     let float = FloatModel::load(&config, weights, Arithmetic::F32)?;
     let q8_0 = args
         .q8_0
@@ -252,12 +255,12 @@ impl<'a> Candidate<'a> {
         })?;
         progress.finish();
         // The rounding error is measured against the weights that were rounded.
-        let floats = match checkpoint.packed {
+        let floats = match checkpoint.packed() {
             Some(_) => truth,
             None => checkpoint,
         };
         let mut progress = Progress::new("comparing weights", sources.progress_bar);
-        let floats = floats.tensors.as_ref();
+        let floats = floats.tensors()?;
         let tensors = weight_error::measure(&mut int8, floats, &mut |done, total| {
             progress.show(done, total);
         })?;
@@ -273,7 +276,7 @@ impl<'a> Candidate<'a> {
     /// Records the result in a packed model's folder.
     fn finish(self, found: EvaluationRecord, reference: &Reference) -> Result<Evaluated> {
         let mut compensated = false;
-        if let Some(packed) = &self.checkpoint.packed {
+        if let Some(packed) = self.checkpoint.packed() {
             compensated = Quantization::of(packed)?.compensated;
             // If the folder cannot be written, as in a container, the measurement is still reported.
             if let Err(problem) = packed::record(packed, &found) {

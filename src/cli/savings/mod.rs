@@ -17,7 +17,7 @@ use crate::error::{Error, Result};
 use crate::int8::kernels;
 use crate::model::ModelConfig;
 use crate::model::packed::{EvaluationRecord, SAVINGS, SavingsRecord};
-use crate::sources::{self, Checkpoint, Reference};
+use crate::sources::{self, Checkpoint, Contents, Reference};
 use report::Report;
 use side::{Format, Printed};
 
@@ -78,7 +78,7 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
         Some(against) => sources::open(against, sources)?,
         None => sources::open(&args.reference, sources)?,
     };
-    if float.packed.is_some() {
+    if float.packed().is_some() {
         let problem = "a packed model has no float weights to run: name the checkpoint it was made from with --against";
         return Err(Error::Usage(problem.into()));
     }
@@ -125,7 +125,7 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
     if let Some(file) = &args.out {
         record.write(file)?;
     }
-    if let Some(packed) = &checkpoint.packed {
+    if let Some(packed) = checkpoint.packed() {
         let file = packed.quantization_file.with_file_name(SAVINGS);
         // If the folder cannot be written, as in a container, the measurement is still reported.
         if let Err(problem) = record.write(&file) {
@@ -142,12 +142,13 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
 
 /// Reads the files of a model from beginning to end.
 fn read_once(checkpoint: &Checkpoint) -> Result<()> {
-    let tensors = checkpoint.tensors.as_ref();
-    let mut files: Vec<PathBuf> = tensors
-        .names()
-        .iter()
-        .map(|name| tensors.file(name))
-        .collect();
+    let mut files: Vec<PathBuf> = match &checkpoint.contents {
+        Contents::Packed(packed) => vec![packed.file().path().into()],
+        Contents::Original(tensors) => {
+            let names = tensors.names();
+            names.iter().map(|name| tensors.file(name)).collect()
+        }
+    };
     files.sort();
     files.dedup();
     let mut buffer = vec![0; 1 << 20];

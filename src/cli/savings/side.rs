@@ -86,7 +86,7 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
             )?))
         }
         Format::F32 => {
-            let tensors = checkpoint.tensors.as_ref();
+            let tensors = checkpoint.tensors()?;
             Side::F32(Box::new(FloatModel::load(
                 &config,
                 tensors,

@@ -51,7 +51,7 @@ pub struct Prepared {
 impl Prepared {
     /// The weights, if they are packed and used from the memory map.
     pub fn packed(&self) -> Option<Packed> {
-        self.checkpoint.packed.clone()
+        self.checkpoint.packed().cloned()
     }
 }
 
@@ -133,7 +133,7 @@ pub fn load(
     } = prepared;
     let signature = args.model.signature.check(&checkpoint)?;
     metrics.set_signature_state(signature);
-    let work = match checkpoint.packed {
+    let work = match checkpoint.packed() {
         Some(_) => "loading",
         None => "quantizing",
     };
@@ -154,7 +154,7 @@ pub fn load(
         Some((name, aliases)) => (name.clone(), aliases.to_vec()),
         None => (served_name(&reference, &checkpoint.name), Vec::new()),
     };
-    let made = checkpoint.packed.as_ref().map(Quantization::of);
+    let made = checkpoint.packed().map(Quantization::of);
     let mut made = made.transpose()?;
     // The last entry is the newest.
     let accuracy = made.as_mut().and_then(|made| made.evaluations.pop());
@@ -305,7 +305,7 @@ fn savings(args: &Args, checkpoint: &Checkpoint) -> Result<Option<SavingsRecord>
     if let Some(file) = &args.model.savings {
         return SavingsRecord::read(file).map(Some);
     }
-    let Some(packed) = &checkpoint.packed else {
+    let Some(packed) = checkpoint.packed() else {
         return Ok(None);
     };
     match SavingsRecord::read(&packed.quantization_file.with_file_name(SAVINGS)) {

@@ -15,10 +15,10 @@ use std::path::Path;
 
 use tokenizers::Tokenizer;
 
-use super::Checkpoint;
 use super::generation::GenerationDefaults;
 use super::mapped::Mapped;
 use super::parts::Part;
+use super::{Checkpoint, Contents};
 use crate::error::Result;
 use header::Header;
 use tensors::GgufTensors;
@@ -48,8 +48,7 @@ pub fn open(path: &Path) -> Result<Checkpoint> {
         generation,
         tokenizer,
         chat_template,
-        tensors: Box::new(GgufTensors::new(maps, tensors)),
-        packed: None,
+        contents: Contents::Original(Box::new(GgufTensors::new(maps, tensors))),
     })
 }
 
