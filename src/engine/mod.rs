@@ -77,6 +77,9 @@ pub struct Settings {
     pub prefix_cache: bool,
     /// Drafts per generation and step at most; 0 turns speculation off. Changes no output.
     pub speculation: usize,
+    /// Bytes of events that a caller may leave unread; then its generation is paused until most of them are read. Changes no
+    /// output.
+    pub max_unread_bytes: usize,
 }
 
 /// How many prompt rows join a step that also decodes.
@@ -114,6 +117,9 @@ impl Default for Settings {
             // Quotations can be long. How many of these drafts are worth their rows is measured: with VNNI, sixteen
             // more rows of a 2B model cost a fifth of a step.
             speculation: 16,
+            // About a thousand tokens without scores: more text than anybody reads in a minute. With the tokens themselves and
+            // the buffers of its connection, a stream that nobody reads then takes less than 64 KiB.
+            max_unread_bytes: 16 << 10,
         }
     }
 }
@@ -264,6 +270,7 @@ pub struct Engine {
 struct Handle {
     queue: Arc<Queue>,
     limits: Limits,
+    max_unread_bytes: usize,
 }
 
 impl Drop for Handle {
@@ -311,12 +318,17 @@ impl Engine {
             tokens: metrics.prompt_tokens_waiting.clone(),
         };
         let queue = Arc::new(Queue::new(bounds, settings.max_batch, gauges));
+        let max_unread_bytes = settings.max_unread_bytes;
         let worker = Worker::new(model, settings, Arc::clone(&queue), metrics);
         std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || worker.work())
             .map_err(|error| Error::Internal(format!("cannot start the engine: {error}")))?;
-        let handle = Arc::new(Handle { queue, limits });
+        let handle = Arc::new(Handle {
+            queue,
+            limits,
+            max_unread_bytes,
+        });
         Ok(Self { handle })
     }
 
@@ -340,7 +352,7 @@ impl Engine {
                     self.handle.limits.allow(&generation),
                     "a generation was submitted without being checked against the limits"
                 );
-                Sequence::new(generation, now)
+                Sequence::new(generation, now, self.handle.max_unread_bytes)
             })
             .unzip();
         self.handle.queue.push(sequences)?;

@@ -172,6 +172,17 @@ impl Queue {
         Some(std::mem::take(&mut state.arrivals))
     }
 
+    /// Called by the engine while it has nothing to do until a client has read: ends the step, and returns after `time`, or
+    /// earlier if one arrives.
+    pub fn rest(&self, time: Duration) {
+        let mut state = self.lock();
+        state.end_step();
+        if state.arrivals.is_empty() {
+            let rested = self.arrived.wait_timeout(state, time);
+            drop(rested.unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
     /// Called by the engine: the step that it begins to compute has this many rows.
     pub fn run_rows(&self, rows: usize) {
         self.lock().step_rows = rows;

@@ -46,6 +46,8 @@ pub(super) struct Sequence {
     computed: usize,
     /// The channel for events. Its capacity is enough for all of them, so sending never blocks.
     events: mpsc::Sender<TokenEvent>,
+    /// With more unread events than this it is paused.
+    most_unread: usize,
     receipt: OpenReceipt,
     last_token: Option<Instant>,
     /// The last event, once it is known.
@@ -61,9 +63,31 @@ pub struct TokenStream {
     ended: bool,
 }
 
+/// Unread events that a generation may have in any case: those of a few steps, however many alternatives each has.
+const LEAST_UNREAD: usize = 32;
+
+/// How many events of a generation take so many `bytes`.
+fn events_in(bytes: usize, generation: &Generation) -> usize {
+    let score = generation.scores.map(|top| {
+        let top = top.max(generation.score_ids.len());
+        size_of::<Score>() + top * size_of::<(u32, f32)>()
+    });
+    // A score comes with each token.
+    let (each, events) = match score {
+        None => (size_of::<TokenEvent>(), 1),
+        Some(score) => (2 * size_of::<TokenEvent>() + score, 2),
+    };
+    bytes / each * events
+}
+
 impl Sequence {
-    /// The engine's and the caller's side of a generation.
-    pub fn new(mut generation: Generation, arrived: Instant) -> (Self, TokenStream) {
+    /// The engine's and the caller's side of a generation. With more than `max_unread_bytes` of unread events it is
+    /// paused.
+    pub fn new(
+        mut generation: Generation,
+        arrived: Instant,
+        max_unread_bytes: usize,
+    ) -> (Self, TokenStream) {
         // Every token, the end, and a score for each token if requested.
         let mut room = generation.max_tokens + 1;
         if generation.scores.is_some() {
@@ -73,6 +97,7 @@ impl Sequence {
             room += generation.prompt.len();
         }
         let (events, receiver) = mpsc::channel(room);
+        let most_unread = events_in(max_unread_bytes, &generation).max(LEAST_UNREAD);
         let receipt = OpenReceipt::new(arrived);
         let adjustments = Adjustments::new(&mut generation);
         let mut tokens = generation.prompt;
@@ -105,6 +130,7 @@ impl Sequence {
             generator: sampler::generator(generation.sampling.seed),
             sampling: generation.sampling,
             events,
+            most_unread,
             receipt: receipt.clone(),
             last_token: None,
             end: None,
@@ -197,6 +223,14 @@ impl Sequence {
     /// Whether the caller dropped its stream.
     pub fn is_abandoned(&self) -> bool {
         self.events.is_closed()
+    }
+
+    /// Events of generated tokens that the caller has not taken yet. Scores of the prompt are not among them: however
+    /// many one step has, the caller takes them before it answers.
+    fn unread(&self) -> usize {
+        let unread = self.events.max_capacity() - self.events.capacity();
+        let each = 1 + usize::from(self.scores.is_some());
+        unread.min(each * self.generated())
     }
 
     /// Whether the last event is known.
@@ -393,6 +427,15 @@ impl Job for Sequence {
 
     fn priority(&self) -> i64 {
         self.priority
+    }
+
+    fn is_ahead(&self) -> bool {
+        self.unread() > self.most_unread
+    }
+
+    fn may_go_on(&self) -> bool {
+        // Rarely enough: each time, what the prefix cache has not kept of the text is computed again.
+        self.unread() <= self.most_unread / 4
     }
 
     fn scores_prompt(&self) -> bool {

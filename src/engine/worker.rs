@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus::IntGauge;
 use tracing::{error, info};
@@ -56,6 +56,10 @@ const PROMPT_STEP_SECONDS: f64 = 0.15;
 /// Rows that such a step may have in any case: up to about here reading the weights takes longer than computing with
 /// them, so fewer rows would make prompts slower and steps no shorter.
 const LEAST_PROMPT_ROWS: usize = 16;
+
+/// How often an engine that has nothing else to do looks whether the clients of paused generations have read. Those have
+/// hundreds of tokens left to read until then, so nobody notices, and it takes next to no processor time.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
 
 impl Worker {
     pub fn new(
@@ -112,6 +116,7 @@ impl Worker {
                 error!(panic = message(&*panic), "the engine died of a panic");
                 queue.close(Health::Failed);
                 self.metrics.requests_running.set(0);
+                self.metrics.requests_paused.set(0);
                 self.kv_used.set(0);
                 self.kv_cached.set(0);
                 self.states_used.set(0);
@@ -122,6 +127,10 @@ impl Worker {
 
     fn run(&mut self) {
         loop {
+            if !self.scheduler.is_empty() && self.scheduler.is_at_rest() {
+                self.queue.rest(LOOK_AFTER);
+                self.cpu_seconds = cpu_seconds();
+            }
             let was_idle = self.scheduler.is_empty();
             let Some(arrivals) = self.queue.take(was_idle) else {
                 return;
@@ -148,8 +157,8 @@ impl Worker {
         self.scheduler.plan(beside, alone, &mut self.plan);
         self.publish(admitted);
         if self.plan.is_empty() {
-            // All generations were abandoned. If one were still waiting for pages, this loop would spin for ever.
-            assert!(self.scheduler.is_empty(), "a step without work");
+            // All generations were abandoned or paused. If one were still waiting for pages, this loop would spin for ever.
+            assert!(self.scheduler.is_at_rest(), "a step without work");
             return;
         }
         let (rows, prompt_rows) = self.count_rows();
@@ -310,6 +319,8 @@ impl Worker {
     fn publish(&mut self, admitted: usize) {
         let running = self.scheduler.running().len();
         self.metrics.requests_running.set(gauge(running));
+        let paused = self.scheduler.paused();
+        self.metrics.requests_paused.set(gauge(paused));
         let pages = self.scheduler.pages();
         let evictions = &self.metrics.prefix_cache_evictions_total;
         evictions.inc_by(pages.evicted() - evictions.get());

@@ -90,6 +90,8 @@ metrics! {
     requests_running: IntGauge,
     /// Generations that wait for a batch slot.
     requests_waiting: IntGauge,
+    /// Generations that wait until their clients have read more of their tokens.
+    requests_paused: IntGauge,
     /// Tokens of the prompts of generations that wait for a batch slot.
     prompt_tokens_waiting: IntGauge,
     /// Requests by the name of their API key, and outcome. Keys without a name are unnamed.

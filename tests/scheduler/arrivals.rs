@@ -316,6 +316,7 @@ proptest! {
     fn whoever_stays_gets_all_its_tokens(
         budget in budgets(), prompt_rows in prompt_rows(), prefix_cache: bool,
         speculation in 0..6_usize, snapshots in prop::option::of(0..5_usize), generations in generations(),
+        max_unread_bytes in prop::sample::select(vec![0, usize::MAX]),
     ) {
         let settings = Settings {
             max_batch: budget.max_batch,
@@ -327,6 +328,7 @@ proptest! {
             prompt_rows,
             prefix_cache,
             speculation,
+            max_unread_bytes,
         };
         let model = Box::new(match snapshots {
             Some(count) => CheckedModel::recurrent(&settings, PAGES, count),

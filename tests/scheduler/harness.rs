@@ -23,6 +23,8 @@ pub fn small() -> Settings {
         prompt_rows: PromptRows::Fixed(16),
         prefix_cache: false,
         speculation: 0,
+        // Whoever reads late is not paused; tests/scheduler/pausing.rs has its own bound.
+        max_unread_bytes: usize::MAX,
     }
 }
 

@@ -5,6 +5,7 @@ mod checked_model;
 mod engine;
 mod fairness;
 mod harness;
+mod pausing;
 mod preemption;
 mod reuse;
 mod sampling;

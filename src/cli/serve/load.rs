@@ -351,6 +351,7 @@ fn engine_settings(args: &Args) -> engine::Settings {
         prompt_rows: engine::PromptRows::Slowdown(batching.max_slowdown),
         prefix_cache: batching.prefix_cache,
         speculation: batching.speculation,
+        max_unread_bytes: defaults.max_unread_bytes,
     }
 }
 

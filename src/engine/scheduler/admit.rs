@@ -12,7 +12,7 @@ enum Short {
 }
 
 impl<T: Job> Scheduler<T> {
-    /// Prepares a step: makes sure that every running generation has a page for its next row, preempting the newest
+    /// Prepares a step: pauses whoever is too far ahead of its client, makes sure that every running generation has a page for its next row, preempting the newest
     /// where pages are short, and gives free slots to waiting generations. Returns how many were admitted.
     ///
     /// Admission is in the order of `Flows`, and first come, first served within a flow and a priority, with one
@@ -20,6 +20,8 @@ impl<T: Job> Scheduler<T> {
     /// `borrows`.
     pub fn admit(&mut self) -> usize {
         self.gave_way = 0;
+        self.resume();
+        self.pause();
         self.share();
         self.make_room();
         self.make_way_for_decoding();
@@ -255,19 +257,28 @@ impl<T: Job> Scheduler<T> {
 
     /// Takes slot and pages from a running generation, which waits from now on, before all others of its flow.
     fn preempt(&mut self, index: usize) {
-        let mut one = self.running.remove(index);
-        one.drop_snapshots(&mut self.pages);
-        self.pages.give_back(&one.pages);
-        self.slots.give_back(one.slot);
+        let one = self.take_back(index);
         self.preemptions += 1;
         self.gave_way += 1;
         self.flows.preempt(one.job.flow());
         self.waiting.push_front(Waiting {
+            was_preempted: true,
+            ..one
+        });
+    }
+
+    /// Takes slot and pages from a running generation.
+    pub(super) fn take_back(&mut self, index: usize) -> Waiting<T> {
+        let mut one = self.running.remove(index);
+        one.drop_snapshots(&mut self.pages);
+        self.pages.give_back(&one.pages);
+        self.slots.give_back(one.slot);
+        Waiting {
             job: one.job,
             prompt_len: one.prompt_len,
             max_len: one.max_len,
-            was_preempted: true,
-        });
+            was_preempted: false,
+        }
     }
 
     /// Allocates pages for the first `end` positions of a generation, as far as pages are free; returns how many of

@@ -18,14 +18,18 @@
 //! rows.
 //!
 //! **Flows**, such as the clients of different API keys, get equal shares: of the places in the batch and the pages, in
-//! whose order `flows` decides, and of the rows of prompts in each step. A flow that has less than its share does not
+//! whose order `flows` decides, and of the rows of each step, those that it decodes included. A flow that has less than its share does not
 //! wait for one that has more: the newest generation of that one is preempted.
+//!
+//! A generation whose client has left too many tokens unread is *paused*: it returns its slot and its pages as if it were
+//! preempted, and waits again once the client has read; see `pause`.
 //!
 //! With a prefix cache a prompt starts behind the full pages that were computed before; see [`super::pages`]. A prompt
 //! that has not begun waits while another prompt computes its next page in this step.
 
 mod admit;
 mod flows;
+mod pause;
 mod plan;
 mod running;
 mod slots;
@@ -78,6 +82,16 @@ pub trait Job {
     /// Among those of the same flow that wait, lower numbers are first.
     fn priority(&self) -> i64 {
         0
+    }
+
+    /// Whether its client has left so much unread that it makes no more for now.
+    fn is_ahead(&self) -> bool {
+        false
+    }
+
+    /// Whether the client of one that was paused has read enough for it to go on.
+    fn may_go_on(&self) -> bool {
+        true
     }
 
     /// Whether the logits of every row of the prompt are still needed, not only those of its last. Such a prompt is
@@ -146,6 +160,8 @@ pub struct Scheduler<T> {
     waiting: VecDeque<Waiting<T>>,
     /// In order of admission.
     running: Vec<Running<T>>,
+    /// Those that neither run nor wait for a slot until their clients have read.
+    paused: Vec<Waiting<T>>,
     /// Running mean of the tokens that a generation produces.
     typical_tokens: f64,
     /// Number of preemptions so far.
@@ -161,8 +177,8 @@ pub struct Scheduler<T> {
     order: Vec<u64>,
     /// Scratch: the prompts in order of admission, and shortest first.
     prompts: [Vec<usize>; 2],
-    /// Scratch: the flows of these prompts.
-    prompt_flows: Vec<Flow>,
+    /// Scratch: the flows of these prompts, and the rows that they decode in the planned step.
+    prompt_flows: Vec<(Flow, f64)>,
     /// Counts the steps in which several flows had prompts, so that each of them is first in turn.
     turn: usize,
 }
@@ -178,6 +194,7 @@ impl<T: Job> Scheduler<T> {
             slots: Slots::new(budget.max_running()),
             waiting: VecDeque::new(),
             running: Vec::with_capacity(budget.max_running()),
+            paused: Vec::new(),
             typical_tokens: FIRST_TYPICAL_TOKENS,
             preemptions: 0,
             odd_row_in_order: true,
@@ -246,7 +263,7 @@ impl<T: Job> Scheduler<T> {
         }
     }
 
-    /// Removes every generation for which `gone` is true, waiting or running, and frees its pages; the others keep
+    /// Removes every generation for which `gone` is true, in any state, and frees its pages; the others keep
     /// their order.
     pub fn remove_if(&mut self, mut gone: impl FnMut(&T) -> bool) -> Vec<T> {
         let mut removed = Vec::new();
@@ -262,6 +279,8 @@ impl<T: Job> Scheduler<T> {
             self.flows.leave(running.job.flow(), true);
             removed.push(running.job);
         }
+        let paused = self.paused.extract_if(.., |paused| gone(&paused.job));
+        removed.extend(paused.map(|paused| paused.job));
         let mut index = 0;
         while let Some(waiting) = self.waiting.get(index) {
             if gone(&waiting.job) {
@@ -289,6 +308,11 @@ impl<T: Job> Scheduler<T> {
     /// How many generations wait.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// How many generations are paused.
+    pub const fn paused(&self) -> usize {
+        self.paused.len()
     }
 
     /// What each flow has, in place of what is in `loads`.
@@ -323,8 +347,13 @@ impl<T: Job> Scheduler<T> {
         }
     }
 
-    /// Whether there is no generation, waiting or running.
+    /// Whether there is no generation.
     pub fn is_empty(&self) -> bool {
+        self.is_at_rest() && self.paused.is_empty()
+    }
+
+    /// Whether no generation runs or waits for a slot, so that a step would have no work.
+    pub fn is_at_rest(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
 

@@ -42,8 +42,9 @@ impl<T: Job> Scheduler<T> {
         self.plan_snapshots(plan);
     }
 
-    /// Divides `rows` rows between the flows of prompts by their weights, and those of a flow between its prompts, at most
-    /// `slots` of which may finish their prefill and begin to decode.
+    /// Divides `rows` rows between the flows of prompts, so that their shares of the step follow their weights, with the rows
+    /// that they decode in it; and the rows of a flow between its prompts, at most `slots` of which may finish their prefill
+    /// and begin to decode.
     fn plan_prompts(&mut self, rows: usize, mut slots: usize, plan: &mut Vec<Work>) {
         let [mut in_order, mut shortest_first] = std::mem::take(&mut self.prompts);
         let is_prompt = |&index: &usize| !self.running[index].is_decoding();
@@ -56,12 +57,12 @@ impl<T: Job> Scheduler<T> {
         shortest_first.sort_by_key(|&index| self.running[index].prefill_left().ilog2());
         let mut flows = std::mem::take(&mut self.prompt_flows);
         self.flows_of(&in_order, &mut flows);
-        let weights: f64 = flows.iter().map(|flow| flow.weight).sum();
-        let (mut left, mut given, mut weight) = (0, 0, 0.0);
-        for flow in &flows {
-            weight += flow.weight;
-            // Rounded up, so that every row is given to somebody.
-            let upto = ((rows as f64 * weight / weights).ceil() as usize).clamp(given, rows);
+        let level = level(&flows, rows);
+        let (mut left, mut given, mut due) = (0, 0, 0.0);
+        for (flow, decoding) in &flows {
+            due += (level * flow.weight - decoding).max(0.0);
+            // Rounded up, so that every row is given to somebody, but not for an error of rounding.
+            let upto = ((due - 1e-6).ceil() as usize).clamp(given, rows);
             let share = upto - given;
             given = upto;
             let half = if self.odd_row_in_order {
@@ -93,13 +94,18 @@ impl<T: Job> Scheduler<T> {
         self.prompts = [in_order, shortest_first];
     }
 
-    /// The flows of `prompts`, in place of what is in `flows`; in each step another one is first.
-    fn flows_of(&mut self, prompts: &[usize], flows: &mut Vec<Flow>) {
+    /// The flows of `prompts`, with the rows that they decode in the planned step, in place of what is in `flows`; in each
+    /// step another one is first.
+    fn flows_of(&mut self, prompts: &[usize], flows: &mut Vec<(Flow, f64)>) {
         flows.clear();
         for &index in prompts {
             let flow = self.running[index].job.flow();
-            if flows.iter().all(|other| other.id != flow.id) {
-                flows.push(flow);
+            if flows.iter().all(|(other, _)| other.id != flow.id) {
+                let running = self.running.iter();
+                let decoding =
+                    running.filter(|one| one.is_decoding() && one.job.flow().id == flow.id);
+                let rows: usize = decoding.map(|one| one.planned).sum();
+                flows.push((flow, rows as f64));
             }
         }
         if flows.len() > 1 {
@@ -191,6 +197,27 @@ impl<T: Job> Scheduler<T> {
                 && other.prefill().starts_with(&follower.prefill()[..end])
         };
         self.running.iter().any(begins_alike)
+    }
+}
+
+/// The rows of the step for each unit of weight, with which `rows` further rows are used up when each flow is filled up to
+/// it. A flow that decodes more rows already gets none.
+fn level(flows: &[(Flow, f64)], rows: usize) -> f64 {
+    let mut level = f64::INFINITY;
+    loop {
+        let (mut sum, mut weights) = (rows as f64, 0.0);
+        for (flow, decoding) in flows {
+            if *decoding < level * flow.weight {
+                sum += decoding;
+                weights += flow.weight;
+            }
+        }
+        let lower = sum / weights;
+        // As low as it gets, or there is nothing to fill.
+        if lower >= level || weights == 0.0 {
+            return level;
+        }
+        level = lower;
     }
 }
 
