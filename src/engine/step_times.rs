@@ -121,7 +121,7 @@ impl StepTimes {
             let seconds = self.seconds(rows, Beyond::Proportional);
             seconds.is_some_and(|seconds| seconds <= limit)
         };
-        let rows = (1..=most).take_while(fits).last().unwrap_or(0);
+        let rows = (1..=most).rev().find(fits).unwrap_or(0);
         rows.max(least).min(most)
     }
 
@@ -135,7 +135,9 @@ impl StepTimes {
         };
         let fits =
             |&more: &usize| seconds(rows + more).is_some_and(|with| with <= slowdown * alone);
-        (1..=most).take_while(fits).last().unwrap_or(1)
+        // From above: where steps take less than a millisecond, one that was interrupted makes its row count look expensive,
+        // and larger ones tell that it is not.
+        (1..=most).rev().find(fits).unwrap_or(1)
     }
 }
 
@@ -215,6 +217,25 @@ mod tests {
         assert_eq!(times.rows_within(2.45, 1, 5), 5, "no more than there are");
         assert_eq!(times.rows_within(1.0, 1, 100), 3, "rows that cost nothing");
         assert_eq!(times.rows_within(0.1, 1, 100), 1, "prompts move");
+    }
+
+    #[test]
+    fn a_step_that_was_interrupted_does_not_hold_back_larger_ones() {
+        let mut times = StepTimes::new(128);
+        for rows in [4, 8, 12, 16, 20] {
+            take(&mut times, rows);
+        }
+        let (beside, alone) = (times.rows_within(2.2, 4, 100), times.rows_in(0.022, 1, 128));
+        assert_eq!((beside, alone), (16, 20));
+        for _ in 0..4 {
+            times.observe(8, 1.0);
+        }
+        let eight = times.seconds(8, Beyond::Same).expect("measured");
+        assert!(eight > 0.022, "{eight}: more than twenty rows take");
+        assert_eq!(
+            (times.rows_within(2.2, 4, 100), times.rows_in(0.022, 1, 128)),
+            (16, 20)
+        );
     }
 
     #[test]
