@@ -16,8 +16,16 @@ const ROTATIONS: [Rotation; 4] = [
     Rotation::Strided,
 ];
 
+/// What this CPU can run, and what a model of the instructions can.
+fn kernels() -> Vec<Kernel> {
+    let mut kernels = available();
+    #[cfg(target_arch = "x86_64")]
+    kernels.extend(super::amx_int8::model::kernel());
+    kernels
+}
+
 fn others() -> impl Iterator<Item = Kernel> {
-    available()
+    kernels()
         .into_iter()
         .filter(|kernel| kernel.name() != "scalar")
 }
@@ -134,7 +142,7 @@ proptest! {
 
     #[test]
     fn a_row_does_not_depend_on_the_rows_beside_it(case in case()) {
-        for kernel in available() {
+        for kernel in kernels() {
             let together = case.run(kernel);
             for row in 0..case.scales.len() {
                 let alone = Case {
@@ -292,7 +300,7 @@ fn sums_of_the_largest_products_are_exact() {
             accumulate: false,
         };
         let expected = (i32::from(weight) - 128) * i32::from(code) * GROUP as i32;
-        for kernel in available() {
+        for kernel in kernels() {
             let found = case.run(kernel);
             let exact = found.iter().all(|&sum| sum == expected as f32);
             assert!(exact, "{kernel:?}, {weight} times {code}: {found:?}");
@@ -321,6 +329,7 @@ fn the_survey_names_every_kernel_and_agrees_with_what_is_available() {
         .map(|(name, _)| name)
         .collect();
     let listed: Vec<_> = available().iter().map(Kernel::name).collect();
+    println!("this CPU has {}", listed.join(", "));
     assert_eq!(usable, listed);
 }
 

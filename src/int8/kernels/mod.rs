@@ -18,6 +18,8 @@ mod scalar;
 mod vector;
 
 #[cfg(target_arch = "x86_64")]
+mod amx_int8;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bw;
@@ -130,6 +132,8 @@ struct Candidate {
 
 /// Every kernel of this build, fastest first, the scalar one last.
 const ALL: &[Candidate] = &[
+    #[cfg(target_arch = "x86_64")]
+    amx_int8::CANDIDATE,
     #[cfg(target_arch = "x86_64")]
     avx512_vnni::CANDIDATE,
     #[cfg(target_arch = "x86_64")]
