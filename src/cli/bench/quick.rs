@@ -1,7 +1,7 @@
 //! `bench --quick`: what published shapes would give on this machine, from a few layers of each.
 //!
-//! All layers of a shape cost the same, but for the four with attention among the 40 of a hybrid, which are taken for
-//! Mamba-2 layers here. So some layers are measured, together with the head, and the rest is arithmetic.
+//! All layers of a shape cost the same, but for the four with attention among the 40 of a hybrid, of which there is one
+//! among the few that are measured. So some layers are measured, together with the head, and the rest is arithmetic.
 
 use std::fmt;
 
@@ -17,7 +17,7 @@ use crate::error::Result;
 use crate::int8::compute::Compute;
 use crate::int8::kernels;
 use crate::memory;
-use crate::model::{self, ModelConfig, shapes};
+use crate::model::{self, MixerKind, ModelConfig, shapes};
 
 /// One shape of each kind that people run, from small to large.
 const SHAPES: [&str; 4] = [
@@ -168,9 +168,16 @@ struct Part {
 impl Part {
     /// As many layers as are more than a cache holds, but fewer layers and tokens where the machine is slow.
     fn of(config: &ModelConfig, limits: Limits) -> Self {
-        let with = |layers: usize| ModelConfig {
-            mixers: config.mixers[..layers].to_vec(),
-            ..config.clone()
+        let with = |layers: usize| {
+            let mut mixers = config.mixers[..layers].to_vec();
+            // Every model has a layer with attention, and so pages.
+            if !mixers.contains(&MixerKind::Attention) {
+                mixers[layers - 1] = MixerKind::Attention;
+            }
+            ModelConfig {
+                mixers,
+                ..config.clone()
+            }
         };
         let layers = config.num_layers();
         let head = (config.vocab_size * config.hidden_size) as u64;
