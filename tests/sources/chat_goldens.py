@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Renders conversations with Jinja as transformers sets it up, and writes hashes of the texts to chat_goldens.json.
 
     pip install jinja2==3.1.6 tokenizers==0.22.1

@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """Renders small templates with Jinja as transformers sets it up, and writes the texts to jinja_goldens.json.
 
     pip install jinja2==3.1.6
