@@ -4,16 +4,24 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
+
+use tokio::runtime;
 
 use super::progress::Progress;
 use super::signature::SignatureArgs;
 use super::texts;
 use crate::config::{self, ByteSize};
+use crate::engine::canary::{self, MOST_PROMPT_TOKENS, Run, TEXTS, TOKENS};
+use crate::engine::{self, Engine};
 use crate::error::{Error, Result};
 use crate::int8::rotation::Rotation;
 use crate::int8::scheme::{Granularity, Mapping, Range, Scheme};
-use crate::model::packed::{CalibrationRecord, Quantization};
+use crate::model::packed::{
+    CANARY, CalibrationRecord, CanaryPrompt, CanaryRecord, Placement, Quantization,
+};
+use crate::model::{self, ModelConfig};
 use crate::sources::hash::sha256_of;
 use crate::sources::packed::WEIGHTS;
 use crate::sources::staging::Staging;
@@ -166,6 +174,7 @@ pub fn run(args: Args, sources: &sources::Settings) -> Result<()> {
     let mut show = |done, total| progress.show(done, total);
     let quantization = pack::write(&checkpoint, &plan, threads, staging.path(), &mut show)?;
     progress.finish();
+    record_canary(staging.path(), sources, threads)?;
     staging.publish()?;
     let summary = Summary {
         folder: &args.output,
@@ -205,6 +214,50 @@ fn calibration(args: &Args, checkpoint: &Checkpoint) -> Result<(Vec<Vec<u32>>, C
         tokens,
     };
     Ok((sequences, record))
+}
+
+/// Runs the packed model on the prompts of the canary, and writes down what it answers.
+fn record_canary(folder: &Path, sources: &sources::Settings, threads: usize) -> Result<()> {
+    let checkpoint = sources::open(&Reference::Folder(folder.to_owned()), sources)?;
+    let texts = TEXTS.map(str::to_owned);
+    let mut prompts = checkpoint.token_ids(&texts, usize::MAX)?;
+    prompts
+        .iter_mut()
+        .for_each(|ids| ids.truncate(MOST_PROMPT_TOKENS));
+    let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)?;
+    let batch = engine::Settings {
+        max_batch: 1,
+        ..engine::Settings::default()
+    };
+    let settings = model::Settings {
+        threads,
+        // Prompt and answer fill no page.
+        kv_bytes: model::footprint_of(&checkpoint, &config).kv_page,
+        slots: batch.slots(),
+        snapshots: 0,
+        context: Some((MOST_PROMPT_TOKENS + TOKENS).min(config.max_positions)),
+        weights: Placement::Mmap,
+    };
+    let granite = model::load(&checkpoint, &settings, &mut |_, _| {})?;
+    let engine = Engine::start(Box::new(granite), batch, Arc::default())?;
+    if !canary::fits(&engine, &prompts) {
+        tracing::warn!("this model cannot run the prompts of the canary; {CANARY} is left out");
+        return Ok(());
+    }
+    let runtime = runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|problem| Error::Internal(format!("no runtime: {problem}")))?;
+    let Run::Complete(answers) = runtime.block_on(canary::run(&engine, &prompts)) else {
+        let problem = "the packed model computes logits that are not finite";
+        return Err(Error::bad_model(folder, "weights", problem));
+    };
+    let recorded = texts.into_iter().zip(prompts).zip(answers);
+    let recorded = recorded.map(|((text, prompt), answer)| CanaryPrompt {
+        text,
+        prompt,
+        answer: answer.sure_tokens().to_vec(),
+    });
+    let created_by: String = concat!("microgranite ", env!("CARGO_PKG_VERSION")).into();
+    CanaryRecord::new(created_by, recorded.collect()).write(folder)
 }
 
 /// Reads a number from 0 to 1.

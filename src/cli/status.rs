@@ -178,6 +178,7 @@ impl fmt::Display for Reading<'_> {
             Phase::Draining => "shutting down",
             Phase::Stalled => "stalled: a step does not end",
             Phase::Damaged => "stopped: the weights are damaged",
+            Phase::CanaryFailed => "stopped: the model does not answer as it did",
             Phase::Stopped => "stopped",
         };
         let name = model.as_ref().map_or("no model yet", |model| &model.name);

@@ -17,6 +17,7 @@
 //! | `speculation` | drafts of the next tokens, and whether they pay |
 //! | `adjust` | penalties, biases, bans and constraints, applied to the logits before sampling |
 //! | [`sampler`] | logits → token, and how likely it was |
+//! | [`canary`] | fixed work, done in the background, whose result is known |
 //!
 //! What callers may rely on: the same generation gives the same tokens whatever else runs, whatever was cached and
 //! whatever was drafted; [`Engine::submit`] never blocks; dropping a [`TokenStream`] frees the generation's slot and
@@ -24,6 +25,7 @@
 //! is lost.
 
 mod adjust;
+pub mod canary;
 mod forecast;
 pub mod pages;
 pub(crate) mod prefix_cache;
@@ -357,6 +359,23 @@ impl Engine {
             .unzip();
         self.handle.queue.push(sequences)?;
         Ok(streams)
+    }
+
+    /// Runs a generation in the background: only while there is no other, and given up ([`TokenEvent::Displaced`]) as soon as
+    /// another arrives or the engine drains. It counts in no metric, and takes no place in the queue. `None` if the engine is
+    /// not idle, or is stopping.
+    ///
+    /// # Panics
+    /// As [`Self::submit`].
+    pub fn submit_in_background(&self, generation: Generation) -> Option<TokenStream> {
+        assert!(
+            self.handle.limits.allow(&generation),
+            "a generation was submitted without being checked against the limits"
+        );
+        let unread = self.handle.max_unread_bytes;
+        let (sequence, stream) = Sequence::new(generation, Instant::now(), unread);
+        let is_taken = self.handle.queue.push_background(sequence.in_background());
+        is_taken.then_some(stream)
     }
 
     /// Whether `count` generations of `flow` with short prompts would be accepted now, so that a caller can refuse a request before doing any work

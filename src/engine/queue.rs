@@ -44,6 +44,8 @@ pub(super) struct Gauges {
 struct State {
     /// Submitted, but not yet taken by the engine.
     arrivals: Vec<Sequence>,
+    /// Submitted to run in the background, if nothing else does; not yet taken by the engine.
+    background: Option<Sequence>,
     /// What waits for a slot in the batch, and what runs, by flow: with those that were submitted since.
     loads: Vec<Load>,
     /// Free slots in the batch that no waiting generation will take, if nothing was submitted since.
@@ -68,6 +70,7 @@ impl Queue {
             max_batch,
             state: Mutex::new(State {
                 arrivals: Vec::new(),
+                background: None,
                 loads: Vec::new(),
                 places: max_batch,
                 drain_rate: DrainRate::default(),
@@ -151,13 +154,29 @@ impl Queue {
         })
     }
 
-    /// Hands all arrivals to the engine, which begins a step. If there are none and the engine is `idle`, blocks until
-    /// one arrives; `None` means that none will arrive any more.
-    pub fn take(&self, idle: bool) -> Option<Vec<Sequence>> {
+    /// Queues `sequence` to run in the background, if no other waits or runs. Returns whether that is so. The last step of
+    /// what ran before may still be ending.
+    pub fn push_background(&self, sequence: Sequence) -> bool {
+        let mut state = self.lock();
+        // Slots are free for newcomers only while nobody waits for one.
+        let is_idle = state.arrivals.is_empty()
+            && state.background.is_none()
+            && state.places == self.max_batch
+            && self.health() == Health::Running;
+        if is_idle {
+            state.background = Some(sequence);
+            self.arrived.notify_one();
+        }
+        is_idle
+    }
+
+    /// Hands all arrivals to the engine, which begins a step, and what is to run in the background. If there are none and the
+    /// engine is `idle`, blocks until one arrives; `None` means that none will arrive any more.
+    pub fn take(&self, idle: bool) -> Option<(Vec<Sequence>, Option<Sequence>)> {
         let mut state = self.lock();
         state.end_step();
         if idle {
-            while state.arrivals.is_empty() {
+            while state.arrivals.is_empty() && state.background.is_none() {
                 if self.health() != Health::Running {
                     return None;
                 }
@@ -169,7 +188,14 @@ impl Queue {
         }
         state.step_began = Some(Instant::now());
         state.step_number += 1;
-        Some(std::mem::take(&mut state.arrivals))
+        let background = state.background.take();
+        Some((std::mem::take(&mut state.arrivals), background))
+    }
+
+    /// Whether a generation in the background is to end, because another has come or the engine drains.
+    pub fn displaces_background(&self) -> bool {
+        let state = self.lock();
+        !state.arrivals.is_empty() || self.health() != Health::Running
     }
 
     /// Called by the engine while it has nothing to do until a client has read: ends the step, and returns after `time`, or
@@ -236,9 +262,10 @@ impl Queue {
         state.step_began = None;
         state.loads.clear();
         let arrivals = std::mem::take(&mut state.arrivals);
+        let background = state.background.take();
         self.show_waiting(&state);
         drop(state);
-        drop(arrivals);
+        drop((arrivals, background));
     }
 
     /// The state of the engine.

@@ -162,6 +162,8 @@ pub enum TokenEvent {
     Undecided,
     /// The constraint requires another token, and the other settings exclude every token it allows.
     Contradicted,
+    /// It ran in the background, and gave way to a generation that does not.
+    Displaced,
     /// The engine could not continue (a defect, such as logits that are not finite).
     Failed,
 }

@@ -50,6 +50,8 @@ pub(super) struct Sequence {
     most_unread: usize,
     receipt: OpenReceipt,
     last_token: Option<Instant>,
+    /// Whether it gives way to every sequence that is not in the background.
+    is_background: bool,
     /// The last event, once it is known.
     end: Option<TokenEvent>,
 }
@@ -133,6 +135,7 @@ impl Sequence {
             most_unread,
             receipt: receipt.clone(),
             last_token: None,
+            is_background: false,
             end: None,
         };
         let stream = TokenStream {
@@ -141,6 +144,18 @@ impl Sequence {
             ended: false,
         };
         (sequence, stream)
+    }
+
+    /// The same, in the background.
+    pub const fn in_background(mut self) -> Self {
+        self.is_background = true;
+        self
+    }
+
+    /// Ends a sequence in the background, because another has come.
+    pub fn displace(mut self) {
+        self.end = Some(TokenEvent::Displaced);
+        self.finish();
     }
 
     pub const fn prompt_len(&self) -> usize {
@@ -427,6 +442,10 @@ impl Job for Sequence {
 
     fn priority(&self) -> i64 {
         self.priority
+    }
+
+    fn is_background(&self) -> bool {
+        self.is_background
     }
 
     fn is_ahead(&self) -> bool {

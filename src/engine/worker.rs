@@ -34,6 +34,10 @@ pub(super) struct Worker {
     sampler: Sampler,
     queue: Arc<Queue>,
     metrics: Arc<Metrics>,
+    /// Whether all that runs is a generation in the background.
+    in_background: bool,
+    /// What it adds to the metrics, which nobody reads: it is not the work of a client.
+    unseen: Arc<Metrics>,
     /// `kv_cache_bytes{state="used"}`.
     kv_used: IntGauge,
     /// `kv_cache_bytes{state="cached"}`.
@@ -94,6 +98,8 @@ impl Worker {
             sampler: Sampler::default(),
             queue,
             metrics,
+            in_background: false,
+            unseen: Arc::new(Metrics::new()),
             kv_used,
             kv_cached,
             states_used,
@@ -132,19 +138,39 @@ impl Worker {
                 self.cpu_seconds = cpu_seconds();
             }
             let was_idle = self.scheduler.is_empty();
-            let Some(arrivals) = self.queue.take(was_idle) else {
+            let Some((arrivals, background)) = self.queue.take(was_idle) else {
                 return;
             };
             if was_idle {
                 // No generation is charged for what the process did while it waited.
                 self.cpu_seconds = cpu_seconds();
             }
+            let is_displaced = !arrivals.is_empty() || self.queue.health() != Health::Running;
+            if self.in_background && is_displaced {
+                let displaced = self.scheduler.remove_if(Sequence::is_background);
+                displaced.into_iter().for_each(Sequence::displace);
+                self.in_background = false;
+            }
             for sequence in arrivals {
-                let (prompt_len, max_tokens) = (sequence.prompt_len(), sequence.max_tokens());
-                self.scheduler.arrive(sequence, prompt_len, max_tokens);
+                self.arrive(sequence);
+            }
+            if let Some(background) = background {
+                match self.scheduler.is_empty() && !is_displaced {
+                    true => {
+                        self.in_background = true;
+                        self.arrive(background);
+                    }
+                    false => background.displace(),
+                }
             }
             self.step();
+            self.in_background &= !self.scheduler.is_empty();
         }
+    }
+
+    fn arrive(&mut self, sequence: Sequence) {
+        let (prompt_len, max_tokens) = (sequence.prompt_len(), sequence.max_tokens());
+        self.scheduler.arrive(sequence, prompt_len, max_tokens);
     }
 
     /// Runs one step of the whole batch.
@@ -165,7 +191,7 @@ impl Worker {
         self.queue.run_rows(rows);
         let wants_rows = self.scheduler.wants_rows();
         if !self.forward_and_sample() {
-            // All of the step have left. The next one begins by removing them.
+            // All of the step have left, or make room. The next one begins by removing them.
             self.scheduler.give_up(&self.plan);
             return;
         }
@@ -174,6 +200,10 @@ impl Worker {
         // Before the ends are reported, so that a client that learns of one finds the slot free.
         self.publish(0);
         ended.into_iter().for_each(Sequence::finish);
+        if self.in_background {
+            // Its short prompts would tell of less than the model can do, and requests are refused by these times.
+            return;
+        }
         let seconds = began.elapsed().as_secs_f64();
         self.times.observe(rows, seconds);
         if wants_rows {
@@ -205,7 +235,7 @@ impl Worker {
     /// Drafts the next tokens of each generation where that is likely to pay.
     fn speculate(&mut self) {
         let (decoding, most) = (self.scheduler.decoding(), self.settings.speculation);
-        if most == 0 || decoding < self.scheduler.running().len() {
+        if most == 0 || self.in_background || decoding < self.scheduler.running().len() {
             return;
         }
         let rows = self.scheduler.decoding_rows();
@@ -216,8 +246,8 @@ impl Worker {
     }
 
     /// Runs the planned rows through the model. Each sequence that reached its last token gets the next one, and
-    /// further ones as far as its drafts were right. Returns false if all clients left meanwhile and the step was given up: a
-    /// step that anybody waits for is computed to its end.
+    /// further ones as far as its drafts were right. Returns false if the step was given up, because all clients left meanwhile
+    /// or what runs in the background is displaced: a step that a client waits for is computed to its end.
     fn forward_and_sample(&mut self) -> bool {
         let running = self.scheduler.running();
         let mut spans = recycled(std::mem::take(&mut self.spans));
@@ -235,8 +265,11 @@ impl Worker {
             }
         }));
         let vocab_size = self.model.vocab_size();
-        let plan = &self.plan;
+        let (plan, queue, in_background) = (&self.plan, &self.queue, self.in_background);
         let is_wanted = || {
+            if in_background && queue.displaces_background() {
+                return false;
+            }
             let mut jobs = plan.iter().map(|work| &running[work.index].job);
             jobs.any(|job| !job.is_abandoned())
         };
@@ -245,7 +278,11 @@ impl Worker {
         self.spans = recycled(spans);
         let now = Instant::now();
         let seconds = (now - began).as_secs_f64();
-        self.metrics.forward_seconds_total.inc_by(seconds);
+        let metrics = match in_background {
+            true => &self.unseen,
+            false => &self.metrics,
+        };
+        metrics.forward_seconds_total.inc_by(seconds);
         let until = cpu_seconds();
         let used = until - std::mem::replace(&mut self.cpu_seconds, until);
         let rows: usize = self.plan.iter().map(|work| work.rows).sum();
@@ -272,17 +309,16 @@ impl Worker {
                 // Rows behind a refused draft were computed for the wrong token.
                 if holds {
                     end = position + 1;
-                    holds =
-                        sequence.advance(position, logits, &mut self.sampler, now, &self.metrics);
+                    holds = sequence.advance(position, logits, &mut self.sampler, now, metrics);
                 }
             }
             let rows = end - work.start;
             let accepted = work.drafts - (work.rows - rows);
-            sequence.end_drafts(work.drafts, accepted, &self.metrics);
+            sequence.end_drafts(work.drafts, accepted, metrics);
             work.rows = rows;
         }
         let bytes = self.model.bytes_read(sequences);
-        self.metrics.forward_bytes_total.inc_by(bytes);
+        metrics.forward_bytes_total.inc_by(bytes);
         true
     }
 
@@ -290,7 +326,10 @@ impl Worker {
     /// recomputed after a preemption counts as rows only.
     fn count_rows(&mut self) -> (usize, usize) {
         let now = Instant::now();
-        let metrics = &self.metrics;
+        let metrics = match self.in_background {
+            true => &self.unseen,
+            false => &self.metrics,
+        };
         let (mut prompt_tokens, mut rows, mut prompt_rows) = (0, 0, 0);
         for work in &self.plan {
             let running = &mut self.scheduler.running_mut()[work.index];
@@ -317,7 +356,11 @@ impl Worker {
 
     /// Publishes how many generations run and wait, and the pages and states that they use, to the metrics and the queue.
     fn publish(&mut self, admitted: usize) {
-        let running = self.scheduler.running().len();
+        // A generation in the background leaves its slot to whoever comes.
+        let (running, admitted) = match self.in_background {
+            true => (0, 0),
+            false => (self.scheduler.running().len(), admitted),
+        };
         self.metrics.requests_running.set(gauge(running));
         let paused = self.scheduler.paused();
         self.metrics.requests_paused.set(gauge(paused));
@@ -335,7 +378,10 @@ impl Worker {
         self.states_cached
             .set(states(&*self.model, pages.snapshots()));
         let places = self.settings.max_batch.saturating_sub(running);
-        self.scheduler.loads(&mut self.loads);
+        match self.in_background {
+            true => self.loads.clear(),
+            false => self.scheduler.loads(&mut self.loads),
+        }
         let rate = self.times.prefill_rate();
         self.queue.report(&mut self.loads, places, admitted, rate);
     }

@@ -1,6 +1,6 @@
 //! State shared by the handlers: the model once it is loaded, the limits, and the shutdown phase.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
@@ -39,8 +39,33 @@ struct Shared {
     accepted: watch::Sender<usize>,
     phase: watch::Sender<Phase>,
     faults: watch::Sender<Faults>,
+    canary: Mutex<CanaryStatus>,
     /// Takes the spans of requests, if there is a collector.
     exporter: Option<Exporter>,
+}
+
+/// What the canary has found, for `/v1/models`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct CanaryStatus {
+    /// The result of the last run.
+    pub state: CanaryState,
+    /// When it was, in seconds since the Unix epoch; `null` before the first.
+    pub last_run: Option<u64>,
+}
+
+/// A result of the canary.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CanaryState {
+    /// It does not run.
+    #[default]
+    Off,
+    /// It has not run yet.
+    Waiting,
+    /// The model answers as it did.
+    Passed,
+    /// It does not.
+    Failed,
 }
 
 /// The model once it is loaded, and how it presents itself.
@@ -164,6 +189,8 @@ struct Faults {
     stalled: bool,
     /// The weights do not match their checksums. Only a restart helps.
     damaged: bool,
+    /// The model does not answer fixed prompts as it did. Only a restart helps.
+    unfaithful: bool,
 }
 
 impl Faults {
@@ -171,6 +198,9 @@ impl Faults {
     fn error(self) -> Option<ApiError> {
         if self.damaged {
             return Some(ApiError::Damaged);
+        }
+        if self.unfaithful {
+            return Some(ApiError::CanaryFailed);
         }
         self.stalled.then_some(ApiError::Stalled)
     }
@@ -209,6 +239,7 @@ impl App {
             accepted: watch::Sender::new(0),
             phase: watch::Sender::new(Phase::Open),
             faults: watch::Sender::new(Faults::default()),
+            canary: Mutex::default(),
             exporter,
         }));
         app.show_clients();
@@ -255,6 +286,19 @@ impl App {
         self.0.faults.send_modify(|faults| faults.damaged = true);
     }
 
+    /// Sets what the canary has found. Once it has failed, new requests are refused and running ones fail.
+    pub fn set_canary(&self, status: CanaryStatus) {
+        *self.0.canary.lock().unwrap_or_else(PoisonError::into_inner) = status;
+        if status.state == CanaryState::Failed {
+            self.0.faults.send_modify(|faults| faults.unfaithful = true);
+        }
+    }
+
+    /// What the canary has found.
+    pub fn canary(&self) -> CanaryStatus {
+        *self.0.canary.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Resolves when a step takes too long.
     pub async fn stalled(&self) {
         let mut faults = self.0.faults.subscribe();
@@ -282,6 +326,17 @@ impl App {
         match self.0.faults.borrow().error() {
             Some(error) => Err(error),
             None => self.0.model.get().ok_or(ApiError::Loading),
+        }
+    }
+
+    /// The model, to be described: also when its canary has failed, because the description says so.
+    ///
+    /// # Errors
+    /// As [`Self::model`].
+    pub fn described_model(&self) -> Result<&ServedModel, ApiError> {
+        match (self.model(), self.loaded_model()) {
+            (Err(ApiError::CanaryFailed), Some(model)) => Ok(model),
+            (model, _) => model,
         }
     }
 

@@ -151,6 +151,9 @@ pub enum ApiError {
     /// The weights do not match their checksums.
     #[error("the model's weights are damaged; the server's log has the file and the tensor")]
     Damaged,
+    /// The model no longer answers fixed prompts as it did.
+    #[error("the model does not answer as it did; the server's log has the details")]
+    CanaryFailed,
     /// The engine has stopped; only a restart helps.
     #[error("the engine has stopped")]
     EngineStopped,
@@ -221,6 +224,7 @@ impl ApiError {
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Self::Stalled => (StatusCode::SERVICE_UNAVAILABLE, "engine_stalled"),
             Self::Damaged => (StatusCode::SERVICE_UNAVAILABLE, "weights_damaged"),
+            Self::CanaryFailed => (StatusCode::SERVICE_UNAVAILABLE, "canary_failed"),
             Self::EngineStopped => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopped"),
             Self::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal_error"),
         }
@@ -326,7 +330,7 @@ impl IntoResponse for ApiError {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // OpenAI's clients retry after every 5xx unless a header tells them not to.
-            Self::EngineStopped | Self::Damaged => {
+            Self::EngineStopped | Self::Damaged | Self::CanaryFailed => {
                 let name = HeaderName::from_static("x-should-retry");
                 headers.insert(name, HeaderValue::from_static("false"));
             }

@@ -5,7 +5,7 @@ use axum::extract::{Path, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::app::{App, Facts, ServedModel};
+use super::app::{App, CanaryStatus, Facts, ServedModel};
 use super::body::JsonBytes;
 use super::error_body::ApiError;
 use crate::sources::generation::GenerationDefaults;
@@ -26,6 +26,8 @@ pub struct Card<'a> {
     quantization: &'a Facts,
     /// The model's own defaults for sampling, which apply to fields that a request leaves out.
     default_generation: &'a GenerationDefaults,
+    /// Whether the model still answers fixed prompts as it did.
+    canary: CanaryStatus,
 }
 
 #[derive(Serialize)]
@@ -38,7 +40,7 @@ struct Capabilities {
 }
 
 impl<'a> Card<'a> {
-    fn of(model: &'a ServedModel, id: &'a str) -> Self {
+    fn of(app: &App, model: &'a ServedModel, id: &'a str) -> Self {
         let chat = model.chat.as_ref();
         Self {
             id,
@@ -57,15 +59,16 @@ impl<'a> Card<'a> {
             },
             quantization: &model.facts,
             default_generation: &model.defaults.sampling,
+            canary: app.canary(),
         }
     }
 }
 
 /// Lists the served model under each of its names.
 pub async fn list(State(app): State<App>) -> Result<Json<Value>, ApiError> {
-    let model = app.model()?;
+    let model = app.described_model()?;
     let names = std::iter::once(&model.name).chain(&model.aliases);
-    let cards: Vec<Card<'_>> = names.map(|name| Card::of(model, name)).collect();
+    let cards: Vec<Card<'_>> = names.map(|name| Card::of(&app, model, name)).collect();
     Ok(Json(json!({"object": "list", "data": cards})))
 }
 
@@ -74,9 +77,9 @@ pub async fn show(
     State(app): State<App>,
     Path(name): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let model = app.model()?;
+    let model = app.described_model()?;
     model.check_name(&name)?;
-    Ok(Json(json!(Card::of(model, &name))))
+    Ok(Json(json!(Card::of(&app, model, &name))))
 }
 
 /// `POST /v1/embeddings`: refused with a clear message, because clients try it.

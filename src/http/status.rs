@@ -55,6 +55,8 @@ pub enum Phase {
     Stalled,
     /// Requests are refused, because the weights are damaged.
     Damaged,
+    /// Requests are refused, because the model does not answer fixed prompts as it did.
+    CanaryFailed,
     /// Only a restart helps.
     Stopped,
 }
@@ -255,6 +257,7 @@ fn phase(app: &App) -> Phase {
         Err(ApiError::Draining) => Phase::Draining,
         Err(ApiError::Stalled) => Phase::Stalled,
         Err(ApiError::Damaged) => Phase::Damaged,
+        Err(ApiError::CanaryFailed) => Phase::CanaryFailed,
         Err(_) => Phase::Stopped,
     }
 }

@@ -47,6 +47,11 @@ pub(crate) fn is_packed(path: &Path) -> bool {
 }
 
 impl Packed {
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        self.quantization_file.parent().unwrap_or(Path::new("."))
+    }
+
     /// Opens the folder at `path`; checks the weights' header and that the weights end where the file ends.
     ///
     /// # Errors

@@ -86,6 +86,10 @@ metrics! {
     queue_token_places: IntGauge,
     /// Steps that took so long that requests were refused meanwhile.
     engine_stalls_total: IntCounter,
+    /// Runs of the canary, which repeats fixed prompts, whose answers were not what they had been.
+    canary_failures_total: IntCounter,
+    /// When the canary last ran to its end, in seconds since the Unix epoch; 0 if it has not.
+    canary_last_run_timestamp_seconds: IntGauge,
     /// Generations that have a batch slot.
     requests_running: IntGauge,
     /// Generations that wait for a batch slot.
@@ -140,7 +144,7 @@ metrics! {
     /// were waiting), unavailable.
     grammars_total: IntCounterVec[outcome in GRAMMAR_OUTCOMES],
     /// Seconds from the start to the service, by phase: open (finding and opening the model, downloads included), tokenizer,
-    /// verify (checksums, if they are compared before), weights, engine, and total.
+    /// verify (checksums, if they are compared before), weights, engine, canary (its first run), and total.
     startup_seconds: GaugeVec[phase],
     /// Seconds that steps spent in the model.
     forward_seconds_total: Counter,

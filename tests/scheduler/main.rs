@@ -1,6 +1,7 @@
 //! The engine, from its pure scheduler to whole generations, over a model that checks what it is given.
 
 mod arrivals;
+mod background;
 mod checked_model;
 mod engine;
 mod fairness;

@@ -174,6 +174,7 @@ async fn the_model_is_listed_with_its_context() {
             "signature": "off", "savings": null,
         },
         "default_generation": {},
+        "canary": {"state": "off", "last_run": null},
     });
     let list: Value = service.get("/v1/models").await.json().await.unwrap();
     assert_eq!(list, json!({"object": "list", "data": [card]}));

@@ -451,5 +451,5 @@ fn the_result_for_a_packed_model_is_kept_with_it_and_shown() {
     assert!((kept / newest - 1.0).abs() < 1e-12, "{kept}");
     assert!(get("/metrics").contains("microgranite_model_accuracy{measure=\"same_top_token\"} "));
     let files = std::fs::read_dir(&packed).unwrap().count();
-    assert_eq!(files, 5, "no temporary file stays");
+    assert_eq!(files, 6, "no temporary file stays");
 }

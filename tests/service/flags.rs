@@ -90,6 +90,7 @@ fn numbers_out_of_range_are_bad_usage() {
         ("--verify", &["sometimes"]),
         ("--kernel", &["abacus", "", "AVX2"]),
         ("--socket-mode", &["8", "66", "1777", "rw-rw----"]),
+        ("--canary-interval", &[HUGE, "86401", "-1"]),
         (
             "--otlp-endpoint",
             &["", "collector:4318", "grpc://collector"],

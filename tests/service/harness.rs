@@ -224,6 +224,8 @@ pub async fn read_events(response: Response) -> Vec<Value> {
     let text = response.text().await.unwrap();
     let mut events: Vec<&str> = text
         .split_terminator("\n\n")
+        // Comments come while a stream waits for long, as on a busy machine.
+        .filter(|event| !event.starts_with(':'))
         .map(|event| event.strip_prefix("data: ").expect("only data events"))
         .collect();
     assert_eq!(events.pop(), Some("[DONE]"), "{text}");

@@ -3,6 +3,7 @@
 
 mod access;
 mod bench;
+mod canary;
 mod chat;
 mod clients;
 mod completions;

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::http::app::{self, Facts, Plan, ServedModel};
 use crate::int8::scheme::Scheme;
 use crate::memory::{self, accounts::Accounts};
-use crate::model::packed::{Measured, Quantization, SAVINGS, SavingsRecord};
+use crate::model::packed::{CanaryRecord, Measured, Quantization, SAVINGS, SavingsRecord};
 use crate::model::{self, Forward, ModelConfig};
 use crate::sources::packed::Packed;
 use crate::sources::{self, Checkpoint, Reference};
@@ -30,6 +30,8 @@ pub struct Loaded {
     pub facts: String,
     /// Where its memory is.
     pub accounts: Accounts,
+    /// What a packed model answered to fixed prompts when it was made.
+    pub canary: Option<CanaryRecord>,
 }
 
 /// A model that was found, opened and checked, as far as possible without reading its weights.
@@ -154,6 +156,10 @@ pub fn load(
         Some((name, aliases)) => (name.clone(), aliases.to_vec()),
         None => (served_name(&reference, &checkpoint.name), Vec::new()),
     };
+    let canary = match checkpoint.packed() {
+        Some(packed) => CanaryRecord::read(packed.folder())?,
+        None => None,
+    };
     let made = checkpoint.packed().map(Quantization::of);
     let mut made = made.transpose()?;
     // The last entry is the newest.
@@ -259,6 +265,7 @@ pub fn load(
         model,
         facts,
         accounts,
+        canary,
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod access;
 mod args;
+mod canary;
 pub(super) mod descriptors;
 pub(super) mod generation;
 pub(super) mod here;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::access::{self, KeptFiles};
+use super::canary::Canary;
 use super::listening::{self, Open, PassedSocket};
 use super::load::{self, Loaded, Prepared};
 use super::notify::{Manager, Message};
@@ -45,6 +46,7 @@ impl Service {
             args, app, held, ..
         } = &self;
         let (app, drain_timeout) = (app.clone(), args.listening.drain_timeout);
+        let canary_interval = args.model.canary_interval;
         let (needs_key, is_tls) = (app.access().keys.is_some(), held.tls.is_some());
         let files = KeptFiles {
             app: app.clone(),
@@ -65,10 +67,26 @@ impl Service {
         manager.tell(Message::Status("loading the model".to_owned()));
 
         let loading = tokio::task::spawn_blocking(move || self.load());
-        let Loaded { model, facts, .. } = tokio::select! {
+        let Loaded {
+            model,
+            facts,
+            canary,
+            ..
+        } = tokio::select! {
             loaded = loading => loaded.map_err(|panic| Error::Internal(format!("loading: {panic}")))??,
             () = stop_signals.next() => return Ok(()),
         };
+        if let Some(mut canary) = Canary::new(&model, canary, canary_interval, app.clone())? {
+            let began = Instant::now();
+            let is_right = tokio::select! {
+                is_right = canary.start() => is_right,
+                () = stop_signals.next() => return Ok(()),
+            };
+            metrics.set_startup("canary", began.elapsed());
+            if is_right {
+                tokio::spawn(canary.watch());
+            }
+        }
         let engine = model.engine.clone();
         let serving = format!("serving {} on {address}", model.name);
         let ready = Ready {

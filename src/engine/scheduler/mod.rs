@@ -94,6 +94,11 @@ pub trait Job {
         true
     }
 
+    /// Whether it is nobody's: it says nothing about the length of answers.
+    fn is_background(&self) -> bool {
+        false
+    }
+
     /// Whether the logits of every row of the prompt are still needed, not only those of its last. Such a prompt is
     /// computed from its first token on, even if its pages are cached.
     fn scores_prompt(&self) -> bool {
@@ -273,7 +278,7 @@ impl<T: Job> Scheduler<T> {
             self.slots.give_back(running.slot);
             let tokens = known(&running.job) - running.prompt_len;
             // A generation without a token says nothing about the length of answers.
-            if tokens > 0 {
+            if tokens > 0 && !running.job.is_background() {
                 self.typical_tokens += NEWEST_SHARE * (tokens as f64 - self.typical_tokens);
             }
             self.flows.leave(running.job.flow(), true);

@@ -218,8 +218,8 @@ impl Answer {
                 let error = invalid(self.rules.grammar.unwrap_or("grammar"), expected);
                 return (Err(error), None);
             }
-            // No event at all means that the engine's thread has stopped.
-            Some(TokenEvent::Failed | TokenEvent::Score(_)) | None => {
+            // No event at all means that the engine's thread has stopped. Requests do not run in the background.
+            Some(TokenEvent::Failed | TokenEvent::Displaced | TokenEvent::Score(_)) | None => {
                 return (Err(ApiError::Internal), None);
             }
         }

@@ -125,6 +125,9 @@ pub fn add(schemas: &mut Map<String, Value>) {
                 "properties": {"temperature": {"type": "number"}, "top_p": {"type": "number"}, "top_k": count(),
                     "repetition_penalty": {"type": "number"}, "max_new_tokens": count()},
                 "additionalProperties": false},
+            "canary": object(json!({
+                "state": {"enum": ["off", "waiting", "passed", "failed"]}, "last_run": {"type": ["integer", "null"]},
+            })),
         })),
     );
     let model = json!({"$ref": "#/components/schemas/Model"});
@@ -173,7 +176,7 @@ pub fn add(schemas: &mut Map<String, Value>) {
         object(json!({
             "version": text(),
             "build": text(),
-            "state": {"enum": ["loading", "ready", "draining", "stalled", "damaged", "stopped"]},
+            "state": {"enum": ["loading", "ready", "draining", "stalled", "damaged", "canary_failed", "stopped"]},
             "uptime_seconds": count(),
             "model": {"anyOf": [about, {"type": "null"}]},
             "load": object(json!({

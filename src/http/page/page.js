@@ -78,7 +78,7 @@ document.addEventListener("visibilitychange", poll);
 
 const STATES = {
   loading: "loading the model", ready: "ready", draining: "shutting down", stalled: "stalled: a step does not end",
-  damaged: "stopped: the weights are damaged", stopped: "stopped",
+  damaged: "stopped: the weights are damaged", canary_failed: "stopped: the model does not answer as it did", stopped: "stopped",
 };
 const show = now => {
   now.at = performance.now() / 1000;

@@ -13,6 +13,7 @@
 //! Every tensor begins at a multiple of 64 bytes. The constants of the model are not folded in; they are in
 //! `config.json`. [`QUANTIZATION`] holds a [`Quantization`].
 
+mod canary;
 mod evaluation;
 mod format;
 mod read;
@@ -20,6 +21,7 @@ mod record;
 mod savings;
 mod verify;
 
+pub use canary::{CANARY, CanaryPrompt, CanaryRecord};
 pub use evaluation::{Evaluation, EvaluationRecord};
 pub use format::{CalibrationRecord, MatrixRecord, Quantization, SourceRecord};
 pub(crate) use format::{FORMAT, LAYOUT, StoredTensor, tensor_of_vector, tensors_of_matrix};

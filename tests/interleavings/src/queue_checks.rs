@@ -52,7 +52,8 @@ fn engine(queue: &Arc<Queue>) -> thread::JoinHandle<usize> {
     let queue = Arc::clone(queue);
     thread::spawn(move || {
         let (mut taken, mut waiting) = (0, 0);
-        while let Some(arrivals) = queue.take(waiting == 0) {
+        while let Some((arrivals, background)) = queue.take(waiting == 0) {
+            drop(background);
             taken += arrivals.len();
             waiting += arrivals.len();
             // Two places: what is in them ends in the same step.
