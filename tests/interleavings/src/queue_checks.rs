@@ -122,3 +122,30 @@ pub fn no_more_wait_than_there_is_room_for() {
         queue.drain();
     });
 }
+
+pub fn what_runs_in_the_background_is_taken_or_refused_and_wakes_the_engine() {
+    in_random_orders(ORDERS, || {
+        let (queue, alive) = (queue(2), Arc::new(()));
+        let engine = engine(&queue);
+        let background = {
+            let (queue, alive) = (Arc::clone(&queue), Arc::clone(&alive));
+            thread::spawn(move || queue.push_background(Sequence(Arc::clone(&alive))))
+        };
+        let clients = clients(&queue, &alive);
+        let accepted: usize = clients
+            .into_iter()
+            .map(|client| client.join().expect("a client"))
+            .sum();
+        background.join().expect("the background");
+        // If the engine were not woken, it would never take it, and nobody else comes.
+        while Arc::strong_count(&alive) > 1 {
+            thread::yield_now();
+        }
+        assert!(!queue.displaces_background());
+        queue.drain();
+        assert!(queue.displaces_background());
+        assert!(!queue.push_background(Sequence(Arc::clone(&alive))));
+        assert_eq!(engine.join().expect("the engine"), accepted);
+        assert_eq!(Arc::strong_count(&alive), 1, "every sequence is gone");
+    });
+}

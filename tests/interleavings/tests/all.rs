@@ -36,3 +36,8 @@ fn an_engine_that_dies_leaves_no_sequence_behind() {
 fn no_more_wait_than_there_is_room_for() {
     queue_checks::no_more_wait_than_there_is_room_for();
 }
+
+#[test]
+fn what_runs_in_the_background_is_taken_or_refused_and_wakes_the_engine() {
+    queue_checks::what_runs_in_the_background_is_taken_or_refused_and_wakes_the_engine();
+}
