@@ -356,10 +356,13 @@ impl Worker {
 
     /// Publishes how many generations run and wait, and the pages and states that they use, to the metrics and the queue.
     fn publish(&mut self, admitted: usize) {
-        // A generation in the background leaves its slot to whoever comes.
-        let (running, admitted) = match self.in_background {
-            true => (0, 0),
-            false => (self.scheduler.running().len(), admitted),
+        // A generation in the background leaves its slot and pages to whoever comes.
+        let (running, used, admitted) = match self.in_background {
+            true => (0, 0, 0),
+            false => {
+                let running = self.scheduler.running().len();
+                (running, self.scheduler.pages_used(), admitted)
+            }
         };
         self.metrics.requests_running.set(gauge(running));
         let paused = self.scheduler.paused();
@@ -370,8 +373,7 @@ impl Worker {
         let preemptions = &self.metrics.preemptions_total;
         preemptions.inc_by(self.scheduler.preemptions() - preemptions.get());
         self.kv_cached.set(bytes(&*self.model, pages.cached()));
-        self.kv_used
-            .set(bytes(&*self.model, self.scheduler.pages_used()));
+        self.kv_used.set(bytes(&*self.model, used));
         self.states_used.set(states(&*self.model, running));
         let buffers = &self.metrics.memory().step_buffer_bytes;
         buffers.set(gauge(self.model.buffer_bytes()));

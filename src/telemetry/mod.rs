@@ -144,7 +144,7 @@ metrics! {
     /// were waiting), unavailable.
     grammars_total: IntCounterVec[outcome in GRAMMAR_OUTCOMES],
     /// Seconds from the start to the service, by phase: open (finding and opening the model, downloads included), tokenizer,
-    /// verify (checksums, if they are compared before), weights, engine, canary (its first run), and total.
+    /// verify (checksums, if they are compared before), weights, engine, and total.
     startup_seconds: GaugeVec[phase],
     /// Seconds that steps spent in the model.
     forward_seconds_total: Counter,

@@ -62,7 +62,7 @@ pub(super) struct ModelArgs {
     pub(super) signature: SignatureArgs,
 
     /// How often to repeat a few fixed prompts while nothing else runs, in seconds, and to compare the answers with those
-    /// that a packed model was made with, or with those at the start. If they differ, weights, memory or processor are
+    /// that a packed model was made with, or with its first ones. If they differ, weights, memory or processor are
     /// damaged, and the service stops answering. A request that arrives meanwhile waits for one step at most. 0 turns this
     /// off.
     #[arg(long, env = "MICROGRANITE_CANARY_INTERVAL", value_name = "SECS", default_value = "300", value_parser = config::seconds)]

@@ -1,9 +1,9 @@
-//! Compares what the model answers to a few prompts with what it answered before, at the start and while it is idle.
+//! Compares what the model answers to a few prompts with what it answered before, while it is idle.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::engine::canary::{self, Answer, MOST_PROMPT_TOKENS, Run, TEXTS};
 use crate::engine::{Engine, Health};
@@ -15,10 +15,6 @@ use crate::telemetry::Metrics;
 /// How long after it was displaced the canary looks again whether the engine is idle. A request that comes in that moment
 /// waits for one step at most.
 const AGAIN: Duration = Duration::from_secs(2);
-/// How long the first run may keep the service from being ready: a model that takes longer is slower than any that is
-/// served, or stuck, which the watchdog finds later.
-const FIRST_RUN: Duration = Duration::from_secs(60);
-
 /// The prompts, and what is known of their answers.
 pub struct Canary {
     engine: Engine,
@@ -73,6 +69,10 @@ impl Canary {
             tracing::warn!("this model cannot run the prompts of the canary; it runs without");
             return Ok(None);
         }
+        app.set_canary(CanaryStatus {
+            state: CanaryState::Waiting,
+            last_run: None,
+        });
         Ok(Some(Self {
             engine: model.engine.clone(),
             prompts,
@@ -84,23 +84,9 @@ impl Canary {
         }))
     }
 
-    /// Runs for the first time, before the service is ready. Returns whether to run it again.
-    pub async fn start(&mut self) -> bool {
-        self.app.set_canary(CanaryStatus {
-            state: CanaryState::Waiting,
-            last_run: None,
-        });
-        let Ok(is_right) = timeout(FIRST_RUN, self.check()).await else {
-            tracing::warn!(limit = ?FIRST_RUN, "the canary takes too long; the service starts without its first run");
-            return true;
-        };
-        is_right.unwrap_or(true)
-    }
-
-    /// Runs again and again. Returns when an answer is not what it was: then only a restart helps.
+    /// Runs now, and again and again. Returns when an answer is not what it was: then only a restart helps.
     pub async fn watch(mut self) {
         loop {
-            sleep(self.interval).await;
             loop {
                 match self.check().await {
                     Some(true) => break,
@@ -108,6 +94,7 @@ impl Canary {
                     None => sleep(AGAIN).await,
                 }
             }
+            sleep(self.interval).await;
         }
     }
 
@@ -154,7 +141,7 @@ impl Canary {
                 .zip(first)
                 .position(|(now, then)| now != then);
             return differs
-                .map(|at| format!("prompt {} has another answer than at the start", at + 1));
+                .map(|at| format!("prompt {} has another answer than the first time", at + 1));
         }
         let recorded = self.recorded.as_ref()?;
         let differs = answers.iter().zip(recorded);

@@ -76,17 +76,7 @@ impl Service {
             loaded = loading => loaded.map_err(|panic| Error::Internal(format!("loading: {panic}")))??,
             () = stop_signals.next() => return Ok(()),
         };
-        if let Some(mut canary) = Canary::new(&model, canary, canary_interval, app.clone())? {
-            let began = Instant::now();
-            let is_right = tokio::select! {
-                is_right = canary.start() => is_right,
-                () = stop_signals.next() => return Ok(()),
-            };
-            metrics.set_startup("canary", began.elapsed());
-            if is_right {
-                tokio::spawn(canary.watch());
-            }
-        }
+        let canary = Canary::new(&model, canary, canary_interval, app.clone())?;
         let engine = model.engine.clone();
         let serving = format!("serving {} on {address}", model.name);
         let ready = Ready {
@@ -100,6 +90,10 @@ impl Service {
         stop_signals.set_serving();
         ready::show(ready);
         tracing::info!(%address, "ready");
+        // Not before: a packed model is ready in a fraction of the time that this takes.
+        if let Some(canary) = canary {
+            tokio::spawn(canary.watch());
+        }
         manager.tell(Message::Ready(serving));
 
         let engine_died = tokio::select! {
