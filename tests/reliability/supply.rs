@@ -10,20 +10,23 @@ use crate::arguments::Context;
 use crate::findings::{Findings, Problem};
 use crate::machine::find_program;
 
-/// Licences and sources of everything in `Cargo.lock`, by the rules of `deny.toml`. If cargo-deny is installed, it judges
-/// as well.
+/// Licences and sources of everything in `Cargo.lock` that the targets of `deny.toml` use, by its rules. If cargo-deny is
+/// installed, it judges as well.
 pub async fn supply_chain(_: Context) -> Result<Findings, Problem> {
     let Some(cargo) = std::env::var_os("CARGO") else {
         return Ok(Findings::skipped("run this program through cargo"));
     };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let metadata = Command::new(&cargo)
-        .args(["metadata", "--locked", "--offline", "--format-version", "1"])
-        .current_dir(folder)
-        .output()?;
+    let rules = std::fs::read_to_string(folder.join("deny.toml"))?;
+    let mut command = Command::new(&cargo);
+    command.args(["metadata", "--locked", "--offline", "--format-version", "1"]);
+    for target in list(&rules, "targets")? {
+        command.args(["--filter-platform", &target]);
+    }
+    let metadata = command.current_dir(folder).output()?;
     let metadata: Value = serde_json::from_slice(&metadata.stdout)?;
     let packages = metadata["packages"].as_array().ok_or("packages")?;
-    let allowed = allowed(&std::fs::read_to_string(folder.join("deny.toml"))?)?;
+    let allowed = list(&rules, "allow")?;
     let mut found = Findings::default();
     let (mut licences, mut sources) = (0, 0);
     for package in packages {
@@ -73,11 +76,11 @@ pub async fn supply_chain(_: Context) -> Result<Findings, Problem> {
     Ok(found)
 }
 
-/// The licences that `deny.toml` allows.
-fn allowed(text: &str) -> Result<Vec<String>, Problem> {
+/// A list of `deny.toml`.
+fn list(text: &str, name: &str) -> Result<Vec<String>, Problem> {
     let (_, rest) = text
-        .split_once("allow = [")
-        .ok_or("deny.toml has a list of licences")?;
+        .split_once(&format!("\n{name} = ["))
+        .ok_or_else(|| format!("deny.toml has no list {name:?}"))?;
     let (list, _) = rest.split_once(']').ok_or("the list ends")?;
     let lines = list
         .lines()

@@ -5,7 +5,7 @@
 //! | `peer.rs` | who answers: the application in this process, without a port, or a server at an address |
 //! | `answer.rs` | an answer as it comes |
 //! | `dialogue.rs` | what was said so far, and the request that continues it |
-//! | `commands.rs`, `editor/` | what users type: commands, several lines, history |
+//! | `commands.rs`, `editor.rs` | what users type: commands, several lines, history |
 //! | `screen.rs` | thoughts and text on the terminal |
 //!
 //! Whoever answers, requests go through the route `/v1/chat/completions`, with its template, thinking and limits.
@@ -284,7 +284,7 @@ impl Chat<'_> {
             ),
         };
         self.screen.note(&begun)?;
-        let mut editor = Editor::new();
+        let mut editor = Editor::new()?;
         loop {
             match editor.read()? {
                 Typed::End => return Ok(()),
