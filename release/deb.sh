@@ -5,7 +5,7 @@
 #
 # It installs the program, the systemd units of deploy/systemd, its settings in /etc/default/microgranite, the manual pages
 # and the completions. It starts nothing: a server without a model has nothing to serve. The same files and the same
-# SOURCE_DATE_EPOCH give the same bytes. Needs dpkg-deb.
+# SOURCE_DATE_EPOCH give the same bytes. Needs dpkg-deb and Python.
 set -euo pipefail
 if [ $# -ne 2 ]; then
     echo "usage: release/deb.sh STAGE OUT" >&2
@@ -17,7 +17,7 @@ cd "$(dirname "$0")/.."
 : "${SOURCE_DATE_EPOCH:?is the time in the files}"
 
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
-architecture=$(dpkg --print-architecture)
+architecture=$(release/elf.py "$stage/microgranite" --debian)
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 chmod 755 "$root"

@@ -9,15 +9,11 @@ class Microgranite < Formula
   depends_on :linux
 
   on_intel do
-    url "@URL@/microgranite-@VERSION@-x86_64-linux.tar.gz"
-    sha256 "@ARCHIVE@"
+@X86_64@
   end
 
-  # No binary is released for other processors; they build the same sources.
   on_arm do
-    url "@URL@/microgranite-@VERSION@-source.tar.gz"
-    sha256 "@SOURCE@"
-    depends_on "rust" => :build
+@AARCH64@
   end
 
   def install

@@ -2,9 +2,9 @@
 """Writes what a release consists of: a CycloneDX bill of materials, or the licences of all parts.
 
     release/sbom.py bom BINARY        prints a CycloneDX 1.6 document
-    release/sbom.py licences          prints the text of every licence, each once, with the crates under it
+    release/sbom.py licences BINARY   prints the text of every licence, each once, with the crates under it
 
-Both come from `cargo metadata`, so they list what Cargo.lock pins, for the target that rustc builds for. Crates that only
+Both come from `cargo metadata`, so they list what Cargo.lock pins, for the processor that the binary is for. Crates that only
 run while the program is built are in the bill with the scope `excluded`. glibc is part of a static program, and is
 listed with the version of the machine that built it. Needs Python 3.11 and cargo.
 """
@@ -19,6 +19,8 @@ import sys
 import time
 import tomllib
 import uuid
+
+from elf import DEBIAN, machine_of
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LICENCE_FILE = re.compile(r"(?i)^(licen[cs]e|copying|notice|unlicense|copyright)([-_.].*)?$")
@@ -36,8 +38,7 @@ def of_rustc() -> dict:
 class Crates:
     """The crates of one target: which are linked into the program, and which run only while it is built."""
 
-    def __init__(self) -> None:
-        target = of_rustc()["host"]
+    def __init__(self, target: str) -> None:
         graph = json.loads(output("cargo", "metadata", "--format-version", "1", "--locked", "--filter-platform", target))
         self.packages = {package["id"]: package for package in graph["packages"]}
         self.nodes = {node["id"]: node for node in graph["resolve"]["nodes"]}
@@ -98,13 +99,19 @@ def component(crates: Crates, identity: str) -> dict:
     return entry
 
 
-def runtime_parts() -> list:
+def target_of(binary: bytes) -> str:
+    return f"{machine_of(binary)}-unknown-linux-gnu"
+
+
+def runtime_parts(target: str) -> list:
     """The C library and Rust's standard library, which the program contains besides crates."""
     compiler = of_rustc()
     rust = f"pkg:generic/rust-std@{compiler['release']}"
     parts = [{"type": "library", "bom-ref": rust, "name": "rust-std", "version": compiler["release"], "purl": rust,
               "licenses": [{"expression": "MIT OR Apache-2.0"}]}]
-    query = ["dpkg-query", "--show", "--showformat", "${Version}", "libc6-dev"]
+    # Debian has the C library of another processor in a package of its own.
+    cross = "" if target == compiler["host"] else f"-{DEBIAN[target.split('-')[0]]}-cross"
+    query = ["dpkg-query", "--show", "--showformat", "${Version}", f"libc6-dev{cross}"]
     try:
         version = output(*query)
         url = f"pkg:deb/debian/glibc@{version}"
@@ -117,12 +124,14 @@ def runtime_parts() -> list:
 
 
 def bom(binary: pathlib.Path) -> None:
-    crates = Crates()
-    digest = hashlib.sha256(binary.read_bytes()).hexdigest()
+    content = binary.read_bytes()
+    target = target_of(content)
+    crates = Crates(target)
+    digest = hashlib.sha256(content).hexdigest()
     program = component(crates, crates.root)
     program["hashes"] = [{"alg": "SHA-256", "content": digest}]
     del program["scope"]
-    parts = runtime_parts()
+    parts = runtime_parts(target)
     ref = {identity: "pkg:cargo/{}@{}".format(*crates.name(identity)) for identity in crates.packages}
     others = sorted((crates.linked | crates.only_built_with) - {crates.root}, key=crates.name)
     dependencies = [
@@ -142,7 +151,7 @@ def bom(binary: pathlib.Path) -> None:
         "metadata": {
             "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", now),
             "component": program,
-            "properties": [{"name": "build:target", "value": of_rustc()["host"]}],
+            "properties": [{"name": "build:target", "value": target}],
         },
         "components": [component(crates, identity) for identity in others] + parts,
         "dependencies": dependencies,
@@ -150,8 +159,8 @@ def bom(binary: pathlib.Path) -> None:
     print(json.dumps(document, indent=1))
 
 
-def licences() -> None:
-    crates = Crates()
+def licences(binary: pathlib.Path) -> None:
+    crates = Crates(target_of(binary.read_bytes()))
     texts = {}
     without = []
     for identity in sorted(crates.linked - {crates.root}, key=crates.name):
@@ -179,8 +188,8 @@ def main() -> None:
     match sys.argv[1:]:
         case ["bom", binary]:
             bom(pathlib.Path(binary))
-        case ["licences"]:
-            licences()
+        case ["licences", binary]:
+            licences(pathlib.Path(binary))
         case _:
             print(__doc__, file=sys.stderr)
             sys.exit(64)

@@ -8,7 +8,8 @@
 #   STAGE/LICENSE, STAGE/THIRD-PARTY.txt
 #   STAGE/man/, STAGE/completions/
 #
-# BINARY comes from release/binary.sh. Needs cargo and Python 3.11; SOURCE_DATE_EPOCH is the time in the files.
+# BINARY comes from release/binary.sh, and prints the manual pages and completions itself: the kernel must be able to start it,
+# if need be through an emulator (`tests/aarch64/run.sh binfmt`). Needs cargo and Python 3.11; SOURCE_DATE_EPOCH is the time in the files.
 set -euo pipefail
 if [ $# -ne 2 ]; then
     echo "usage: release/stage.sh BINARY STAGE" >&2
@@ -22,7 +23,7 @@ mkdir -p "$stage/man" "$stage/completions"
 install -m 755 "$binary" "$stage/microgranite"
 install -m 644 LICENSE "$stage/LICENSE"
 release/sbom.py bom "$binary" >"$stage/sbom.cdx.json"
-release/sbom.py licences >"$stage/THIRD-PARTY.txt"
+release/sbom.py licences "$binary" >"$stage/THIRD-PARTY.txt"
 "$binary" man --output "$stage/man"
 # Under the names by which each shell finds them.
 "$binary" completions bash >"$stage/completions/microgranite"

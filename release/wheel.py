@@ -3,6 +3,8 @@
 
     release/wheel.py STAGE OUT      STAGE as release/stage.sh makes it; prints the path of the wheel
 
+Its tag names the processor that the binary is for.
+
 The same files and the same SOURCE_DATE_EPOCH give the same bytes. Needs Python 3.11 and nothing else.
 """
 
@@ -16,31 +18,16 @@ import time
 import tomllib
 import zipfile
 
+from elf import machine_of
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # manylinux_2_17 promises that the program runs with glibc 2.17 or newer, musllinux_1_1 with musl 1.1 or newer. A static
 # program needs neither, so both hold, and the wheel installs on every Linux that a published pip knows. manylinux2014
 # is the older name of manylinux_2_17.
 PLATFORMS = ["manylinux_2_17", "manylinux2014", "musllinux_1_1"]
-MACHINES = {"x86_64": 62, "aarch64": 183}  # ELF's e_machine
-
 # A folder in the wheel whose files pip installs where programs are, with their mode.
 SCRIPTS = "{name}-{version}.data/scripts"
-
-
-def machine_of(binary: bytes) -> str:
-    """The processor that the ELF file runs on; refuses what is not static."""
-    if binary[:5] != b"\x7fELF\x02":
-        sys.exit("the program is not a 64-bit ELF file")
-    number = int.from_bytes(binary[18:20], "little")
-    start, size, count = (int.from_bytes(binary[a:b], "little") for a, b in [(32, 40), (54, 56), (56, 58)])
-    kinds = {int.from_bytes(binary[at : at + 4], "little") for at in range(start, start + size * count, size)}
-    if 3 in kinds:  # PT_INTERP: it asks for a dynamic linker
-        sys.exit("the program is dynamically linked, so the tags of this wheel would not be true: build it with release/binary.sh")
-    for name, of_name in MACHINES.items():
-        if number == of_name:
-            return name
-    sys.exit(f"no wheel for ELF machine {number}")
 
 
 def metadata(package: dict) -> str:

@@ -1,7 +1,8 @@
 # Installs a formula's archive as Homebrew would, for tests without Homebrew:
 #
-#   ruby tests/deploy/formula.rb FORMULA PREFIX
+#   ruby tests/deploy/formula.rb FORMULA PREFIX [arm]
 #
+# With the last word it takes the formula's branch for ARM, whose program needs an emulator (`tests/aarch64/run.sh binfmt`).
 # It knows the part of Homebrew's language that the formula uses, takes the archive from a file:// address, compares its
 # digest, and runs `install` and `test`. Anything else in the formula is an error.
 require "digest"
@@ -41,11 +42,12 @@ class Formula
     end
 
     def on_intel
-      yield
+      yield unless ARGV[2] == "arm"
     end
 
-    # This machine takes the other branch.
-    def on_arm; end
+    def on_arm
+      yield if ARGV[2] == "arm"
+    end
 
     def service(&block)
       @values[:service] = block
