@@ -1,11 +1,21 @@
 #!/usr/bin/env bash
-# Tests the kernels for 64-bit ARM on an x86-64 machine: cross-compiles src/int8 and runs its tests under qemu as three
-# processors, one with the matrix product (i8mm), one with the dot product alone, and one with neither.
+# Tests the program for 64-bit ARM on an x86-64 machine: cross-compiles it and runs it under qemu as three processors, one
+# with the matrix product (i8mm), one with the dot product alone, and one with neither.
 #
-#   tests/aarch64/run.sh                      builds what is missing, then tests; needs Debian 12 and root the first time
+#   tests/aarch64/run.sh                      the kernels: src/int8 with its tests; builds what is missing
 #   tests/aarch64/run.sh test max             only as this processor; all kernels run on it
+#   tests/aarch64/run.sh model [PROCESSOR…]   whole models: the suites golden, packed, model and steady
+#   tests/aarch64/run.sh serve [PROCESSOR…]   serves small models, and compares the answers with this machine's
+#   tests/aarch64/run.sh packages [ARM [NATIVE]]     makes a release and installs its wheel, Debian package and formula for ARM
+#   tests/aarch64/run.sh image [ARM [NATIVE]]        builds the image for both, and serves from that for ARM
+#
 #   tests/aarch64/run.sh setup                only the toolchain
+#   tests/aarch64/run.sh binfmt               lets the kernel start programs for ARM, until the next boot
+#   tests/aarch64/run.sh binary               builds the static binary of a release, and prints its path
 #   tests/aarch64/run.sh cargo build --release --locked     cargo for aarch64 with this toolchain, in the current folder
+#
+# Needs Debian 12, and root the first time. The whole program takes 15 CPU-minutes to build, so `.ci/run` tests only the
+# kernels. ARM and NATIVE are static binaries; without them `binary` and release/binary.sh build them first.
 #
 # There is no standard library for aarch64 among the packages of Debian 12, and rustup's may be out of reach. So it is built
 # from Debian's source package of this very compiler, which newer suites of Debian have, into a folder of its own:
@@ -18,8 +28,9 @@ here=$(realpath "$(dirname "$0")")
 version=$(rustc --version | cut -d' ' -f2)
 sysroot=$home/rust-$version
 
-# qemu's names. `max` has i8mm, cortex-a76 stands for Neoverse N1, and cortex-a72 for the oldest servers.
+# qemu's names, and what the program runs there. cortex-a76 stands for Neoverse N1, and cortex-a72 for the oldest servers.
 processors=(max cortex-a76 cortex-a72)
+declare -A instructions=([max]=neon-i8mm [cortex-a76]=neon-dotprod [cortex-a72]=neon)
 
 # The source of the standard library, from whichever suite of Debian has this version of the compiler. The suites are listed
 # in a folder of their own, so that apt never installs anything from them.
@@ -98,34 +109,102 @@ setup() {
 environment() {
     local name=${target//-/_}
     export "CARGO_TARGET_${name^^}_LINKER=aarch64-linux-gnu-gcc"
-    export "CARGO_TARGET_${name^^}_RUSTFLAGS=--sysroot $sysroot ${AARCH64_RUSTFLAGS-}"
-    export "CARGO_TARGET_${name^^}_RUNNER=qemu-aarch64-static -L /usr/aarch64-linux-gnu"
+    # Static, as it is released.
+    export "CARGO_TARGET_${name^^}_RUSTFLAGS=--sysroot $sysroot -C target-feature=+crt-static"
+    export "CARGO_TARGET_${name^^}_RUNNER=qemu-aarch64-static"
     # `ring` has C code.
     export "CC_$name=aarch64-linux-gnu-gcc" "AR_$name=aarch64-linux-gnu-ar"
 }
 
-case ${1-test} in
-setup)
+# Programs for ARM then start like any other, those that a test starts and those in containers too.
+binfmt() {
+    local folder=/proc/sys/fs/binfmt_misc
     setup
-    ;;
-cargo)
-    command=$2
-    shift 2
+    [ -e $folder/register ] || mount -t binfmt_misc binfmt_misc $folder
+    [ -e $folder/qemu-aarch64 ] || cat /usr/lib/binfmt.d/qemu-aarch64.conf >$folder/register
+}
+
+# The assembly in gemm-f16 compiles for ARM only where it is inlined; the project's dev profile does not optimise it.
+build() { # build COMMAND ARGUMENT…
+    environment
+    cargo "$1" --target $target --config profile.dev.package.gemm-f16.opt-level=3 "${@:2}"
+}
+
+static_binary() {
     setup
     environment
-    # The assembly in gemm-f16 compiles for ARM only where it is inlined; the project's dev profile does not optimise it.
-    cargo "$command" --target $target --config profile.dev.package.gemm-f16.opt-level=3 "$@"
-    ;;
-test)
+    "$here/../../release/binary.sh" $target
+}
+
+# What serve.py expects.
+expected() {
+    local processor
+    for processor in "${processors[@]}"; do echo "$processor=${instructions[$processor]}"; done
+}
+
+# The two binaries of a release, unless they are given.
+binaries() { # binaries [ARM [NATIVE]]
+    echo "${1:-$(static_binary)}"
+    echo "${2:-$("$here/../../release/binary.sh")}"
+}
+
+kernel_tests() {
     setup
     environment
     cd "$here"
-    if [ $# -gt 1 ]; then processors=("${@:2}"); fi
     cargo test --locked --target $target --no-run
     for processor in "${processors[@]}"; do
         echo "--- $processor"
         QEMU_CPU=$processor cargo test --locked --target $target -q
     done
+}
+
+model_tests() {
+    binfmt # Some tests start the program.
+    cd "$here/../.."
+    local suites=(--locked --test golden --test packed --test model --test steady)
+    build test "${suites[@]}" --no-run
+    for processor in "${processors[@]}"; do
+        echo "--- $processor"
+        export QEMU_CPU=$processor
+        build test "${suites[@]}"
+    done
+}
+
+serve() {
+    binfmt
+    cd "$here/../.."
+    build build --locked --bin microgranite
+    cargo build --locked --bin microgranite
+    local pairs
+    mapfile -t pairs < <(expected)
+    "$here/serve.py" target/debug/microgranite target/$target/debug/microgranite "${pairs[@]}"
+}
+
+action=${1-test}
+case $action in
+test | model | serve)
+    if [ $# -gt 1 ]; then processors=("${@:2}"); fi
+    ;;&
+setup) setup ;;
+binfmt) binfmt ;;
+binary) static_binary ;;
+cargo)
+    setup
+    build "${@:2}"
+    ;;
+test) kernel_tests ;;
+model) model_tests ;;
+serve) serve ;;
+packages | image)
+    binfmt
+    mapfile -t programs < <(binaries "${@:2}")
+    mapfile -t pairs < <(expected)
+    if [ "$action" = image ]; then
+        "$here/image.sh" "${programs[@]}" "${pairs[@]}"
+    else
+        "$here/packages.sh" "${programs[@]}"
+    fi
     ;;
 *)
     sed -n '2,/^set/{/^#/p}' "$0"

@@ -3,6 +3,7 @@
 //! The tests on real weights need the demo model in the user's cache and are ignored unless asked for.
 
 mod accuracy;
+mod bits;
 mod demo;
 mod gguf;
 mod tiny;

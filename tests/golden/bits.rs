@@ -1,0 +1,57 @@
+//! The int8 model's logits as digests: every instruction set, and every kind of processor, computes the same bits.
+
+use std::fmt::Write;
+
+use microgranite::model;
+use microgranite::sources;
+use sha2::{Digest, Sha256};
+
+use crate::{checkpoint, test_file};
+
+/// The first eight bytes of the SHA-256 of all logits of [`ids`], as little-endian floats. A change of the arithmetic changes
+/// them; then the failed assertion shows the new ones, and the ones here have to be the same on every processor again.
+const RECORDED: [(&str, &str); 8] = [
+    ("granite-3-tiny", "d97b53f95be8b996"),
+    ("granite-4-dense-tiny", "159414a0f9b18901"),
+    ("granite-3-moe-tiny", "a811ee08febb14d6"),
+    ("granite-moe-shared-tiny", "886e6486ae930c15"),
+    ("granite-4-hybrid-tiny", "e24b00266af90896"),
+    ("granite-4-hybrid-moe-tiny", "84e2a5751e601571"),
+    // Codes from the file instead of codes of our own, and a packed folder.
+    ("granite-4-dense-tiny-w8a8-zp", "64b7ead3ce6af596"),
+    ("granite-4.2-tiny-packed", "6d98d38a67308970"),
+];
+
+/// More than a page of the KV cache and more rows than any kernel takes at once.
+fn ids() -> Vec<u32> {
+    (0..150).map(|i| (i * i * 7 + i * 5 + 3) % 320).collect()
+}
+
+#[test]
+fn int8_logits_have_the_recorded_bits() {
+    let settings = model::Settings {
+        threads: 2,
+        slots: 1,
+        snapshots: 0,
+        kv_bytes: 4 << 20,
+        context: None,
+        weights: model::Placement::default(),
+    };
+    let found = RECORDED.map(|(fixture, _)| {
+        let folder = test_file("fixtures").join(fixture);
+        let checkpoint = checkpoint(&sources::Reference::Folder(folder));
+        let mut model = model::load(&checkpoint, &settings, &mut |_, _| ()).expect("it loads");
+        let logits = model.logits(&ids());
+        assert_eq!(logits.len(), 150 * 320);
+        let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
+        let mut digest = String::new();
+        for byte in &Sha256::digest(bytes)[..8] {
+            write!(digest, "{byte:02x}").expect("a string takes everything");
+        }
+        (fixture, digest)
+    });
+    let found = found
+        .each_ref()
+        .map(|(fixture, digest)| (*fixture, digest.as_str()));
+    assert_eq!(found, RECORDED);
+}
