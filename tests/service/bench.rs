@@ -52,3 +52,49 @@ fn the_instruction_set_can_be_chosen_by_a_flag_or_a_variable() {
         "scalar"
     );
 }
+
+#[test]
+fn several_numbers_of_threads_are_measured_one_after_another() {
+    let cores = std::thread::available_parallelism().unwrap().get();
+    let bench = |threads: &str, more: &[&str]| {
+        let mut command = microgranite(&["bench", "--model", &tiny(), "--threads", threads]);
+        let flags = [
+            "--prompt", "8", "--batch", "1,2", "--runs", "1", "--steps", "1",
+        ];
+        let output = command.args(flags).args(more).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // A number that stands there twice, or above the cores, is measured once.
+    let report: Value = serde_json::from_str(&bench("1,1,2,128", &["--json"])).unwrap();
+    let mut expected = vec![1, 2.min(cores), 128.min(cores)];
+    expected.dedup();
+    if expected.len() > 1 {
+        let work = report["work"].as_array().unwrap();
+        let named = |work: &Value| format!("{} {}", work["kind"], work["size"]);
+        let named: Vec<String> = work.iter().map(named).collect();
+        assert_eq!(named, ["\"prefill\" 8", "\"decode\" 1", "\"decode\" 2"]);
+        for work in work {
+            let rates = work["rates"].as_array().unwrap();
+            let threads: Vec<usize> = (rates.iter())
+                .map(|rate| rate["threads"].as_u64().unwrap() as usize)
+                .collect();
+            assert_eq!(threads, expected);
+            assert_eq!(rates[0]["efficiency"], 1.0);
+            for rate in rates {
+                assert!(rate["tok_s"].as_f64().unwrap() > 0.0, "{rate}");
+                let per_thread = |rate: &Value| {
+                    rate["tok_s"].as_f64().unwrap() / rate["threads"].as_f64().unwrap()
+                };
+                let expected = per_thread(rate) / per_thread(&rates[0]);
+                let found = rate["efficiency"].as_f64().unwrap();
+                assert!((found - expected).abs() < 1e-9, "{rate}");
+            }
+        }
+        assert!(bench("1,2", &[]).contains("efficiency"));
+    }
+    // One number gives the whole report, as ever.
+    let report: Value = serde_json::from_str(&bench("1", &["--json"])).unwrap();
+    assert!(report["decode"][0]["share_of_roofline"].is_number());
+}

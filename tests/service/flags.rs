@@ -125,6 +125,7 @@ fn numbers_out_of_range_are_bad_usage() {
             "--steps=18446744073709551615",
         ],
         ["bench", "--shape=granite-3.3-2b", "--threads=1000000"],
+        ["bench", "--shape=granite-3.3-2b", "--threads=1,0"],
         ["quantize", model, "--calibration-tokens=0"],
         [
             "quantize",

@@ -6,6 +6,7 @@ mod machine;
 mod measure;
 mod quick;
 mod report;
+mod scaling;
 
 use clap::Args as ClapArgs;
 
@@ -16,7 +17,9 @@ use crate::error::{Error, Result};
 use crate::memory::{self, accounts::Accounts};
 use crate::model::{self, Forward, Granite, shapes};
 use crate::sources::{self, Reference};
+use machine::Machine;
 use measure::Plan;
+use scaling::{Rates, Scaling, Work};
 
 /// Measure prefill and decode on a model, or on a published shape filled with random weights.
 ///
@@ -62,9 +65,16 @@ pub struct Args {
     /// Decoding steps per run, 1 to 10000.
     #[arg(long, default_value_t = 16, value_name = "N", value_parser = config::whole::<1, 10_000>)]
     steps: usize,
-    /// Compute threads. [default: the number of cores, or the cgroup's CPU quota]
-    #[arg(long, env = "MICROGRANITE_THREADS", value_name = "N", value_parser = config::thread_count)]
-    threads: Option<usize>,
+    /// Compute threads, or several numbers of them: then each is measured, and the table says how much faster more
+    /// threads are. [default: the number of cores, or the cgroup's CPU quota]
+    #[arg(
+        long,
+        env = "MICROGRANITE_THREADS",
+        value_delimiter = ',',
+        value_parser = config::thread_count,
+        value_name = "N,N,…"
+    )]
+    threads: Vec<usize>,
     #[command(flatten)]
     weights: WeightsArg,
     /// Print JSON instead of a table.
@@ -72,7 +82,8 @@ pub struct Args {
     /// "machine" describes the machine. Its "cpu" has the "share" of the time in which the threads ran, the
     /// "others_cpus" that other processes used meanwhile and the "stolen_cpus" that the host took, of "machine_cpus";
     /// it is null if the system does not report these. "undisturbed" is true if the results can be compared with
-    /// others.
+    /// others. With several numbers of threads there is "work" instead: for prefill and each number of streams the "rates"
+    /// that every number of threads reached.
     #[arg(long)]
     json: bool,
 }
@@ -82,8 +93,10 @@ pub struct Args {
 /// # Errors
 /// The errors of loading the model, and [`Error::Config`] for numbers that exceed the model's context or the memory.
 pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
+    let threads = thread_counts(&args.threads);
+    let most = threads.iter().max().expect("at least one").to_owned();
     if args.quick {
-        let outlook = quick::run(config::threads(args.threads), sources.progress_bar)?;
+        let outlook = quick::run(most, sources.progress_bar)?;
         return print(&outlook, args.json);
     }
     let plan = Plan {
@@ -92,20 +105,72 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
         runs: args.runs,
         steps: args.steps,
     };
-    let threads = config::threads(args.threads);
+    if let &[threads] = &threads[..] {
+        return measured(args, &plan, threads, sources, |report| {
+            print(report, args.json)
+        })?;
+    }
+    let reports: Vec<(String, Rates)> = threads
+        .iter()
+        .map(|&threads| {
+            measured(args, &plan, threads, sources, |report| {
+                (report.name().to_owned(), report.rates())
+            })
+        })
+        .collect::<Result<_>>()?;
+    print(&scaling(&reports), args.json)
+}
+
+/// The numbers of threads to measure: none more than there are cores, and each once.
+fn thread_counts(asked: &[usize]) -> Vec<usize> {
+    let mut counts = Vec::new();
+    for count in asked.iter().map(|&count| config::threads(Some(count))) {
+        if !counts.contains(&count) {
+            counts.push(count);
+        }
+    }
+    if counts.is_empty() {
+        counts.push(config::threads(None));
+    }
+    counts
+}
+
+/// Loads the model, measures it, and gives the report to `then`.
+fn measured<T>(
+    args: &Args,
+    plan: &Plan,
+    threads: usize,
+    sources: &sources::Settings,
+    then: impl FnOnce(&report::Report<'_>) -> T,
+) -> Result<T> {
     let allocated = || memory::heap().map_or(0, |heap| heap.allocated);
     let runtime = allocated();
-    let (name, mut model) = load(args, &plan, threads, sources)?;
+    let (name, mut model) = load(args, plan, threads, sources)?;
     let accounts = Accounts {
         runtime,
         ready: allocated(),
         ..model.accounts()
     };
     let progress = Progress::new("measuring", sources.progress_bar);
-    let results = measure::run(&mut model, &plan, progress)?;
+    let results = measure::run(&mut model, plan, progress)?;
     let held = accounts.reconcile(model.buffer_bytes() as u64);
-    let report = report::Report::new(&name, &model, &results, held);
-    print(&report, args.json)
+    Ok(then(&report::Report::new(&name, &model, &results, held)))
+}
+
+/// The rates of every number of threads, by the kind of work.
+fn scaling(reports: &[(String, Rates)]) -> Scaling {
+    let (model, first) = &reports[0];
+    let work = |index: usize| {
+        let (kind, size, _) = first[index];
+        let rates = reports.iter().map(|(_, rates)| rates[index].2);
+        Work::new(kind, size, rates.collect())
+    };
+    Scaling {
+        model: model.clone(),
+        isa: crate::int8::kernels::best().name(),
+        numa_nodes: Machine::this().numa_nodes,
+        work: (0..first.len()).map(work).collect(),
+    }
 }
 
 fn load(

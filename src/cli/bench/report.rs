@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
 use super::measure::{Decode, Results};
+use super::scaling::{Rate, Rates};
 use crate::config::{self, ByteSize};
 use crate::int8::kernels;
 use crate::memory::{self, accounts::Reconciled};
@@ -77,6 +78,37 @@ impl<'a> Report<'a> {
 
     fn decode_share(&self, decode: &Decode) -> f64 {
         self.roofline_seconds(decode) / decode.step_seconds
+    }
+
+    /// The model's name.
+    pub fn name(&self) -> &str {
+        self.name
+    }
+
+    /// The rates alone, for a comparison with other numbers of threads.
+    pub fn rates(&self) -> Rates {
+        let rate = |tok_s: f64, share_of_limit: f64| Rate {
+            threads: self.threads,
+            tok_s,
+            share_of_limit,
+            efficiency: 1.0,
+            undisturbed: self.results.given.map(|given| given.is_undisturbed()),
+        };
+        let prefill = &self.results.prefill;
+        let of_prefill = rate(
+            prefill.tokens as f64 / prefill.seconds,
+            self.prefill_share(),
+        );
+        let of_decode = self.results.decode.iter().map(|decode| {
+            let rate = rate(
+                decode.streams as f64 / decode.step_seconds,
+                self.decode_share(decode),
+            );
+            ("decode", decode.streams, rate)
+        });
+        std::iter::once(("prefill", prefill.tokens, of_prefill))
+            .chain(of_decode)
+            .collect()
     }
 
     /// The results, under the names that scripts rely on.
