@@ -51,7 +51,7 @@ impl<T> Running<T> {
         &self.pages
     }
 
-    /// A number below [`Budget::max_running`] that nobody else who runs has, the same from its admission to its end or
+    /// A number below [`max_running`](super::Budget::max_running) that nobody else who runs has, the same from its admission to its end or
     /// its preemption.
     pub const fn slot(&self) -> u32 {
         self.slot
