@@ -16,34 +16,9 @@ trap 'rm -rf "$scratch"' EXIT
 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 315532800)}
 export SOURCE_DATE_EPOCH
 
-# As in tests/deploy/container.sh: separate storage, and what works in a sandbox without systemd.
-cat >"$scratch/storage.conf" <<CONF
-[storage]
-driver = "vfs"
-graphroot = "$scratch/images"
-runroot = "$scratch/run"
-CONF
-cat >"$scratch/containers.conf" <<CONF
-[containers]
-default_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "runc"
-CONF
-export CONTAINERS_STORAGE_CONF=$scratch/storage.conf CONTAINERS_CONF=$scratch/containers.conf
-
-passed=0
-failed=0
-check() { # check WHAT EXPECTED SEEN: prints what was seen
-    if [ "$2" = "$3" ]; then
-        passed=$((passed + 1))
-        echo "ok      $1: $3"
-    else
-        failed=$((failed + 1))
-        echo "FAILED  $1: expected $2, saw $3"
-    fi
-}
+# shellcheck source=tests/deploy/podman.sh
+. tests/deploy/podman.sh
+use_storage "$scratch"
 
 list=localhost/microgranite:all
 buildah manifest create $list >/dev/null
@@ -78,5 +53,4 @@ code=0
 tests/aarch64/serve.py --no-packing "$native" "$scratch/microgranite" "${pairs[@]}" || code=$?
 check "exit code of the comparison" 0 "$code"
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+summary

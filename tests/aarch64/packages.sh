@@ -12,17 +12,8 @@ cd "$(dirname "$0")/../.."
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-passed=0
-failed=0
-check() { # check WHAT EXPECTED SEEN: prints what was seen
-    if [ "$2" = "$3" ]; then
-        passed=$((passed + 1))
-        echo "ok      $1: $3"
-    else
-        failed=$((failed + 1))
-        echo "FAILED  $1: expected $2, saw $3"
-    fi
-}
+# shellcheck source=tests/deploy/checks.sh
+. tests/deploy/checks.sh
 # The version that the program in a folder says, and the processor that it is for.
 installed() { # installed FILE
     echo "$("$1" --version), $(release/elf.py "$1")"
@@ -70,5 +61,4 @@ bill = json.load(open(sys.argv[1]))
 print(bill["metadata"]["properties"][0]["value"], glibc["version"])' "$1"; }
 check "its target and C library" "aarch64-unknown-linux-gnu $(dpkg-query --show --showformat '${Version}' libc6-dev-arm64-cross)" "$(bill "$out"/*-aarch64.cdx.json)"
 
-echo "$passed passed, $failed failed"
-[ "$failed" -eq 0 ]
+summary
