@@ -142,7 +142,7 @@ impl CallSyntax {
     pub(super) fn of(source: &str, tokenizer: &Tokenizer) -> Self {
         let added = tokenizer.added_tokens();
         let token = |text: &str| added.iter().find(|token| token.text == text);
-        if source.contains(xml::OPENERS[1]) && source.contains("<parameter=") {
+        if source.contains(xml::FUNCTION) && source.contains(xml::PARAMETER) {
             return Self::Xml;
         }
         if source.contains(OPEN) {

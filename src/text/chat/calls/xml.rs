@@ -14,29 +14,18 @@
 //! value only if another part of the call follows it. The line feeds after `<parameter=KEY>` and before `</parameter>`
 //! are not part of the value.
 
+mod call;
+mod tags;
+
 use std::mem;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
 use super::{CLOSE, END_THINK, MAX_CALLS, OPEN, Part, THINK, pass_thought};
-use crate::text::chat::ToolCall;
 use crate::text::seek::{Found, Seek, start_at_end};
-use crate::text::values::{Kinds, Tools};
-
-const FUNCTION: &str = "<function=";
-const END_FUNCTION: &str = "</function>";
-const PARAMETER: &str = "<parameter=";
-const END_PARAMETER: &str = "</parameter>";
-/// The tags that may begin a call within text, and the tag that opens a thought.
-pub const OPENERS: [&str; 3] = [OPEN, FUNCTION, THINK];
-
-/// The most bytes in the name of a tool or an argument. Tools have names of at most 64 characters.
-const MAX_NAME: usize = 256;
-/// The most white space between tags, in bytes.
-const MAX_SPACE: usize = 256;
-/// The most arguments of one call.
-const MAX_ARGUMENTS: usize = 1024;
+use crate::text::values::Tools;
+use call::Call;
+use tags::{END_FUNCTION, END_PARAMETER, MAX_NAME, Tag, follows, is_retried};
+pub use tags::{FUNCTION, OPENERS, PARAMETER, write};
 
 /// Finds the calls in one answer. Text that may be the start of a call is held back until that is known.
 ///
@@ -55,20 +44,6 @@ pub struct XmlCalls {
     opened: String,
     calls: usize,
     call: Call,
-}
-
-/// The call that is being parsed.
-#[derive(Default)]
-struct Call {
-    name: String,
-    /// The keys of the arguments so far.
-    keys: Vec<String>,
-    /// The types that the current value may have.
-    kinds: Kinds,
-    /// Whether the key of the current value occurred before, so that the value is left out.
-    is_repeated: bool,
-    /// The current value so far, unless it is a string, which is passed on at once.
-    value: String,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -91,16 +66,6 @@ enum State {
     Value(usize),
     /// After a call.
     After,
-}
-
-/// The meaning of a tag within a value.
-enum Tag {
-    /// The tag is a part of the value.
-    Text,
-    /// Unknown until more text arrives.
-    Open,
-    /// The tag ends the value. This number of its bytes is consumed.
-    End(usize),
 }
 
 impl XmlCalls {
@@ -290,10 +255,7 @@ impl XmlCalls {
         self.calls += 1;
         parts.push(Part::Begin(name.clone()));
         parts.push(Part::Arguments("{".to_owned()));
-        self.call = Call {
-            name,
-            ..Call::default()
-        };
+        self.call = Call::new(name);
         self.state = State::Between;
     }
 
@@ -346,18 +308,8 @@ impl XmlCalls {
             return true;
         }
         self.held.drain(..=end);
-        let call = &mut self.call;
-        // Text that was passed on cannot be withdrawn, so the first value of a repeated key is used.
-        call.is_repeated = call.keys.contains(&key) || call.keys.len() == MAX_ARGUMENTS;
-        call.kinds = self.tools.kinds(&call.name, &key);
-        call.value.clear();
-        if !call.is_repeated {
-            let comma = if call.keys.is_empty() { "" } else { ", " };
-            let quote = if call.kinds.is_text() { "\"" } else { "" };
-            let start = format!("{comma}{}: {quote}", Value::from(&*key));
-            parts.push(Part::Arguments(start));
-            call.keys.push(key);
-        }
+        let start = self.call.begin_value(key, &self.tools);
+        parts.extend(start.map(Part::Arguments));
         self.state = State::Lead;
         true
     }
@@ -378,7 +330,8 @@ impl XmlCalls {
     fn value(&mut self, mut certain: usize, parts: &mut Vec<Part>) -> bool {
         while let Some(at) = self.held[certain..].find('<') {
             certain += at;
-            match self.tag(certain) {
+            let may_be_key = |key: &str| self.call.may_have(key, &self.tools);
+            match tags::meaning(&self.held, certain, may_be_key) {
                 Tag::Text => certain += 1,
                 Tag::Open => {
                     self.pass(certain, parts);
@@ -411,72 +364,10 @@ impl XmlCalls {
 
     /// Adds text to the value of an argument; `is_end` says whether it is the last text.
     fn more(&mut self, text: &str, is_end: bool, parts: &mut Vec<Part>) {
-        let text = match is_end {
-            true => text.strip_suffix('\n').unwrap_or(text),
-            false => text,
-        };
-        let call = &mut self.call;
-        if call.is_repeated {
-            return;
-        }
-        let written = if call.kinds.is_text() {
-            let quoted = Value::from(text).to_string();
-            let end = quoted.len() - usize::from(!is_end);
-            quoted[1..end].to_owned()
-        } else {
-            call.value += text;
-            match is_end {
-                true => call.kinds.json(&call.value),
-                false => String::new(),
-            }
-        };
+        let written = self.call.more(text, is_end);
         if !written.is_empty() {
             parts.push(Part::Arguments(written));
         }
-    }
-
-    /// Determines the meaning of the `<` at `at`, which is within a value.
-    fn tag(&self, at: usize) -> Tag {
-        let tag = &self.held[at..];
-        if let Some(after) = tag.strip_prefix(END_PARAMETER) {
-            // `</function>` may be missing.
-            let is_end = follows(after, &[PARAMETER, END_FUNCTION, CLOSE, OPEN]);
-            return is_end.map_or(Tag::Open, |is_end| match is_end {
-                true => Tag::End(END_PARAMETER.len()),
-                false => Tag::Text,
-            });
-        }
-        // Models sometimes leave out a closing tag, but only at the beginning of a line.
-        let at_line = self.held[..at].ends_with('\n');
-        if at_line && let Some(after) = tag.strip_prefix(PARAMETER) {
-            return match after.find(['>', '\n', '<']) {
-                None if after.len() < MAX_NAME => Tag::Open,
-                Some(end) if end < MAX_NAME && after[end..].starts_with('>') => {
-                    match self.may_be_key(&after[..end]) {
-                        true => Tag::End(0),
-                        false => Tag::Text,
-                    }
-                }
-                _ => Tag::Text,
-            };
-        }
-        if at_line && let Some(after) = tag.strip_prefix(END_FUNCTION) {
-            return match follows(after, &[CLOSE, OPEN]) {
-                None => Tag::Open,
-                Some(true) => Tag::End(0),
-                Some(false) => Tag::Text,
-            };
-        }
-        let starts = |whole: &&str| whole.starts_with(tag);
-        match [END_PARAMETER, PARAMETER, END_FUNCTION].iter().any(starts) {
-            true => Tag::Open,
-            false => Tag::Text,
-        }
-    }
-
-    fn may_be_key(&self, key: &str) -> bool {
-        let is_new = !self.call.keys.iter().any(|known| known == key);
-        is_new && self.tools.may_have(&self.call.name, key)
     }
 
     /// After a call: its closing tag may follow. Returns whether it is known what follows.
@@ -495,44 +386,5 @@ impl XmlCalls {
         if !(text.is_empty() || self.calls > 0 && text.trim().is_empty()) {
             parts.push(Part::Text(text.to_owned()));
         }
-    }
-}
-
-/// Writes `call` as models do, without the `<tool_call>` tags.
-pub fn write(call: &ToolCall) -> String {
-    let mut written = format!("{FUNCTION}{}>\n", call.name);
-    let arguments = serde_json::from_str::<Map<String, Value>>(call.arguments());
-    for (key, value) in arguments.unwrap_or_default() {
-        let value = match value {
-            Value::String(text) => text,
-            value => value.to_string(),
-        };
-        written += &format!("{PARAMETER}{key}>\n{value}\n{END_PARAMETER}\n");
-    }
-    written + END_FUNCTION
-}
-
-/// Whether the call whose unfinished first tag precedes `text` ends at once and another one follows; `None` if that is
-/// not known yet.
-fn is_retried(text: &str) -> Option<bool> {
-    match follows(text, &[CLOSE]) {
-        Some(true) => follows(&text.trim_start()[CLOSE.len()..], &[OPEN]),
-        other => other,
-    }
-}
-
-/// Whether `text` begins with white space followed by one of `tags`; `None` if that is not known yet. Too much white
-/// space counts as no.
-fn follows(text: &str, tags: &[&str]) -> Option<bool> {
-    let rest = text.trim_start();
-    if text.len() - rest.len() > MAX_SPACE {
-        return Some(false);
-    }
-    if tags.iter().any(|tag| rest.starts_with(tag)) {
-        return Some(true);
-    }
-    match tags.iter().any(|tag| tag.starts_with(rest)) {
-        true => None,
-        false => Some(false),
     }
 }
