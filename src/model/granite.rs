@@ -1,28 +1,21 @@
-//! The forward pass, top to bottom.
+//! A loaded model, and its forward pass.
 
 use super::accounts::{Operations, WeightMemory};
-use super::attention::{self, attention};
 use super::blueprint::{Blueprint, blueprint};
-use super::config::{Mamba, ModelConfig};
-use super::experts;
-use super::feed_forward::{self, feed_forward};
+use super::config::ModelConfig;
 use super::fold::fold_norm_into_router;
 use super::forward::{Forward, PAGE_TOKENS, Rewind, Span};
-use super::kv_cache::{KvCache, LayerCache};
-use super::mamba::{self, mamba};
-use super::norm::{Normed, PANELS_PER_GROUP};
+use super::kv_cache::KvCache;
+use super::phases::{MixerState, Workspace, embed, head, mix, process};
 use super::rotary::Rotary;
-use super::state::{LayerStates, States};
+use super::state::States;
 use super::step::{Row, Step};
-use super::weights::{FeedForward, Layer, Mixer, Weights};
+use super::weights::{Mixer, Weights};
 use crate::error::Result;
 use crate::int8::compute::{Compute, rate};
-use crate::int8::floats::{Floats, bytes};
 use crate::int8::kernels::Kernel;
-use crate::int8::kernels::pool::{PerUnit, Pool};
-use crate::int8::matmul::Panels;
+use crate::int8::kernels::pool::Pool;
 use crate::int8::memory::Memory;
-use crate::int8::{GROUP, PANEL};
 use crate::memory::accounts::Accounts;
 
 /// A loaded model: weights, KV cache, compute threads and the buffers of a step.
@@ -40,46 +33,6 @@ pub struct Granite {
     step_bytes: [f64; 2],
 }
 
-/// What a layer's mixer keeps of every sequence.
-enum MixerState<'a> {
-    Pages(&'a mut LayerCache),
-    States(LayerStates<'a>),
-}
-
-/// The buffers of a step, kept between steps. Float rows are panel-major, `[panels][rows][64]`.
-struct Workspace {
-    rows: Vec<Row>,
-    /// `[rows][head_dim]`: cosines and sines; empty if attention knows no positions.
-    rotary: Vec<f32>,
-    /// The residual stream.
-    residual: Floats,
-    /// The rows of the residual stream that need logits.
-    last: Floats,
-    normed: Normed,
-    attention: attention::Buffers,
-    mamba: mamba::Buffers,
-    feed_forward: feed_forward::Buffers,
-    experts: Option<experts::Buffers>,
-    logit_panels: Floats,
-    logits: Vec<f32>,
-}
-
-impl Workspace {
-    fn bytes(&self) -> usize {
-        bytes(&self.rows)
-            + bytes(&self.rotary)
-            + self.residual.bytes()
-            + self.last.bytes()
-            + self.normed.bytes()
-            + self.attention.bytes()
-            + self.mamba.bytes()
-            + self.feed_forward.bytes()
-            + self.experts.as_ref().map_or(0, experts::Buffers::bytes)
-            + self.logit_panels.bytes()
-            + bytes(&self.logits)
-    }
-}
-
 impl Granite {
     /// Assembles a model. `page_count` KV pages, the states of `slots` sequences and as many `snapshots` are reserved; no
     /// sequence may be longer than `context`.
@@ -95,19 +48,7 @@ impl Granite {
         compute: Compute,
     ) -> Result<Self> {
         weights.layers.iter_mut().for_each(fold_norm_into_router);
-        let work = Workspace {
-            rows: Vec::new(),
-            rotary: Vec::new(),
-            residual: Floats::default(),
-            last: Floats::default(),
-            normed: Normed::new(config.hidden_size),
-            attention: attention::Buffers::new(config.num_heads * config.head_dim),
-            mamba: mamba::Buffers::new(config.mamba.map_or(0, Mamba::inner)),
-            feed_forward: feed_forward::Buffers::new(config.intermediate_size),
-            experts: experts::Buffers::new(&config),
-            logit_panels: Floats::default(),
-            logits: Vec::new(),
-        };
+        let work = Workspace::new(&config);
         let blueprint = blueprint(&config);
         let without_experts = blueprint.bytes_per_step(&weights, 0.0) as f64;
         let with_one = blueprint.bytes_per_step(&weights, 1.0) as f64;
@@ -363,150 +304,4 @@ impl Forward for Granite {
         let wanted: usize = spans.iter().map(|span| span.logit_rows).sum();
         is_complete.then(|| &self.work.logits[..wanted * self.config.vocab_size])
     }
-}
-
-/// `x = E[ids] · embedding_multiplier`.
-fn embed(step: &Step<'_>, compute: &mut Compute, weights: &Weights, residual: &mut Floats) {
-    let (kernel, rows, hidden) = (compute.kernel, step.rows.len(), step.config.hidden_size);
-    let groups = hidden.div_ceil(GROUP);
-    // Whole groups are filled; values after the last panel are never read.
-    residual.set_len(groups * PANELS_PER_GROUP * rows * PANEL);
-    let parts = PerUnit::new(residual, PANELS_PER_GROUP * rows * PANEL);
-    compute.pool.run(groups, parts, |_, range, out| {
-        for (group, out) in range.zip(out.chunks_exact_mut(PANELS_PER_GROUP * rows * PANEL)) {
-            let width = GROUP.min(hidden - group * GROUP);
-            let tokens = step.spans.iter().flat_map(|span| span.tokens);
-            for (row, &token) in tokens.enumerate() {
-                let mut values = [0.0; GROUP];
-                let embedded = &mut values[..width];
-                (weights.embedding).dequantize_group(kernel, token as usize, group, embedded);
-                values
-                    .iter_mut()
-                    .for_each(|value| *value *= step.config.embedding_multiplier);
-                for (panel, values) in values.chunks_exact(PANEL).enumerate() {
-                    out[(panel * rows + row) * PANEL..][..PANEL].copy_from_slice(values);
-                }
-            }
-        }
-    });
-}
-
-/// Applies the mixer of a layer to the residual stream.
-fn mix(
-    step: &Step<'_>,
-    compute: &mut Compute,
-    layer: &Layer,
-    state: MixerState<'_>,
-    work: &mut Workspace,
-) {
-    let Workspace {
-        residual, normed, ..
-    } = work;
-    let rotation = match &layer.mixer {
-        Mixer::Attention(weights) => weights.qkv.rotation(),
-        Mixer::Mamba(weights) => weights.input.rotation(),
-    };
-    let (x, epsilon) = (
-        Panels::new(residual, step.rows.len()),
-        step.config.rms_norm_eps,
-    );
-    normed.fill(compute, x, &layer.mixer_norm, epsilon, rotation);
-    let input = &normed.rows;
-    match (&layer.mixer, state) {
-        (Mixer::Attention(weights), MixerState::Pages(cache)) => {
-            let buffers = &mut work.attention;
-            attention(step, compute, weights, cache, input, buffers, residual);
-        }
-        (Mixer::Mamba(weights), MixerState::States(mut states)) => {
-            let buffers = &mut work.mamba;
-            mamba(
-                step,
-                compute,
-                weights,
-                &mut states,
-                input,
-                buffers,
-                residual,
-            );
-        }
-        _ => unreachable!("every layer has the state of its kind"),
-    }
-}
-
-/// Applies the feed-forward part of a layer to the residual stream.
-fn process(step: &Step<'_>, compute: &mut Compute, layer: &Layer, work: &mut Workspace) {
-    let Workspace {
-        residual,
-        normed,
-        feed_forward: buffers,
-        experts: expert_buffers,
-        ..
-    } = work;
-    let (rows, epsilon, norm) = (
-        step.rows.len(),
-        step.config.rms_norm_eps,
-        &layer.feed_forward_norm,
-    );
-    let experts = match &layer.feed_forward {
-        FeedForward::Dense(dense) => {
-            let x = Panels::new(residual, rows);
-            normed.fill(compute, x, norm, epsilon, dense.gate_up.rotation());
-            return feed_forward(compute, dense, &normed.rows, buffers, residual);
-        }
-        FeedForward::Experts(experts) => experts,
-    };
-    let (Some(shape), Some(expert_buffers)) = (step.config.experts, expert_buffers) else {
-        unreachable!("experts have a shape and buffers");
-    };
-    let x = Panels::new(residual, rows);
-    let rotation = experts.experts.gate_up.rotation();
-    expert_buffers.route(shape, compute, &experts.router, x, epsilon);
-    normed.fill(compute, x, norm, epsilon, rotation);
-    expert_buffers.gather(compute, &normed.rows);
-    let shared = experts.shared.as_ref();
-    // Only codes that a checkpoint had already can be rotated in another way.
-    if let Some(shared) = shared
-        && shared.gate_up.rotation() != rotation
-    {
-        normed.fill(compute, x, norm, epsilon, shared.gate_up.rotation());
-    }
-    let shared = shared.map(|shared| (shared, &normed.rows, &mut buffers.gated));
-    expert_buffers.add(shape, compute, &experts.experts, shared, residual, rows);
-}
-
-/// The logits of the rows that need them, `[rows][vocab]`.
-fn head(step: &Step<'_>, compute: &mut Compute, weights: &Weights, work: &mut Workspace) {
-    let config = step.config;
-    let count: usize = step.spans.iter().map(|span| span.logit_rows).sum();
-    if count == 0 {
-        return;
-    }
-    let residual = Panels::new(&work.residual, step.rows.len());
-    let panels = config.hidden_size.div_ceil(PANEL);
-    work.last.set_len(panels * count * PANEL);
-    let wanted = step.spans.iter().scan(0, |end, span| {
-        *end += span.tokens.len();
-        Some(*end - span.logit_rows..*end)
-    });
-    for (index, row) in wanted.flatten().enumerate() {
-        for panel in 0..panels {
-            let target = &mut work.last[(panel * count + index) * PANEL..][..PANEL];
-            target.copy_from_slice(residual.row(panel, row));
-        }
-    }
-    let matrix = weights.head.as_ref().unwrap_or(&weights.embedding);
-    let (last, rotation) = (Panels::new(&work.last, count), matrix.rotation());
-    let (norm, epsilon) = (&weights.final_norm, config.rms_norm_eps);
-    work.normed.fill(compute, last, norm, epsilon, rotation);
-    work.logit_panels.set_len(matrix.panels() * count * PANEL);
-    compute.multiply(matrix, &work.normed.rows, &mut work.logit_panels);
-    let vocab_size = config.vocab_size;
-    work.logits.resize(count * vocab_size, 0.0);
-    let panels = Panels::new(&work.logit_panels, count);
-    let logits = PerUnit::new(&mut work.logits, vocab_size);
-    compute.pool.run(count, logits, |_, range, out| {
-        for (row, logits) in range.zip(out.chunks_exact_mut(vocab_size)) {
-            panels.gather(row, 0, logits);
-        }
-    });
 }

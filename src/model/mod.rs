@@ -3,7 +3,8 @@
 //! | file | what it holds |
 //! |---|---|
 //! | `forward` | the interface to the engine: [`Forward`], [`Span`] |
-//! | `granite` | the forward pass: embedding, layers, head |
+//! | `granite` | the loaded model, and its forward pass |
+//! | `phases` | what a forward pass consists of: embedding, mixers, feed-forward layers, head |
 //! | `attention`, `queries`, `mamba`, `feed_forward`, `experts`, `norm` | the parts of a layer |
 //! | `step`, `rotary` | the data that all rows of a step share |
 //! | `kv_cache`, `state`, `lazy` | what sequences leave behind: keys and values, and states of fixed size |
@@ -30,6 +31,7 @@ mod lazy;
 mod mamba;
 mod norm;
 pub mod packed;
+mod phases;
 pub mod quantizer;
 mod queries;
 mod random;
