@@ -8,7 +8,7 @@ use microgranite::study::pack::{self, Plan};
 use microgranite::study::reference::Arithmetic;
 use microgranite::text::samples;
 
-use crate::{checkpoint, reference};
+use crate::{checkpoint, reference, settings};
 
 /// The mean and the median of the KL divergences of `found` from `expected`, row by row.
 fn mean_and_median(vocab: usize, pairs: &[(Vec<f32>, Vec<f32>)]) -> (f64, f64) {
@@ -41,14 +41,7 @@ fn sequences(seed: u32, count: u32) -> Vec<Vec<u32>> {
 
 #[test]
 fn int8_costs_hybrids_and_experts_no_more_than_q8_0_and_a_fifth() {
-    let settings = model::Settings {
-        threads: 2,
-        slots: 1,
-        snapshots: 0,
-        kv_bytes: 4 << 20,
-        context: None,
-        weights: model::Placement::default(),
-    };
+    let settings = settings();
     for fixture in [
         "granite-4-hybrid-tiny",
         "granite-4-hybrid-moe-tiny",
@@ -129,12 +122,9 @@ fn int8_costs_no_more_than_q8_0_and_a_fifth_and_packed_three_tenths_less() {
     let f32 = reference(&checkpoint, Arithmetic::F32);
     let q8_0 = reference(&checkpoint, Arithmetic::Q8_0);
     let settings = model::Settings {
-        threads: 2,
         slots: 4,
-        snapshots: 0,
         kv_bytes: 64 << 20,
-        context: None,
-        weights: model::Placement::default(),
+        ..settings()
     };
     let mut int8 = model::load(&checkpoint, &settings, &mut |_, _| ()).expect("the demo loads");
     let text = samples::AS_YOU_LIKE_IT;

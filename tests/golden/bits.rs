@@ -6,7 +6,7 @@ use microgranite::model;
 use microgranite::sources;
 use sha2::{Digest, Sha256};
 
-use crate::{checkpoint, test_file};
+use crate::{checkpoint, settings, test_file};
 
 /// The first eight bytes of the SHA-256 of all logits of [`ids`], as little-endian floats. A change of the arithmetic changes
 /// them; then the failed assertion shows the new ones, and the ones here have to be the same on every processor again.
@@ -29,18 +29,10 @@ fn ids() -> Vec<u32> {
 
 #[test]
 fn int8_logits_have_the_recorded_bits() {
-    let settings = model::Settings {
-        threads: 2,
-        slots: 1,
-        snapshots: 0,
-        kv_bytes: 4 << 20,
-        context: None,
-        weights: model::Placement::default(),
-    };
     let found = RECORDED.map(|(fixture, _)| {
         let folder = test_file("fixtures").join(fixture);
         let checkpoint = checkpoint(&sources::Reference::Folder(folder));
-        let mut model = model::load(&checkpoint, &settings, &mut |_, _| ()).expect("it loads");
+        let mut model = model::load(&checkpoint, &settings(), &mut |_, _| ()).expect("it loads");
         let logits = model.logits(&ids());
         assert_eq!(logits.len(), 150 * 320);
         let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -10,8 +10,8 @@ mod tiny;
 
 use std::path::{Path, PathBuf};
 
-use microgranite::model::ModelConfig;
-use microgranite::sources::{self, Checkpoint, Settings};
+use microgranite::model::{self, ModelConfig};
+use microgranite::sources::{self, Checkpoint};
 use microgranite::study::reference::{Arithmetic, Reference};
 
 /// A test file, by its path below `tests`.
@@ -23,7 +23,7 @@ fn test_file(path: &str) -> PathBuf {
 
 /// The model that `source` (a folder or `demo`) names, with the user's own cache settings.
 fn checkpoint(source: &sources::Reference) -> Checkpoint {
-    let settings = Settings::from_variables(|name| std::env::var(name).ok(), false);
+    let settings = sources::Settings::from_variables(|name| std::env::var(name).ok(), false);
     sources::open(source, &settings).expect("the checkpoint opens")
 }
 
@@ -31,4 +31,16 @@ fn reference(checkpoint: &Checkpoint, arithmetic: Arithmetic) -> Reference {
     let config = ModelConfig::from_json(&checkpoint.config_file, &checkpoint.config)
         .expect("the configuration is read");
     Reference::load(&config, checkpoint.tensors().unwrap(), arithmetic).expect("the weights load")
+}
+
+/// How tiny models are loaded.
+fn settings() -> model::Settings {
+    model::Settings {
+        threads: 2,
+        slots: 1,
+        snapshots: 0,
+        kv_bytes: 4 << 20,
+        context: None,
+        weights: model::Placement::default(),
+    }
 }
