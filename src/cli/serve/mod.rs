@@ -39,7 +39,7 @@ use limits::LimitArgs;
 use listening::{Open, Passed, PassedSocket, SocketFile, check_distinct};
 use notify::Manager;
 use plan::{ClientSizes, Clients, GivenSizes};
-use service::Service;
+use service::{Loading, Service};
 use signals::StopSignals;
 use tls::TlsArgs;
 
@@ -125,22 +125,25 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     let sizes = args.client_sizes(&held);
     let access = args.access.access(has_admin_port)?;
     let limits = args.limits.limits(sizes)?;
-    let prepared = load::prepare_local(&args, &sources, args.clients(sizes, &held))?;
+    let clients = args.clients(sizes, &held);
+    let connections = args.server(sizes, &held);
+    let prepared = load::prepare_local(&args, &sources, clients)?;
     let exporter = match &args.otlp_endpoint {
         Some(url) => Some(exporter(url, &metrics)?),
         None => None,
     };
-    let app = App::traced(Arc::clone(&metrics), access, limits, exporter.clone());
+    let app = App::traced(metrics, access, limits, exporter.clone());
     let _admin_file = serve_admin(&args, admin, app.clone(), tls)?;
     let runtime = runtime()?;
     let service = Service {
-        args,
-        sources,
-        metrics,
-        app,
-        prepared,
-        sizes,
-        held,
+        loading: Loading {
+            args,
+            sources,
+            app,
+            prepared,
+            clients,
+        },
+        connections,
         passed: api,
         manager: manager.clone(),
         began,
@@ -180,7 +183,6 @@ fn exporter(url: &str, metrics: &Metrics) -> Result<Exporter> {
 }
 
 /// What connections take, beside what the flags say.
-#[derive(Clone)]
 struct Held {
     /// The settings of TLS of the API's port.
     tls: Option<Arc<Tls>>,

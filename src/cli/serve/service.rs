@@ -3,33 +3,28 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::Args;
 use super::access::{self, KeptFiles};
 use super::canary::Canary;
 use super::listening::{self, Open, PassedSocket};
 use super::load::{self, Loaded, Prepared};
 use super::notify::{Manager, Message};
-use super::plan::ClientSizes;
+use super::plan::Clients;
 use super::ready::{self, Ready};
 use super::signals::StopSignals;
 use super::verify::{self, Verify};
-use super::{Args, Held};
 use crate::engine::Health;
 use crate::error::{Error, Result};
 use crate::http::app::App;
-use crate::http::server::Server;
+use crate::http::server::{self, Server};
 use crate::memory::accounts::Accounts;
 use crate::sources;
-use crate::telemetry::Metrics;
 
 /// Everything that is prepared before the port is bound.
 pub(super) struct Service {
-    pub(super) args: Args,
-    pub(super) sources: sources::Settings,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) app: App,
-    pub(super) prepared: Option<Prepared>,
-    pub(super) sizes: ClientSizes,
-    pub(super) held: Held,
+    pub(super) loading: Loading,
+    /// How connections to the API are kept.
+    pub(super) connections: server::Settings,
     /// The socket of the API, if it was passed.
     pub(super) passed: Option<PassedSocket>,
     pub(super) manager: Manager,
@@ -37,20 +32,34 @@ pub(super) struct Service {
     pub(super) began: Instant,
 }
 
+/// What loading the model takes.
+pub(super) struct Loading {
+    pub(super) args: Args,
+    pub(super) sources: sources::Settings,
+    pub(super) app: App,
+    /// The model, if it is on this machine.
+    pub(super) prepared: Option<Prepared>,
+    pub(super) clients: Clients,
+}
+
 impl Service {
     /// Binds the port first, so that it answers 503 while the model loads; then loads the model; then waits for the
     /// end.
-    pub(super) async fn serve(mut self, mut stop_signals: StopSignals) -> Result<()> {
-        let (passed, manager) = (self.passed.take(), self.manager.clone());
+    pub(super) async fn serve(self, mut stop_signals: StopSignals) -> Result<()> {
         let Self {
-            args, app, held, ..
-        } = &self;
-        let (app, drain_timeout) = (app.clone(), args.listening.drain_timeout);
+            loading,
+            connections,
+            passed,
+            manager,
+            began,
+        } = self;
+        let (args, app) = (&loading.args, loading.app.clone());
+        let drain_timeout = args.listening.drain_timeout;
         let canary_interval = args.model.canary_interval;
-        let (needs_key, is_tls) = (app.access().keys.is_some(), held.tls.is_some());
+        let (needs_key, is_tls) = (app.access().keys.is_some(), connections.tls.is_some());
         let files = KeptFiles {
             app: app.clone(),
-            tls: held.tls.clone(),
+            tls: connections.tls.clone(),
             manager: manager.clone(),
         };
         tokio::spawn(files.keep(access::hangups()?));
@@ -61,12 +70,11 @@ impl Service {
             None => listening::open("--listen", listen, mode)?,
         };
         let address = listener.address().unwrap_or_else(|_| listen.clone());
-        let server = Server::start(listener, app.clone(), args.server(self.sizes, held));
-        let (began, metrics) = (self.began, Arc::clone(&self.metrics));
+        let server = Server::start(listener, app.clone(), connections);
         tracing::info!(%address, "listening; loading the model");
         manager.tell(Message::Status("loading the model".to_owned()));
 
-        let loading = tokio::task::spawn_blocking(move || self.load());
+        let loading = tokio::task::spawn_blocking(move || loading.load());
         let Loaded {
             model,
             facts,
@@ -86,7 +94,7 @@ impl Service {
         };
         let ready = ready.text(&model.name, &facts);
         app.serve_model(model);
-        metrics.set_startup("total", began.elapsed());
+        app.metrics().set_startup("total", began.elapsed());
         stop_signals.set_serving();
         ready::show(ready);
         tracing::info!(%address, "ready");
@@ -123,22 +131,22 @@ impl Service {
         drop(file);
         Ok(())
     }
+}
 
+impl Loading {
     /// Loads the model and starts a thread that verifies its weights.
     fn load(self) -> Result<Loaded> {
         let Self {
             args,
             sources,
-            metrics,
             app,
             prepared,
-            sizes,
-            held,
-            ..
+            clients,
         } = self;
+        let metrics = Arc::clone(app.metrics());
         let prepared = match prepared {
             Some(prepared) => prepared,
-            None => load::prepare(&args, &sources, args.clients(sizes, &held))?,
+            None => load::prepare(&args, &sources, clients)?,
         };
         let packed = prepared.packed();
         if let (Verify::Start, Some(packed)) = (args.model.verify, &packed) {
