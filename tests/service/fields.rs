@@ -1,12 +1,13 @@
 //! Tests of the effect of each field of `POST /v1/completions`, as a client sees it.
 
+mod ends;
+mod log_probabilities;
+
 use microgranite::text::Tokenizer;
 use serde_json::{Value, json};
 
-use crate::fake::{Fake, Next};
-use crate::harness::{
-    END_OF_TEXT, Options, Service, byte_tokens, fixture, streamed_text, tokenizer,
-};
+use crate::fake::Fake;
+use crate::harness::{Options, Service, byte_tokens, fixture, streamed_text};
 
 /// A choice, joined from a stream's events.
 fn put_together(events: &[Value], index: u64) -> Value {
@@ -92,108 +93,6 @@ async fn a_stream_put_together_is_the_whole_whatever_the_options() {
 }
 
 #[tokio::test]
-async fn a_prompt_that_is_echoed_is_scored_token_by_token() {
-    let service = Service::start(Fake::babbling());
-    let ids = tokenizer().encode("é the", 100).unwrap();
-    let body =
-        json!({"prompt": ids, "echo": true, "logprobs": 2, "max_tokens": 2, "temperature": 0});
-    let choice = service.complete(body).await["choices"][0].clone();
-    let text: Vec<char> = choice["text"].as_str().unwrap().chars().collect();
-    let logprobs = &choice["logprobs"];
-    let list = |name: &str| logprobs[name].as_array().unwrap().clone();
-    let count = ids.len() + 2;
-    assert_eq!(list("tokens").len(), count);
-    assert_eq!(
-        list("tokens")[..2],
-        [json!("bytes:\\xc3"), json!("bytes:\\xa9")]
-    );
-    assert_eq!(list("text_offset")[..3], [json!(0), json!(0), json!(1)]);
-    assert!(text.starts_with(&['é', ' ', 't', 'h', 'e']));
-    assert_eq!(list("token_logprobs")[0], Value::Null);
-    assert_eq!(list("top_logprobs")[0], Value::Null);
-    for at in 1..count {
-        let token = list("tokens")[at].as_str().unwrap().to_owned();
-        let top = list("top_logprobs")[at].as_object().unwrap().clone();
-        let logprob = &list("token_logprobs")[at];
-        assert!(logprob.as_f64().unwrap() < 0.0);
-        assert_eq!(
-            &top[&token], logprob,
-            "the token itself is among them, to the bit"
-        );
-        assert!((2..=3).contains(&top.len()), "{top:?}");
-        if at >= ids.len() {
-            let best = top.values().map(|value| value.as_f64().unwrap());
-            assert_eq!(
-                best.fold(f64::MIN, f64::max),
-                logprob.as_f64().unwrap(),
-                "greedy"
-            );
-        }
-        let offset = list("text_offset")[at].as_u64().unwrap() as usize;
-        if !token.starts_with("bytes:") && !token.starts_with("<|") {
-            let there: String = text[offset..].iter().take(token.chars().count()).collect();
-            assert_eq!(there, token);
-        }
-    }
-}
-
-#[tokio::test]
-async fn scores_do_not_depend_on_what_shares_the_request() {
-    let service = Service::start(Fake::babbling());
-    let body = |prompt: Value| json!({"prompt": prompt, "echo": true, "logprobs": 1, "max_tokens": 1, "temperature": 0});
-    let prompts = [
-        "a prompt",
-        "another, longer prompt",
-        "x",
-        "the fourth of them",
-    ];
-    let together = service.complete(body(json!(prompts))).await;
-    for (index, prompt) in prompts.iter().enumerate() {
-        let mut alone = service.complete(body(json!(prompt))).await["choices"][0].clone();
-        alone["index"] = json!(index);
-        assert_eq!(together["choices"][index], alone);
-    }
-}
-
-#[tokio::test]
-async fn an_unlikely_token_has_a_finite_log_probability_and_an_echo_alone_generates_nothing() {
-    let service = Service::start(Fake::new(|_| Next::Token(50)));
-    let body = json!({"prompt": [60, 60, 50], "echo": true, "logprobs": 0, "max_tokens": 0});
-    let answer = service.complete(body).await;
-    let logprobs = answer["choices"][0]["logprobs"]["token_logprobs"].clone();
-    assert_eq!(logprobs[1], -100.0);
-    assert_eq!(logprobs[2], 0.0);
-    assert_eq!(answer["choices"][0]["finish_reason"], "length");
-    assert_eq!(answer["usage"]["completion_tokens"], 0);
-    assert_eq!(answer["usage"]["prompt_tokens"], 3);
-}
-
-#[tokio::test]
-async fn the_end_of_text_is_scored_though_it_is_no_text() {
-    let service = Service::start(Fake::reciting(vec![END_OF_TEXT]));
-    let body = json!({
-        "prompt": [60, 61], "echo": true, "logprobs": 1, "max_tokens": 1, "temperature": 0, "return_token_ids": true,
-    });
-    let answer = service.complete(body).await;
-    let choice = &answer["choices"][0];
-    // Evaluation tools drop the last entry, because it belongs to the generated token.
-    assert_eq!(
-        choice["logprobs"]["token_logprobs"]
-            .as_array()
-            .unwrap()
-            .len(),
-        3
-    );
-    assert_eq!(choice["logprobs"]["tokens"][2], "<|end_of_text|>");
-    assert_eq!(choice["token_ids"], json!([END_OF_TEXT]));
-    assert_eq!(choice["finish_reason"], "stop");
-    assert_eq!(
-        answer["usage"]["completion_tokens"], 1,
-        "as many as there are ids"
-    );
-}
-
-#[tokio::test]
 async fn several_answers_have_seeds_that_count_up_and_places_in_order() {
     let service = Service::start(Fake::babbling());
     let body = json!({"prompt": ["a", "b"], "n": 3, "seed": 40, "max_tokens": 12});
@@ -245,62 +144,6 @@ async fn best_of_gives_the_likeliest_and_counts_all() {
     let mut echoed = body;
     echoed["echo"] = json!(true);
     assert_eq!(service.text(echoed).await, format!("a b c{plain}"));
-}
-
-#[tokio::test]
-async fn what_ended_an_answer_is_told_and_kept_if_asked() {
-    let service = Service::start(Fake::reciting(byte_tokens("one two three ")));
-    let t = byte_tokens("t")[0];
-    for (options, text, stop_reason) in [
-        (json!({"stop": ["wo t"]}), "one t", json!("wo t")),
-        (
-            json!({"stop": ["wo t"], "include_stop_str_in_output": true}),
-            "one two t",
-            json!("wo t"),
-        ),
-        (json!({"stop_token_ids": [t]}), "one ", json!(t)),
-        (
-            json!({"stop_token_ids": [t], "include_stop_str_in_output": true}),
-            "one t",
-            json!(t),
-        ),
-        (
-            json!({"stop": ["o"], "min_tokens": 5}),
-            "one tw",
-            json!("o"),
-        ),
-    ] {
-        let mut body = json!({"prompt": "x", "temperature": 0, "max_tokens": 12});
-        for (field, value) in options.as_object().unwrap() {
-            body[field] = value.clone();
-        }
-        let choice = service.complete(body).await["choices"][0].clone();
-        assert_eq!(choice["text"], text, "{options}");
-        assert_eq!(choice["stop_reason"], stop_reason, "{options}");
-        assert_eq!(choice["finish_reason"], "stop");
-    }
-}
-
-#[tokio::test]
-async fn the_end_of_text_can_be_put_off_or_ignored() {
-    let mut tokens = byte_tokens("ab");
-    tokens.push(END_OF_TEXT);
-    let service = Service::start(Fake::reciting(tokens));
-    let length = async |options: Value| {
-        let mut body = json!({"prompt": "x", "temperature": 0, "max_tokens": 6});
-        for (field, value) in options.as_object().unwrap() {
-            body[field] = value.clone();
-        }
-        let answer = service.complete(body).await;
-        answer["usage"]["completion_tokens"].as_u64().unwrap()
-    };
-    assert_eq!(length(json!({})).await, 3, "two and the end");
-    assert_eq!(
-        length(json!({"min_tokens": 3})).await,
-        6,
-        "the third is another, the sixth the end"
-    );
-    assert_eq!(length(json!({"ignore_eos": true})).await, 6);
 }
 
 #[tokio::test]
@@ -544,21 +387,6 @@ async fn a_body_is_taken_however_clients_label_it() {
 }
 
 #[tokio::test]
-async fn sixteen_stop_strings_are_taken_and_each_of_them_stops() {
-    let service = Service::start(Fake::reciting(byte_tokens("one two three ")));
-    let mut stops: Vec<String> = (0..15).map(|at| format!("never {at}")).collect();
-    for (at, stop) in [(0, "thr"), (7, "wo"), (15, "ne")] {
-        stops.insert(at, stop.to_owned());
-        stops.truncate(16);
-        let body = json!({"prompt": "x", "temperature": 0, "max_tokens": 14, "stop": stops});
-        let answer = service.complete(body).await;
-        assert_eq!(answer["choices"][0]["stop_reason"], stop);
-        stops.remove(at);
-        stops.push("never".to_owned());
-    }
-}
-
-#[tokio::test]
 async fn special_tokens_are_written_out_if_asked() {
     let mut tokens = byte_tokens("a");
     tokens.extend([317, 318]);
@@ -577,66 +405,4 @@ async fn special_tokens_are_written_out_if_asked() {
     // Clients use this to look for a certain token.
     shown["allowed_token_ids"] = json!([318]);
     assert_eq!(service.text(shown).await, "<|unused_2|>".repeat(4));
-}
-
-#[tokio::test]
-async fn the_prompts_tokens_are_scored_by_id_if_asked() {
-    let service = Service::start(Fake::babbling());
-    let ids = tokenizer().encode("the cat", 100).unwrap();
-    let body = json!({"prompt": ids, "max_tokens": 2, "temperature": 0, "prompt_logprobs": 2});
-    let answer = service.complete(body.clone()).await;
-    let choice = &answer["choices"][0];
-    assert_eq!(choice["logprobs"], Value::Null);
-    let scored = choice["prompt_logprobs"].as_array().unwrap();
-    assert_eq!(scored.len(), ids.len());
-    assert_eq!(scored[0], Value::Null);
-    // The log-probabilities are those of an `echo`, where alternatives are named by their texts.
-    let mut echoed =
-        json!({"prompt": ids, "max_tokens": 2, "temperature": 0, "echo": true, "logprobs": 3});
-    let echo = service.complete(echoed.clone()).await;
-    let logprobs = &echo["choices"][0]["logprobs"]["token_logprobs"];
-    for (at, &id) in ids.iter().enumerate().skip(1) {
-        let places = scored[at].as_object().unwrap();
-        assert!((2..=3).contains(&places.len()), "{places:?}");
-        let own = &places[&id.to_string()];
-        assert_eq!(own["logprob"], logprobs[at]);
-        assert_eq!(
-            own["decoded_token"],
-            echo["choices"][0]["logprobs"]["tokens"][at]
-        );
-        let likelier = |other: &Value| other["logprob"].as_f64() > own["logprob"].as_f64();
-        let before = places.values().filter(|other| likelier(other)).count();
-        assert!(own["rank"].as_u64().unwrap() > before as u64);
-    }
-    // Both fields at once, each with its own number of alternatives.
-    echoed["prompt_logprobs"] = json!(2);
-    let both = service.complete(echoed).await;
-    assert_eq!(
-        both["choices"][0]["prompt_logprobs"],
-        choice["prompt_logprobs"]
-    );
-    assert_eq!(
-        both["choices"][0]["logprobs"],
-        echo["choices"][0]["logprobs"]
-    );
-}
-
-#[tokio::test]
-async fn chosen_ids_are_scored_in_place_of_the_likeliest() {
-    let service = Service::start(Fake::babbling());
-    let chosen: Vec<u32> = (60..90).collect();
-    let body = json!({
-        "prompt": "x", "max_tokens": 2, "temperature": 0, "logprob_token_ids": chosen, "return_tokens_as_token_ids": true,
-    });
-    let answer = service.complete(body).await;
-    let logprobs = &answer["choices"][0]["logprobs"];
-    for at in 0..2 {
-        let places = logprobs["top_logprobs"][at].as_object().unwrap();
-        let own = logprobs["tokens"][at].as_str().unwrap();
-        assert!(places.len() >= chosen.len());
-        assert_eq!(places[own], logprobs["token_logprobs"][at]);
-        for id in &chosen {
-            assert!(places[&format!("token_id:{id}")].is_number());
-        }
-    }
 }
