@@ -105,19 +105,28 @@ impl Situation<'_> {
         }
     }
 
+    /// In how many seconds all that wait, and the newcomers, are likely to have a slot. While no slot has become free yet, as
+    /// after a sudden rush, this is the time that the prompts before them take.
+    pub fn until_begun(&self, newcomers: Newcomers) -> f64 {
+        let waiting = self.total(|load| load.waiting) + newcomers.count;
+        let ahead = waiting.saturating_sub(self.places);
+        let prompts = self.total(Load::backlog) as f64;
+        let prompts = self.prefill_rate.map_or(0.0, |rate| prompts / rate);
+        (ahead as f64 * self.seconds_per_place).max(prompts)
+    }
+
     /// In how many seconds the first token of the last newcomer is likely to come. `None` if nothing is in its way, so that
     /// waiting longer would not help, or nothing was measured.
     pub fn first_token(&self, newcomers: Newcomers) -> Option<f64> {
         let rate = self.prefill_rate?;
-        let backlog = |load: &Load| load.waiting_tokens + load.prefill_tokens;
-        let all = self.total(backlog);
+        let all = self.total(Load::backlog);
         let waiting = self.total(|load| load.waiting) + newcomers.count;
         let ahead = waiting.saturating_sub(self.places);
         if all == 0 && ahead == 0 {
             return None;
         }
         let (tokens, per_place) = (newcomers.tokens as f64, self.seconds_per_place);
-        let after_all = (ahead as f64 * per_place).max(all as f64 / rate) + tokens / rate;
+        let after_all = self.until_begun(newcomers) + tokens / rate;
         // A flow waits for no more than its own backlog, at its share of the rate.
         let own = self.of(newcomers.flow);
         let others = self
@@ -127,7 +136,7 @@ impl Situation<'_> {
         let weights: f64 = others.map(|load| load.flow.weight).sum();
         let slowdown = (weights + newcomers.flow.weight) / newcomers.flow.weight;
         let (own_backlog, own_count) =
-            own.map_or((0, 0), |own| (backlog(own), own.waiting + own.running));
+            own.map_or((0, 0), |own| (own.backlog(), own.waiting + own.running));
         let share = (self.max_batch as f64 / slowdown).floor();
         let own_ahead = ((own_count + newcomers.count) as f64 - share).max(0.0);
         let own_wait = (own_ahead * per_place).max(own_backlog as f64 / rate) * slowdown;
@@ -217,6 +226,23 @@ mod tests {
         let check = |id| full(&long).check(newcomers(id, 1, 400), BOUNDS);
         assert_eq!(check(1), Err(NoRoom::Share), "more than half of the tokens");
         assert_eq!(check(2), Ok(()));
+    }
+
+    #[test]
+    fn a_rush_is_told_to_come_back_when_its_prompts_are_computed_though_no_slot_became_free_yet() {
+        let loads = [load(0, 128, 8_000, 0)];
+        let rush = Situation {
+            seconds_per_place: 0.0,
+            ..full(&loads)
+        };
+        let one = newcomers(0, 1, 64);
+        assert_eq!(rush.until_begun(one), 80.0);
+        let unknown = Situation {
+            prefill_rate: None,
+            ..rush
+        };
+        assert_eq!(unknown.until_begun(one), 0.0, "nothing is known yet");
+        assert_eq!(full(&loads).until_begun(one), 258.0, "slots are slower");
     }
 
     #[test]

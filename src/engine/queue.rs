@@ -132,9 +132,7 @@ impl Queue {
         };
         // The time until all of those that wait have a slot, not only the next one: many clients get the same answer, and
         // all of them retry.
-        let waiting = situation.loads.iter().map(|load| load.waiting);
-        let ahead = (waiting.sum::<usize>() + newcomers.count).saturating_sub(situation.places);
-        let places = situation.seconds_per_place * ahead as f64;
+        let until_begun = situation.until_begun(newcomers);
         let retry_after = |seconds: f64| {
             Duration::try_from_secs_f64(seconds.ceil())
                 .unwrap_or(MAX_RETRY)
@@ -142,7 +140,7 @@ impl Queue {
         };
         let full = |part| Refusal::QueueFull {
             part,
-            retry_after: retry_after(places),
+            retry_after: retry_after(until_begun),
         };
         Err(match no_room {
             NoRoom::Requests => full(QueuePart::Requests),

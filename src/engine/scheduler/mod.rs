@@ -148,6 +148,11 @@ impl Load {
             prefill_tokens: 0,
         }
     }
+
+    /// Tokens of prompts that are not computed yet.
+    pub const fn backlog(&self) -> usize {
+        self.waiting_tokens + self.prefill_tokens
+    }
 }
 
 /// Assumed length of an answer before any has ended: a paragraph or two, as in chats.
