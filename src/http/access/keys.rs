@@ -28,6 +28,8 @@ struct Known {
     clients: HashMap<[u8; 32], Arc<Client>>,
     /// The stamp of the file when it was read; `None` if its metadata could not be read.
     stamp: Option<Stamp>,
+    /// Its stamp at the last look.
+    seen: Option<Stamp>,
 }
 
 impl ApiKeys {
@@ -46,14 +48,14 @@ impl ApiKeys {
         })
     }
 
-    /// Reads the file again if it has changed, or in any case if `always`. If the file has become unusable, the keys
-    /// stay as they are, and an error is logged.
+    /// Reads the file again if it has changed and is complete, or in any case if `always`. If the file has become
+    /// unusable, the keys stay as they are, and an error is logged.
     pub fn reload(&self, always: bool) {
         let stamp = stamp_of(&self.file);
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        if known.stamp == stamp && !always {
+        if !self.has_settled(stamp) && !always {
             return;
         }
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         let read = Known::read(&self.file, Some(&known));
         drop(known);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
@@ -71,6 +73,15 @@ impl ApiKeys {
                 known.stamp = stamp;
             }
         }
+    }
+
+    /// Whether the file has changed since it was read, but not since the last look. If it has, somebody may still be
+    /// writing it, and the lines that are there already would be taken for all of them.
+    fn has_settled(&self, stamp: Option<Stamp>) -> bool {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let is_as_seen = known.seen == stamp;
+        known.seen = stamp;
+        is_as_seen && known.stamp != stamp
     }
 
     /// The client with this key.
@@ -162,6 +173,7 @@ impl Known {
             salt,
             clients,
             stamp,
+            seen: stamp,
         })
     }
 
@@ -223,10 +235,13 @@ mod tests {
         std::os::unix::fs::symlink(&other, &second).unwrap();
         std::fs::rename(&second, &link).unwrap();
         keys.reload(false);
+        assert_eq!(accepted(), [true, false, false], "it may not be complete");
+        keys.reload(false);
         assert_eq!(accepted(), [false, true, false]);
 
         for broken in ["", "# nothing but a comment"] {
             std::fs::write(&other, broken).unwrap();
+            keys.reload(false);
             keys.reload(false);
             assert_eq!(accepted(), [false, true, false]);
         }
@@ -236,7 +251,24 @@ mod tests {
 
         std::fs::write(&other, "newest").unwrap();
         keys.reload(false);
+        keys.reload(false);
         assert_eq!(accepted(), [false, false, true]);
+    }
+
+    #[test]
+    fn a_file_that_is_still_being_written_is_not_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "first\nlast").unwrap();
+        let keys = ApiKeys::read(file.path()).unwrap();
+        let accepted = || ["first", "fir", "last"].map(|key| keys.client(key.as_bytes()).is_some());
+        for written in ["fir", "first\nmid", "first\nmiddle\nlast"] {
+            std::fs::write(&file, written).unwrap();
+            keys.reload(false);
+            assert_eq!(accepted(), [true, false, true], "{written}");
+        }
+        keys.reload(false);
+        assert_eq!(accepted(), [true, false, true]);
+        assert!(keys.client(b"middle").is_some());
     }
 
     #[test]
