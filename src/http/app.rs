@@ -1,7 +1,7 @@
 //! State shared by the handlers: the model once it is loaded, the limits, and the shutdown phase.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 use tokio::sync::watch;
@@ -10,6 +10,7 @@ use super::access::Access;
 use super::chat::thinking::ThinkingDefaults;
 use super::error_body::ApiError;
 use super::fields::MAX_REPEATED;
+use super::heartbeat::Heartbeat;
 use super::limits::Limits;
 use super::memory::RequestMemory;
 use super::watchdog;
@@ -40,6 +41,7 @@ struct Shared {
     phase: watch::Sender<Phase>,
     faults: watch::Sender<Faults>,
     canary: Mutex<CanaryStatus>,
+    heartbeat: Heartbeat,
     /// Takes the spans of requests, if there is a collector.
     exporter: Option<Exporter>,
 }
@@ -240,6 +242,7 @@ impl App {
             phase: watch::Sender::new(Phase::Open),
             faults: watch::Sender::new(Faults::default()),
             canary: Mutex::default(),
+            heartbeat: Heartbeat::default(),
             exporter,
         }));
         app.show_clients();
@@ -386,6 +389,16 @@ impl App {
     /// The memory budget of all requests.
     pub fn memory(&self) -> &RequestMemory {
         &self.0.memory
+    }
+
+    /// Shows the probes that the thread which serves the API runs, for as long as it does.
+    pub async fn beat(self) {
+        self.0.heartbeat.keep_up().await;
+    }
+
+    /// For how long the thread that serves the API has not been seen running; `None` if it does not show it.
+    pub fn silence(&self) -> Option<Duration> {
+        self.0.heartbeat.age()
     }
 
     /// The metrics.

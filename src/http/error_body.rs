@@ -148,6 +148,9 @@ pub enum ApiError {
     /// A step takes too long.
     #[error("the engine does not answer; retry later")]
     Stalled,
+    /// The thread that serves the API hangs.
+    #[error("the API does not answer")]
+    NetworkStalled,
     /// The weights do not match their checksums.
     #[error("the model's weights are damaged; the server's log has the file and the tensor")]
     Damaged,
@@ -223,6 +226,7 @@ impl ApiError {
             Self::Loading => (StatusCode::SERVICE_UNAVAILABLE, "loading"),
             Self::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
             Self::Stalled => (StatusCode::SERVICE_UNAVAILABLE, "engine_stalled"),
+            Self::NetworkStalled => (StatusCode::SERVICE_UNAVAILABLE, "network_stalled"),
             Self::Damaged => (StatusCode::SERVICE_UNAVAILABLE, "weights_damaged"),
             Self::CanaryFailed => (StatusCode::SERVICE_UNAVAILABLE, "canary_failed"),
             Self::EngineStopped => (StatusCode::SERVICE_UNAVAILABLE, "engine_stopped"),
@@ -283,6 +287,7 @@ impl ApiError {
             | Self::Draining
             | Self::OutOfMemory
             | Self::Stalled
+            | Self::NetworkStalled
             | Self::GrammarsUnavailable => Some(RETRY_SOON),
             _ => None,
         }

@@ -17,16 +17,22 @@ use crate::engine::Health;
 /// warming a model again costs more than waiting a minute.
 const STUCK_AFTER: Duration = Duration::from_secs(60);
 
+/// Readiness fails when the thread that serves the API has not run for so long: no request occupies it for a second.
+/// Liveness fails after [`STUCK_AFTER`], as for a step.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
+
 /// `GET /readyz` and `/health`: whether a request sent now would be accepted. A full queue does not make the server
 /// unready: under load, all replicas would leave the load balancer at once, while a 429 only makes the client retry
 /// elsewhere or later.
 pub async fn ready(State(app): State<App>) -> Result<Response, ApiError> {
+    check_network(app.silence(), SILENT_AFTER)?;
     check_engine(app.model()?)?;
     Ok(status("ready"))
 }
 
 /// `GET /livez`: fails when only a restart can help. Loading and draining are not failures.
 pub async fn live(State(app): State<App>) -> Result<Response, ApiError> {
+    check_network(app.silence(), STUCK_AFTER)?;
     app.loaded_model().map_or(Ok(()), check_engine)?;
     Ok(status("alive"))
 }
@@ -73,6 +79,15 @@ pub(super) fn check_engine(model: &ServedModel) -> Result<(), ApiError> {
     }
 }
 
+/// Whether the thread that serves the API was seen running in the last `limit`. Only the thread of another port can find
+/// that it was not.
+fn check_network(silence: Option<Duration>, limit: Duration) -> Result<(), ApiError> {
+    match silence {
+        Some(silence) if silence > limit => Err(ApiError::NetworkStalled),
+        _ => Ok(()),
+    }
+}
+
 /// `GET /version`.
 pub async fn version() -> Response {
     Json(json!({"version": build::VERSION, "build": build::ID})).into_response()
@@ -80,4 +95,21 @@ pub async fn version() -> Response {
 
 fn status(status: &str) -> Response {
     Json(json!({"status": status})).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_api_that_answers_nobody_is_soon_not_ready_and_later_not_alive() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        let probes = |silence| {
+            [SILENT_AFTER, STUCK_AFTER].map(|limit| check_network(silence, limit).is_ok())
+        };
+        assert_eq!(probes(None), [true, true], "nobody keeps it up");
+        assert_eq!(probes(seconds(2)), [true, true], "a busy machine");
+        assert_eq!(probes(seconds(15)), [false, true]);
+        assert_eq!(probes(seconds(70)), [false, false]);
+    }
 }

@@ -27,6 +27,7 @@ pub mod error_body;
 pub mod fields;
 pub mod generate;
 pub mod health;
+mod heartbeat;
 pub mod limits;
 mod line_limit;
 pub mod memory;

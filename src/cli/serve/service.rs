@@ -64,6 +64,7 @@ impl Service {
         };
         tokio::spawn(files.keep(access::hangups()?));
         tokio::spawn(manager.clone().keep_alive(app.clone()));
+        tokio::spawn(app.clone().beat());
         let (listen, mode) = (&args.listening.listen, args.listening.socket_mode);
         let Open { listener, file } = match passed {
             Some(passed) => passed.open()?,
