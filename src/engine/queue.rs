@@ -212,6 +212,15 @@ impl Queue {
         self.lock().step_rows = rows;
     }
 
+    /// Called by the engine: the current step was given up before its end, because nobody waits for it any more.
+    pub fn give_up_step(&self) {
+        let mut state = self.lock();
+        let rows = std::mem::take(&mut state.step_rows);
+        if let Some(began) = state.step_began {
+            state.recent_steps.observe_part(rows, began.elapsed());
+        }
+    }
+
     /// Called by the engine after it `admitted` some sequences into the batch: what waits and runs, with buffers changed
     /// for those of the last call; how many slots are free, and how fast prompts are computed.
     pub fn report(
@@ -381,6 +390,32 @@ impl DrainRate {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_step_that_was_given_up_is_not_measured() {
+        let bounds = Bounds {
+            requests: 1,
+            tokens: 1,
+            first_token: None,
+        };
+        let gauge = |name| IntGauge::new(name, "of a test").unwrap();
+        let gauges = Gauges {
+            requests: gauge("requests"),
+            tokens: gauge("tokens"),
+        };
+        let queue = Queue::new(bounds, 1, gauges);
+        let usual = || queue.step().unwrap().usual;
+        let begin = |rows| {
+            queue.take(false).unwrap();
+            queue.run_rows(rows);
+        };
+        begin(512);
+        queue.give_up_step();
+        begin(512);
+        assert_eq!(usual(), None, "the one before told nothing");
+        begin(512);
+        assert!(usual().is_some(), "the one before went to its end");
+    }
 
     #[test]
     fn a_queue_that_stands_still_is_slower_than_was_measured_and_an_empty_one_is_not_measured() {

@@ -193,6 +193,7 @@ impl Worker {
         if !self.forward_and_sample() {
             // All of the step have left, or make room. The next one begins by removing them.
             self.scheduler.give_up(&self.plan);
+            self.queue.give_up_step();
             return;
         }
         self.scheduler.settle(&self.plan);

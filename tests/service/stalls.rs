@@ -116,3 +116,16 @@ async fn slow_steps_are_no_stalls_once_they_are_known() {
     }
     assert_eq!(service.metrics.engine_stalls_total.get(), 0);
 }
+
+#[tokio::test]
+async fn a_step_that_was_given_up_does_not_make_the_next_one_a_stall() {
+    // More than the two seconds that a step may take after much shorter ones.
+    let service = Service::start(Fake::babbling().with_step_time(Duration::from_secs(3)));
+    let long = json!({"prompt": vec![3; 100], "max_tokens": 1});
+    let impatient = service
+        .completion(&long)
+        .timeout(Duration::from_millis(300));
+    assert!(impatient.send().await.is_err());
+    service.complete(long).await;
+    assert_eq!(service.metrics.engine_stalls_total.get(), 0);
+}
