@@ -98,3 +98,47 @@ fn several_numbers_of_threads_are_measured_one_after_another() {
     let report: Value = serde_json::from_str(&bench("1", &["--json"])).unwrap();
     assert!(report["decode"][0]["share_of_roofline"].is_number());
 }
+
+#[test]
+fn prompts_and_the_context_are_measured_as_asked() {
+    let flags = [
+        "--prompt", "8,70", "--batch", "1,2", "--runs", "1", "--steps", "1",
+    ];
+    let bench = |more: &[&str]| {
+        let mut command = microgranite(&["bench", "--model", &tiny()]);
+        command.args(flags).args(more).output().unwrap()
+    };
+    let output = bench(&["--context", "130", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let all = |list: &str, name: &str| -> Vec<u64> {
+        let entries = report[list].as_array().unwrap().iter();
+        entries.map(|entry| entry[name].as_u64().unwrap()).collect()
+    };
+    assert_eq!(all("prefill", "tokens"), [8, 70]);
+    assert_eq!(all("decode", "context"), [130, 130]);
+    // A step reads the weights once, and the keys and values of each stream.
+    let model = |name: &str| report["model"][name].as_f64().unwrap();
+    for decode in report["decode"].as_array().unwrap() {
+        let number = |name: &str| decode[name].as_f64().unwrap();
+        let bytes = number("gb_s") * number("step_ms") * 1e6;
+        let cached = number("streams") * 130.0 * model("kv_bytes_per_token");
+        let expected = model("bytes_per_step") + cached;
+        assert!(
+            (bytes / expected - 1.0).abs() < 1e-9,
+            "{bytes} is not {expected}"
+        );
+    }
+    let table = String::from_utf8(bench(&["--context", "130"]).stdout).unwrap();
+    assert!(
+        table.contains("\ncontext    130 tokens before each stream's decoding\n"),
+        "{table}"
+    );
+    let refused = bench(&["--context", "512"]);
+    assert_eq!(refused.status.code(), Some(78), "{refused:?}");
+    let error = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        error.contains("--context") && error.contains("513") && error.contains("512"),
+        "{error}"
+    );
+}

@@ -112,6 +112,8 @@ fn numbers_out_of_range_are_bad_usage() {
             "--shape=granite-3.3-2b",
             "--prompt=18446744073709551615",
         ],
+        ["bench", "--shape=granite-3.3-2b", "--prompt=512,0"],
+        ["bench", "--shape=granite-3.3-2b", "--context=0"],
         ["bench", "--shape=granite-3.3-2b", "--batch=1,0"],
         ["bench", "--shape=granite-3.3-2b", "--batch=1,100000000"],
         [

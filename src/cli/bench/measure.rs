@@ -5,15 +5,18 @@ use std::time::{Duration, Instant};
 use super::given::{Given, Watch};
 use super::limits::{Limits, Meter, median};
 use crate::cli::progress::Progress;
+use crate::engine;
 use crate::error::Result;
 use crate::model::{Forward, Granite, PAGE_TOKENS, Span};
 
-/// Tokens of every stream before its decoding is timed: a page, so that attention has something to read.
-const STREAM_PROMPT: usize = PAGE_TOKENS;
+/// Tokens of every stream before its decoding is timed, where nothing else is asked for: a page, so that attention has
+/// something to read.
+pub const STREAM_CONTEXT: usize = PAGE_TOKENS;
 
 /// What to measure.
 pub struct Plan {
-    pub prompt: usize,
+    pub prompts: Vec<usize>,
+    pub context: usize,
     pub batches: Vec<usize>,
     pub runs: usize,
     pub steps: usize,
@@ -22,7 +25,7 @@ pub struct Plan {
 /// Medians over the runs; the limits beside each are medians of measurements between those same runs.
 pub struct Results {
     pub limits: Limits,
-    pub prefill: Prefill,
+    pub prefill: Vec<Prefill>,
     pub decode: Vec<Decode>,
     /// The processor time that the threads got, if the system reports it.
     pub given: Option<Given>,
@@ -39,7 +42,9 @@ pub struct Prefill {
 pub struct Decode {
     pub streams: usize,
     pub step_seconds: f64,
-    /// Bytes that a step moves.
+    /// Tokens of each stream before the first step.
+    pub context: usize,
+    /// Bytes that a step moves: weights, states, and the keys and values of the context.
     pub bytes: u64,
     pub limits: Limits,
 }
@@ -47,7 +52,11 @@ pub struct Decode {
 impl Plan {
     /// The longest sequence.
     pub fn longest(&self) -> usize {
-        self.prompt.max(STREAM_PROMPT + self.steps)
+        self.longest_prompt().max(self.context + self.steps)
+    }
+
+    fn longest_prompt(&self) -> usize {
+        self.prompts.iter().max().copied().unwrap_or(1)
     }
 
     /// The most sequences at once.
@@ -57,11 +66,11 @@ impl Plan {
 
     /// KV pages that the largest measurement needs.
     pub fn pages(&self) -> usize {
-        (self.sequences() * self.stream_pages()).max(self.prompt.div_ceil(PAGE_TOKENS))
+        (self.sequences() * self.stream_pages()).max(self.longest_prompt().div_ceil(PAGE_TOKENS))
     }
 
     fn stream_pages(&self) -> usize {
-        (STREAM_PROMPT + self.steps).div_ceil(PAGE_TOKENS)
+        (self.context + self.steps).div_ceil(PAGE_TOKENS)
     }
 }
 
@@ -70,7 +79,7 @@ impl Plan {
 /// # Errors
 /// [`crate::error::Error::Config`] if there is not enough memory.
 pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<Results> {
-    let total = (plan.runs * (1 + plan.batches.len())) as u64;
+    let total = (plan.runs * (plan.prompts.len() + plan.batches.len())) as u64;
     let meter = Meter::new()?;
     let mut watch = Watch::default();
     let mut all = Vec::new();
@@ -85,15 +94,18 @@ pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<R
         run
     };
 
-    prefill(model, plan.prompt.min(PAGE_TOKENS));
-    let runs: Vec<_> = (0..plan.runs)
-        .map(|_| sample(model, &mut |model| prefill(model, plan.prompt)))
-        .collect();
-    let prefill = Prefill {
-        tokens: plan.prompt,
-        seconds: time(&runs),
-        limits: limits(&runs),
-    };
+    prefill(model, PAGE_TOKENS.min(plan.longest_prompt()));
+    let mut prompts = Vec::new();
+    for &tokens in &plan.prompts {
+        let runs: Vec<_> = (0..plan.runs)
+            .map(|_| sample(model, &mut |model| prefill(model, tokens)))
+            .collect();
+        prompts.push(Prefill {
+            tokens,
+            seconds: time(&runs),
+            limits: limits(&runs),
+        });
+    }
 
     model.fill_cache();
     let mut decode = Vec::new();
@@ -104,7 +116,8 @@ pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<R
         decode.push(Decode {
             streams,
             step_seconds: time(&runs),
-            bytes: model.bytes_of_last_step(streams),
+            context: plan.context,
+            bytes: model.bytes_of_last_step(streams) + cached_bytes(model, streams * plan.context),
             limits: limits(&runs),
         });
     }
@@ -113,11 +126,16 @@ pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<R
     let cpus = cpus.lines().filter(|line| line.starts_with("cpu")).count();
     Ok(Results {
         limits: medians(&all),
-        prefill,
+        prefill: prompts,
         decode,
         // The first line is the sum of the others.
         given: watch.given(model.threads(), cpus.saturating_sub(1)),
     })
+}
+
+/// Bytes of the keys and values of `tokens` tokens.
+fn cached_bytes(model: &Granite, tokens: usize) -> u64 {
+    (model.page_bytes() / PAGE_TOKENS * tokens) as u64
 }
 
 fn time(runs: &[(Duration, Limits)]) -> f64 {
@@ -144,22 +162,26 @@ fn ids(model: &Granite, count: usize) -> Vec<u32> {
         .collect()
 }
 
-/// Times one prompt of `tokens` ids up to its logits.
+/// Times one prompt of `tokens` ids up to its logits, in steps of as many rows as the server takes.
 fn prefill(model: &mut Granite, tokens: usize) -> Duration {
+    let step = engine::Settings::default().step_tokens;
     let ids = ids(model, tokens);
     let pages: Vec<u32> = (0..tokens.div_ceil(PAGE_TOKENS) as u32).collect();
-    let start = Instant::now();
-    model.forward(&[Span {
-        tokens: &ids,
-        start: 0,
-        pages: &pages,
-        slot: 0,
-        certain: usize::MAX,
-        restore: None,
-        saves: &[],
-        logit_rows: 1,
-    }]);
-    start.elapsed()
+    let timer = Instant::now();
+    for start in (0..tokens).step_by(step) {
+        let end = tokens.min(start + step);
+        model.forward(&[Span {
+            tokens: &ids[start..end],
+            start,
+            pages: &pages,
+            slot: 0,
+            certain: usize::MAX,
+            restore: None,
+            saves: &[],
+            logit_rows: usize::from(end == tokens),
+        }]);
+    }
+    timer.elapsed()
 }
 
 /// Times the decoding steps of `streams` sequences; returns the median step.
@@ -176,7 +198,7 @@ fn steps(model: &mut Granite, plan: &Plan, streams: usize) -> Duration {
             .zip(0..)
             .map(|((pages, tokens), slot)| Span {
                 tokens,
-                start: STREAM_PROMPT + index,
+                start: plan.context + index,
                 pages,
                 slot,
                 certain: usize::MAX,

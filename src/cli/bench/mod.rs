@@ -31,7 +31,7 @@ pub struct Args {
     /// Say in about ten seconds what this machine is, what published Granites would give on it, and what it lacks.
     ///
     /// Needs no download. A few layers of each shape are measured, and the whole is calculated from them.
-    #[arg(long, conflicts_with_all = ["reference", "model", "shape", "prompt", "batch", "runs", "steps"])]
+    #[arg(long, conflicts_with_all = ["reference", "model", "shape", "prompt", "context", "batch", "runs", "steps"])]
     quick: bool,
     /// The model to measure: a folder, a .gguf file, hf:OWNER/NAME[@REVISION][:LABEL], ollama:NAME[:TAG],
     /// oci://HOST/REPOSITORY[:TAG], or demo.
@@ -47,9 +47,26 @@ pub struct Args {
     /// A published model shape with random weights: needs no download, and is as fast as the real model.
     #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(shapes::names()))]
     shape: Option<String>,
-    /// Prompt tokens in the prefill measurement.
-    #[arg(long, default_value_t = 512, value_name = "TOKENS", value_parser = config::tokens)]
-    prompt: usize,
+    /// Lengths of the prompts to compute, in tokens. They are computed in steps of 128, as the server does.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_parser = config::tokens,
+        default_value = "512",
+        value_name = "TOKENS,TOKENS,…"
+    )]
+    prompt: Vec<usize>,
+    /// Tokens of each stream before its decoding is timed. They are not computed: the KV cache is filled with numbers.
+    ///
+    /// [default: 64]
+    #[arg(
+        long,
+        default_value_t = measure::STREAM_CONTEXT,
+        hide_default_value = true,
+        value_name = "TOKENS",
+        value_parser = config::tokens
+    )]
+    context: usize,
     /// Numbers of streams to decode at once, 1 to 1024.
     #[arg(
         long,
@@ -100,7 +117,8 @@ pub fn run(args: &Args, sources: &sources::Settings) -> Result<()> {
         return print(&outlook, args.json);
     }
     let plan = Plan {
-        prompt: args.prompt,
+        prompts: args.prompt.clone(),
+        context: args.context,
         batches: args.batch.clone(),
         runs: args.runs,
         steps: args.steps,
@@ -201,8 +219,8 @@ fn load(
     let longest = config.max_positions;
     if plan.longest() > longest {
         return Err(Error::Config(format!(
-            "--prompt {}: the model's context is {longest} tokens",
-            plan.prompt
+            "--prompt, --context: a sequence of {} tokens is longer than the model's context of {longest}",
+            plan.longest()
         )));
     }
     check_room(model::footprint_of(&checkpoint, &config), plan)?;

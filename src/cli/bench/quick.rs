@@ -114,7 +114,8 @@ fn estimate(
     let whole = model::footprint(&config).weights;
     let part = Part::of(&config, limits);
     let plan = Plan {
-        prompt: part.tokens,
+        prompts: vec![part.tokens],
+        context: measure::STREAM_CONTEXT,
         batches: vec![1, STREAMS],
         runs: 3,
         steps: 4,
@@ -134,7 +135,9 @@ fn estimate(
     let all = |seconds: f64, rows: usize, limits: Limits| {
         part.all_layers(seconds, part.head_seconds(rows, limits))
     };
-    let prefill = &results.prefill;
+    let [prefill] = &results.prefill[..] else {
+        unreachable!("the plan has one prompt");
+    };
     let prompt = all(prefill.seconds, 1, prefill.limits);
     let prompt_tok_s = prefill.tokens as f64 / prompt;
     let [one, many] = &results.decode[..] else {

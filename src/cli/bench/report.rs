@@ -6,7 +6,7 @@ use std::fmt;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 
-use super::measure::{Decode, Results};
+use super::measure::{Decode, Prefill, Results, STREAM_CONTEXT};
 use super::scaling::{Rate, Rates};
 use crate::config::{self, ByteSize};
 use crate::int8::kernels;
@@ -59,17 +59,16 @@ impl<'a> Report<'a> {
 
     /// Int8 operations of the prompt: every token through the layers, the last one through the head. Attention is not
     /// counted, so its time lowers the share.
-    fn prefill_operations(&self) -> f64 {
-        (self.prompt_operations * self.results.prefill.tokens as u64 + self.head_operations) as f64
+    fn prefill_operations(&self, prefill: &Prefill) -> f64 {
+        (self.prompt_operations * prefill.tokens as u64 + self.head_operations) as f64
     }
 
-    fn prefill_share(&self) -> f64 {
-        let prefill = &self.results.prefill;
-        self.prefill_operations() / prefill.seconds / prefill.limits.int8
+    fn prefill_share(&self, prefill: &Prefill) -> f64 {
+        self.prefill_operations(prefill) / prefill.seconds / prefill.limits.int8
     }
 
-    /// The minimum time of a step: the time to move the weights and states that it needs, or to compute all products,
-    /// whichever is longer.
+    /// The minimum time of a step: the time to move the weights, states, keys and values that it needs, or to compute all
+    /// products with weights, whichever is longer.
     fn roofline_seconds(&self, decode: &Decode) -> f64 {
         let operations = (self.prompt_operations + self.head_operations) as f64;
         let operations = operations * decode.streams as f64;
@@ -94,11 +93,13 @@ impl<'a> Report<'a> {
             efficiency: 1.0,
             undisturbed: self.results.given.map(|given| given.is_undisturbed()),
         };
-        let prefill = &self.results.prefill;
-        let of_prefill = rate(
-            prefill.tokens as f64 / prefill.seconds,
-            self.prefill_share(),
-        );
+        let of_prefill = self.results.prefill.iter().map(|prefill| {
+            let rate = rate(
+                prefill.tokens as f64 / prefill.seconds,
+                self.prefill_share(prefill),
+            );
+            ("prefill", prefill.tokens, rate)
+        });
         let of_decode = self.results.decode.iter().map(|decode| {
             let rate = rate(
                 decode.streams as f64 / decode.step_seconds,
@@ -106,14 +107,24 @@ impl<'a> Report<'a> {
             );
             ("decode", decode.streams, rate)
         });
-        std::iter::once(("prefill", prefill.tokens, of_prefill))
-            .chain(of_decode)
-            .collect()
+        of_prefill.chain(of_decode).collect()
     }
 
     /// The results, under the names that scripts rely on.
     fn json(&self) -> Value {
-        let (limits, prefill) = (self.results.limits, &self.results.prefill);
+        let limits = self.results.limits;
+        let prefill: Vec<Value> = (self.results.prefill.iter())
+            .map(|prefill| {
+                json!({
+                    "tokens": prefill.tokens,
+                    "tok_s": prefill.tokens as f64 / prefill.seconds,
+                    "seconds": prefill.seconds,
+                    "time_to_first_token_ms": prefill.seconds * 1e3,
+                    "tops": self.prefill_operations(prefill) / prefill.seconds / 1e12,
+                    "share_of_peak": self.prefill_share(prefill),
+                })
+            })
+            .collect();
         let decode: Vec<Value> = self
             .results
             .decode
@@ -121,6 +132,7 @@ impl<'a> Report<'a> {
             .map(|decode| {
                 json!({
                     "streams": decode.streams,
+                    "context": decode.context,
                     "tok_s": decode.streams as f64 / decode.step_seconds,
                     "step_ms": decode.step_seconds * 1e3,
                     "gb_s": decode.bytes as f64 / decode.step_seconds / 1e9,
@@ -152,14 +164,7 @@ impl<'a> Report<'a> {
                 "bytes_per_step": self.bytes_per_step,
                 "kv_bytes_per_token": self.kv_bytes_per_token,
             },
-            "prefill": [{
-                "tokens": prefill.tokens,
-                "tok_s": prefill.tokens as f64 / prefill.seconds,
-                "seconds": prefill.seconds,
-                "time_to_first_token_ms": prefill.seconds * 1e3,
-                "tops": self.prefill_operations() / prefill.seconds / 1e12,
-                "share_of_peak": self.prefill_share(),
-            }],
+            "prefill": prefill,
             "decode": decode,
         })
     }
@@ -182,7 +187,7 @@ fn passed_over() -> BTreeMap<&'static str, String> {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (limits, prefill) = (self.results.limits, &self.results.prefill);
+        let limits = self.results.limits;
         writeln!(
             f,
             "model      {}, {:.2} GB of int8 weights",
@@ -232,21 +237,35 @@ impl fmt::Display for Report<'_> {
             limits.int8 / 1e12,
             limits.f32 / 1e12
         )?;
+        let context = self
+            .results
+            .decode
+            .iter()
+            .map(|decode| decode.context)
+            .max();
+        if let Some(context) = context.filter(|context| *context != STREAM_CONTEXT) {
+            writeln!(
+                f,
+                "context    {context} tokens before each stream's decoding"
+            )?;
+        }
         writeln!(f)?;
         writeln!(
             f,
             "                  tokens/s     ms/step        GB/s      TOPS   share of the limit"
         )?;
-        writeln!(
-            f,
-            "prefill {:>6} {:>11.1} {:>11.1} {:>11} {:>9.2} {:>9.0} % of int8 peak; then comes the first token",
-            prefill.tokens,
-            prefill.tokens as f64 / prefill.seconds,
-            prefill.seconds * 1e3,
-            "",
-            self.prefill_operations() / prefill.seconds / 1e12,
-            self.prefill_share() * 100.0
-        )?;
+        for prefill in &self.results.prefill {
+            writeln!(
+                f,
+                "prefill {:>6} {:>11.1} {:>11.1} {:>11} {:>9.2} {:>9.0} % of int8 peak; then comes the first token",
+                prefill.tokens,
+                prefill.tokens as f64 / prefill.seconds,
+                prefill.seconds * 1e3,
+                "",
+                self.prefill_operations(prefill) / prefill.seconds / 1e12,
+                self.prefill_share(prefill) * 100.0
+            )?;
+        }
         for decode in &self.results.decode {
             let operations =
                 (self.prompt_operations + self.head_operations) as f64 * decode.streams as f64;
