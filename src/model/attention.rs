@@ -1,9 +1,14 @@
-//! Grouped-query attention over int8 pages. Queries and keys are rotated and quantized per head; the softmax is
-//! computed online.
+//! Grouped-query attention over int8 pages. Queries and keys are rotated and quantized per head, and their products are
+//! the scores. The softmax is computed online; its weights, with the scales of the values in them, are quantized for each
+//! query and tile, so that their products with the values are sums of int8 products, too.
 //!
 //! Each tile is a page. Pages are aligned at position 0 and processed in ascending order, and the arithmetic of a query
 //! is the same whether it runs alone or together with other rows, so neither batching nor chunking changes a bit of the
 //! result.
+
+#[cfg(test)]
+mod tests;
+mod tiles;
 
 use std::ops::Range;
 
@@ -17,10 +22,11 @@ use crate::int8::activations::{Activations, groups_of};
 use crate::int8::compute::Compute;
 use crate::int8::floats::Floats;
 use crate::int8::kernels::pool::{PerThread, PerUnit};
-use crate::int8::kernels::{Block, Kernel, Rows, Values};
+use crate::int8::kernels::{Block, Kernel, Rows};
 use crate::int8::matmul::Panels;
 use crate::int8::rotation::Rotation;
 use crate::int8::{GROUP, PANEL};
+use tiles::{NOTHING_AHEAD, Tiles};
 
 /// Consecutive rows of one sequence that share each load of the keys. With four query heads per KV head they make a
 /// tile of 32 rows, whose scores take 8 KiB; more would take too much of the first-level cache.
@@ -226,6 +232,8 @@ fn prepare(
 ) {
     let (dim, sharing) = (step.config.head_dim, step.heads_per_kv_head());
     let (heads, kv_heads) = (step.config.num_heads, step.config.num_kv_heads);
+    // The softmax is to base 2.
+    let multiplier = step.config.attention_multiplier * std::f32::consts::LOG2_E;
     let mut values = [0.0; HEAD_DIM_MAX];
     let values = &mut values[..dim];
     let (mut key_codes, mut value_codes) = ([0; HEAD_DIM_MAX], [0; HEAD_DIM_MAX]);
@@ -249,7 +257,7 @@ fn prepare(
             }
             kernel.rotate(Rotation::Full, values);
             (*scale, *sum) = kernel.quantize(values, codes);
-            *scale *= step.config.attention_multiplier;
+            *scale *= multiplier;
         }
         qkv.gather(index, (heads + kv_head) * dim, values);
         if let Some(table) = table {
@@ -308,25 +316,15 @@ fn attend_block(
     } = step.rows[rows.start];
     let heads = rows.len() * sharing;
     let first_head = rows.start * sharing;
-    let scratch = scratch.set_len(heads * (PANEL + 3) + PAGE_TOKENS * dim);
-    // The buffers of whole cache lines come first, so that they stay aligned.
-    let (scores, rest) = scratch.split_at_mut(heads * PANEL);
-    let (floats, rest) = rest.split_at_mut(PAGE_TOKENS * dim);
-    let (maxima, rest) = rest.split_at_mut(heads);
-    let (totals, rescales) = rest.split_at_mut(heads);
-    maxima.fill(f32::NEG_INFINITY);
-    totals.fill(0.0);
-    out.fill(0.0);
+    let mut tiles = Tiles::new(scratch, heads, dim);
     let last = first + rows.len() - 1;
-    for tile in 0..=last / PAGE_TOKENS {
-        let page = cache.page(step.spans[span].pages[tile]);
+    let pages = &step.spans[span].pages[..=last / PAGE_TOKENS];
+    for (tile, page) in pages.iter().enumerate() {
+        let page = cache.page(*page);
         let start = tile * PAGE_TOKENS;
         // Rows before the tile's first position attend to none of it.
         let skipped = start.saturating_sub(first);
-        let (from, scores) = (
-            skipped * sharing,
-            &mut scores[..heads * PANEL - skipped * sharing * PANEL],
-        );
+        let from = skipped * sharing;
         let seeing = first_head + from..first_head + heads;
         let seeing = Rows {
             codes: &queries.codes[seeing.start * dim..seeing.end * dim],
@@ -337,32 +335,23 @@ fn attend_block(
         let keys = Block {
             codes: page.keys,
             zero_points: None,
-            scales: None,
-            ahead: bytemuck::cast_slice(page.values),
+            scales: Some(page.key_scales),
+            ahead: NOTHING_AHEAD,
         };
-        kernel.tile(keys, seeing, scores, false);
-        // A single row reads the values once in any case; several rows share one conversion to floats.
-        let values = if rows.len() > 1 {
-            kernel.widen(page.values, floats);
-            Values::Floats(floats)
+        kernel.tile(keys, seeing, &mut tiles.scores[from * PANEL..], false);
+        let valid = |row: usize| (first + row + 1 - start).min(PAGE_TOKENS);
+        if valid(skipped) == PAGE_TOKENS {
+            tiles.softmax(kernel, from..heads, PAGE_TOKENS, page.value_scales);
         } else {
-            Values::Codes(page.values)
-        };
-        kernel.scale_columns(scores, page.key_scales);
-        for (row, scores) in scores.chunks_exact_mut(sharing * PANEL).enumerate() {
-            let valid = (first + skipped + row + 1 - start).min(PAGE_TOKENS);
-            let heads = from + row * sharing..from + (row + 1) * sharing;
-            for (head, scores) in heads.clone().zip(scores.chunks_exact_mut(PANEL)) {
-                let scores = scores.try_into().expect("64 scores");
-                rescales[head] =
-                    kernel.softmax_tile(scores, valid, &mut maxima[head], &mut totals[head]);
+            for row in skipped..rows.len() {
+                let heads = row * sharing..(row + 1) * sharing;
+                tiles.softmax(kernel, heads, valid(row), page.value_scales);
             }
-            kernel.scale_columns(scores, page.value_scales);
-            let out = &mut out[heads.start * dim..heads.end * dim];
-            kernel.weighted_values(scores, &rescales[heads], values, valid, out);
         }
+        tiles.add_values(kernel, from, page.values);
     }
-    for (head, total) in out.chunks_exact_mut(dim).zip(totals) {
-        kernel.scale(head, 1.0 / *total);
+    for (head, out) in out.chunks_exact_mut(dim).enumerate() {
+        tiles.copy_output(head, out);
+        kernel.scale(out, 1.0 / tiles.totals[head]);
     }
 }

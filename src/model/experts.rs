@@ -10,8 +10,8 @@ use crate::int8::PANEL;
 use crate::int8::activations::Activations;
 use crate::int8::compute::Compute;
 use crate::int8::floats::{Floats, bytes};
+use crate::int8::kernels::exp;
 use crate::int8::kernels::pool::PerUnit;
-use crate::int8::kernels::{Values, exp};
 use crate::int8::matmul::Panels;
 use crate::int8::routed::{RoutedRows, Routes};
 
@@ -134,9 +134,8 @@ impl Buffers {
                 out.fill(0.0);
                 let weights = &router[lane * hidden * ROUTER_LANES..][..hidden * ROUTER_LANES];
                 for (panel, weights) in weights.chunks_exact(PANEL * ROUTER_LANES).enumerate() {
-                    // Sums of products over 64 values at a time, as of attention: "weights" are the rows.
-                    let (rows, values) = (x.stretch(panel, first, count), Values::Floats(weights));
-                    kernel.weighted_values(rows, &[1.0; ROUTER_ROWS][..count], values, PANEL, out);
+                    // Here the rows weight the router's values.
+                    kernel.add_weighted(x.stretch(panel, first, count), weights, out);
                 }
             }
         });

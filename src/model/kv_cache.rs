@@ -1,12 +1,14 @@
 //! Keys and values of all sequences in 64-token pages, int8 with one scale per token and head.
 
+use std::ops::Range;
+
 use super::config::{MixerKind, ModelConfig};
 use super::forward::PAGE_TOKENS;
 use super::lazy::Lazy;
 use crate::config::ByteSize;
 use crate::error::{Error, Result};
-use crate::int8::ZERO_POINT;
 use crate::int8::kernels::pool::PerUnit;
+use crate::int8::{PANEL, ZERO_POINT};
 use crate::memory::maps::Addresses;
 
 /// The pages of all layers with attention.
@@ -21,8 +23,9 @@ pub struct LayerCache {
     head_dim: usize,
     /// `[kv_head][page][head_dim/4][64 tokens][4]`, unsigned: a key page is a weight block whose columns are tokens.
     keys: Lazy<u8>,
-    /// `[kv_head][page][64 tokens][head_dim]`.
-    values: Lazy<i8>,
+    /// `[kv_head][page][head_dim/64][16][64][4 tokens]`, unsigned: 64 dimensions of a page of values are a weight block
+    /// whose depth is tokens. The last block is filled up with unused columns.
+    values: Lazy<u8>,
     /// `[kv_head][page][64]`.
     key_scales: Lazy<f32>,
     value_scales: Lazy<f32>,
@@ -32,7 +35,7 @@ pub struct LayerCache {
 pub struct HeadMut<'a> {
     head_dim: usize,
     keys: &'a mut [u8],
-    values: &'a mut [i8],
+    values: &'a mut [u8],
     key_scales: &'a mut [f32],
     value_scales: &'a mut [f32],
 }
@@ -42,7 +45,7 @@ pub struct HeadMut<'a> {
 pub struct Head<'a> {
     head_dim: usize,
     keys: &'a [u8],
-    values: &'a [i8],
+    values: &'a [u8],
     key_scales: &'a [f32],
     value_scales: &'a [f32],
 }
@@ -52,8 +55,8 @@ pub struct Head<'a> {
 pub struct Page<'a> {
     /// `[head_dim/4][64 tokens][4]`.
     pub keys: &'a [u8],
-    /// `[64 tokens][head_dim]`.
-    pub values: &'a [i8],
+    /// `[head_dim/64][16][64][4 tokens]`.
+    pub values: &'a [u8],
     /// One per token.
     pub key_scales: &'a [f32; PAGE_TOKENS],
     /// One per token.
@@ -63,7 +66,7 @@ pub struct Page<'a> {
 /// The parts of [`LayerCache::by_head`].
 pub type HeadParts<'a> = (
     PerUnit<'a, u8>,
-    PerUnit<'a, i8>,
+    PerUnit<'a, u8>,
     PerUnit<'a, f32>,
     PerUnit<'a, f32>,
 );
@@ -71,17 +74,18 @@ pub type HeadParts<'a> = (
 impl KvCache {
     /// Bytes of one page over all layers and heads.
     pub fn page_bytes(config: &ModelConfig) -> usize {
-        Self::page_vectors(config) * (config.head_dim + size_of::<f32>())
+        let scales = 2 * size_of::<f32>();
+        Self::page_tokens(config) * (config.head_dim + value_bytes(config.head_dim) + scales)
     }
 
     /// Keys and values in one page over all layers and heads, number by number.
     pub fn page_values(config: &ModelConfig) -> usize {
-        Self::page_vectors(config) * config.head_dim
+        Self::page_tokens(config) * 2 * config.head_dim
     }
 
-    /// The same, head by head.
-    fn page_vectors(config: &ModelConfig) -> usize {
-        config.layers_with(MixerKind::Attention) * config.num_kv_heads * 2 * PAGE_TOKENS
+    /// Tokens in one page, counted once for every layer and head.
+    fn page_tokens(config: &ModelConfig) -> usize {
+        config.layers_with(MixerKind::Attention) * config.num_kv_heads * PAGE_TOKENS
     }
 
     /// Reserves `page_count` pages. The system allocates the memory when pages are first written.
@@ -95,7 +99,7 @@ impl KvCache {
                 pages: page_count,
                 head_dim: config.head_dim,
                 keys: Lazy::in_small_pages(tokens * config.head_dim)?,
-                values: Lazy::in_small_pages(tokens * config.head_dim)?,
+                values: Lazy::in_small_pages(tokens * value_bytes(config.head_dim))?,
                 key_scales: Lazy::in_small_pages(tokens)?,
                 value_scales: Lazy::in_small_pages(tokens)?,
             })
@@ -117,7 +121,7 @@ impl KvCache {
     pub fn fill(&mut self) {
         for layer in &mut self.layers {
             layer.keys.fill(129);
-            layer.values.fill(1);
+            layer.values.fill(129);
             layer.key_scales.fill(1e-3);
             layer.value_scales.fill(1e-3);
         }
@@ -153,7 +157,7 @@ impl LayerCache {
         let tokens = self.pages * PAGE_TOKENS;
         (
             PerUnit::new(&mut self.keys, tokens * self.head_dim),
-            PerUnit::new(&mut self.values, tokens * self.head_dim),
+            PerUnit::new(&mut self.values, tokens * value_bytes(self.head_dim)),
             PerUnit::new(&mut self.key_scales, tokens),
             PerUnit::new(&mut self.value_scales, tokens),
         )
@@ -163,11 +167,10 @@ impl LayerCache {
     pub fn head(&self, head: usize) -> Head<'_> {
         let tokens = self.pages * PAGE_TOKENS;
         let scales = head * tokens..(head + 1) * tokens;
-        let codes = scales.start * self.head_dim..scales.end * self.head_dim;
         Head {
             head_dim: self.head_dim,
-            keys: &self.keys[codes.clone()],
-            values: &self.values[codes],
+            keys: &self.keys[times(&scales, self.head_dim)],
+            values: &self.values[times(&scales, value_bytes(self.head_dim))],
             key_scales: &self.key_scales[scales.clone()],
             value_scales: &self.value_scales[scales],
         }
@@ -179,11 +182,10 @@ impl<'a> Head<'a> {
     #[inline]
     pub fn page(&self, page: u32) -> Page<'a> {
         let scales = page as usize * PAGE_TOKENS..(page as usize + 1) * PAGE_TOKENS;
-        let codes = scales.start * self.head_dim..scales.end * self.head_dim;
         let of_page = |all: &'a [f32]| all[scales.clone()].try_into().expect("a page of scales");
         Page {
-            keys: &self.keys[codes.clone()],
-            values: &self.values[codes],
+            keys: &self.keys[times(&scales, self.head_dim)],
+            values: &self.values[times(&scales, value_bytes(self.head_dim))],
             key_scales: of_page(self.key_scales),
             value_scales: of_page(self.value_scales),
         }
@@ -197,7 +199,7 @@ impl<'a> HeadMut<'a> {
         head_dim: usize,
         (keys, values, key_scales, value_scales): (
             &'a mut [u8],
-            &'a mut [i8],
+            &'a mut [u8],
             &'a mut [f32],
             &'a mut [f32],
         ),
@@ -205,7 +207,7 @@ impl<'a> HeadMut<'a> {
         let tokens = key_scales.len() / heads;
         let codes = keys
             .chunks_exact_mut(tokens * head_dim)
-            .zip(values.chunks_exact_mut(tokens * head_dim));
+            .zip(values.chunks_exact_mut(tokens * value_bytes(head_dim)));
         let scales = key_scales
             .chunks_exact_mut(tokens)
             .zip(value_scales.chunks_exact_mut(tokens));
@@ -238,11 +240,34 @@ impl<'a> HeadMut<'a> {
         for (step, four) in key.0.chunks_exact(4).enumerate() {
             let target = &mut keys[(step * PAGE_TOKENS + slot) * 4..][..4];
             for (target, code) in target.iter_mut().zip(four) {
-                *target = (i32::from(*code) + ZERO_POINT) as u8;
+                *target = unsigned(*code);
             }
         }
-        self.values[(first + slot) * self.head_dim..][..self.head_dim].copy_from_slice(value.0);
+        let bytes = value_bytes(self.head_dim);
+        let values = &mut self.values[first * bytes..][..PAGE_TOKENS * bytes];
+        let blocks = values.chunks_exact_mut(PAGE_TOKENS * PANEL);
+        for (block, codes) in blocks.zip(value.0.chunks(PANEL)) {
+            let step = &mut block[slot / 4 * PANEL * 4..][..PANEL * 4];
+            for (target, code) in step.chunks_exact_mut(4).zip(codes) {
+                target[slot % 4] = unsigned(*code);
+            }
+        }
         self.key_scales[first + slot] = key.1;
         self.value_scales[first + slot] = value.1;
     }
+}
+
+/// Bytes that the value of a token takes in one head: whole panels.
+const fn value_bytes(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(PANEL)
+}
+
+/// A range of things as a range of their bytes.
+const fn times(range: &Range<usize>, bytes: usize) -> Range<usize> {
+    range.start * bytes..range.end * bytes
+}
+
+/// A code as blocks of weights hold it.
+const fn unsigned(code: i8) -> u8 {
+    (code as i32 + ZERO_POINT) as u8
 }

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 
 use super::super::{CODE_MAX, GROUP, PANEL};
 use super::vector::{self, Functions};
+use super::{SoftmaxTile, math, softmax};
 
 /// All functions of the instruction set.
 pub(super) const FUNCTIONS: Functions = Functions {
@@ -12,8 +13,7 @@ pub(super) const FUNCTIONS: Functions = Functions {
     quantize_rotated,
     add_squares,
     softmax_tile,
-    weighted_codes,
-    weighted_floats,
+    add_weighted,
     ..vector::AVX512
 };
 
@@ -72,7 +72,7 @@ unsafe fn rotated<const ROWS: usize>(pointer: *const f32) -> [__m512; ROWS] {
         }
         // The sign of a value in its own butterfly: minus in the upper half of each pair.
         let (plus, minus) = (_mm512_set1_ps(1.0), _mm512_set1_ps(-1.0));
-        let norm = _mm512_set1_ps(vector::rotation_norm(16 * ROWS));
+        let norm = _mm512_set1_ps(math::rotation_norm(16 * ROWS));
         for row in &mut rows {
             let mut r = *row;
             let other = _mm512_permute_ps::<0b10_11_00_01>(r);
@@ -100,12 +100,12 @@ fn quantize_rotated(values: &mut [f32; GROUP], codes: &mut [i8; GROUP]) -> (f32,
         _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(row), magnitude))
     });
     let largest = f32::from_bits(_mm512_reduce_max_epi32(largest) as u32);
-    if largest < vector::LEAST {
+    if largest < math::LEAST {
         codes.fill(0);
         return (0.0, 0);
     }
     let inverse = _mm512_set1_ps(CODE_MAX / largest);
-    let round = _mm512_set1_ps(vector::ROUND);
+    let round = _mm512_set1_ps(math::ROUND);
     let mut sums = _mm512_setzero_si512();
     for (row, codes) in rows.into_iter().zip(codes.chunks_exact_mut(16)) {
         let bits = _mm512_castps_si512(_mm512_add_ps(_mm512_mul_ps(row, inverse), round));
@@ -133,210 +133,161 @@ fn add_squares(values: &[f32], sums: &mut [[f32; 16]]) {
     }
 }
 
-/// [`vector::softmax_tile`] with all scores in registers.
+/// [`softmax::softmax_tile`] with all scores of a query in registers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-fn softmax_tile(
-    scores: &mut [f32; PANEL],
-    valid: usize,
-    maximum: &mut f32,
-    total: &mut f32,
-) -> f32 {
-    let pointer = scores.as_mut_ptr();
-    let mut rows: [__m512; PANEL / 16] = std::array::from_fn(|j| {
-        let mask = ((1u32 << valid.saturating_sub(16 * j).min(16)) - 1) as u16;
-        // SAFETY: 64 scores are four times sixteen.
-        let row = unsafe { _mm512_loadu_ps(pointer.add(16 * j)) };
-        _mm512_mask_mov_ps(_mm512_set1_ps(f32::NEG_INFINITY), mask, row)
-    });
-    // If a score is NaN, the instruction returns its second operand, as the portable comparison does.
-    let largest = rows
-        .iter()
-        .fold(_mm512_set1_ps(f32::NEG_INFINITY), |largest, &row| {
-            _mm512_max_ps(row, largest)
-        });
-    let largest = _mm512_reduce_max_ps(largest);
-    let before = *maximum;
-    *maximum = if largest > before { largest } else { before };
-    let rescale = vector::exp(before - *maximum);
-    let shift = _mm512_set1_ps(*maximum);
-    let mut sums = _mm512_setzero_ps();
-    for (j, row) in rows.iter_mut().enumerate() {
-        *row = exp(_mm512_sub_ps(*row, shift));
-        sums = _mm512_add_ps(sums, *row);
-        // SAFETY: as for the loads.
-        unsafe { _mm512_storeu_ps(pointer.add(16 * j), *row) }
+fn softmax_tile(tile: &mut SoftmaxTile<'_>) {
+    let SoftmaxTile {
+        scores,
+        valid,
+        value_scales,
+        maxima,
+        totals,
+        rescales,
+        codes,
+        scales,
+        sums,
+    } = tile;
+    let masks: [__mmask16; LINES] =
+        std::array::from_fn(|j| ((1u32 << valid.saturating_sub(16 * j).min(16)) - 1) as __mmask16);
+    for (scores, largest) in scores.chunks_exact(PANEL).zip(&mut **rescales) {
+        let mut most = _mm512_set1_ps(f32::NEG_INFINITY);
+        for (j, mask) in masks.into_iter().enumerate() {
+            // SAFETY: a chunk is four times sixteen scores.
+            let scores = unsafe { _mm512_loadu_ps(scores.as_ptr().add(16 * j)) };
+            // If a score is NaN, the instruction returns its second operand, as the portable comparison does.
+            most = _mm512_mask_max_ps(most, mask, scores, most);
+        }
+        *largest = _mm512_reduce_max_ps(most);
     }
-    // This adds halves pairwise, in the order of `vector::tree_sum`.
-    *total = total.mul_add(rescale, _mm512_reduce_add_ps(sums));
-    rescale
+    softmax::raise_maxima(maxima, totals, rescales);
+    // SAFETY: there are four times sixteen scales.
+    let value_scales: [__m512; LINES] =
+        std::array::from_fn(|j| unsafe { _mm512_loadu_ps(value_scales.as_ptr().add(16 * j)) });
+    let queries = (maxima.iter().zip(&mut **totals)).zip(&mut **scales);
+    for (scores, ((maximum, total), largest)) in scores.chunks_exact_mut(PANEL).zip(queries) {
+        let shift = _mm512_set1_ps(*maximum);
+        let (mut sums, mut most) = (_mm512_setzero_ps(), _mm512_setzero_si512());
+        for j in 0..LINES {
+            // SAFETY: as for the loads above.
+            unsafe {
+                let at = scores.as_mut_ptr().add(16 * j);
+                let score = _mm512_mask_loadu_ps(_mm512_set1_ps(f32::NEG_INFINITY), masks[j], at);
+                let power = exp2(_mm512_sub_ps(score, shift));
+                sums = _mm512_add_ps(sums, power);
+                let weight = _mm512_maskz_mul_ps(masks[j], power, value_scales[j]);
+                most = _mm512_max_epi32(most, _mm512_castps_si512(weight));
+                _mm512_storeu_ps(at, weight);
+            }
+        }
+        // This adds halves pairwise, in the order of `math::tree_sum`.
+        *total += _mm512_reduce_add_ps(sums);
+        *largest = f32::from_bits(_mm512_reduce_max_epi32(most) as u32);
+    }
+    let round = _mm512_set1_ps(softmax::ROUND_WEIGHT);
+    let zero = _mm512_set1_epi32(math::ROUND.to_bits() as i32);
+    let queries = scales.iter_mut().zip(&mut **sums);
+    let tiles = scores
+        .chunks_exact(PANEL)
+        .zip(codes.chunks_exact_mut(PANEL));
+    for ((weights, codes), (scale, sum)) in tiles.zip(queries) {
+        let inverse = _mm512_set1_ps(softmax::inverse_and_scale(scale));
+        let mut total = _mm512_setzero_si512();
+        for j in 0..LINES {
+            // SAFETY: there are 64 weights and codes.
+            unsafe {
+                let weight = _mm512_loadu_ps(weights.as_ptr().add(16 * j));
+                // The code is the lowest byte.
+                let bits = _mm512_castps_si512(_mm512_fmadd_ps(weight, inverse, round));
+                total = _mm512_add_epi32(total, _mm512_sub_epi32(bits, zero));
+                _mm_storeu_si128(
+                    codes.as_mut_ptr().add(16 * j).cast(),
+                    _mm512_cvtepi32_epi8(bits),
+                );
+            }
+        }
+        *sum = _mm512_reduce_add_epi32(total);
+    }
 }
 
-/// [`vector::exp`] of sixteen values.
+/// Vectors of sixteen in a panel.
+const LINES: usize = PANEL / 16;
+
+/// [`softmax::exp2`] of sixteen values.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-fn exp(x: __m512) -> __m512 {
-    let round = _mm512_set1_ps(vector::ROUND);
+fn exp2(x: __m512) -> __m512 {
+    let round = _mm512_set1_ps(math::ROUND);
     // Returns the second operand if a value is NaN.
-    let bounded = _mm512_min_ps(_mm512_set1_ps(vector::EXP_MOST), x);
-    let shifted = _mm512_fmadd_ps(bounded, _mm512_set1_ps(std::f32::consts::LOG2_E), round);
-    let n = _mm512_sub_ps(shifted, round);
-    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(vector::LN_2_HIGH), bounded);
-    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(vector::LN_2_LOW), r);
-    let first = _mm512_set1_ps(vector::EXP_COEFFICIENTS[0]);
-    let p = (vector::EXP_COEFFICIENTS[1..].iter()).fold(first, |p, &coefficient| {
+    let bounded = _mm512_max_ps(_mm512_set1_ps(softmax::EXP2_LEAST), x);
+    let shifted = _mm512_add_ps(bounded, round);
+    let r = _mm512_sub_ps(bounded, _mm512_sub_ps(shifted, round));
+    let first = _mm512_set1_ps(softmax::EXP2_COEFFICIENTS[0]);
+    let p = (softmax::EXP2_COEFFICIENTS[1..].iter()).fold(first, |p, &coefficient| {
         _mm512_fmadd_ps(r, p, _mm512_set1_ps(coefficient))
     });
     let power = _mm512_slli_epi32::<23>(_mm512_castps_si512(shifted));
     let power = _mm512_add_epi32(power, _mm512_set1_epi32(127 << 23));
-    let vanishes = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(x, _mm512_set1_ps(vector::EXP_LEAST));
-    let product = _mm512_mul_ps(p, _mm512_castsi512_ps(power));
-    _mm512_mask_mov_ps(product, vanishes, _mm512_setzero_ps())
+    _mm512_mul_ps(p, _mm512_castsi512_ps(power))
 }
 
+/// [`vector::add_weighted`]: the sums of four rows stay in registers over all 64 values, and each load of values serves
+/// four rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-fn weighted_codes(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) {
-    weighted(weights, rescale, values, valid, out);
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-fn weighted_floats(
-    weights: &[f32],
-    rescale: &[f32],
-    values: &[f32],
-    valid: usize,
-    out: &mut [f32],
-) {
-    weighted(weights, rescale, values, valid, out);
-}
-
-/// A value as it is stored in a page.
-trait Stored: Copy + Into<f32> {
-    /// Sixteen values from `at` on.
-    ///
-    /// # Safety
-    /// The values exist, and the CPU has AVX-512.
-    unsafe fn load(at: *const Self) -> __m512;
-}
-
-impl Stored for f32 {
-    #[inline(always)]
-    unsafe fn load(at: *const Self) -> __m512 {
-        // SAFETY: guaranteed by the caller.
-        unsafe { _mm512_loadu_ps(at) }
+fn add_weighted(weights: &[f32], values: &[f32], out: &mut [f32]) {
+    let width = values.len() / PANEL;
+    if !width.is_multiple_of(16) {
+        return vector::add_weighted(weights, values, out);
+    }
+    let rows = weights.len() / PANEL;
+    assert!(out.len() >= rows * width);
+    let mut row = 0;
+    while row < rows {
+        let count = (rows - row).min(4);
+        let (weights, out) = (
+            weights[row * PANEL..].as_ptr(),
+            out[row * width..].as_mut_ptr(),
+        );
+        for column in (0..width).step_by(16) {
+            // SAFETY: `count` rows are left, and sixteen columns; the lengths were compared above.
+            unsafe {
+                let (values, out) = (values.as_ptr().add(column), out.add(column));
+                match count {
+                    4 => add_weighted_rows::<4>(weights, values, width, out),
+                    3 => add_weighted_rows::<3>(weights, values, width, out),
+                    2 => add_weighted_rows::<2>(weights, values, width, out),
+                    _ => add_weighted_rows::<1>(weights, values, width, out),
+                }
+            }
+        }
+        row += count;
     }
 }
 
-impl Stored for i8 {
-    #[inline(always)]
-    unsafe fn load(at: *const Self) -> __m512 {
-        // SAFETY: guaranteed by the caller.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(at.cast()))) }
-    }
-}
-
-/// [`vector::weighted_values`]: the sums of four heads and 64 columns take sixteen registers, so that each load of
-/// values serves four heads, and each load of a weight four vectors.
+/// Sixteen columns of `R` rows.
+///
+/// # Safety
+/// `weights` has `R · 64` values, and there are sixteen values from `values` on in each of 64 rows of `width`, and from
+/// `out` on in each of `R`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,fma")]
-fn weighted<V: Stored>(
-    weights: &[f32],
-    rescale: &[f32],
-    values: &[V],
-    valid: usize,
-    out: &mut [f32],
-) {
-    let (dim, heads) = (values.len() / PANEL, rescale.len());
-    if !dim.is_multiple_of(16) {
-        return vector::weighted_values(weights, rescale, values, valid, out);
-    }
-    assert!(valid <= PANEL && weights.len() >= heads * PANEL && out.len() >= heads * dim);
-    let mut head = 0;
-    while head < heads {
-        let sums = Sums {
-            weights: weights[head * PANEL..].as_ptr(),
-            rescale: rescale[head..].as_ptr(),
-            values: values.as_ptr(),
-            dim,
-            valid,
-            out: out[head * dim..].as_mut_ptr(),
-        };
-        let count = (heads - head).min(4);
-        // SAFETY: `count` heads are left, and the lengths were compared above.
-        unsafe {
-            match count {
-                4 => sums.of_heads::<4>(),
-                3 => sums.of_heads::<3>(),
-                2 => sums.of_heads::<2>(),
-                _ => sums.of_heads::<1>(),
-            }
-        }
-        head += count;
-    }
-}
-
-/// The operands for the sums of some heads over a page: `weights` is `[heads][64]`, `values` `[valid][dim]`, `out`
-/// `[heads][dim]`.
-struct Sums<V> {
+unsafe fn add_weighted_rows<const R: usize>(
     weights: *const f32,
-    rescale: *const f32,
-    values: *const V,
-    dim: usize,
-    valid: usize,
+    values: *const f32,
+    width: usize,
     out: *mut f32,
-}
-
-impl<V: Stored> Sums<V> {
-    /// # Safety
-    /// The pointers hold what [`Sums`] says for `H` heads, and the CPU has AVX-512.
-    #[inline(always)]
-    unsafe fn of_heads<const H: usize>(&self) {
-        let mut column = 0;
-        while column < self.dim {
-            // SAFETY: guaranteed by the caller; at least this many columns are left.
-            unsafe {
-                if self.dim - column >= 64 {
-                    self.of_columns::<H, 4>(column);
-                    column += 64;
-                } else {
-                    self.of_columns::<H, 1>(column);
-                    column += 16;
-                }
+) {
+    // SAFETY: guaranteed by the caller.
+    unsafe {
+        let mut sums: [__m512; R] = std::array::from_fn(|r| _mm512_loadu_ps(out.add(r * width)));
+        for t in 0..PANEL {
+            let values = _mm512_loadu_ps(values.add(t * width));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let weight = _mm512_set1_ps(*weights.add(r * PANEL + t));
+                *sum = _mm512_fmadd_ps(weight, values, *sum);
             }
         }
-    }
-
-    /// # Safety
-    /// As for [`Sums::of_heads`]; `16 · C` columns exist from `column` on.
-    #[inline(always)]
-    unsafe fn of_columns<const H: usize, const C: usize>(&self, column: usize) {
-        // SAFETY: guaranteed by the caller.
-        unsafe {
-            let slot = |h: usize, c: usize| self.out.add(h * self.dim + column + 16 * c);
-            let mut sums = [[_mm512_setzero_ps(); C]; H];
-            for (h, sums) in sums.iter_mut().enumerate() {
-                let rescale = _mm512_set1_ps(*self.rescale.add(h));
-                for (c, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm512_mul_ps(_mm512_loadu_ps(slot(h, c)), rescale);
-                }
-            }
-            for token in 0..self.valid {
-                let row = self.values.add(token * self.dim + column);
-                let mut values = [_mm512_setzero_ps(); C];
-                for (c, value) in values.iter_mut().enumerate() {
-                    *value = V::load(row.add(16 * c));
-                }
-                for (h, sums) in sums.iter_mut().enumerate() {
-                    let weight = _mm512_set1_ps(*self.weights.add(h * PANEL + token));
-                    for c in 0..C {
-                        sums[c] = _mm512_fmadd_ps(weight, values[c], sums[c]);
-                    }
-                }
-            }
-            for (h, sums) in sums.iter().enumerate() {
-                for (c, sum) in sums.iter().enumerate() {
-                    _mm512_storeu_ps(slot(h, c), *sum);
-                }
-            }
+        for (r, sum) in sums.into_iter().enumerate() {
+            _mm512_storeu_ps(out.add(r * width), sum);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::{PANEL, ZERO_POINT};
 use super::ymm::tile_256;
-use super::{Candidate, Kernel, Tile, peak, scan_blocks, vector};
+use super::{Candidate, Kernel, Tile, avx2_vector, peak, scan_blocks};
 
 /// The CPU features this kernel needs, and whether this CPU has them.
 fn features() -> Vec<(&'static str, bool)> {
@@ -20,7 +20,7 @@ pub(super) const CANDIDATE: Candidate = Candidate {
     kernel: Kernel {
         name: "avx-vnni",
         tile,
-        vector: vector::AVX2,
+        vector: avx2_vector::FUNCTIONS,
         recurrence: scan_blocks::AVX2,
         limits: peak::AVX_VNNI,
     },

@@ -2,11 +2,12 @@
 //! closeness.
 
 mod recurrence;
+mod softmax;
 
 use proptest::prelude::*;
 
 use super::super::{GROUP, PANEL};
-use super::{Block, Kernel, Rows, Values, available};
+use super::{Block, Kernel, Rows, available};
 use crate::int8::rotation::Rotation;
 
 const ROTATIONS: [Rotation; 4] = [
@@ -204,6 +205,7 @@ proptest! {
             kernel.scale_columns(&mut scaled, &scales);
             let mut added = scaled.clone();
             kernel.add_scaled_columns(&mut added, &row.repeat(rows), &scales);
+            kernel.add_products(&mut added, &scaled, &row, &scales[..rows], &scales[rows..2 * rows]);
             let mut activated = [0.0; PANEL / 2];
             kernel.swiglu(&row, &scales, &mut activated);
             [bits(&rotated), bits(&turned), bits(squares.as_flattened()), bits(&normalized), bits(&scaled), bits(&added), bits(&activated)]
@@ -215,33 +217,16 @@ proptest! {
     }
 
     #[test]
-    fn every_kernel_computes_the_scalar_attention_tile(
-        scores in prop::array::uniform32(value()),
-        values in prop::collection::vec(code(), PANEL * 128),
-        dim in prop_oneof![Just(32usize), Just(64), Just(128), Just(20), 1usize..128],
-        heads in 1usize..7,
-        valid in 1..=PANEL,
-        before in prop_oneof![Just(f32::NEG_INFINITY), -5.0f32..5.0],
+    fn every_kernel_computes_the_scalar_weighted_sums(
+        values in prop::collection::vec(value(), PANEL * 48),
+        weights in prop::collection::vec(value(), PANEL * 7),
+        width in prop_oneof![Just(16usize), Just(32), Just(48), 1usize..48],
+        rows in 1usize..=7,
     ) {
         let run = |kernel: Kernel| {
-            let mut weights = vec![0.0; heads * PANEL];
-            let (mut rescale, mut rest) = (vec![0.0; heads], Vec::new());
-            for head in 0..heads {
-                let mut tile: [f32; PANEL] = std::array::from_fn(|i| scores[(i + head) % 32] - (i / 32) as f32);
-                let (mut maximum, mut total) = (before, if before.is_finite() { 2.5 } else { 0.0 });
-                rescale[head] = kernel.softmax_tile(&mut tile, valid, &mut maximum, &mut total);
-                weights[head * PANEL..][..PANEL].copy_from_slice(&tile);
-                rest.extend([maximum, total]);
-            }
-            let mut out: Vec<f32> = (0..heads * dim).map(|i| i as f32 / 7.0).collect();
-            let codes = &values[..PANEL * dim];
-            let mut again = out.clone();
-            kernel.weighted_values(&weights, &rescale, Values::Codes(codes), valid, &mut out);
-            let mut floats = vec![0.0; codes.len()];
-            kernel.widen(codes, &mut floats);
-            kernel.weighted_values(&weights, &rescale, Values::Floats(&floats), valid, &mut again);
-            assert_eq!(bits(&out), bits(&again), "{kernel:?}: codes and floats differ");
-            [bits(&weights), bits(&rescale), bits(&rest), bits(&out)]
+            let mut out: Vec<f32> = (0..rows * width).map(|i| i as f32 / 7.0).collect();
+            kernel.add_weighted(&weights[..rows * PANEL], &values[..PANEL * width], &mut out);
+            bits(&out)
         };
         let expected = run(scalar());
         for kernel in others() {
@@ -336,7 +321,7 @@ fn the_survey_names_every_kernel_and_agrees_with_what_is_available() {
 #[test]
 fn a_kernel_is_found_by_its_name_unless_the_cpu_cannot_run_it() {
     for (name, reason) in super::survey() {
-        match (super::named(name), reason) {
+        match (super::choice::named(name), reason) {
             (Ok(kernel), None) => assert_eq!(kernel.name(), name),
             (Err(said), Some(reason)) => assert_eq!(said, reason),
             (found, reason) => panic!(
@@ -345,7 +330,7 @@ fn a_kernel_is_found_by_its_name_unless_the_cpu_cannot_run_it() {
             ),
         }
     }
-    let unknown = super::named("abacus").map(|kernel| kernel.name());
+    let unknown = super::choice::named("abacus").map(|kernel| kernel.name());
     assert_eq!(
         unknown,
         Err("abacus is not a kernel of this build".to_owned())

@@ -2,8 +2,8 @@
 //! reasons: functions that need a CPU feature (a [`Kernel`] exists only if its features were detected) and pointers
 //! whose ranges the safe methods of [`Kernel`] have checked.
 //!
-//! A new instruction set needs a file with its tile and a line in `ALL`, its vector functions in `vector.rs` and
-//! `recurrence.rs`, and its peak rates in `peak.rs`. The dispatcher, the tests and the benchmark read `ALL`.
+//! A new instruction set needs a file with its tile and a line in `choice.rs`, its vector functions in `vector.rs` and
+//! `recurrence.rs`, and its peak rates in `peak.rs`. The dispatcher, the tests and the benchmark read that list.
 #![expect(
     unsafe_code,
     reason = "kernels are the one place for it; every block says who guarantees what"
@@ -12,15 +12,20 @@
 #[macro_use]
 mod instruction_sets;
 
+mod choice;
+mod math;
 mod peak;
 mod recurrence;
 mod scalar;
+mod softmax;
 mod vector;
 
 #[cfg(target_arch = "x86_64")]
 mod amx_int8;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx2_vector;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bw;
 #[cfg(target_arch = "x86_64")]
@@ -54,11 +59,14 @@ mod parts;
 pub mod pool;
 mod shares;
 
+pub use choice::{available, best, choose, survey};
+pub(crate) use math::{LN_2_HIGH, LN_2_LOW, ROUND, exp, tree_sum};
 pub use recurrence::Scan;
-pub(crate) use vector::{LN_2_HIGH, LN_2_LOW, ROUND, exp, tree_sum};
+pub use softmax::{SoftmaxTile, WEIGHT_MIDDLE};
 
 use std::ptr;
-use std::sync::OnceLock;
+
+use choice::Candidate;
 
 use super::rotation::Rotation;
 use super::{GROUP, PANEL};
@@ -121,107 +129,6 @@ pub struct Kernel {
     vector: vector::Functions,
     recurrence: recurrence::Functions,
     limits: peak::Limits,
-}
-
-/// A kernel of this build, with the CPU features it needs and whether this CPU has each of them.
-struct Candidate {
-    /// Must not be handed out before every feature was detected.
-    kernel: Kernel,
-    features: fn() -> Vec<(&'static str, bool)>,
-}
-
-/// Every kernel of this build, fastest first, the scalar one last.
-const ALL: &[Candidate] = &[
-    #[cfg(target_arch = "x86_64")]
-    amx_int8::CANDIDATE,
-    #[cfg(target_arch = "x86_64")]
-    avx512_vnni::CANDIDATE,
-    #[cfg(target_arch = "x86_64")]
-    avx_vnni::CANDIDATE,
-    #[cfg(target_arch = "x86_64")]
-    avx512_bw::CANDIDATE,
-    #[cfg(target_arch = "x86_64")]
-    avx2::CANDIDATE,
-    #[cfg(target_arch = "aarch64")]
-    neon_i8mm::CANDIDATE,
-    #[cfg(target_arch = "aarch64")]
-    neon_dotprod::CANDIDATE,
-    #[cfg(target_arch = "aarch64")]
-    neon::CANDIDATE,
-    scalar::CANDIDATE,
-];
-
-impl Candidate {
-    /// The features that this CPU lacks.
-    fn missing(&self) -> Vec<&'static str> {
-        let absent = |(name, there): (&'static str, bool)| (!there).then_some(name);
-        (self.features)().into_iter().filter_map(absent).collect()
-    }
-}
-
-/// Every kernel this CPU can run, fastest first, the scalar one last.
-pub fn available() -> Vec<Kernel> {
-    let usable = ALL
-        .iter()
-        .filter(|candidate| candidate.missing().is_empty());
-    usable.map(|candidate| candidate.kernel).collect()
-}
-
-/// The kernel of this process, once it is known.
-static CHOSEN: OnceLock<Kernel> = OnceLock::new();
-
-/// The kernel to compute with: the one that was chosen with [`choose`], or the fastest one of this CPU.
-///
-/// Debug builds, such as tests, take the name from the variable `MICROGRANITE_KERNEL` as well, so that the whole suite can
-/// run on each instruction set that the CPU has.
-///
-/// # Panics
-/// In debug builds, if the variable does not name a kernel of this CPU.
-pub fn best() -> Kernel {
-    *CHOSEN.get_or_init(|| {
-        let name = if cfg!(debug_assertions) {
-            std::env::var("MICROGRANITE_KERNEL").ok()
-        } else {
-            None
-        };
-        match name.filter(|name| !name.is_empty()) {
-            Some(name) => named(&name).unwrap_or_else(|problem| panic!("{problem}")),
-            None => available()[0],
-        }
-    })
-}
-
-/// Makes [`best`] return the kernel `name` from now on. Call it before anything else computes.
-///
-/// # Errors
-/// In words, if this CPU cannot run the kernel, or if another one is in use already.
-pub fn choose(name: &str) -> Result<(), String> {
-    let kernel = named(name)?;
-    let chosen = CHOSEN.get_or_init(|| kernel);
-    match chosen.name == name {
-        true => Ok(()),
-        false => Err(format!("{} is in use already", chosen.name)),
-    }
-}
-
-/// The kernel `name`, or the reason why there is none.
-fn named(name: &str) -> Result<Kernel, String> {
-    let usable = available().into_iter().find(|kernel| kernel.name == name);
-    usable.ok_or_else(|| {
-        let lacks = survey().into_iter().find(|(known, _)| *known == name);
-        let reason = lacks.and_then(|(_, reason)| reason);
-        reason.unwrap_or_else(|| format!("{name} is not a kernel of this build"))
-    })
-}
-
-/// Every kernel of this build, with the reason why this CPU cannot run it, if it cannot.
-pub fn survey() -> Vec<(&'static str, Option<String>)> {
-    let why = |missing: Vec<&str>| {
-        (!missing.is_empty()).then(|| format!("this CPU lacks {}", missing.join(", ")))
-    };
-    ALL.iter()
-        .map(|candidate| (candidate.kernel.name, why(candidate.missing())))
-        .collect()
 }
 
 impl Kernel {
@@ -382,6 +289,23 @@ impl Kernel {
         unsafe { (self.vector.add_scaled_columns)(target, sums, scales) }
     }
 
+    /// `out[r][c] = fma(products[r][c] + middle[c], scales[r], out[r][c] · rescales[r])` for rows of 64.
+    #[inline]
+    pub fn add_products(
+        &self,
+        out: &mut [f32],
+        products: &[f32],
+        middle: &[f32; PANEL],
+        scales: &[f32],
+        rescales: &[f32],
+    ) {
+        let rows = scales.len();
+        assert!(rescales.len() == rows && products.len() == rows * PANEL);
+        assert_eq!(out.len(), products.len());
+        // SAFETY: `self` proves the CPU features.
+        unsafe { (self.vector.add_products)(out, products, middle, scales, rescales) }
+    }
+
     /// `out = silu(gate · scale) · (up · scale)` over a panel row of 32 gate and 32 up sums.
     #[inline]
     pub fn swiglu(&self, sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]) {
@@ -389,73 +313,32 @@ impl Kernel {
         unsafe { (self.vector.swiglu)(sums, scales, out) }
     }
 
-    /// One tile of online softmax over 64 scores; only the first `valid` are used. The scores become
-    /// `exp(score − maximum)`, `maximum` and `total` are updated, and the factor for everything accumulated before is
-    /// returned.
-    #[inline]
-    pub fn softmax_tile(
-        &self,
-        scores: &mut [f32; PANEL],
-        valid: usize,
-        maximum: &mut f32,
-        total: &mut f32,
-    ) -> f32 {
-        // SAFETY: `self` proves the CPU features.
-        unsafe { (self.vector.softmax_tile)(scores, valid, maximum, total) }
-    }
-
-    /// `out[h][..] = out[h][..] · rescale[h] + Σ_t weights[h][t] · values[t][..]` with t ascending below `valid`.
+    /// One tile of online softmax for each query of `tile`, to base 2; only the first `valid` of its 64 scores are used.
     ///
-    /// `weights` is `[heads][64]`, `values` `[64][dim]`, `out` `[heads][dim]`.
+    /// Raises `maxima` where a score is larger, and adds the tile's `2^(score − maximum)` to `totals`; `rescales` are the
+    /// factors for everything that was accumulated before. The weights of the values are codes with a scale for each query
+    /// and tile: `2^(score − maximum) · value_scale ≈ scale · (code + 127)`, 0 from `valid` on. So a tile of values is
+    /// multiplied like any other block of codes, with one more row of codes that are all [`WEIGHT_MIDDLE`]: no weight is
+    /// negative, and all 254 steps serve.
     #[inline]
-    pub fn weighted_values(
-        &self,
-        weights: &[f32],
-        rescale: &[f32],
-        values: Values<'_>,
-        valid: usize,
-        out: &mut [f32],
-    ) {
-        let (heads, len) = (rescale.len(), values.len());
-        assert!(valid <= PANEL && weights.len() == heads * PANEL && len.is_multiple_of(PANEL));
-        assert_eq!(out.len(), heads * (len / PANEL));
+    pub fn softmax_tile(&self, tile: &mut SoftmaxTile<'_>) {
+        let queries = tile.maxima.len();
+        assert!(tile.valid <= PANEL);
+        assert!(tile.scores.len() == queries * PANEL && tile.codes.len() == queries * PANEL);
+        assert!(tile.totals.len() == queries && tile.rescales.len() == queries);
+        assert!(tile.scales.len() == queries && tile.sums.len() == queries);
         // SAFETY: `self` proves the CPU features.
-        unsafe {
-            match values {
-                Values::Codes(values) => {
-                    (self.vector.weighted_codes)(weights, rescale, values, valid, out)
-                }
-                Values::Floats(values) => {
-                    (self.vector.weighted_floats)(weights, rescale, values, valid, out)
-                }
-            }
-        }
+        unsafe { (self.vector.softmax_tile)(tile) }
     }
 
-    /// Converts codes to floats.
+    /// `out[r][..] += Σ_t weights[r][t] · values[t][..]` with t ascending; `weights` is `[rows][64]`, `values`
+    /// `[64][width]`, `out` `[rows][width]`.
     #[inline]
-    pub fn widen(&self, values: &[i8], out: &mut [f32]) {
-        assert_eq!(values.len(), out.len());
+    pub fn add_weighted(&self, weights: &[f32], values: &[f32], out: &mut [f32]) {
+        assert!(weights.len().is_multiple_of(PANEL) && values.len().is_multiple_of(PANEL));
+        assert_eq!(out.len(), weights.len() / PANEL * (values.len() / PANEL));
         // SAFETY: `self` proves the CPU features.
-        unsafe { (self.vector.widen)(values, out) }
-    }
-}
-
-/// A page of attention values: as stored, or converted to floats once for several rows. Both give the same bits.
-#[derive(Clone, Copy)]
-pub enum Values<'a> {
-    /// As stored.
-    Codes(&'a [i8]),
-    /// Converted by [`Kernel::widen`].
-    Floats(&'a [f32]),
-}
-
-impl Values<'_> {
-    const fn len(&self) -> usize {
-        match self {
-            Self::Codes(values) => values.len(),
-            Self::Floats(values) => values.len(),
-        }
+        unsafe { (self.vector.add_weighted)(weights, values, out) }
     }
 }
 

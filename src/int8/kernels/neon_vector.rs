@@ -5,6 +5,7 @@
 use std::arch::aarch64::*;
 
 use super::super::{CODE_MAX, GROUP};
+use super::math;
 use super::vector::{self, Functions};
 
 /// All functions of the instruction set.
@@ -37,7 +38,7 @@ fn quantize_rotated(values: &mut [f32; GROUP], codes: &mut [i8; GROUP]) -> (f32,
 /// Rotates `ROWS` rows of sixteen values.
 fn rotate_rows<const ROWS: usize>(values: &mut [f32]) {
     assert_eq!(values.len(), 16 * ROWS);
-    let norm = vector::rotation_norm(values.len());
+    let norm = math::rotation_norm(values.len());
     let start = values.as_mut_ptr();
     // SAFETY: all indices are below `16 · ROWS`, by the assertion.
     unsafe {
@@ -105,12 +106,12 @@ fn quantize_group(values: &[f32; GROUP], codes: &mut [i8; GROUP]) -> (f32, i32) 
         }
         let [a, b, c, d] = most;
         let largest = f32::from_bits(vmaxvq_u32(vmaxq_u32(vmaxq_u32(a, b), vmaxq_u32(c, d))));
-        if largest < vector::LEAST {
+        if largest < math::LEAST {
             codes.fill(0);
             return (0.0, 0);
         }
         let inverse = CODE_MAX / largest;
-        let round = vdupq_n_f32(vector::ROUND);
+        let round = vdupq_n_f32(math::ROUND);
         let mut sum = vdupq_n_s32(0);
         for i in (0..GROUP).step_by(16) {
             // The rounded integers are in the low bits of the mantissas.

@@ -6,7 +6,7 @@
 
 use super::super::PANEL;
 use super::Kernel;
-use super::vector::{exp, silu};
+use super::math::{exp, silu};
 
 /// Rows that a convolution reads: the row itself and those before it.
 const TAPS: usize = 4;

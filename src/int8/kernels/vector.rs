@@ -4,6 +4,9 @@
 //! Sums run over fixed sixteen-lane trees and multiply-adds are always fused, so all sets compute the same bits.
 
 use super::super::{CODE_MAX, GROUP, PANEL};
+use super::SoftmaxTile;
+use super::math::{LEAST, ROUND, rotation_norm, silu};
+use super::softmax::softmax_tile;
 
 for_each_instruction_set! {
     rotate_block(values: &mut [f32]);
@@ -16,15 +19,11 @@ for_each_instruction_set! {
     scale(values: &mut [f32], factor: f32);
     scale_columns(out: &mut [f32], scales: &[f32; PANEL]);
     add_scaled_columns(target: &mut [f32], sums: &[f32], scales: &[f32; PANEL]);
+    add_products(out: &mut [f32], products: &[f32], middle: &[f32; PANEL], scales: &[f32], rescales: &[f32]);
     swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]);
-    softmax_tile(scores: &mut [f32; PANEL], valid: usize, maximum: &mut f32, total: &mut f32) -> f32;
-    weighted_codes(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]);
-    weighted_floats(weights: &[f32], rescale: &[f32], values: &[f32], valid: usize, out: &mut [f32]);
-    widen(values: &[i8], out: &mut [f32]);
+    softmax_tile(tile: &mut SoftmaxTile<'_>);
+    add_weighted(weights: &[f32], values: &[f32], out: &mut [f32]);
 }
-
-/// The smallest magnitude that gets a scale: the reciprocal of a smaller one would overflow.
-pub(super) const LEAST: f32 = 1e-36;
 
 /// Quantizes to −127…127 with `scale = max |x| / 127`, rounding half to even; returns the scale and the sum of codes.
 ///
@@ -90,12 +89,6 @@ fn butterflies(values: &mut [f32], halves: &[usize]) {
     }
 }
 
-/// The factor that makes a Hadamard matrix of this size orthonormal: 1/√len.
-#[inline(always)]
-pub(super) fn rotation_norm(len: usize) -> f32 {
-    (1.0 / (len as f64).sqrt()) as f32
-}
-
 /// Rotary embedding of a head by a table of cosines, then sines: `[a, b] → [a·cos − b·sin, b·cos + a·sin]` by halves.
 #[inline(always)]
 fn apply_rotary(head: &mut [f32], table: &[f32]) {
@@ -148,6 +141,25 @@ fn add_scaled_columns(target: &mut [f32], sums: &[f32], scales: &[f32; PANEL]) {
 }
 
 #[inline(always)]
+fn add_products(
+    out: &mut [f32],
+    products: &[f32],
+    middle: &[f32; PANEL],
+    scales: &[f32],
+    rescales: &[f32],
+) {
+    let rows = out
+        .chunks_exact_mut(PANEL)
+        .zip(products.chunks_exact(PANEL));
+    for ((out, products), (scale, rescale)) in rows.zip(scales.iter().zip(rescales)) {
+        for column in 0..PANEL {
+            let product = products[column] + middle[column];
+            out[column] = product.mul_add(*scale, out[column] * rescale);
+        }
+    }
+}
+
+#[inline(always)]
 fn swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]) {
     for i in 0..PANEL / 2 {
         let gate = sums[i] * scales[i];
@@ -156,217 +168,59 @@ fn swiglu(sums: &[f32; PANEL], scales: &[f32; PANEL], out: &mut [f32; PANEL / 2]
     }
 }
 
-/// `x · sigmoid(x)`.
 #[inline(always)]
-pub(super) fn silu(x: f32) -> f32 {
-    x / (1.0 + exp(-x))
-}
-
-/// One tile of online softmax over 64 scores; only the first `valid` are used.
-///
-/// Turns the scores into `exp(score − maximum)`, zero from `valid` on; raises `maximum` to the tile's maximum if that
-/// is larger, and adds the tile to `total`. Returns the factor by which everything accumulated before must be
-/// multiplied.
-#[inline(always)]
-pub(super) fn softmax_tile(
-    scores: &mut [f32; PANEL],
-    valid: usize,
-    maximum: &mut f32,
-    total: &mut f32,
-) -> f32 {
-    for (i, score) in scores.iter_mut().enumerate() {
-        *score = if i < valid { *score } else { f32::NEG_INFINITY };
-    }
-    let mut largest = [f32::NEG_INFINITY; 16];
-    for chunk in scores.chunks_exact(16) {
-        for lane in 0..16 {
-            largest[lane] = if chunk[lane] > largest[lane] {
-                chunk[lane]
-            } else {
-                largest[lane]
-            };
+pub(super) fn add_weighted(weights: &[f32], values: &[f32], out: &mut [f32]) {
+    let width = values.len() / PANEL;
+    let rows = weights.len() / PANEL;
+    let mut row = 0;
+    // Four rows share each load of the values; their sums stay in registers over all 64 of them.
+    while row < rows {
+        let count = (rows - row).min(4);
+        let (weights, out) = (&weights[row * PANEL..], &mut out[row * width..]);
+        match count {
+            4 => add_weighted_rows::<4>(weights, values, width, out),
+            3 => add_weighted_rows::<3>(weights, values, width, out),
+            2 => add_weighted_rows::<2>(weights, values, width, out),
+            _ => add_weighted_rows::<1>(weights, values, width, out),
         }
+        row += count;
     }
-    let before = *maximum;
-    *maximum = largest
-        .iter()
-        .fold(before, |max, &v| if v > max { v } else { max });
-    let rescale = exp(before - *maximum);
-    let mut sums = [0.0; 16];
-    for chunk in scores.chunks_exact_mut(16) {
-        for lane in 0..16 {
-            chunk[lane] = exp(chunk[lane] - *maximum);
-            sums[lane] += chunk[lane];
-        }
-    }
-    *total = total.mul_add(rescale, tree_sum(&sums));
-    rescale
 }
 
 #[inline(always)]
-pub(super) fn weighted_values<V: Copy + Into<f32>>(
+fn add_weighted_rows<const R: usize>(
     weights: &[f32],
-    rescale: &[f32],
-    values: &[V],
-    valid: usize,
+    values: &[f32],
+    width: usize,
     out: &mut [f32],
 ) {
-    let dim = values.len() / PANEL;
-    let mut head = 0;
-    // Four heads share each load of the values; their sums stay in registers over the whole tile.
-    while head < rescale.len() {
-        let heads = (rescale.len() - head).min(4);
-        let weights = &weights[head * PANEL..];
-        let rescale = &rescale[head..];
-        let out = &mut out[head * dim..];
-        match heads {
-            4 => weighted_values_of::<4, V>(weights, rescale, values, dim, valid, out),
-            3 => weighted_values_of::<3, V>(weights, rescale, values, dim, valid, out),
-            2 => weighted_values_of::<2, V>(weights, rescale, values, dim, valid, out),
-            _ => weighted_values_of::<1, V>(weights, rescale, values, dim, valid, out),
-        }
-        head += heads;
-    }
-}
-
-#[inline(always)]
-fn weighted_values_of<const H: usize, V: Copy + Into<f32>>(
-    weights: &[f32],
-    rescale: &[f32],
-    values: &[V],
-    dim: usize,
-    valid: usize,
-    out: &mut [f32],
-) {
-    let whole = dim - dim % 16;
+    let whole = width - width % 16;
     for column in (0..whole).step_by(16) {
-        let mut sums = [[0.0f32; 16]; H];
-        for (head, sum) in sums.iter_mut().enumerate() {
-            for lane in 0..16 {
-                sum[lane] = out[head * dim + column + lane] * rescale[head];
-            }
+        let mut sums = [[0.0f32; 16]; R];
+        for (row, sum) in sums.iter_mut().enumerate() {
+            sum.copy_from_slice(&out[row * width + column..][..16]);
         }
-        for token in 0..valid {
-            let row: &[V; 16] = values[token * dim + column..][..16]
+        for t in 0..PANEL {
+            let values: &[f32; 16] = values[t * width + column..][..16]
                 .try_into()
                 .expect("16 values");
-            for (head, sum) in sums.iter_mut().enumerate() {
-                let weight = weights[head * PANEL + token];
+            for (row, sum) in sums.iter_mut().enumerate() {
+                let weight = weights[row * PANEL + t];
                 for lane in 0..16 {
-                    sum[lane] = weight.mul_add(row[lane].into(), sum[lane]);
+                    sum[lane] = weight.mul_add(values[lane], sum[lane]);
                 }
             }
         }
-        for (head, sum) in sums.iter().enumerate() {
-            out[head * dim + column..][..16].copy_from_slice(sum);
+        for (row, sum) in sums.iter().enumerate() {
+            out[row * width + column..][..16].copy_from_slice(sum);
         }
     }
-    for column in whole..dim {
-        for head in 0..H {
-            let mut sum = out[head * dim + column] * rescale[head];
-            for token in 0..valid {
-                sum =
-                    weights[head * PANEL + token].mul_add(values[token * dim + column].into(), sum);
+    for column in whole..width {
+        for row in 0..R {
+            let sum = &mut out[row * width + column];
+            for t in 0..PANEL {
+                *sum = weights[row * PANEL + t].mul_add(values[t * width + column], *sum);
             }
-            out[head * dim + column] = sum;
         }
-    }
-}
-
-/// [`weighted_values`] for values as they are stored.
-#[inline(always)]
-fn weighted_codes(weights: &[f32], rescale: &[f32], values: &[i8], valid: usize, out: &mut [f32]) {
-    weighted_values(weights, rescale, values, valid, out);
-}
-
-/// [`weighted_values`] for values that are already floats.
-#[inline(always)]
-fn weighted_floats(
-    weights: &[f32],
-    rescale: &[f32],
-    values: &[f32],
-    valid: usize,
-    out: &mut [f32],
-) {
-    weighted_values(weights, rescale, values, valid, out);
-}
-
-#[inline(always)]
-fn widen(values: &[i8], out: &mut [f32]) {
-    for (wide, value) in out.iter_mut().zip(values) {
-        *wide = f32::from(*value);
-    }
-}
-
-/// Sums sixteen lanes pairwise: 16 → 8 → 4 → 2 → 1.
-#[inline(always)]
-pub fn tree_sum(lanes: &[f32; 16]) -> f32 {
-    let mut sums = *lanes;
-    for half in [8, 4, 2, 1] {
-        for i in 0..half {
-            sums[i] += sums[i + half];
-        }
-    }
-    sums[0]
-}
-
-/// 1.5 · 2²³: adding and subtracting it rounds to the nearest integer.
-pub const ROUND: f32 = 12_582_912.0;
-/// [`exp`] clamps its argument to this: there it uses 2¹²⁷, the largest power of two that a float holds.
-pub(super) const EXP_MOST: f32 = 88.0;
-/// Below this [`exp`] is exactly 0.
-pub(super) const EXP_LEAST: f32 = -87.0;
-/// The high part of ln 2, short enough that its product with an exponent is exact.
-pub const LN_2_HIGH: f32 = 0.693_359_4;
-/// The low part of ln 2.
-pub const LN_2_LOW: f32 = -2.121_944_4e-4;
-/// 1/k! from 7 down to 0.
-pub(super) const EXP_COEFFICIENTS: [f32; 8] = [
-    1.0 / 5040.0,
-    1.0 / 720.0,
-    1.0 / 120.0,
-    1.0 / 24.0,
-    1.0 / 6.0,
-    0.5,
-    1.0,
-    1.0,
-];
-
-/// eˣ to about one unit in the last place, for x up to 88; exactly 0 below −87, which includes −∞.
-///
-/// Splits x into n·ln 2 + r with |r| ≤ ln 2 / 2 and evaluates the Taylor polynomial of degree 7 in r: its remainder
-/// r⁸/8! is below 6·10⁻⁹, a tenth of a unit in the last place.
-#[inline(always)]
-pub fn exp(x: f32) -> f32 {
-    let bounded = if x > EXP_MOST { EXP_MOST } else { x };
-    let shifted = bounded.mul_add(std::f32::consts::LOG2_E, ROUND);
-    let n = shifted - ROUND;
-    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, bounded));
-    let [first, rest @ ..] = EXP_COEFFICIENTS;
-    let p = rest
-        .into_iter()
-        .fold(first, |p, coefficient| r.mul_add(p, coefficient));
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
-    if x < EXP_LEAST { 0.0 } else { p * power }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exp_is_within_two_units_in_the_last_place() {
-        let worst = (-870..=880)
-            .map(|i| i as f32 / 10.0 + 0.013)
-            .filter(|x| (-87.0..88.0).contains(x))
-            .map(|x| ((f64::from(exp(x)) / f64::from(x).exp()) - 1.0).abs())
-            .fold(0.0, f64::max);
-        assert!(
-            worst < 2.0 * f64::from(f32::EPSILON),
-            "relative error {worst}"
-        );
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(0.0), 1.0);
-        assert!(exp(f32::NAN).is_nan());
     }
 }
