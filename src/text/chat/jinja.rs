@@ -26,8 +26,8 @@ const MAX_TEMPLATE_BYTES: usize = u16::MAX as usize;
 /// of them slows down every later step: ten thousand took a minute.
 const MAX_SLICES: usize = 200;
 
-/// The stack for compiling a template. The engine's compiler recurses for every operator in a row, with some kilobytes
-/// each, and the longest template can have thirty thousand of them. Unused stack takes no memory.
+/// The stack for compiling a template. The engine's compiler recurses for every operator in a row, and for every `elif`, with
+/// some kilobytes each, and the longest template can have five thousand of those. Unused stack takes no memory.
 const COMPILER_STACK_BYTES: usize = 256 << 20;
 
 /// Returns an environment in which `template` is compiled under the name `chat`.
@@ -64,7 +64,7 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     environment.add_test("iterable", is_iterable);
     environment.add_test("sequence", is_sequence);
     environment.add_function("raise_exception", raise_exception);
-    let prepared = source::prepare(template);
+    let prepared = source::prepare(template)?;
     check_length(&prepared)?;
     compile(environment, prepared)
 }

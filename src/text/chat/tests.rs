@@ -318,7 +318,7 @@ fn no_template_can_take_much_time_or_memory() {
 fn constants_do_not_multiply_while_a_template_is_compiled() {
     let talk = conversation([message(Role::User, "hello")]);
     // The engine's compiler would create a text of 3¹⁶ letters for each of the products, which takes minutes.
-    let source = format!("{{{{ 'x'{} }}}}", " * 3".repeat(5_000));
+    let source = format!("{{{{ 'x'{} }}}}", " * 3".repeat(400));
     let start = std::time::Instant::now();
     let encoded = template(&source).encode(&tokenizer(), &talk, Timestamp::UNIX_EPOCH, 100_000);
     assert!(encoded.is_err(), "it is out of fuel");
@@ -334,15 +334,34 @@ fn constants_do_not_multiply_while_a_template_is_compiled() {
 }
 
 #[test]
-fn thousands_of_operators_in_a_row_do_not_overflow_the_stack() {
+fn rows_of_operators_are_bounded() {
     let talk = conversation([message(Role::User, "hello")]);
-    for operator in ["~", "+", "and", "or", "==", "|string|", "if a else"] {
-        let row = format!(" a {operator}").repeat(60_000 / (operator.len() + 3));
+    for operator in [
+        "~",
+        "+",
+        "and",
+        "or",
+        "==",
+        "|string|",
+        "if a else",
+        "- not",
+    ] {
+        let row = |count: usize| {
+            let row = format!(" a {operator}").repeat(count);
+            let source = format!("{{% set a = '' %}}{{{{{row} a }}}}");
+            ChatTemplate::new(&source, &tokenizer(), None, Some(0))
+        };
         // Some of these expressions are invalid, which does not matter here.
-        let source = format!("{{% set a = '' %}}{{{{{row} a }}}}");
-        if let Ok(template) = ChatTemplate::new(&source, &tokenizer(), None, None) {
+        if let Ok(template) = row(200) {
             let _may_take_too_many_steps = template.render(&talk, Timestamp::UNIX_EPOCH);
         }
+        let refused = row(50_000 / (operator.len() + 3)).map(|_| ()).unwrap_err();
+        let expected = "an expression has more than 1000 words and signs";
+        assert_eq!(refused, expected, "{operator}");
+    }
+    for row in ["{% elif a %}", "{{ not a }}", "{% if a %}"] {
+        let source = format!("{{% if a %}}{}", row.repeat(65_000 / row.len()));
+        let _does_not_overflow_the_stack = ChatTemplate::new(&source, &tokenizer(), None, Some(0));
     }
 }
 
