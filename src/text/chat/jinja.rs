@@ -61,6 +61,7 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     environment.add_filter(ENGINES_FORMAT, minijinja::filters::format);
     environment.add_filter("format", format);
     environment.add_filter(source::FORMAT, percent);
+    environment.add_filter(source::KEPT, methods::kept);
     environment.add_test("iterable", is_iterable);
     environment.add_test("sequence", is_sequence);
     environment.add_function("raise_exception", raise_exception);

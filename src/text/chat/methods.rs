@@ -196,18 +196,49 @@ pub const MAX_NESTING: usize = 50;
 /// # Errors
 /// When there is not enough fuel, or lists are nested more than `depth` deep.
 pub fn walk(state: &State<'_, '_>, value: &Value, depth: usize) -> Result<(), Error> {
+    visit(state, value, depth, &|_| Ok(()))
+}
+
+/// Returns what a namespace may keep. A namespace in it is refused, because it could be the one that keeps it, and the engine
+/// writes and compares values without end then, until the stack overflows.
+///
+/// # Errors
+/// When a namespace is in it, there is not enough fuel for its items, or they are nested too deeply.
+pub fn kept(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
+    let namespace = minijinja::functions::namespace(None)?;
+    let type_of = |value: &Value| value.as_object().map(|object| object.type_name());
+    visit(
+        state,
+        &value,
+        MAX_NESTING,
+        &|item| match type_of(item) == type_of(&namespace) {
+            true => Err(invalid("a namespace cannot keep a namespace".to_owned())),
+            false => Ok(()),
+        },
+    )?;
+    Ok(value)
+}
+
+/// Looks at `value` and, recursively, at its items, and consumes the fuel for them.
+fn visit(
+    state: &State<'_, '_>,
+    value: &Value,
+    depth: usize,
+    look: &impl Fn(&Value) -> Result<(), Error>,
+) -> Result<(), Error> {
     if value.as_object().is_none() {
         return Ok(());
     }
+    look(value)?;
     let Ok(items) = value.try_iter() else {
         return Ok(());
     };
     let depth = depth.checked_sub(1).ok_or_else(too_much)?;
     for item in items {
         state.consume_fuel(1)?;
-        walk(state, &item, depth)?;
+        visit(state, &item, depth, look)?;
         if let (ValueKind::Map, Ok(value)) = (value.kind(), value.get_item(&item)) {
-            walk(state, &value, depth)?;
+            visit(state, &value, depth, look)?;
         }
     }
     Ok(())

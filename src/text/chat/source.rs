@@ -2,10 +2,12 @@
 //!
 //! Published templates use two features that the engine does not have. The tags `generation` and `endgeneration` mark
 //! the text on which a model is trained, and do not change the rendered text; they become a `with` block, which has no
-//! effect. Python's `'…' % values` becomes the filter [`FORMAT`].
+//! effect. Python's `'…' % values` becomes the filter [`FORMAT`]. What a namespace is given passes the filter [`KEPT`].
 
 /// The filter that replaces Python's `%` after a text.
 pub const FORMAT: &str = "python_format";
+/// The filter that looks at what `{% set namespace.name = … %}` keeps.
+pub const KEPT: &str = "kept_in_namespace";
 /// The deepest nesting of `%` within operands of `%`. Deeper ones are left unchanged, and the engine reports an error.
 const MAX_DEPTH: usize = 20;
 /// The most operands of `%` in a template; further ones are left unchanged too. Each is searched for up to the end of
@@ -49,12 +51,39 @@ pub fn prepare(source: &str) -> Result<String, String> {
                         "an expression has more than {MAX_PARTS} words and signs"
                     ));
                 }
-                prepared += &unfolded(&formats_as_filters(tag, 0, &mut operands_left));
+                let tag = unfolded(&formats_as_filters(tag, 0, &mut operands_left));
+                prepared += &looked_at(tag);
             }
             _ => prepared += tag,
         }
     }
     Ok(prepared + rest)
+}
+
+/// Adds the filter [`KEPT`] to a tag that sets something with a dot in its name, which is an attribute of a namespace:
+/// to the expression, or to the filters of a block.
+fn looked_at(tag: String) -> String {
+    let Some(at) = tag
+        .find(['=', '|'])
+        .filter(|_| block_name(&tag) == Some("set"))
+    else {
+        return tag;
+    };
+    let end = tag
+        .strip_suffix("%}")
+        .map_or("", |inside| inside.trim_end_matches(['-', '+']))
+        .len();
+    let is_empty = tag
+        .get(at + 1..end)
+        .is_none_or(|value| value.trim().is_empty());
+    if is_empty || !tag[..at].contains('.') {
+        return tag;
+    }
+    let (target, value, close) = (&tag[..=at], &tag[at + 1..end], &tag[end..]);
+    match target.ends_with('=') {
+        true => format!("{target} ({value})|{KEPT} {close}"),
+        false => format!("{target}{value}|{KEPT} {close}"),
+    }
 }
 
 /// The number of words and other characters in `tag`; each text counts as one of them, spaces do not count.
@@ -318,6 +347,30 @@ mod tests {
             ("{{", 2),
         ] {
             assert_eq!(parts(tag), count, "{tag}");
+        }
+    }
+
+    #[test]
+    fn what_a_namespace_is_given_passes_a_filter() {
+        for (source, prepared) in [
+            (
+                "{%- set ns.a = b ~ '=' -%}",
+                "{%- set ns.a = ( b ~ '=' )|kept_in_namespace -%}",
+            ),
+            (
+                "{% set (ns.a, b)=1, 2%}",
+                "{% set (ns.a, b)= (1, 2)|kept_in_namespace %}",
+            ),
+            (
+                "{% set ns.a | default('=') %}x{% endset %}",
+                "{% set ns.a | default('=') |kept_in_namespace %}x{% endset %}",
+            ),
+            ("{% set ns.a %}x{% endset %}", "{% set ns.a %}x{% endset %}"),
+            ("{% set a = b.c %}", "{% set a = b.c %}"),
+            ("{% set ns.a =", "{% set ns.a ="),
+            ("{% set ns.a =%}", "{% set ns.a =%}"),
+        ] {
+            assert_eq!(prepare(source).unwrap(), prepared);
         }
     }
 

@@ -366,6 +366,31 @@ fn rows_of_operators_are_bounded() {
 }
 
 #[test]
+fn no_value_holds_itself() {
+    let talk = conversation([message(Role::User, "hello")]);
+    for keeps in [
+        "{% set ns.l = [ns] %}",
+        "{% set ns.l = ns %}",
+        "{% set ns.l = {'a': [ns]} %}",
+        "{% set other = namespace(l=ns) %}{% set ns.l = (other, 1) %}",
+        "{% set ns.l, b = [ns], 1 %}",
+        "{% set ns.l | default(ns, true) %}{% endset %}",
+        "{% for i in range(9999) %}{% set ns.l = [ns.l] %}{% endfor %}",
+        "{% for i in range(99) %}{% set ns.l = [ns.l, ns.l, ns.l] %}{% endfor %}",
+        "{%- if true -%}{%- set  ns . l=[ns] -%}{%- endif -%}",
+    ] {
+        for uses in ["{{ 'x' ~ ns.l }}", "{{ ns.l | upper }}", "{{ ns.l == ns }}"] {
+            let source = format!("{{% set ns = namespace(l=[]) %}}{keeps}{uses}");
+            let rendered = template(&source).render(&talk, Timestamp::UNIX_EPOCH);
+            assert!(rendered.is_err(), "{source}");
+        }
+    }
+    let fine = "{% set ns = namespace(a=1, l=[]) %}{% set ns.l = ns.l + [ns.a, messages[0]] %}{% set ns.a, b = 2, 3 %}{{ ns.a ~ b ~ ns.l | length }}";
+    let rendered = template(fine).render(&talk, Timestamp::UNIX_EPOCH);
+    assert_eq!(rendered.unwrap(), "232");
+}
+
+#[test]
 fn whether_a_template_takes_tools_is_seen_in_what_it_prints() {
     let llama = "{% if tools is not none %}{% for t in tools %}{{ t | tojson(indent=4) }}{% endfor %}{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}";
     assert_eq!(
