@@ -19,10 +19,11 @@ const ROTATIONS: [Rotation; 4] = [
 
 /// What this CPU can run, and what a model of the instructions can.
 fn kernels() -> Vec<Kernel> {
-    let mut kernels = available();
     #[cfg(target_arch = "x86_64")]
-    kernels.extend(super::amx_int8::model::kernel());
-    kernels
+    let model = super::amx_int8::model::kernel();
+    #[cfg(not(target_arch = "x86_64"))]
+    let model = None;
+    available().into_iter().chain(model).collect()
 }
 
 fn others() -> impl Iterator<Item = Kernel> {
