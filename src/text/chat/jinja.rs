@@ -4,8 +4,9 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Tuple, Value, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, escape_formatter};
 
+use super::fuel::{self, pay};
 use super::guard;
-use super::methods::{self, lines, pay};
+use super::methods::{self, lines};
 use super::python;
 use super::source;
 
@@ -47,7 +48,7 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     environment.set_auto_escape_callback(|_name| AutoEscape::None);
     environment.set_unknown_method_callback(methods::call);
     environment.set_formatter(|output, state, value| {
-        methods::walk(state, value, methods::MAX_NESTING)?;
+        fuel::walk(state, value, fuel::MAX_NESTING)?;
         escape_formatter(output, state, &python::with_floats(value))
     });
     environment.set_fuel(Some(FUEL));
@@ -61,7 +62,7 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     environment.add_filter(ENGINES_FORMAT, minijinja::filters::format);
     environment.add_filter("format", format);
     environment.add_filter(source::FORMAT, percent);
-    environment.add_filter(source::KEPT, methods::kept);
+    environment.add_filter(source::KEPT, fuel::kept);
     environment.add_test("iterable", is_iterable);
     environment.add_test("sequence", is_sequence);
     environment.add_function("raise_exception", raise_exception);
@@ -186,14 +187,14 @@ fn join(
         }
     };
     let between = between.map_or(String::new(), |between| between.to_string());
-    methods::join(state, &between, &items)
+    fuel::join(state, &between, &items)
 }
 
 /// The filter `string`, paid for while the text grows.
 fn string(state: &State<'_, '_>, value: Value) -> Result<Value, Error> {
     match value.kind() {
         ValueKind::String => Ok(value),
-        _ => methods::join(state, "", &Value::from(vec![value])).map(Value::from),
+        _ => fuel::join(state, "", &Value::from(vec![value])).map(Value::from),
     }
 }
 
@@ -221,7 +222,7 @@ fn format(
 /// The engine's `format`. The result is paid for before it is created.
 fn paid_format(state: &mut State<'_, '_>, args: &[Value]) -> Result<Value, Error> {
     if let [text, values @ ..] = args {
-        methods::pay_for_fields(state, text.as_str().unwrap_or_default(), '%', values)?;
+        fuel::pay_for_fields(state, text.as_str().unwrap_or_default(), '%', values)?;
     }
     state.apply_filter(ENGINES_FORMAT, args)
 }

@@ -9,7 +9,8 @@
 
 pub mod calls;
 mod conversation;
-pub mod guard;
+pub mod fuel;
+mod guard;
 mod jinja;
 mod methods;
 mod python;

@@ -200,7 +200,7 @@ impl Json {
 }
 
 /// Replaces the floats in `value`, including those of its items, by text as Python's `str` writes it, because the
-/// engine writes them without an exponent. It must be called after [`super::methods::walk`] has bounded the value.
+/// engine writes them without an exponent. It must be called after [`super::fuel::walk`] has bounded the value.
 pub fn with_floats(value: &Value) -> Value {
     match float(value) {
         Some(float) => Value::from(float_text(float)),
