@@ -75,7 +75,6 @@ fn softmax_tile(tile: &mut SoftmaxTile<'_>) {
         );
     }
     let round = _mm256_set1_ps(softmax::ROUND_WEIGHT);
-    let zero = _mm256_set1_epi32(math::ROUND.to_bits() as i32);
     let queries = scales.iter_mut().zip(&mut **sums);
     let tiles = scores
         .chunks_exact(PANEL)
@@ -86,12 +85,13 @@ fn softmax_tile(tile: &mut SoftmaxTile<'_>) {
             // SAFETY: eight weights.
             let weight = unsafe { _mm256_loadu_ps(weights.as_ptr()) };
             let bits = _mm256_castps_si256(_mm256_fmadd_ps(weight, inverse, round));
-            _mm256_sub_epi32(bits, zero)
+            // The code is the lowest byte.
+            _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(bits))
         };
         let mut total = _mm256_setzero_si256();
         for (weights, codes) in weights.chunks_exact(32).zip(codes.chunks_exact_mut(32)) {
             let [a, b, c, d] = std::array::from_fn(|i| code(&weights[8 * i..8 * i + 8]));
-            // The codes are −127…127, so neither pack saturates. Both work inside the halves of a register, which
+            // The codes are bytes, so neither pack saturates. Both work inside the halves of a register, which
             // leaves groups of four in the order a, b, c, d, a, b, c, d.
             let bytes = _mm256_packs_epi16(_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
             let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);

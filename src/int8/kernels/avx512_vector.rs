@@ -184,7 +184,6 @@ fn softmax_tile(tile: &mut SoftmaxTile<'_>) {
         *largest = f32::from_bits(_mm512_reduce_max_epi32(most) as u32);
     }
     let round = _mm512_set1_ps(softmax::ROUND_WEIGHT);
-    let zero = _mm512_set1_epi32(math::ROUND.to_bits() as i32);
     let queries = scales.iter_mut().zip(&mut **sums);
     let tiles = scores
         .chunks_exact(PANEL)
@@ -198,7 +197,8 @@ fn softmax_tile(tile: &mut SoftmaxTile<'_>) {
                 let weight = _mm512_loadu_ps(weights.as_ptr().add(16 * j));
                 // The code is the lowest byte.
                 let bits = _mm512_castps_si512(_mm512_fmadd_ps(weight, inverse, round));
-                total = _mm512_add_epi32(total, _mm512_sub_epi32(bits, zero));
+                let code = _mm512_srai_epi32::<24>(_mm512_slli_epi32::<24>(bits));
+                total = _mm512_add_epi32(total, code);
                 _mm_storeu_si128(
                     codes.as_mut_ptr().add(16 * j).cast(),
                     _mm512_cvtepi32_epi8(bits),

@@ -182,8 +182,10 @@ fn a_number_that_is_not_finite_cannot_pass_unseen() {
         for bad in [f32::NAN, f32::INFINITY] {
             let mut case = usual.clone();
             case.scores[39] = bad;
-            let total = case.run(kernel).totals[0];
-            assert!(!total.is_finite(), "{kernel:?}: a score of {bad}");
+            let found = case.run(kernel);
+            assert!(!found.totals[0].is_finite(), "{kernel:?}: a score of {bad}");
+            let sum: i32 = found.codes.iter().map(|&code| i32::from(code)).sum();
+            assert_eq!(found.sums[0], sum, "{kernel:?}: whatever the codes are");
             let mut case = usual.clone();
             case.value_scales[39] = bad;
             let scale = case.run(kernel).scales[0];
