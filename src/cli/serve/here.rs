@@ -7,7 +7,7 @@ use clap::FromArgMatches;
 
 use super::plan::{ClientSizes, GivenSizes};
 use super::verify::{self, Verify};
-use super::{Args, load};
+use super::{Args, load, prepare};
 use crate::cli::WeightsArg;
 use crate::cli::signature::SignatureArgs;
 use crate::config::ByteSize;
@@ -62,7 +62,7 @@ pub fn load(settings: Settings, sources: &sources::Settings) -> Result<Here> {
     // The one client is in this process, so its connection takes nothing.
     let sizes = ClientSizes::new(given, 0, machine::limit().as_ref());
     let limits = args.limits.limits(sizes)?;
-    let prepared = load::prepare(&args, sources, sizes.clients(0))?;
+    let prepared = prepare::prepare(&args, sources, sizes.clients(0))?;
     let packed = prepared.packed();
     let metrics = Arc::new(Metrics::new());
     let app = App::new(Arc::clone(&metrics), Access::default(), limits);

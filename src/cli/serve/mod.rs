@@ -11,6 +11,7 @@ mod listening;
 mod load;
 mod notify;
 pub(super) mod plan;
+mod prepare;
 mod ready;
 mod service;
 mod signals;
@@ -127,7 +128,7 @@ pub fn run(args: Args, sources: sources::Settings) -> Result<()> {
     let limits = args.limits.limits(sizes)?;
     let clients = args.clients(sizes, &held);
     let connections = args.server(sizes, &held);
-    let prepared = load::prepare_local(&args, &sources, clients)?;
+    let prepared = prepare::prepare_local(&args, &sources, clients)?;
     let exporter = match &args.otlp_endpoint {
         Some(url) => Some(exporter(url, &metrics)?),
         None => None,

@@ -7,9 +7,10 @@ use super::Args;
 use super::access::{self, KeptFiles};
 use super::canary::Canary;
 use super::listening::{self, Open, PassedSocket};
-use super::load::{self, Loaded, Prepared};
+use super::load::{self, Loaded};
 use super::notify::{Manager, Message};
 use super::plan::Clients;
+use super::prepare::{self, Prepared};
 use super::ready::{self, Ready};
 use super::signals::StopSignals;
 use super::verify::{self, Verify};
@@ -147,7 +148,7 @@ impl Loading {
         let metrics = Arc::clone(app.metrics());
         let prepared = match prepared {
             Some(prepared) => prepared,
-            None => load::prepare(&args, &sources, clients)?,
+            None => prepare::prepare(&args, &sources, clients)?,
         };
         let packed = prepared.packed();
         if let (Verify::Start, Some(packed)) = (args.model.verify, &packed) {
@@ -158,7 +159,7 @@ impl Loading {
         let loaded = load::load(&args, prepared, &sources, Arc::clone(&metrics))?;
         // Here, because what only loading needed is gone.
         metrics.memory().set_accounts(Accounts {
-            ready: load::allocated(),
+            ready: prepare::allocated(),
             ..loaded.accounts.clone()
         });
         if let (Verify::Start | Verify::Background, Some(packed)) = (args.model.verify, packed) {
