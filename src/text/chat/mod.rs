@@ -4,13 +4,13 @@
 //! - [`guard`]: ensures that text from clients never becomes a control token.
 //! - [`calls`]: finds tool calls in answers. Thoughts are separated by [`super::thoughts`].
 //! - `conversation`: the input of a template, as the client wrote it.
-//! - `jinja`, with `source`, `methods` and `python`: runs templates as transformers does, with the features of Python
-//!   that they use.
+//! - `jinja`, with `source`, `methods`, `python` and `fuel`: runs templates as transformers does, with the features of Python
+//!   that they use, within bounds.
 
 pub mod calls;
 mod conversation;
-pub mod fuel;
-mod guard;
+mod fuel;
+pub mod guard;
 mod jinja;
 mod methods;
 mod python;
