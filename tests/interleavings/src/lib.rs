@@ -86,6 +86,10 @@ pub mod engine {
                     prefill_tokens: 0,
                 }
             }
+
+            pub const fn backlog(&self) -> usize {
+                self.waiting_tokens + self.prefill_tokens
+            }
         }
     }
 
