@@ -8,17 +8,17 @@ use minijinja::{Error, ErrorKind, State};
 
 use super::python;
 
-/// The deepest nesting of lists that are written as text.
-pub const MAX_NESTING: usize = 50;
+/// The deepest nesting of lists that are written as text or kept.
+const MAX_NESTING: usize = 50;
 
 /// Consumes the fuel for all items of `value` and, recursively, for their items. It must be called before they are
 /// written: a list that repeats another one has as many items as it claims, and the code that writes it does not stop
 /// when the fuel is used up.
 ///
 /// # Errors
-/// When there is not enough fuel, or lists are nested more than `depth` deep.
-pub fn walk(state: &State<'_, '_>, value: &Value, depth: usize) -> Result<(), Error> {
-    visit(state, value, depth, &|_| Ok(()))
+/// When there is not enough fuel, or lists are nested more than [`MAX_NESTING`] deep.
+pub fn walk(state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    visit(state, value, MAX_NESTING, &|_| Ok(()))
 }
 
 /// Returns what a namespace may keep. A namespace in it is refused, because it could be the one that keeps it, and the engine
@@ -80,7 +80,7 @@ pub fn join(state: &State<'_, '_>, between: &str, items: &Value) -> Result<Strin
     };
     for (at, item) in items.try_iter()?.enumerate() {
         state.consume_fuel(1)?;
-        walk(state, &item, MAX_NESTING)?;
+        walk(state, &item)?;
         let between = if at > 0 { between } else { "" };
         let item = python::with_floats(&item);
         write!(joined, "{between}{item}").map_err(|fmt::Error| too_much())?;

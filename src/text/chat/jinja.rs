@@ -48,7 +48,7 @@ pub fn environment(template: &str) -> Result<Environment<'static>, String> {
     environment.set_auto_escape_callback(|_name| AutoEscape::None);
     environment.set_unknown_method_callback(methods::call);
     environment.set_formatter(|output, state, value| {
-        fuel::walk(state, value, fuel::MAX_NESTING)?;
+        fuel::walk(state, value)?;
         escape_formatter(output, state, &python::with_floats(value))
     });
     environment.set_fuel(Some(FUEL));
