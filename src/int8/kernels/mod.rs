@@ -54,6 +54,7 @@ mod zmm;
 #[cfg(test)]
 mod contract;
 
+mod cores;
 mod crew;
 mod parts;
 pub mod pool;

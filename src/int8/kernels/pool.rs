@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
+use super::cores::Cores;
 use super::crew::{Account, Crew, Given};
 pub use super::parts::{Parts, PerThread, PerUnit, Ragged, SlotUnits, Slots, UnitParts, Within};
 use super::shares::{Shares, share_of};
@@ -43,6 +44,8 @@ struct Shared {
     left: Shares,
     stopping: AtomicBool,
     parked: Vec<AtomicBool>,
+    /// The core of each thread, the caller's first: a thread does not spin on a core that another one needs.
+    cores: Cores,
     /// The calling thread, if it is parked until the last worker finishes.
     caller: Mutex<Option<Thread>>,
     caller_parked: AtomicBool,
@@ -105,6 +108,7 @@ impl Pool {
             generation: AtomicUsize::new(0),
             unfinished: AtomicUsize::new(0),
             left: Shares::new(workers + 1),
+            cores: Cores::new(workers + 1),
             stopping: AtomicBool::new(false),
             parked: (0..workers).map(|_| AtomicBool::new(false)).collect(),
             caller: Mutex::new(None),
@@ -265,6 +269,7 @@ impl Pool {
         looking: bool,
     ) -> std::thread::Result<()> {
         let shared = &*self.shared;
+        shared.cores.note(0);
         let pointer: *const Phase<'_> = phase;
         // SAFETY: only the lifetime changes. Workers dereference the pointer only during this call: they are counted in
         // `unfinished` below, and this function does not return, not even by a panic, before all have finished.
@@ -283,7 +288,7 @@ impl Pool {
             }
         }
         let own = catch_unwind(AssertUnwindSafe(|| phase(0)));
-        wait_for_workers(shared);
+        wait_for_workers(shared, helpers);
         own
     }
 
@@ -300,9 +305,9 @@ impl Pool {
     }
 }
 
-/// Waits until all workers have finished their shares: spins for [`SPIN`], then parks, because a worker without a core
-/// may need this thread's core.
-fn wait_for_workers(shared: &Shared) {
+/// Waits until the first `helpers` workers have finished their shares: spins for [`SPIN`], then parks, because a worker
+/// without a core may need this thread's core. Where it is known to need it, it parks at once.
+fn wait_for_workers(shared: &Shared, helpers: usize) {
     let start = Instant::now();
     loop {
         for _ in 0..256 {
@@ -311,7 +316,7 @@ fn wait_for_workers(shared: &Shared) {
             }
             std::hint::spin_loop();
         }
-        if start.elapsed() > SPIN {
+        if start.elapsed() > SPIN || shared.cores.is_shared(0, helpers + 1) {
             break;
         }
     }
@@ -355,6 +360,7 @@ fn work(shared: &Shared, index: usize) {
         if index >= helpers {
             continue;
         }
+        shared.cores.note(index + 1);
         // SAFETY: `Pool::share_phase` wrote the pointer before it stored `generation`, and keeps its target alive until
         // this worker, which is counted in `unfinished`, decrements it.
         let phase = unsafe { (*shared.phase.get()).map(|phase| &*phase) };
@@ -383,8 +389,10 @@ fn work(shared: &Shared, index: usize) {
     }
 }
 
-/// Waits for a phase other than `seen` and returns it: spins for [`SPIN`] after the thread's last work, then parks.
+/// Waits for a phase other than `seen` and returns it: spins for [`SPIN`] after the thread's last work, then parks. If
+/// another thread needs this one's core, it parks at once.
 fn next_generation(shared: &Shared, index: usize, seen: usize, idle_since: Instant) -> usize {
+    let helpers = seen & ((1 << ACTIVE_BITS) - 1);
     loop {
         for _ in 0..256 {
             let generation = shared.generation.load(Ordering::Acquire);
@@ -393,7 +401,7 @@ fn next_generation(shared: &Shared, index: usize, seen: usize, idle_since: Insta
             }
             std::hint::spin_loop();
         }
-        if idle_since.elapsed() > SPIN {
+        if idle_since.elapsed() > SPIN || shared.cores.is_shared(index + 1, helpers + 1) {
             // The caller stores `generation` before it reads `parked`, so either this thread sees the new phase or the
             // caller sees that it must unpark it. A swap and not a store: emulators of ARM on x86 let a load overtake a
             // store before it, where the architecture forbids that, and a swap costs nothing where a thread goes to sleep.

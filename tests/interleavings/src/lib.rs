@@ -13,6 +13,24 @@
 mod int8 {
     #[path = "."]
     pub mod kernels {
+        /// On which cores the threads run is a matter of chance.
+        mod cores {
+            use shuttle::rand::Rng as _;
+
+            pub(super) struct Cores;
+
+            impl Cores {
+                pub fn new(_threads: usize) -> Self {
+                    Self
+                }
+
+                pub fn note(&self, _thread: usize) {}
+
+                pub fn is_shared(&self, _thread: usize, _threads: usize) -> bool {
+                    shuttle::rand::thread_rng().gen_bool(0.5)
+                }
+            }
+        }
         #[path = "../../../src/int8/kernels/crew.rs"]
         mod crew;
         #[path = "../../../src/int8/kernels/parts.rs"]
