@@ -53,10 +53,11 @@ pub(super) struct Worker {
 /// Fraction of the allowed slowdown that prompts may use: estimates lag behind the cost of a growing prompt, and a
 /// stream is judged by its slowest step.
 const SLOWDOWN_SHARE: f64 = 0.8;
-/// Seconds that a step of several prompts may take by measured times. Whoever leaves keeps its place until the end of the
-/// step: a place is free within a quarter of a second after its client has left, of which noticing that takes 80 ms. With a 2B model on two cores this is some 50 rows, of which each costs hardly more than in a
-/// larger step.
-const PROMPT_STEP_SECONDS: f64 = 0.15;
+/// Seconds that a step with prompts may take by measured times, if somebody waits besides the prompt. Whoever leaves keeps
+/// its place until the end of the step: a place is free within a quarter of a second after its client has left, of which
+/// noticing that takes 80 ms, and some steps take longer than measured. With a 2B model on two cores this is some 20 rows,
+/// of which each costs a tenth more than in the largest step.
+const PROMPT_STEP_SECONDS: f64 = 0.12;
 /// Rows that such a step may have in any case: up to about here reading the weights takes longer than computing with
 /// them, so fewer rows would make prompts slower and steps no shorter.
 const LEAST_PROMPT_ROWS: usize = 16;
@@ -225,9 +226,12 @@ impl Worker {
                     (alone, alone)
                 }
                 decoding => {
-                    let most = step.saturating_sub(decoding);
                     let factor = factor * SLOWDOWN_SHARE;
-                    (self.times.rows_within(factor, decoding, most), step)
+                    let most = step.saturating_sub(decoding);
+                    let even = self.times.rows_within(factor, decoding, most);
+                    let least = decoding + LEAST_PROMPT_ROWS;
+                    let short = self.times.rows_in(PROMPT_STEP_SECONDS, least, step);
+                    (even.min(short.saturating_sub(decoding)).max(1), step)
                 }
             },
         }
