@@ -13,6 +13,7 @@
 //! | [`pages`], `prefix_cache` | which sequence holds which KV page, and which pages hold the beginning of which text |
 //! | `sequence` | one generation's tokens and events |
 //! | [`receipt`] | what a generation has taken: times, processor time, cached tokens |
+//! | `prompt_rows` | how many rows of prompts a step has |
 //! | `step_times` | measured step times by number of rows |
 //! | `speculation` | drafts of the next tokens, and whether they pay |
 //! | `adjust` | penalties, biases, bans and constraints, applied to the logits before sampling |
@@ -29,6 +30,7 @@ pub mod canary;
 mod forecast;
 pub mod pages;
 pub(crate) mod prefix_cache;
+mod prompt_rows;
 mod queue;
 pub mod receipt;
 mod recent_steps;
@@ -46,6 +48,7 @@ use std::time::{Duration, Instant};
 
 use tracing::info;
 
+pub use prompt_rows::PromptRows;
 pub use receipt::{OpenReceipt, Receipt};
 pub use request::{Constraint, FinishReason, Flow, Generation, Sampling, Score, TokenEvent, Turn};
 pub use sequence::TokenStream;
@@ -82,16 +85,6 @@ pub struct Settings {
     /// Bytes of events that a caller may leave unread; then its generation is paused until most of them are read. Changes no
     /// output.
     pub max_unread_bytes: usize,
-}
-
-/// How many prompt rows join a step that also decodes.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum PromptRows {
-    /// This many, whatever they cost. Makes steps predictable, for tests.
-    Fixed(usize),
-    /// As many as keep the step within this many times its duration without them, as far as measurements tell. At least
-    /// 1.
-    Slowdown(f64),
 }
 
 impl Default for Settings {

@@ -15,7 +15,7 @@ use super::scheduler::{Job, Load, Scheduler, Work};
 use super::sequence::Sequence;
 use super::speculation::DraftBudget;
 use super::step_times::StepTimes;
-use super::{Health, PromptRows, Settings};
+use super::{Health, Settings};
 use crate::model::{Forward, PAGE_TOKENS, Rewind, Span};
 use crate::telemetry::{Metrics, cpu_seconds};
 
@@ -49,18 +49,6 @@ pub(super) struct Worker {
     /// The processor time of the process up to which it has been divided between generations.
     cpu_seconds: f64,
 }
-
-/// Fraction of the allowed slowdown that prompts may use: estimates lag behind the cost of a growing prompt, and a
-/// stream is judged by its slowest step.
-const SLOWDOWN_SHARE: f64 = 0.8;
-/// Seconds that a step with prompts may take by measured times, if somebody waits besides the prompt. Whoever leaves keeps
-/// its place until the end of the step: a place is free within a quarter of a second after its client has left, of which
-/// noticing that takes 80 ms, and some steps take longer than measured. With a 2B model on two cores this is some 20 rows,
-/// of which each costs a tenth more than in the largest step.
-const PROMPT_STEP_SECONDS: f64 = 0.12;
-/// Rows that such a step may have in any case: up to about here reading the weights takes longer than computing with
-/// them, so fewer rows would make prompts slower and steps no shorter.
-const LEAST_PROMPT_ROWS: usize = 16;
 
 /// How often an engine that has nothing else to do looks whether the clients of paused generations have read. Those have
 /// hundreds of tokens left to read until then, so nobody notices, and it takes next to no processor time.
@@ -180,7 +168,12 @@ impl Worker {
         drop(self.scheduler.remove_if(Sequence::is_abandoned));
         let admitted = self.scheduler.admit();
         self.speculate();
-        let (beside, alone) = self.prompt_rows();
+        let (beside, alone) = self.settings.prompt_rows.of_step(
+            &self.times,
+            self.scheduler.running().len(),
+            self.scheduler.decoding_rows(),
+            self.settings.step_tokens,
+        );
         self.scheduler.plan(beside, alone, &mut self.plan);
         self.publish(admitted);
         if self.plan.is_empty() {
@@ -210,30 +203,6 @@ impl Worker {
         self.times.observe(rows, seconds);
         if wants_rows {
             self.times.observe_prompts(prompt_rows, seconds);
-        }
-    }
-
-    /// How many prompt rows may join the next step if it also decodes, and how many it may have if it does not.
-    fn prompt_rows(&self) -> (usize, usize) {
-        let step = self.settings.step_tokens;
-        match self.settings.prompt_rows {
-            PromptRows::Fixed(rows) => (rows, step),
-            PromptRows::Slowdown(factor) => match self.scheduler.decoding_rows() {
-                // A prompt that is alone keeps nobody waiting: when its client leaves, its step is given up.
-                0 if self.scheduler.running().len() == 1 => (step, step),
-                0 => {
-                    let alone = (self.times).rows_in(PROMPT_STEP_SECONDS, LEAST_PROMPT_ROWS, step);
-                    (alone, alone)
-                }
-                decoding => {
-                    let factor = factor * SLOWDOWN_SHARE;
-                    let most = step.saturating_sub(decoding);
-                    let even = self.times.rows_within(factor, decoding, most);
-                    let least = decoding + LEAST_PROMPT_ROWS;
-                    let short = self.times.rows_in(PROMPT_STEP_SECONDS, least, step);
-                    (even.min(short.saturating_sub(decoding)).max(1), step)
-                }
-            },
         }
     }
 
