@@ -9,27 +9,27 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const UNKNOWN: usize = usize::MAX;
 
 /// The core on which each thread began its last phase. Threads may have moved since, so this is only a hint.
-pub(super) struct Cores(Vec<Core>);
-
-/// The number of a core, on cache lines of its own, because its thread writes it in every phase.
-#[repr(align(128))]
-struct Core(AtomicUsize);
+pub(super) struct Cores(Vec<AtomicUsize>);
 
 impl Cores {
     /// The unknown cores of `threads` threads.
     pub fn new(threads: usize) -> Self {
-        let unknown = || Core(AtomicUsize::new(UNKNOWN));
+        let unknown = || AtomicUsize::new(UNKNOWN);
         Self((0..threads).map(|_| unknown()).collect())
     }
 
-    /// Stores the core on which `thread`, which is the calling thread, runs now.
+    /// Stores the core on which `thread`, which is the calling thread, runs now. Threads seldom move, and what is not
+    /// written stays in the caches of all cores.
     pub fn note(&self, thread: usize) {
-        self.0[thread].0.store(current(), Ordering::Relaxed);
+        let (noted, core) = (&self.0[thread], current());
+        if noted.load(Ordering::Relaxed) != core {
+            noted.store(core, Ordering::Relaxed);
+        }
     }
 
     /// Whether one of the first `threads` threads ran last on the core of `thread`.
     pub fn is_shared(&self, thread: usize, threads: usize) -> bool {
-        let core = |thread: usize| self.0[thread].0.load(Ordering::Relaxed);
+        let core = |thread: usize| self.0[thread].load(Ordering::Relaxed);
         let own = core(thread);
         own != UNKNOWN && (0..threads).any(|other| other != thread && core(other) == own)
     }
@@ -56,7 +56,7 @@ mod tests {
         let cores = Cores::new(3);
         assert!(!cores.is_shared(0, 3), "unknown cores are not shared");
         for (thread, core) in [(0, 4), (1, 5), (2, 4)] {
-            cores.0[thread].0.store(core, Ordering::Relaxed);
+            cores.0[thread].store(core, Ordering::Relaxed);
         }
         assert!(cores.is_shared(0, 3));
         assert!(cores.is_shared(2, 3));
@@ -71,6 +71,6 @@ mod tests {
         cores.note(1);
         let count = std::thread::available_parallelism().map_or(1, usize::from);
         // Cores that are offline or not allowed leave gaps in the numbers.
-        assert!(cores.0[1].0.load(Ordering::Relaxed) < 64 * count.max(64));
+        assert!(cores.0[1].load(Ordering::Relaxed) < 64 * count.max(64));
     }
 }
