@@ -29,6 +29,8 @@ done
 serve() { # serve NAME FLAG…: starts a server on a free port and sets `url`
     local name=$1
     shift
+    # The server is started in the background: on a busy machine the file is read before it is there otherwise.
+    : >"$work/$name.out"
     HF_HUB_OFFLINE=1 "$binary" serve --listen 127.0.0.1:0 "$@" >"$work/$name.out" 2>"$work/$name.log" &
     pids+=($!)
     for _ in $(seq 600); do
