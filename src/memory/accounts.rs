@@ -62,12 +62,13 @@ impl Accounts {
         [kv_cache, states]: [u64; 2],
         buffers: u64,
     ) -> Reconciled {
-        // What the allocator keeps may be resident or not: no more than is resident beyond what it has handed out.
+        // Other memory that borders on a stack, be it the heap or the KV cache, is one map with it.
         let others = self.codes + kv_cache + states;
-        let of_heap = maps.anonymous.saturating_sub(others);
-        let kept = of_heap.saturating_sub(heap.allocated).min(heap.free);
-        // A large piece of the heap that borders on a stack is one map with it.
-        let among_stacks = heap.allocated.saturating_sub(of_heap).min(maps.stacks);
+        let known = others + heap.allocated;
+        let among_stacks = known.saturating_sub(maps.anonymous).min(maps.stacks);
+        // What the allocator keeps may be resident or not: no more than is resident beyond what it has handed out.
+        let kept = (maps.anonymous + among_stacks).saturating_sub(known);
+        let kept = kept.min(heap.free);
         let first = self.scales + self.runtime + self.tokenizer + self.ready_buffers;
         let since_ready = heap.allocated.saturating_sub(self.ready);
         let more_buffers = buffers.saturating_sub(self.ready_buffers);
@@ -174,6 +175,21 @@ mod tests {
         };
         let found = accounts().compare(&maps(100 * MIB + 19 * MIB), heap, [0, 0], MIB);
         assert_eq!(value(&found, "stacks"), MIB);
+        assert_eq!(found.unexplained, 0, "{found:?}");
+    }
+
+    #[test]
+    fn a_cache_that_borders_on_a_stack_counts_once() {
+        let heap = Heap {
+            allocated: 20 * MIB,
+            free: MIB,
+        };
+        let mut maps = maps(100 * MIB + 20 * MIB);
+        // Two MiB of stacks, and the cache.
+        maps.stacks += 70 * MIB;
+        let found = accounts().compare(&maps, heap, [70 * MIB, 0], MIB);
+        assert_eq!(value(&found, "kv_cache"), 70 * MIB);
+        assert_eq!(value(&found, "stacks"), 2 * MIB);
         assert_eq!(found.unexplained, 0, "{found:?}");
     }
 }

@@ -99,6 +99,8 @@ pub async fn never_read(context: Context) -> Result<Findings, Problem> {
 /// Resident anonymous bytes without the pages of the KV cache: those are reserved at the start, and become resident when they
 /// are written for the first time.
 async fn without_pages(server: &Server) -> Result<f64, Problem> {
+    // What the metrics say of memory is up to a second old.
+    sleep(SECOND + SECOND / 10).await;
     let pages = server.metrics().await?;
     let pages = pages.get("memory_bytes{component=\"kv_cache\"}");
     Ok(machine::memory(server.id).anon as f64 - pages)
