@@ -317,3 +317,19 @@ async fn a_client_that_closes_its_sending_side_gets_its_answer() {
         assert!(answer.ends_with(end), "{answer}");
     }
 }
+
+/// On the loopback interface segments are larger than the send buffer by themselves, and a receiver confirms a single one
+/// only after a while.
+#[tokio::test]
+async fn the_send_buffer_holds_several_segments() {
+    let service = Service::start(Fake::babbling());
+    // The port is open before the server has begun; once it answers, it has.
+    raw(
+        &service,
+        b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
+    )
+    .await;
+    let socket = TcpStream::connect(service.address).await.unwrap();
+    let segment = socket2::SockRef::from(&socket).tcp_mss().unwrap();
+    assert!(segment <= 8 << 10, "{segment} bytes");
+}

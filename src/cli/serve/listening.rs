@@ -169,7 +169,7 @@ impl PassedSocket {
         match self {
             Self::Tcp(listener) => {
                 listener.set_nonblocking(true)?;
-                tokio::net::TcpListener::from_std(listener).map(Listener::Tcp)
+                tokio::net::TcpListener::from_std(listener).map(Listener::from)
             }
             Self::Unix(listener) => {
                 listener.set_nonblocking(true)?;
