@@ -169,6 +169,15 @@ mod tests {
         times.observe(rows, 0.010 + 0.001 * rows.saturating_sub(8) as f64);
     }
 
+    /// How many rows may join `decoding` others in each of six steps, one after the other.
+    fn raised(times: &mut StepTimes, decoding: usize) -> [usize; 6] {
+        [(); 6].map(|()| {
+            let rows = times.rows_within(2.45, decoding, 100);
+            take(times, decoding + rows);
+            rows
+        })
+    }
+
     fn same(found: Option<f64>, expected: f64) {
         let found = found.expect("an estimate");
         assert!((found - expected).abs() < 1e-9, "{found}, not {expected}");
@@ -211,12 +220,7 @@ mod tests {
         let mut times = StepTimes::new(128);
         assert_eq!(times.rows_within(2.45, 1, 100), 1, "nothing is known");
         take(&mut times, 1);
-        let mut raised = Vec::new();
-        for _ in 0..6 {
-            let rows = times.rows_within(2.45, 1, 100);
-            take(&mut times, 1 + rows);
-            raised.push(rows);
-        }
+        let raised = raised(&mut times, 1);
         // 24.5 ms are 22 rows; until they are measured, each row might cost as much as the average so far.
         assert_eq!(raised, [1, 3, 8, 19, 21, 21]);
         assert_eq!(times.rows_within(2.45, 1, 5), 5, "no more than there are");
@@ -249,12 +253,7 @@ mod tests {
         times.observe(8, 5.0);
         take(&mut times, 1);
         take(&mut times, 4);
-        let mut raised = Vec::new();
-        for _ in 0..6 {
-            let rows = times.rows_within(2.45, 4, 100);
-            take(&mut times, 4 + rows);
-            raised.push(rows);
-        }
+        let raised = raised(&mut times, 4);
         // 24.5 ms are 22 rows, of which four decode.
         assert_eq!(raised, [5, 16, 18, 18, 18, 18]);
     }

@@ -67,8 +67,8 @@ impl Accounts {
         let known = others + heap.allocated;
         let among_stacks = known.saturating_sub(maps.anonymous).min(maps.stacks);
         // What the allocator keeps may be resident or not: no more than is resident beyond what it has handed out.
-        let kept = (maps.anonymous + among_stacks).saturating_sub(known);
-        let kept = kept.min(heap.free);
+        let of_heap = (maps.anonymous + among_stacks).saturating_sub(others);
+        let kept = of_heap.saturating_sub(heap.allocated).min(heap.free);
         let first = self.scales + self.runtime + self.tokenizer + self.ready_buffers;
         let since_ready = heap.allocated.saturating_sub(self.ready);
         let more_buffers = buffers.saturating_sub(self.ready_buffers);

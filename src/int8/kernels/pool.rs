@@ -29,6 +29,11 @@ const SPIN: Duration = Duration::from_micros(100);
 /// take part never reads the phase.
 const ACTIVE_BITS: u32 = 16;
 
+/// How many workers take part in the phase of this `generation`.
+const fn helpers_in(generation: usize) -> usize {
+    generation & ((1 << ACTIVE_BITS) - 1)
+}
+
 /// What each thread runs in a phase; the argument is the thread's number.
 type Phase<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -356,8 +361,7 @@ fn work(shared: &Shared, index: usize) {
         if shared.stopping.load(Ordering::SeqCst) {
             return;
         }
-        let helpers = seen & ((1 << ACTIVE_BITS) - 1);
-        if index >= helpers {
+        if index >= helpers_in(seen) {
             continue;
         }
         shared.cores.note(index + 1);
@@ -392,7 +396,6 @@ fn work(shared: &Shared, index: usize) {
 /// Waits for a phase other than `seen` and returns it: spins for [`SPIN`] after the thread's last work, then parks. If
 /// another thread needs this one's core, it parks at once.
 fn next_generation(shared: &Shared, index: usize, seen: usize, idle_since: Instant) -> usize {
-    let helpers = seen & ((1 << ACTIVE_BITS) - 1);
     loop {
         for _ in 0..256 {
             let generation = shared.generation.load(Ordering::Acquire);
@@ -401,7 +404,7 @@ fn next_generation(shared: &Shared, index: usize, seen: usize, idle_since: Insta
             }
             std::hint::spin_loop();
         }
-        if idle_since.elapsed() > SPIN || shared.cores.is_shared(index + 1, helpers + 1) {
+        if idle_since.elapsed() > SPIN || shared.cores.is_shared(index + 1, helpers_in(seen) + 1) {
             // The caller stores `generation` before it reads `parked`, so either this thread sees the new phase or the
             // caller sees that it must unpark it. A swap and not a store: emulators of ARM on x86 let a load overtake a
             // store before it, where the architecture forbids that, and a swap costs nothing where a thread goes to sleep.
