@@ -28,7 +28,7 @@ pub(super) const CANDIDATE: Candidate = Candidate {
 
 // 6 rows × 4 vectors are 24 accumulators; with 4 weight vectors and a broadcast they take 29 of 32 registers. Each
 // accumulator is used every 12 cycles, which is more than the instruction's latency.
-tile_512!("avx512f,avx512bw,avx512vl,avx512vnni,fma", rows: [2, 3, 4, 5, 6]);
+tile_512!("avx512f,avx512bw,avx512vl,avx512vnni,fma", rows: [2, 3, 4, 5, 6], near: 4);
 
 /// The instruction takes unsigned codes `q = w + 128`, so the sums come out too large by 128 times the sum of the row;
 /// the accumulators start at minus that.

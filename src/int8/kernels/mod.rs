@@ -122,6 +122,27 @@ struct Tile {
     ahead_len: usize,
 }
 
+/// How far before their use tiles of few rows prefetch their weights. On Zen 4, 2 to 3 KiB were the best of 1 to 16 KiB.
+#[cfg(target_arch = "x86_64")]
+const NEAR_BYTES: usize = 2048;
+
+#[cfg(target_arch = "x86_64")]
+impl Tile {
+    /// The same tile, which prefetches its own weights shortly before their use, and the beginning of what follows them in
+    /// memory, instead of a whole block ahead.
+    ///
+    /// It is for rows that take less time to compute than to transfer. There the processor's own prefetcher runs just
+    /// ahead, and prefetches far ahead get in its way: one row of a 2B model on Zen 4 reads at 98 % of what memory gives, at
+    /// 92 % without prefetches, and at 84 to 93 % with prefetches a block ahead.
+    fn near(&self) -> Self {
+        Self {
+            ahead: self.weights.wrapping_add(NEAR_BYTES),
+            ahead_len: self.steps * PANEL * 4,
+            ..*self
+        }
+    }
+}
+
 /// One instruction set: its name and its functions. A value of this type proves that this CPU has the instruction set.
 #[derive(Clone, Copy)]
 pub struct Kernel {

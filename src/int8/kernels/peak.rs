@@ -45,17 +45,6 @@ macro_rules! limits {
     };
 }
 
-/// Prefetch distance: one group, as in the tiles.
-#[cfg(target_arch = "x86_64")]
-const PREFETCH_BYTES: usize = super::super::BLOCK_BYTES;
-
-#[cfg(target_arch = "x86_64")]
-#[inline(always)]
-fn prefetch(data: *const u8) {
-    // SAFETY: a prefetch needs no valid address.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(data.wrapping_add(PREFETCH_BYTES).cast()) }
-}
-
 limits!(
     AVX512,
     "avx512f,avx512bw,avx512vl,avx512vnni,fma",
@@ -85,7 +74,6 @@ limits!(
         let mut sums = [_mm512_setzero_si512(); 4];
         for line in data.chunks_exact(256) {
             for (sum, line) in sums.iter_mut().zip(line.chunks_exact(64)) {
-                prefetch(line.as_ptr());
                 // SAFETY: the chunk is 64 bytes long.
                 *sum = _mm512_xor_si512(*sum, unsafe { _mm512_loadu_si512(line.as_ptr().cast()) });
             }
@@ -126,7 +114,6 @@ limits!(
         let mut sums = [_mm256_setzero_si256(); 8];
         for line in data.chunks_exact(256) {
             for (sum, half) in sums.iter_mut().zip(line.chunks_exact(32)) {
-                prefetch(half.as_ptr());
                 // SAFETY: the chunk is 32 bytes long.
                 *sum = _mm256_xor_si256(*sum, unsafe { _mm256_loadu_si256(half.as_ptr().cast()) });
             }
