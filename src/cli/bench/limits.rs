@@ -24,6 +24,17 @@ pub struct Limits {
     pub f32: f64,
 }
 
+impl Limits {
+    /// The mean of each.
+    pub fn mean(self, other: Self) -> Self {
+        Self {
+            read: f64::midpoint(self.read, other.read),
+            int8: f64::midpoint(self.int8, other.int8),
+            f32: f64::midpoint(self.f32, other.f32),
+        }
+    }
+}
+
 /// Measures the limits repeatedly, on the same buffer.
 pub struct Meter {
     buffer: Memory,

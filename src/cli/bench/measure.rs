@@ -22,7 +22,7 @@ pub struct Plan {
     pub steps: usize,
 }
 
-/// Medians over the runs; the limits beside each are medians of measurements between those same runs.
+/// Medians over the prompts and steps that were timed, and the limits that go with them, see [`beside`].
 pub struct Results {
     pub limits: Limits,
     pub prefill: Vec<Prefill>,
@@ -79,46 +79,50 @@ impl Plan {
 /// # Errors
 /// [`crate::error::Error::Config`] if there is not enough memory.
 pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<Results> {
-    let total = (plan.runs * (plan.prompts.len() + plan.batches.len())) as u64;
+    let total = (plan.runs * (plan.prompts.len() + plan.batches.len() * plan.steps)) as u64;
     let meter = Meter::new()?;
     let mut watch = Watch::default();
     let mut all = Vec::new();
-    // One timed run, and the limits right after it.
+    prefill(model, PAGE_TOKENS.min(plan.longest_prompt()));
+    let mut before = meter.measure(model.kernel(), model.pool());
+    // One prompt or step, and the limits right before and after it.
     let mut sample = |model: &mut Granite, timed: &mut dyn FnMut(&mut Granite) -> Duration| {
-        let run = watch.during(|| {
+        let (time, after) = watch.during(|| {
             let time = timed(model);
             (time, meter.measure(model.kernel(), model.pool()))
         });
-        all.push(run.1);
+        all.push(after);
         progress.show(all.len() as u64, total);
-        run
+        let limits = before.mean(after);
+        before = after;
+        (time.as_secs_f64(), limits)
     };
 
-    prefill(model, PAGE_TOKENS.min(plan.longest_prompt()));
     let mut prompts = Vec::new();
     for &tokens in &plan.prompts {
-        let runs: Vec<_> = (0..plan.runs)
+        let samples: Vec<_> = (0..plan.runs)
             .map(|_| sample(model, &mut |model| prefill(model, tokens)))
             .collect();
         prompts.push(Prefill {
             tokens,
-            seconds: time(&runs),
-            limits: limits(&runs),
+            seconds: seconds(&samples),
+            limits: beside(&samples),
         });
     }
 
     model.fill_cache();
     let mut decode = Vec::new();
     for &streams in &plan.batches {
-        let runs: Vec<_> = (0..plan.runs)
-            .map(|_| sample(model, &mut |model| steps(model, plan, streams)))
+        let samples: Vec<_> = (0..plan.runs)
+            .flat_map(|_| 0..plan.steps)
+            .map(|index| sample(model, &mut |model| step(model, plan, streams, index)))
             .collect();
         decode.push(Decode {
             streams,
-            step_seconds: time(&runs),
+            step_seconds: seconds(&samples),
             context: plan.context,
             bytes: model.bytes_of_last_step(streams) + cached_bytes(model, streams * plan.context),
-            limits: limits(&runs),
+            limits: beside(&samples),
         });
     }
     progress.finish();
@@ -138,12 +142,25 @@ fn cached_bytes(model: &Granite, tokens: usize) -> u64 {
     (model.page_bytes() / PAGE_TOKENS * tokens) as u64
 }
 
-fn time(runs: &[(Duration, Limits)]) -> f64 {
-    median(runs.iter().map(|run| run.0.as_secs_f64()))
+fn seconds(samples: &[(f64, Limits)]) -> f64 {
+    median(samples.iter().map(|sample| sample.0))
 }
 
-fn limits(runs: &[(Duration, Limits)]) -> Limits {
-    medians(&runs.iter().map(|run| run.1).collect::<Vec<_>>())
+/// The limits beside the median time: a share that is computed with both is the median of the samples' own shares. Some
+/// hosts' memory changes its speed every few seconds, and medians of each would be of different moments.
+fn beside(samples: &[(f64, Limits)]) -> Limits {
+    let time = seconds(samples);
+    let paired = |limit: fn(&Limits) -> f64| {
+        let done = samples
+            .iter()
+            .map(|(seconds, limits)| seconds * limit(limits));
+        median(done) / time
+    };
+    Limits {
+        read: paired(|limits| limits.read),
+        int8: paired(|limits| limits.int8),
+        f32: paired(|limits| limits.f32),
+    }
 }
 
 fn medians(limits: &[Limits]) -> Limits {
@@ -184,32 +201,29 @@ fn prefill(model: &mut Granite, tokens: usize) -> Duration {
     timer.elapsed()
 }
 
-/// Times the decoding steps of `streams` sequences; returns the median step.
-fn steps(model: &mut Granite, plan: &Plan, streams: usize) -> Duration {
+/// Times step `index` of `streams` sequences.
+fn step(model: &mut Granite, plan: &Plan, streams: usize, index: usize) -> Duration {
     let each = plan.stream_pages() as u32;
     let pages: Vec<Vec<u32>> = (0..streams as u32)
         .map(|i| (i * each..(i + 1) * each).collect())
         .collect();
     let tokens = ids(model, streams);
-    let step = |model: &mut Granite, index: usize| {
-        let spans: Vec<Span<'_>> = pages
-            .iter()
-            .zip(tokens.chunks(1))
-            .zip(0..)
-            .map(|((pages, tokens), slot)| Span {
-                tokens,
-                start: plan.context + index,
-                pages,
-                slot,
-                certain: usize::MAX,
-                restore: None,
-                saves: &[],
-                logit_rows: 1,
-            })
-            .collect();
-        let start = Instant::now();
-        model.forward(&spans);
-        start.elapsed().as_secs_f64()
-    };
-    Duration::from_secs_f64(median((0..plan.steps).map(|index| step(model, index))))
+    let spans: Vec<Span<'_>> = pages
+        .iter()
+        .zip(tokens.chunks(1))
+        .zip(0..)
+        .map(|((pages, tokens), slot)| Span {
+            tokens,
+            start: plan.context + index,
+            pages,
+            slot,
+            certain: usize::MAX,
+            restore: None,
+            saves: &[],
+            logit_rows: 1,
+        })
+        .collect();
+    let start = Instant::now();
+    model.forward(&spans);
+    start.elapsed()
 }
