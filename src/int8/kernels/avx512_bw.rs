@@ -24,7 +24,7 @@ pub(super) const CANDIDATE: Candidate = Candidate {
 
 // 5 rows × 4 vectors are 20 accumulators; with 4 magnitudes, a broadcast, a zero, ones and what `dot` needs on the way
 // they take 30 of 32 registers.
-tile_512!("avx512f,avx512bw,avx512vl,fma", rows: [2, 3, 4, 5], near: 1);
+tile_512!("avx512f,avx512bw,avx512vl,fma", rows: [2, 3, 4, 5], unassisted: 1);
 
 /// `prepare` subtracts 128 from the codes, so the sums need no correction.
 #[inline(always)]

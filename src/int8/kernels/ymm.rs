@@ -23,7 +23,7 @@ macro_rules! tile_256 {
             let (size, larger) = (t.rows / blocks, t.rows % blocks);
             // More rows read the weights a few columns at a time, which processors do not foresee: without the prefetches a
             // step of two rows takes 2.5 times as long.
-            let t = &if t.rows == 1 { t.near() } else { *t };
+            let t = &if t.rows == 1 { t.unassisted() } else { *t };
             let mut first = 0;
             for block in 0..blocks {
                 let rows = size + usize::from(block < larger);

@@ -30,10 +30,10 @@ pub(super) const LINES: usize = 4;
 /// each.
 ///
 /// `rows` are the numbers of rows in a pass, from 2 up to the largest one whose accumulators, four for each row, fit in
-/// 32 registers with the operands of `dot`. Up to `near` rows, which have to fit in one pass, are limited by memory alone;
-/// see [`Tile::near`].
+/// 32 registers with the operands of `dot`. Up to so many rows, which have to fit in one pass, are limited by memory alone and
+/// prefetch as [`Tile::near`] or [`Tile::unassisted`] says.
 macro_rules! tile_512 {
-    ($features:literal, rows: [$($rows:literal),+], near: $near:literal) => {
+    ($features:literal, rows: [$($rows:literal),+], $few:ident: $few_rows:literal) => {
         const ROWS_MAX: usize = {
             let rows = [$($rows),+];
             rows[rows.len() - 1]
@@ -49,7 +49,7 @@ macro_rules! tile_512 {
             // Each pass over the weights prefetches a part of `ahead`, the same number of lines in each unrolled round,
             // and all passes together prefetch the whole of it. This spreads the memory traffic evenly over the
             // arithmetic.
-            let t = &if t.rows <= $near { t.near() } else { *t };
+            let t = &if t.rows <= $few_rows { t.$few() } else { *t };
             let rounds = (t.steps / UNROLLED).max(1);
             let lines = (t.ahead_len / 64).div_ceil(rounds);
             let (mut first, mut asked) = (0, 0);
