@@ -13,6 +13,10 @@ use crate::model::{Forward, Granite, PAGE_TOKENS, Span};
 /// something to read.
 pub const STREAM_CONTEXT: usize = PAGE_TOKENS;
 
+/// Time between two measurements of the limits: several times what one takes, and less than the seconds for which a host's memory
+/// keeps its speed.
+const BETWEEN_LIMITS: Duration = Duration::from_millis(100);
+
 /// What to measure.
 pub struct Plan {
     pub prompts: Vec<usize>,
@@ -85,23 +89,26 @@ pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<R
     let mut all = Vec::new();
     prefill(model, PAGE_TOKENS.min(plan.longest_prompt()));
     let mut before = meter.measure(model.kernel(), model.pool());
-    // One prompt or step, and the limits right before and after it.
-    let mut sample = |model: &mut Granite, timed: &mut dyn FnMut(&mut Granite) -> Duration| {
-        let (time, after) = watch.during(|| {
-            let time = timed(model);
-            (time, meter.measure(model.kernel(), model.pool()))
+    let mut done = 0;
+    // Some prompts or steps, each with the limits right before and after them.
+    let mut sample = |model: &mut Granite, timed: &mut dyn FnMut(&mut Granite) -> Vec<Duration>| {
+        let (times, after) = watch.during(|| {
+            let times = timed(model);
+            (times, meter.measure(model.kernel(), model.pool()))
         });
         all.push(after);
-        progress.show(all.len() as u64, total);
+        done += times.len() as u64;
+        progress.show(done, total);
         let limits = before.mean(after);
         before = after;
-        (time.as_secs_f64(), limits)
+        let times = times.into_iter().map(|time| time.as_secs_f64());
+        times.map(|time| (time, limits)).collect::<Vec<_>>()
     };
 
     let mut prompts = Vec::new();
     for &tokens in &plan.prompts {
         let samples: Vec<_> = (0..plan.runs)
-            .map(|_| sample(model, &mut |model| prefill(model, tokens)))
+            .flat_map(|_| sample(model, &mut |model| vec![prefill(model, tokens)]))
             .collect();
         prompts.push(Prefill {
             tokens,
@@ -113,10 +120,21 @@ pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<R
     model.fill_cache();
     let mut decode = Vec::new();
     for &streams in &plan.batches {
-        let samples: Vec<_> = (0..plan.runs)
-            .flat_map(|_| 0..plan.steps)
-            .map(|index| sample(model, &mut |model| step(model, plan, streams, index)))
-            .collect();
+        let mut samples = Vec::new();
+        for _ in 0..plan.runs {
+            let mut indices = 0..plan.steps;
+            while !indices.is_empty() {
+                samples.extend(sample(model, &mut |model| {
+                    let (began, mut times) = (Instant::now(), Vec::new());
+                    while began.elapsed() < BETWEEN_LIMITS
+                        && let Some(index) = indices.next()
+                    {
+                        times.push(step(model, plan, streams, index));
+                    }
+                    times
+                }));
+            }
+        }
         decode.push(Decode {
             streams,
             step_seconds: seconds(&samples),
