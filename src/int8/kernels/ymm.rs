@@ -18,12 +18,12 @@ macro_rules! tile_256 {
                 let shapes = [$($rows),+];
                 shapes[shapes.len() - 1]
             };
-            // Divide the rows into register tiles as evenly as possible: 5 rows are 3 + 2, not 4 + 1.
-            let blocks = t.rows.div_ceil(ROWS_MAX);
-            let (size, larger) = (t.rows / blocks, t.rows % blocks);
             // More rows read the weights a few columns at a time, which processors do not foresee: without the prefetches a
             // step of two rows takes 2.5 times as long.
             let t = &if t.rows == 1 { t.unassisted() } else { *t };
+            // Divide the rows into register tiles as evenly as possible: 5 rows are 3 + 2, not 4 + 1.
+            let blocks = t.rows.div_ceil(ROWS_MAX);
+            let (size, larger) = (t.rows / blocks, t.rows % blocks);
             let mut first = 0;
             for block in 0..blocks {
                 let rows = size + usize::from(block < larger);

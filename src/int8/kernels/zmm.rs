@@ -43,13 +43,13 @@ macro_rules! tile_512 {
         /// `tile` was checked by [`Kernel::tile`], and the CPU has [`features`].
         #[target_feature(enable = $features)]
         unsafe fn tile(t: &Tile) {
+            let t = &if t.rows <= $few_rows { t.$few() } else { *t };
             // Divide the rows into passes as evenly as possible: 8 rows are 4 + 4, not 6 + 2.
             let blocks = t.rows.div_ceil(ROWS_MAX);
             let (size, larger) = (t.rows / blocks, t.rows % blocks);
             // Each pass over the weights prefetches a part of `ahead`, the same number of lines in each unrolled round,
             // and all passes together prefetch the whole of it. This spreads the memory traffic evenly over the
             // arithmetic.
-            let t = &if t.rows <= $few_rows { t.$few() } else { *t };
             let rounds = (t.steps / UNROLLED).max(1);
             let lines = (t.ahead_len / 64).div_ceil(rounds);
             let (mut first, mut asked) = (0, 0);
