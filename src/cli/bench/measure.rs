@@ -92,10 +92,8 @@ pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<R
     let mut done = 0;
     // Some prompts or steps, each with the limits right before and after them.
     let mut sample = |model: &mut Granite, timed: &mut dyn FnMut(&mut Granite) -> Vec<Duration>| {
-        let (times, after) = watch.during(|| {
-            let times = timed(model);
-            (times, meter.measure(model.kernel(), model.pool()))
-        });
+        let times = timed(model);
+        let after = meter.measure(model.kernel(), model.pool());
         all.push(after);
         done += times.len() as u64;
         progress.show(done, total);
@@ -106,43 +104,48 @@ pub fn run(model: &mut Granite, plan: &Plan, mut progress: Progress) -> Result<R
     };
 
     let mut prompts = Vec::new();
-    for &tokens in &plan.prompts {
-        let samples: Vec<_> = (0..plan.runs)
-            .flat_map(|_| sample(model, &mut |model| vec![prefill(model, tokens)]))
-            .collect();
-        prompts.push(Prefill {
-            tokens,
-            seconds: seconds(&samples),
-            limits: beside(&samples),
-        });
-    }
+    watch.during(|| {
+        for &tokens in &plan.prompts {
+            let samples: Vec<_> = (0..plan.runs)
+                .flat_map(|_| sample(model, &mut |model| vec![prefill(model, tokens)]))
+                .collect();
+            prompts.push(Prefill {
+                tokens,
+                seconds: seconds(&samples),
+                limits: beside(&samples),
+            });
+        }
+    });
 
     model.fill_cache();
     let mut decode = Vec::new();
-    for &streams in &plan.batches {
-        let mut samples = Vec::new();
-        for _ in 0..plan.runs {
-            let mut indices = 0..plan.steps;
-            while !indices.is_empty() {
-                samples.extend(sample(model, &mut |model| {
-                    let (began, mut times) = (Instant::now(), Vec::new());
-                    while began.elapsed() < BETWEEN_LIMITS
-                        && let Some(index) = indices.next()
-                    {
-                        times.push(step(model, plan, streams, index));
-                    }
-                    times
-                }));
+    watch.during(|| {
+        for &streams in &plan.batches {
+            let mut samples = Vec::new();
+            for _ in 0..plan.runs {
+                let mut indices = 0..plan.steps;
+                while !indices.is_empty() {
+                    samples.extend(sample(model, &mut |model| {
+                        let (began, mut times) = (Instant::now(), Vec::new());
+                        while began.elapsed() < BETWEEN_LIMITS
+                            && let Some(index) = indices.next()
+                        {
+                            times.push(step(model, plan, streams, index));
+                        }
+                        times
+                    }));
+                }
             }
+            decode.push(Decode {
+                streams,
+                step_seconds: seconds(&samples),
+                context: plan.context,
+                bytes: model.bytes_of_last_step(streams)
+                    + cached_bytes(model, streams * plan.context),
+                limits: beside(&samples),
+            });
         }
-        decode.push(Decode {
-            streams,
-            step_seconds: seconds(&samples),
-            context: plan.context,
-            bytes: model.bytes_of_last_step(streams) + cached_bytes(model, streams * plan.context),
-            limits: beside(&samples),
-        });
-    }
+    });
     progress.finish();
     let cpus = std::fs::read_to_string("/proc/stat").unwrap_or_default();
     let cpus = cpus.lines().filter(|line| line.starts_with("cpu")).count();
